@@ -1,0 +1,45 @@
+# make bench   regenerate the default leaderboard
+# make test    the tests; make lint: style and types; make perf: time budgets
+# Each sets up what it needs in .venv first, from requirements.lock. PYTHON=... chooses another interpreter (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: bench test lint perf lock clean
+
+bench: $(READY)
+	@$(BIN)/python run_bench.py
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+perf: $(READY)
+	@$(BIN)/python -m pytest -m perf
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or later, or say where it is: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), but 3.11 or later is needed: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. Install its venv module (python3-venv on Debian and Ubuntu)." >&2; exit 1; }
+	@echo "Setting up .venv (once; some minutes) ..."
+	@rm -f $@
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:
+	@rm -rf .venv-lock
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade setuptools torch==2.13.0 ".[test]"
+	@{ echo "# Everything needed to run and test, exactly. Made by: make lock"; .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude online-adaptation-bench | sed 's/+[a-z0-9.]*$$//' | grep -v '^nvidia-\|^triton'; } > requirements.lock
+	@rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find bench methods reports tests -name __pycache__ -type d -prune -exec rm -rf {} +

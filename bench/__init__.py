@@ -1,0 +1,52 @@
+"""online-adaptation-bench: one harness, fixed streams, every method a small plug-in.
+
+A method author imports ``Method``, ``GradientMethod``, ``Conditioning``, ``Document`` and ``Question`` from here.
+Names are loaded on first use, so that ``import bench`` stays cheap (no torch).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.base_model import TokenBatch
+    from bench.gradient import GradientMethod
+    from bench.method import Conditioning, Method, MethodConfig
+    from bench.stream import Document, Episode, EvidencedQuestion, Question
+
+PROTOCOL = "1.0"
+"""Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Method": "bench.method",
+    "MethodConfig": "bench.method",
+    "Conditioning": "bench.method",
+    "GradientMethod": "bench.gradient",
+    "TokenBatch": "bench.base_model",
+    "Document": "bench.stream",
+    "Question": "bench.stream",
+    "EvidencedQuestion": "bench.stream",
+    "Episode": "bench.stream",
+}
+
+__all__ = [
+    "PROTOCOL",
+    "Conditioning",
+    "Document",
+    "Episode",
+    "EvidencedQuestion",
+    "GradientMethod",
+    "Method",
+    "MethodConfig",
+    "Question",
+    "TokenBatch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bench' has no attribute {name!r}")

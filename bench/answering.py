@@ -1,0 +1,228 @@
+"""How every method's model answers: batched decoding and the likelihood of the gold answers.
+
+The prompt of a question is ``[prefix] begin-of-text [text newline] question``; the answer is `` " " + answer`` and the
+end-of-text token (specification: docs/rules.md).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+
+from bench.base_model import BaseModel, decode
+from bench.decoding import Decoding
+from bench.errors import BenchError
+from bench.method import Conditioning
+from bench.stream import Question
+
+BATCH_ROWS = 128
+BATCH_TOKENS = 16384
+"""A batch holds at most so many questions, and so many tokens with its padding."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question as the model reads it. ``cut`` counts text tokens that did not fit into the model's window."""
+
+    ids: Tensor
+    prefix: Tensor | None = None
+    key_values: Sequence[tuple[Tensor, Tensor]] | None = None
+    cut: int = 0
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions taken by a soft prompt or by key/value prefixes."""
+        if self.prefix is not None:
+            return len(self.prefix)
+        return self.key_values[0][0].shape[-2] if self.key_values else 0
+
+
+def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditioning, reserve: int) -> list[Prompt]:
+    """The prompt of every question, leaving room for ``reserve`` answer tokens.
+
+    Where text and question do not fit into the window, the beginning of the text is left out and counted.
+
+    Raises:
+        ValueError: the conditioning does not have one entry per question, or a question alone does not fit.
+    """
+    for field in ("text", "prefix_embeddings", "prefix_key_values"):
+        value = getattr(conditioning, field)
+        if value is not None and len(value) != len(questions):
+            raise ValueError(f"Conditioning.{field} has {len(value)} entries for {len(questions)} questions.")
+    begin = torch.tensor([lm.bos_id], device=lm.device)
+    made = []
+    for i, question in enumerate(questions):
+        text = conditioning.text[i] if conditioning.text is not None else ""
+        ids = lm.encode(f"{text}\n{question.text}" if text else question.text)
+        prefix = conditioning.prefix_embeddings[i] if conditioning.prefix_embeddings is not None else None
+        key_values = conditioning.prefix_key_values[i] if conditioning.prefix_key_values is not None else None
+        prompt = Prompt(ids, prefix, key_values)
+        room = lm.window - 1 - prompt.prefix_length - reserve
+        cut = max(0, len(ids) - room)
+        if cut and len(lm.encode(question.text)) > room:
+            raise ValueError(f"Question {question.id} does not fit into the model's window of {lm.window} tokens.")
+        made.append(Prompt(torch.cat([begin, ids[cut:]]), prefix, key_values, cut))
+    return made
+
+
+def _batches(made: Sequence[Prompt], extra: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of the prompts in batches of similar length, the longest first."""
+    sizes = [len(prompt.ids) + prompt.prefix_length + more for prompt, more in zip(made, extra, strict=True)]
+    batch: list[int] = []
+    for index in sorted(range(len(made)), key=lambda i: -sizes[i]):
+        if batch and (len(batch) >= BATCH_ROWS or (len(batch) + 1) * sizes[batch[0]] > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class _Rows:
+    """A left-padded batch: token ids or embeddings, mask, positions, and a cache that holds key/value prefixes."""
+
+    def __init__(self, lm: BaseModel, made: Sequence[Prompt], endings: Sequence[Tensor] | None = None) -> None:
+        rows = [p.ids if endings is None else torch.cat([p.ids, endings[i]]) for i, p in enumerate(made)]
+        soft = any(p.prefix is not None for p in made)
+        lengths = [len(row) + (p.prefix_length if soft else 0) for row, p in zip(rows, made, strict=True)]
+        width = max(lengths)
+        self.mask = torch.zeros(len(rows), width, dtype=torch.long, device=lm.device)
+        ids = torch.full((len(rows), width), lm.eos_id, device=lm.device)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = row
+            self.mask[i, width - lengths[i] :] = 1
+        self.inputs: dict[str, Tensor] = {"input_ids": ids}
+        if soft:
+            embedded = lm.embeddings(ids).clone()
+            for i, prompt in enumerate(made):
+                if prompt.prefix is not None:
+                    end = width - len(rows[i])
+                    embedded[i, end - len(prompt.prefix) : end] = prompt.prefix.to(embedded)
+            self.inputs = {"inputs_embeds": embedded}
+        self.cache: Any = DynamicCache(config=lm.model.config)
+        if any(p.key_values for p in made):
+            self._fill_cache(lm, made)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+
+    def _fill_cache(self, lm: BaseModel, made: Sequence[Prompt]) -> None:
+        longest = max(p.prefix_length for p in made)
+        layers = next(len(p.key_values) for p in made if p.key_values)
+        for layer in range(layers):
+            pairs = [p.key_values[layer] if p.key_values else None for p in made]
+            like = next(pair for pair in pairs if pair is not None)
+            for side in (0, 1):
+                padded = like[side].new_zeros(len(made), like[side].shape[0], longest, like[side].shape[-1])
+                for i, pair in enumerate(pairs):
+                    if pair is not None:
+                        padded[i, :, longest - pair[side].shape[-2] :] = pair[side]
+                if side == 0:
+                    keys = padded
+            self.cache.update(keys.to(lm.model.dtype), padded.to(lm.model.dtype), layer)
+        before = torch.zeros(len(made), longest, dtype=torch.long, device=lm.device)
+        for i, prompt in enumerate(made):
+            before[i, longest - prompt.prefix_length :] = 1
+        self.mask = torch.cat([before, self.mask], dim=1)
+
+
+def _forward(lm: BaseModel, rows: _Rows, keep: int) -> Tensor:
+    """Logits at the last ``keep`` positions of every row, shape (rows, keep, vocabulary), float32."""
+    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
+    output = lm.model(
+        **rows.inputs,
+        attention_mask=rows.mask,
+        position_ids=rows.positions,
+        past_key_values=rows.cache,
+        use_cache=True,
+        **options,
+    )
+    logits: Tensor = output.logits[:, -keep:].float()
+    return logits
+
+
+@torch.no_grad()
+def answer(lm: BaseModel, made: Sequence[Prompt], decoding: Decoding) -> list[str]:
+    """The model's answer to every prompt, in their order.
+
+    Raises:
+        BenchError: a decoding strategy that the installed transformers does not offer.
+    """
+    if decoding.strategy != "greedy":
+        return [_beam(lm, prompt, decoding) for prompt in made]
+    answers = [""] * len(made)
+    for batch in _batches(made, [decoding.max_new_tokens] * len(made)):
+        for index, ids in zip(batch, _greedy(lm, [made[i] for i in batch], decoding.max_new_tokens), strict=True):
+            answers[index] = decode(lm.tokenizer, ids)
+    return answers
+
+
+def _greedy(lm: BaseModel, made: Sequence[Prompt], limit: int) -> list[list[int]]:
+    """Greedy continuation of every prompt, without the token it stopped at; finished rows leave the batch."""
+    stops = lm.newline_ids | {lm.eos_id}
+    rows = _Rows(lm, made)
+    written: list[list[int]] = [[] for _ in made]
+    alive = list(range(len(made)))
+    for _ in range(limit):
+        chosen = _forward(lm, rows, 1)[:, -1].argmax(-1)
+        going = [k for k, token in enumerate(chosen.tolist()) if token not in stops]
+        for k in going:
+            written[alive[k]].append(int(chosen[k]))
+        if not going:
+            break
+        position = rows.positions[:, -1:] + 1
+        if len(going) < len(alive):
+            select = torch.tensor(going, device=lm.device)
+            rows.cache.batch_select_indices(select)
+            rows.mask, position, chosen = rows.mask[select], position[select], chosen[select]
+            alive = [alive[k] for k in going]
+        rows.inputs = {"input_ids": chosen[:, None]}
+        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(alive), 1)], dim=1)
+        rows.positions = position
+    return written
+
+
+def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
+    """Beam search for one prompt through ``generate`` of transformers."""
+    if prompt.prefix is not None or prompt.key_values is not None:
+        raise BenchError("Beam search is offered for text prompts only; use greedy decoding with soft prompts.")
+    options: dict[str, Any] = {"num_beams": decoding.beams, "early_stopping": True}
+    if decoding.strategy == "diverse_beam":
+        options.update(num_beam_groups=decoding.groups, diversity_penalty=decoding.diversity_penalty)
+    try:
+        output = lm.model.generate(
+            prompt.ids[None],
+            attention_mask=torch.ones_like(prompt.ids[None]),
+            max_new_tokens=decoding.max_new_tokens,
+            do_sample=False,
+            pad_token_id=lm.eos_id,
+            eos_token_id=sorted(lm.newline_ids | {lm.eos_id}),
+            **options,
+        )
+    except (ValueError, TypeError, ImportError, AttributeError, OSError) as error:
+        raise BenchError(
+            f"The installed transformers cannot decode with {decoding.strategy}: {error} "
+            f"Use `decoding: {{strategy: greedy}}` or an older transformers."
+        ) from None
+    return decode(lm.tokenizer, output[0, len(prompt.ids) :].tolist())
+
+
+@torch.no_grad()
+def answer_nll(lm: BaseModel, made: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+    """Mean -log p (nats) over the tokens of " " + answer and end of text, for each prompt."""
+    end = torch.tensor([lm.eos_id], device=lm.device)
+    endings = [torch.cat([lm.encode(" " + text), end]) for text in answers]
+    values = [0.0] * len(made)
+    for batch in _batches(made, [len(ending) for ending in endings]):
+        chosen = [endings[i] for i in batch]
+        longest = max(len(ending) for ending in chosen)
+        logits = _forward(lm, _Rows(lm, [made[i] for i in batch], chosen), longest + 1)
+        for k, index in enumerate(batch):
+            n = len(chosen[k])
+            values[index] = functional.cross_entropy(logits[k, -n - 1 : -1], chosen[k]).item()
+    return values

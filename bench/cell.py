@@ -1,0 +1,267 @@
+"""A cell: one (dataset, stream, base model, method, config, seed, arm), and running it as a pure function of its spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+
+from bench import data, models, provenance, recipe, registry, streams
+from bench.base_model import BaseModel
+from bench.decoding import Decoding
+from bench.errors import BenchError, Diverged, nearest
+from bench.harness import Loop
+from bench.method import Method
+from bench.records import CellSpec, Failure, RunRecord, read_run, write_run
+from bench.stream import Document, Entry, Episode, Stream, stream_hash
+
+INCOMPARABLE = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
+"""Fields of a spec that may differ between cells of one board; the streams' split and size may not."""
+
+
+class Sources(pydantic.BaseModel):
+    """Where a cell finds its data, model and plug-ins on this machine: never part of its identity."""
+
+    dataset: str
+    data_files: dict[str, list[str]] = {}
+    model: str
+    plugins: list[str] = []
+    split: str
+    documents: int | None
+    index: int
+    anchor_questions: int = 0
+    anchor_documents: int = 0
+
+
+class Cell(pydantic.BaseModel):
+    """A cell's spec with its sources: plain data, so that any process can run it."""
+
+    spec: CellSpec
+    sources: Sources
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that can change the numbers."""
+        return _hash(self.spec.model_dump(mode="json"))
+
+    @property
+    def comparability_key(self) -> str:
+        """Hash of what must be equal for two cells to stand on one board."""
+        spec = self.spec.model_dump(mode="json", exclude=INCOMPARABLE)
+        return _hash({**spec, "streams": self.spec.stream.rpartition("-")[0]})
+
+    @property
+    def id(self) -> str:
+        """Name of the record's folder: readable, and unique by the key."""
+        return f"{self.spec.method}-{self.spec.arm}-{self.spec.stream}-{self.key[:12]}"
+
+    def is_done(self, runs: Path) -> bool:
+        """Whether a whole record of this cell stands under ``runs``; a failed one does not count, a diverged one does.
+
+        Raises:
+            BenchError: there is a record, but it cannot be read.
+        """
+        return (runs / self.id).is_dir() and read_run(runs / self.id).status != "failed"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def validate_config(method: type[Method], given: Mapping[str, Any]) -> pydantic.BaseModel:
+    """The method's config with ``given`` keys set.
+
+    Raises:
+        BenchError: an unknown key (with the nearest names) or a value out of bounds.
+    """
+    try:
+        return method.Config(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(method.Config.model_fields)
+            raise BenchError(f"{method.name} has no setting {key!r}.{nearest(key, known)}") from None
+        raise BenchError(f"{method.name}.{key} = {first['input']!r}: {first['msg']}.") from None
+
+
+@lru_cache(maxsize=2)
+def _model(path: str, device: str, dtype: str) -> BaseModel:
+    return BaseModel.load(str(models.locate(path)), device, dtype)
+
+
+@lru_cache(maxsize=8)
+def _split(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
+    return data.load_split(recipe.find(dataset), split, json.loads(files))
+
+
+def split_entries(dataset: str, split: str, data_files: Mapping[str, Sequence[str]]) -> tuple[Entry, ...]:
+    """All entries of a split, read once per process."""
+    return _split(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a cell runs on: its stream, the documents to observe, and the anchor set."""
+
+    stream: Stream
+    documents: tuple[Document, ...]
+    anchor: tuple[Entry, ...]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the documents, questions and answers, and of what is observed in place of the documents."""
+        return _hash([self.stream.hash, [document.text for document in self.documents]])
+
+    @property
+    def anchor_hash(self) -> str:
+        """Hash of the anchor set."""
+        return stream_hash(self.anchor)
+
+
+@lru_cache(maxsize=8)
+def _material(sources_json: str, arm: str) -> Material:
+    sources = Sources.model_validate_json(sources_json)
+    found = recipe.find(sources.dataset)
+    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files)
+    documents = tuple(entry.document for entry in loaded.entries)
+    if arm == "placebo":
+        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
+    anchor: tuple[Entry, ...] = ()
+    if sources.anchor_questions or sources.anchor_documents:
+        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents)
+    return Material(loaded, documents, anchor)
+
+
+def material(sources: Sources, arm: str) -> Material:
+    """The stream, the documents to observe (others of the split on the placebo arm) and the anchor set."""
+    return _material(sources.model_dump_json(), arm)
+
+
+def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
+    """The base model, loaded once per process and restored to what was loaded."""
+    lm = _model(sources.model, device, dtype)
+    lm.restore()
+    return lm
+
+
+def episodes(sources: Sources) -> list[Episode]:
+    """The train split, as methods may learn from it offline.
+
+    Raises:
+        MissingSplit: the data set, or the files given for it, have no train split.
+    """
+    entries = split_entries(sources.dataset, "train", sources.data_files)
+    return [
+        Episode(e.document, tuple(g.question for g in e.questions), tuple(g.answers for g in e.questions))
+        for e in entries
+    ]
+
+
+def needs_training(method: type[Method]) -> bool:
+    """Whether the method learns offline from the train split."""
+    return method.fit is not Method.fit
+
+
+def run(cell: Mapping[str, Any], runs: str) -> str:
+    """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
+
+    What goes wrong inside the method or the model becomes part of the record; a wrong request is raised.
+    """
+    this = Cell.model_validate(cell)
+    spec = this.spec
+    started = provenance.collect()
+    kind = registry.load_method(spec.method, this.sources.plugins)
+    loop: Loop | None = None
+    failure: Failure | None = None
+    try:
+        given = material(this.sources, spec.arm)
+        method = kind(load_base(this.sources, spec.device, spec.dtype), validate_config(kind, spec.config), spec.seed)
+        loop = Loop(
+            method=method,
+            entries=given.stream.entries,
+            documents=given.documents,
+            anchor=given.anchor,
+            probes=spec.probes,
+            scoring=spec.scoring,
+            segment_tokens=spec.segment_tokens,
+            decoding=Decoding(**spec.decoding),
+            seed=spec.seed,
+        )
+        if needs_training(kind):
+            with loop.ledger.phase("offline"):
+                method.fit(episodes(this.sources))
+        loop.run()
+    except BenchError:
+        raise
+    except Exception as error:
+        failure = _failure(error, loop)
+    complete = loop is not None and failure is None
+    record = RunRecord(
+        id=this.id,
+        cell_key=this.key,
+        comparability_key=this.comparability_key,
+        status="complete" if complete else "diverged" if failure and failure.kind == "diverged" else "failed",
+        control=kind.sees_evidence,
+        tunable=bool(kind.grid),
+        spec=spec,
+        summary=loop.summary() if loop is not None and complete else None,
+        costs=loop.ledger.costs(state_bytes(loop.method)) if loop is not None and complete else None,
+        failure=failure,
+        notes=loop.method.notes() if loop is not None and complete else {},
+        provenance=started,
+    )
+    write_run(Path(runs), record, *((loop.document_events, loop.answer_events) if loop is not None else ()))
+    if failure:
+        _model.cache_clear()  # whatever state the model was left in, no other cell meets it
+    elif loop is not None:
+        loop.method.reset()
+    return record.status
+
+
+def state_bytes(method: Method) -> int:
+    """Bytes of what the method has learned: changed weights of the base and everything else in its state."""
+    extra = sum(
+        value.numel() * value.element_size()
+        for name, value in method.state_dict().items()
+        if not name.startswith("model.")
+    )
+    return extra + method.lm.changed_bytes()
+
+
+def _failure(error: Exception, loop: Loop | None) -> Failure:
+    kind: Literal["failed", "diverged", "out_of_memory"] = "failed"
+    if isinstance(error, Diverged):
+        kind = "diverged"
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+        kind = "out_of_memory"
+    return Failure(
+        kind=kind,
+        message=f"{type(error).__name__}: {error}" if kind == "failed" else str(error),
+        traceback="".join(traceback.format_exception(error)),
+        position=None if loop is None else loop.position,
+    )
+
+
+def worker_died(cell: Cell, message: str) -> RunRecord:
+    """The record of a cell whose process was killed."""
+    return RunRecord(
+        id=cell.id,
+        cell_key=cell.key,
+        comparability_key=cell.comparability_key,
+        status="failed",
+        control=False,
+        spec=cell.spec,
+        summary=None,
+        costs=None,
+        failure=Failure(kind="worker_died", message=message, traceback="", position=None),
+        provenance=provenance.collect(),
+    )

@@ -1,0 +1,112 @@
+"""The ledger: what each phase of a cell costs in time, floating-point operations and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from bench.records import Costs, Tally
+
+COUNT_EVERY = 32
+"""Operations are counted in the first and then every so many calls of a phase, and scaled by the work of the others."""
+
+Shape = tuple[int, ...]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+_aten: Any = torch.ops.aten
+_CPU_ATTENTION = {  # PyTorch counts attention kernels of GPUs only
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+@dataclass
+class _Phase:
+    seconds: float = 0.0
+    work: float = 0.0
+    counted_work: float = 0.0
+    counted_flops: float = 0.0
+    calls: int = 0
+    peak: int = 0
+
+    def tally(self) -> Tally:
+        flops = self.counted_flops * self.work / self.counted_work if self.counted_work else 0.0
+        return Tally(seconds=self.seconds, flops=flops, peak_bytes=self.peak)
+
+
+class Ledger:
+    """Costs by phase: ``offline``, ``score``, ``observe`` and ``answer``.
+
+    Seconds are wall time with the device synchronised at both ends. One multiply-add counts as two operations, as
+    PyTorch's FlopCounterMode counts them (matrix products and attention); they are counted in a sample of the calls.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._phases = {name: _Phase() for name in ("offline", "score", "observe", "answer")}
+
+    @contextlib.contextmanager
+    def phase(self, name: str, work: float = 1.0) -> Iterator[None]:
+        """Charge what runs inside to a phase. ``work`` (its tokens, say) is what the operations grow with."""
+        phase = self._phases[name]
+        counting = phase.calls % COUNT_EVERY == 0
+        counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if counting else None
+        _reset_peak(self.device)
+        _synchronize(self.device)
+        start = time.perf_counter()
+        with counter if counter is not None else contextlib.nullcontext():
+            yield
+            _synchronize(self.device)
+        phase.seconds += time.perf_counter() - start
+        phase.peak = max(phase.peak, _peak(self.device))
+        phase.calls += 1
+        phase.work += work
+        if counter is not None:
+            phase.counted_work += work
+            phase.counted_flops += counter.get_total_flops()
+
+    def seconds(self, name: str) -> float:
+        """Seconds charged to a phase so far."""
+        return self._phases[name].seconds
+
+    def costs(self, state_bytes: int) -> Costs:
+        """The whole account, with the bytes of the method's state."""
+        return Costs(state_bytes=state_bytes, **{name: phase.tally() for name, phase in self._phases.items()})
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:  # Linux: 5 resets the high-water mark of the resident set; elsewhere the mark is the process's
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,19 @@
+"""How answers are decoded: part of the protocol, the same for every method of a board."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+
+class Decoding(pydantic.BaseModel):
+    """Greedy by default; beam search and diverse beam search (as CaMeLS and MAC use) where transformers offers them."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["greedy", "beam", "diverse_beam"] = "greedy"
+    max_new_tokens: int = pydantic.Field(default=16, ge=1)
+    beams: int = pydantic.Field(default=1, ge=1)
+    groups: int = pydantic.Field(default=1, ge=1)
+    diversity_penalty: float = pydantic.Field(default=0.0, ge=0)

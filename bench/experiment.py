@@ -1,0 +1,147 @@
+"""Experiments: what to run, as a validated YAML file with command-line overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from bench.decoding import Decoding
+from bench.errors import BenchError, nearest
+
+FOLDER = Path(__file__).parent / "experiments"
+
+
+class _Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True)
+
+    def override(self, values: Mapping[str, Any]) -> None:
+        """Set several fields.
+
+        Raises:
+            BenchError: a value out of bounds.
+        """
+        for key, value in values.items():
+            try:
+                setattr(self, key, value)
+            except pydantic.ValidationError as error:
+                raise BenchError(f"{key} = {value!r}: {error.errors()[0]['msg']}.") from None
+
+
+class StreamPlan(_Part):
+    """Which frozen streams of a split to use."""
+
+    split: str
+    documents: int | None = pydantic.Field(default=None, ge=1, description="per stream; null takes the whole split")
+    count: int = pydantic.Field(ge=1)
+
+
+class TuningPlan(StreamPlan):
+    """Validation streams on which each method's grid is tried."""
+
+    split: str = "validation"
+    metric: Literal["f1", "token_nll"] = "f1"
+
+
+class AnchorPlan(_Part):
+    """How much old knowledge is asked before and after the stream."""
+
+    questions: int = pydantic.Field(default=0, ge=0)
+    documents: int = pydantic.Field(default=0, ge=0)
+
+
+class MethodPlan(_Part):
+    """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms."""
+
+    name: str
+    config: dict[str, Any] = {}
+    grid: dict[str, list[Any]] | None = None
+    arms: list[Literal["stream", "placebo"]] = ["stream"]
+
+
+class Experiment(_Part):
+    """Everything a board needs. See docs/rules.md for what each rule means."""
+
+    name: str
+    description: str = ""
+    dataset: str
+    data_files: dict[str, list[str]] = {}
+    model: str = "nano"
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+    streams: StreamPlan
+    tuning: TuningPlan | None = None
+    methods: list[MethodPlan]
+    probes: tuple[float, ...] = (1.0,)
+    scoring: bool = True
+    segment_tokens: int | None = pydantic.Field(default=None, ge=1)
+    anchor: AnchorPlan = AnchorPlan()
+    decoding: Decoding = Decoding()
+
+    @pydantic.field_validator("methods", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @pydantic.field_validator("probes")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 <= probe <= 1 for probe in value):
+            raise ValueError("probes are fractions of the stream between 0 and 1, at least one")
+        return tuple(sorted(set(value)))
+
+    def select(self, names: Iterable[str]) -> None:
+        """Keep only the named methods, in this order; a name that the experiment lacks is added with its defaults."""
+        planned = {plan.name: plan for plan in self.methods}
+        self.methods = [planned.get(name) or MethodPlan(name=name) for name in names]
+
+    def set(self, assignment: str) -> None:
+        """Fix one hyper-parameter, ``method.key=value`` (the value in YAML); it is then not tuned.
+
+        Raises:
+            BenchError: not of that form, or the experiment has no such method.
+        """
+        target, separator, value = assignment.partition("=")
+        name, dot, key = target.partition(".")
+        if not (separator and dot and key):
+            raise BenchError(f"--set takes method.key=value, got {assignment!r}.")
+        for plan in self.methods:
+            if plan.name == name:
+                plan.config = {**plan.config, key: yaml.safe_load(value)}
+                return
+        raise BenchError(f"--set {assignment}: no method {name!r} here.{nearest(name, [m.name for m in self.methods])}")
+
+
+def known() -> list[str]:
+    """Names of the experiments that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Experiment:
+    """An experiment by name or from a YAML file.
+
+    Raises:
+        BenchError: no such experiment, unreadable YAML, an unknown key or a value out of bounds.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BenchError(f"No experiment {name!r}.{nearest(name, known())}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BenchError(f"{path.name} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise BenchError(f"{path.name} must be a mapping of settings; see bench/experiments/default.yaml.")
+    try:
+        return Experiment(**{"name": path.stem, **values})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        hint = nearest(str(first["loc"][-1]), Experiment.model_fields) if first["type"] == "extra_forbidden" else ""
+        raise BenchError(f"{path.name}: {key}: {first['msg']}.{hint}") from None

@@ -1,0 +1,182 @@
+"""The one loop: for each document, score it, let the method observe it, and at a probe answer the questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from bench import metrics, streams
+from bench.answering import answer, answer_nll, prompts
+from bench.base_model import BaseModel
+from bench.cost import Ledger
+from bench.decoding import Decoding
+from bench.errors import Diverged
+from bench.method import Method
+from bench.records import AnswerEvent, DocumentEvent, Summary, mean
+from bench.seeds import seed_for
+from bench.stream import Document, Entry, EvidencedQuestion, GoldQuestion, Question
+
+
+@dataclass
+class Asked:
+    """A question that is due at a probe, with where its document stands."""
+
+    gold: GoldQuestion
+    document: Document
+    position: int
+
+
+@dataclass
+class Loop:
+    """One pass of one method over one stream. ``documents`` are observed; the questions are those of ``entries``.
+
+    They are the entries' own documents except on a placebo arm, where others of the same number stand in for them.
+    """
+
+    method: Method
+    entries: Sequence[Entry]
+    documents: Sequence[Document]
+    anchor: Sequence[Entry] = ()
+    probes: Sequence[float] = (1.0,)
+    scoring: bool = True
+    segment_tokens: int | None = None
+    decoding: Decoding = Decoding()
+    seed: int = 0
+    document_events: list[DocumentEvent] = field(default_factory=list)
+    answer_events: list[AnswerEvent] = field(default_factory=list)
+    anchor_nll: dict[float, float | None] = field(default_factory=dict)
+    position: int | None = None
+
+    def __post_init__(self) -> None:
+        self.lm: BaseModel = self.method.lm
+        self.ledger = Ledger(self.lm.device)
+
+    def run(self) -> None:
+        """Reset the method and go through the stream once, left to right.
+
+        Raises:
+            Diverged: a score or a weight became NaN or infinite.
+        """
+        self.method.reset()
+        due = {round(probe * len(self.documents)): probe for probe in sorted(self.probes)}
+        if self.anchor or 0 in due:
+            self.probe(0.0, 0)
+        for position, document in enumerate(self.documents):
+            self.position = position
+            self.step(position, document)
+            if position + 1 in due:
+                self.probe(due[position + 1], position + 1)
+
+    def step(self, position: int, document: Document) -> None:
+        """One document: each of its segments is scored, then observed."""
+        pieces = [document] if self.segment_tokens is None else self.lm.segments(document, self.segment_tokens)
+        for index, piece in enumerate(pieces):
+            batch = self.lm.tokens(piece)
+            nll = self.score(piece) if self.scoring else None
+            before = self.ledger.seconds("observe")
+            torch.manual_seed(seed_for(self.seed, "observe", position, index))
+            with self.ledger.phase("observe", len(batch)):
+                self.method.observe(piece)
+            self.document_events.append(
+                DocumentEvent(
+                    position=position,
+                    segment=index,
+                    document_id=document.id,
+                    tokens=len(batch),
+                    bytes=len(piece.text.encode()),
+                    windows=len(self.lm.windows(len(batch), len(batch.context_ids))),
+                    nll=nll,
+                    observe_seconds=self.ledger.seconds("observe") - before,
+                )
+            )
+
+    def score(self, document: Document) -> float:
+        """Sum of -log p (nats) over the document's tokens under the model as it is now."""
+        batch = self.lm.tokens(document)
+        with self.ledger.phase("score", len(batch)), torch.no_grad():
+            pieces = self.lm.window_log_probs(batch.token_ids, batch.context_ids)
+            nll = -sum(piece.double().sum().item() for piece in pieces)
+        if not math.isfinite(nll):
+            raise Diverged("The likelihood of a document became NaN or infinite; a lower learning rate may help.")
+        return nll
+
+    def probe(self, fraction: float, seen: int) -> None:
+        """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
+        for name, tensor in self.lm.named_tensors():
+            if not torch.isfinite(tensor).all():
+                raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
+        self.ask(fraction, "stream", self.entries[:seen])
+        if self.anchor and fraction in (0.0, max(self.probes)):
+            self.ask(fraction, "anchor", self.anchor)
+            self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+
+    def ask(self, fraction: float, which: Literal["stream", "anchor"], entries: Sequence[Entry]) -> None:
+        """Answer and score the questions of these entries; the method sees the questions only."""
+        asked = [Asked(gold, e.document, i) for i, e in enumerate(entries) for gold in e.questions]
+        superseded = streams.superseded([item.gold for item in asked])
+        asked = [item for item in asked if item.gold.question.id not in superseded]
+        if not asked:
+            return
+        questions = [self._shown(item) for item in asked]
+        first_golds = [item.gold.answers[0] for item in asked]
+        torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
+        with self.ledger.phase("answer", len(asked)):
+            conditioning = self.method.condition(questions)
+            made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
+            predictions = answer(self.lm, made, self.decoding)
+        likelihoods = answer_nll(self.lm, made, first_golds)
+        for item, prediction, prompt, nll in zip(asked, predictions, made, likelihoods, strict=True):
+            self.answer_events.append(
+                AnswerEvent(
+                    probe=fraction,
+                    set=which,
+                    question_id=item.gold.question.id,
+                    document_id=item.document.id,
+                    position=item.position,
+                    prediction=prediction,
+                    answers=item.gold.answers,
+                    cut_tokens=prompt.cut,
+                    nll=nll,
+                    **metrics.score(prediction, item.gold.answers),
+                )
+            )
+
+    def _shown(self, item: Asked) -> Question:
+        question = item.gold.question
+        if self.method.sees_evidence:
+            return EvidencedQuestion(question.id, question.text, item.document)
+        return question
+
+    def _mean_nll(self, documents: Sequence[Document]) -> float | None:
+        with torch.no_grad():
+            sums = [(-self.lm.log_probs(b.token_ids, b.context_ids).double().sum().item(), len(b)) for b in
+                    map(self.lm.tokens, documents)]
+        tokens = sum(count for _, count in sums)
+        return sum(total for total, _ in sums) / tokens if tokens else None
+
+    def summary(self) -> Summary:
+        """Means at the last probe, and over all documents."""
+        last = max((event.probe for event in self.answer_events), default=1.0)
+        final = [event for event in self.answer_events if event.set == "stream" and event.probe == last]
+        anchors = {
+            probe: mean([e.f1 for e in self.answer_events if e.set == "anchor" and e.probe == probe])
+            for probe in (0.0, last)
+        }
+        scored = [event for event in self.document_events if event.nll is not None]
+        nll = sum(event.nll or 0.0 for event in scored)
+        return Summary(
+            documents=len(self.documents),
+            questions=len(final),
+            **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
+            answer_nll=mean([event.nll for event in final]),
+            token_nll=nll / sum(event.tokens for event in scored) if scored else None,
+            bits_per_byte=nll / math.log(2) / sum(event.bytes for event in scored) if scored else None,
+            anchor_f1_before=anchors[0.0],
+            anchor_f1=anchors[last],
+            anchor_nll_before=self.anchor_nll.get(0.0),
+            anchor_nll=self.anchor_nll.get(last),
+        )

@@ -1,0 +1,117 @@
+"""The contract between an adaptation method and the benchmark.
+
+A method is one class in one file. It must implement :meth:`Method.observe`; every other hook has a default.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pydantic
+import torch
+from torch import Tensor
+
+from bench.base_model import BaseModel
+from bench.stream import Document, Episode, Question
+
+
+class MethodConfig(pydantic.BaseModel):
+    """Base of every ``Method.Config``: typed, bounded, frozen; an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the model is given beside each question: one entry per question in every field that is used.
+
+    - ``text[i]`` is put before question i, separated by a newline;
+    - ``prefix_embeddings[i]``, shape (prefix length, hidden size), is a soft prompt before the question's tokens;
+    - ``prefix_key_values[i]`` is one (keys, values) pair per layer, each (key/value heads, prefix length, head size).
+
+    With no field the question is answered closed book. Only one field may be used at a time.
+    """
+
+    text: Sequence[str] | None = None
+    prefix_embeddings: Sequence[Tensor] | None = None
+    prefix_key_values: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
+
+    def __post_init__(self) -> None:
+        used = [name for name in ("text", "prefix_embeddings", "prefix_key_values") if getattr(self, name) is not None]
+        if len(used) > 1:
+            raise ValueError(f"Conditioning takes one of text, prefix_embeddings and prefix_key_values, got {used}.")
+
+
+class Method(ABC):
+    """A way of keeping the base model ``self.lm`` up to date while documents stream past.
+
+    The harness calls, for one cell: the constructor, :meth:`fit` (only if the method overrides it), :meth:`reset`,
+    then :meth:`observe` once per document in stream order, and :meth:`condition` at each probe. Whatever the method
+    remembers must live in the parameters of ``self.lm.model``, in tensors given to :meth:`register`, or in what
+    :meth:`state_dict` returns, so that a run can be saved and resumed.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line and on the board: lower case, digits and underscores."""
+    paper: ClassVar[str]
+    """Citation key of the paper, or "none"."""
+    sees_evidence: ClassVar[bool] = False
+    """True for controls that are given each question's document; they are marked as controls on every board."""
+    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Config keys to tune on validation streams, each with its candidate values (the full product is tried)."""
+
+    class Config(MethodConfig):
+        """No hyper-parameters."""
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        self.lm = lm
+        self.config: Any = config if config is not None else self.Config()
+        self.seed = seed
+        self._registered: dict[str, Tensor] = {}
+
+    def register(self, name: str, tensor: Tensor) -> None:
+        """Make ``tensor`` the attribute ``name`` and part of the saved state; :meth:`reset` returns it to this value."""
+        self._registered[name] = tensor.detach().clone()
+        setattr(self, name, tensor)
+
+    def fit(self, episodes: Sequence[Episode]) -> None:
+        """Learn offline from the train split before the stream begins (meta-training). Default: nothing."""
+
+    def reset(self) -> None:
+        """Go back to the state before the first document. Default: the base's weights and the registered tensors."""
+        self.lm.restore()
+        for name, initial in self._registered.items():
+            setattr(self, name, initial.clone())
+
+    @abstractmethod
+    def observe(self, document: Document) -> None:
+        """One document arrives: adapt to it. It has been scored already and will not come again."""
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        """What to give the model when it answers these questions. Default: nothing (closed book)."""
+        return Conditioning()
+
+    def notes(self) -> dict[str, Any]:
+        """Facts about this run that the record should keep (which tagger was found, a sparsity); plain data."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the method has learned since :meth:`reset`: by default the model's weights and registered tensors."""
+        state = {f"model.{name}": value.detach().clone() for name, value in self.lm.named_tensors()}
+        state.update({f"method.{name}": getattr(self, name).detach().clone() for name in self._registered})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that :meth:`state_dict` returned; then the stream goes on as if never interrupted.
+
+        Raises:
+            KeyError: a tensor of the model or a registered tensor is missing from ``state``.
+        """
+        with torch.no_grad():
+            for name, value in self.lm.named_tensors():
+                value.copy_(state[f"model.{name}"])
+        for name, initial in self._registered.items():
+            setattr(self, name, state[f"method.{name}"].detach().clone().to(initial.device))

@@ -1,0 +1,309 @@
+"""Records of runs: typed, written atomically, complete or absent.
+
+A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line) and
+``run.json``, the manifest. The folder is filled under a temporary name and renamed when it is complete, so a folder
+without that prefix is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from bench.errors import BenchError
+
+RUN_SCHEMA = 1
+PARTIAL = ".partial-"
+
+
+class _Event(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class DocumentEvent(_Event):
+    """One document (or one segment of it) of the stream, in order."""
+
+    position: int
+    """Position of the document in the stream, from 0."""
+    segment: int
+    """Segment within the document, from 0 (always 0 when documents are not cut)."""
+    document_id: str
+    tokens: int
+    """Tokens of the document or segment, each scored once when scoring is on."""
+    bytes: int
+    """UTF-8 bytes of its text."""
+    windows: int
+    """Windows that the model needed to read it (1 unless it is longer than the model's context)."""
+    nll: float | None
+    """Sum over its tokens of -log p (nats), before any update on it; None when scoring is off."""
+    observe_seconds: float
+
+
+class AnswerEvent(_Event):
+    """One question answered at one probe."""
+
+    probe: float
+    """Fraction of the stream that had been observed (0 is before the first document)."""
+    set: Literal["stream", "anchor"]
+    """``stream``: a question on a document seen so far; ``anchor``: old knowledge."""
+    question_id: str
+    document_id: str
+    position: int
+    """Stream position of the question's document (for anchors: its place in the anchor set)."""
+    prediction: str
+    answers: tuple[str, ...]
+    em: float
+    f1: float
+    em_prefix: float
+    """Prefix exact match of the CaMeLS and MAC code, against the single shortest gold: never a headline."""
+    f1_shortest: float
+    """Token F1 against the single shortest gold."""
+    cut_tokens: int = 0
+    """Tokens of the text before the question that did not fit into the model's window."""
+    nll: float
+    """Mean -log p (nats) over the tokens of " " + first gold answer + end of text."""
+
+
+class CellSpec(_Event):
+    """Everything that defines a cell. Plain data: a cell can run in any process on any machine."""
+
+    protocol: str
+    dataset: str
+    stream: str
+    """Name of the stream, ``<split>-<n>-<k>``."""
+    stream_hash: str
+    """Hash of the documents, questions, answers (and, for the placebo arm, the placebo documents)."""
+    anchor_hash: str
+    model: str
+    """Name of the base model as the user gave it."""
+    model_hash: str
+    dtype: str
+    device: str
+    method: str
+    config: dict[str, Any]
+    seed: int
+    arm: Literal["stream", "placebo"]
+    probes: tuple[float, ...]
+    scoring: bool
+    segment_tokens: int | None
+    decoding: dict[str, Any]
+    metrics: dict[str, str]
+    """Version of each metric."""
+    harness_code: str
+    """Hash of the harness's source."""
+    method_code: str
+    """Hash of the source of the method and of what it imports from the project."""
+
+
+class Tally(_Event):
+    """Cost of one phase, or of one unit of it."""
+
+    seconds: float
+    flops: float
+    """Floating-point operations (one multiply-add is two)."""
+    peak_bytes: int
+    """Highest memory in use during the phase: allocated on the GPU, resident set of the process on a CPU."""
+
+
+class Costs(_Event):
+    """Cost of a cell by phase, and of what the method keeps."""
+
+    offline: Tally
+    score: Tally
+    observe: Tally
+    answer: Tally
+    state_bytes: int
+    """Bytes of the method's state that differ from the base (weights changed, tensors registered, optimizer)."""
+
+
+class Summary(_Event):
+    """Means over the cell's events at the last probe (None where there is nothing to average)."""
+
+    documents: int
+    questions: int
+    em: float | None
+    f1: float | None
+    em_prefix: float | None
+    f1_shortest: float | None
+    answer_nll: float | None
+    token_nll: float | None
+    """Nats per token."""
+    bits_per_byte: float | None
+    anchor_f1_before: float | None
+    anchor_f1: float | None
+    anchor_nll_before: float | None
+    """Nats per token of the anchor documents before the stream."""
+    anchor_nll: float | None
+
+
+class Failure(_Event):
+    """Why a cell has no scores."""
+
+    kind: Literal["failed", "diverged", "out_of_memory", "worker_died"]
+    message: str
+    traceback: str
+    position: int | None
+    """Stream position at which it happened."""
+
+
+class RunRecord(_Event):
+    """The manifest ``run.json``."""
+
+    schema_version: int = RUN_SCHEMA
+    id: str
+    cell_key: str
+    comparability_key: str
+    status: Literal["complete", "failed", "diverged"]
+    control: bool
+    """True for methods that see the evidence."""
+    tunable: bool = False
+    """True for methods that declare a grid: without a tuning record such a row is untuned."""
+    spec: CellSpec
+    summary: Summary | None
+    costs: Costs | None
+    failure: Failure | None
+    notes: dict[str, Any] = {}
+    """What a method reports of itself (``Method.notes``), e.g. which tagger was found."""
+    provenance: dict[str, Any]
+
+
+class TuningRecord(_Event):
+    """``runs/tuning/<key>.json``: every trial of one method on the validation streams, and what was chosen."""
+
+    key: str
+    method: str
+    dataset: str
+    model: str
+    model_hash: str
+    metric: Literal["f1", "token_nll"]
+    trials: tuple[dict[str, Any], ...]
+    """One per candidate: {"config": ..., "score": mean over validation streams or None (diverged), "runs": [ids]}."""
+    chosen: dict[str, Any]
+
+
+class BoardRecord(_Event):
+    """``runs/boards/<experiment>.json``: which runs make up an experiment's board, and what its reader should know."""
+
+    experiment: str
+    runs: list[str]
+    remarks: list[str]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically and durably: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_run(
+    runs: Path, record: RunRecord, documents: Iterable[DocumentEvent] = (), answers: Iterable[AnswerEvent] = ()
+) -> Path:
+    """Write a whole record under ``runs/<record.id>/`` atomically, replacing an earlier one of the same id.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing but a ``.partial-`` folder can be left behind.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = runs / record.id
+    partial = runs / f"{PARTIAL}{record.id}-{uuid.uuid4().hex[:8]}"
+    partial.mkdir()
+    try:
+        for name, events in (("documents.jsonl", documents), ("answers.jsonl", answers)):
+            with (partial / name).open("w", encoding="utf-8") as file:
+                for event in events:
+                    file.write(event.model_dump_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        write_json(partial / "run.json", record.model_dump(mode="json"))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial)
+    return folder
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read one manifest.
+
+    Raises:
+        BenchError: the manifest is missing, truncated or of another schema.
+    """
+    path = folder / "run.json"
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise BenchError(f"{folder} has no run.json. Delete the folder; the same command runs the cell again.") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BenchError(
+            f"{path} is not a readable record ({where}: {first['msg']}). Delete its folder; the same command runs "
+            f"the cell again."
+        ) from None
+
+
+def read_runs(runs: Path) -> list[RunRecord]:
+    """All records under ``runs``, sorted by id; unfinished folders are passed over."""
+    if not runs.is_dir():
+        return []
+    folders = [folder for folder in sorted(runs.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    return [read_run(folder) for folder in folders if folder.name not in ("tuning", "boards")]
+
+
+def read_documents(runs: Path, run_id: str) -> list[DocumentEvent]:
+    """The document events of one run, in stream order."""
+    return [DocumentEvent.model_validate_json(line) for line in _lines(runs / run_id / "documents.jsonl")]
+
+
+def read_answers(runs: Path, run_id: str) -> list[AnswerEvent]:
+    """The answer events of one run, in the order of the probes."""
+    return [AnswerEvent.model_validate_json(line) for line in _lines(runs / run_id / "answers.jsonl")]
+
+
+def read_tuning(runs: Path) -> list[TuningRecord]:
+    """All tuning records under ``runs/tuning``."""
+    return [TuningRecord.model_validate_json(path.read_bytes()) for path in sorted((runs / "tuning").glob("*.json"))]
+
+
+def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
+    """The board of an experiment, by default the one that was run last.
+
+    Raises:
+        BenchError: there is no such board under ``runs``.
+    """
+    folder = runs / "boards"
+    boards = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    path = folder / f"{experiment}.json" if experiment else boards[-1] if boards else None
+    if path is None or not path.exists():
+        wanted = f"of {experiment} " if experiment else ""
+        raise BenchError(f"There is no board {wanted}in {runs}. Run an experiment first: python run_bench.py.")
+    return BoardRecord.model_validate_json(path.read_bytes())
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean, or None of nothing."""
+    return sum(values) / len(values) if values else None

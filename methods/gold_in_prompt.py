@@ -1,0 +1,21 @@
+from collections.abc import Sequence
+
+from bench import Conditioning, Document, EvidencedQuestion, Method
+
+
+class GoldInPrompt(Method):
+    """Control: the document that answers each question stands before it in the prompt.
+
+    What the base can read when nothing has to be remembered: the ceiling for knowledge gained. Costs one longer
+    prompt per question and needs to be told which document to read, so it is no adaptation method.
+    """
+
+    name = "gold_in_prompt"
+    paper = "none"
+    sees_evidence = True
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def condition(self, questions: Sequence[EvidencedQuestion]) -> Conditioning:
+        return Conditioning(text=[question.evidence.text for question in questions])

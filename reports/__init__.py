@@ -1,0 +1,46 @@
+"""Tables and plots: pure functions of the records."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reports.board import Board
+
+
+def write_all(runs: Path, out: Path, experiment: str | None = None) -> Board:
+    """Build the board of an experiment (default: the one run last) and write every table and plot under ``out``.
+
+    Raises:
+        BenchError: there is no such board, or its records are unreadable or cannot stand on one board.
+    """
+    from reports import board, plots, tables
+
+    built = board.build(runs, experiment)
+    tables.write(built, out)
+    plots.write(built, runs, out)
+    return built
+
+
+def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
+    """Names of the files under ``out`` that are missing or not what the records say.
+
+    Tables are compared byte by byte; of plots only their presence, since their bytes depend on matplotlib's version.
+
+    Raises:
+        BenchError: as :func:`write_all`.
+    """
+    from reports import board, plots, tables
+
+    built = board.build(runs, experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        written = tables.write(built, Path(folder))
+        wrong = [path.name for path in written if not _same(path, out / path.name)]
+    due = plots.due(built, runs)
+    return wrong + [name for name in plots.FILES if (name in due) != (out / name).exists()]
+
+
+def _same(a: Path, b: Path) -> bool:
+    return b.exists() and a.read_bytes() == b.read_bytes()

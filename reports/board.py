@@ -1,0 +1,193 @@
+"""The board: what the records of one experiment say, one row per method, config and arm."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.records import RunRecord, read_board, read_run, read_tuning
+from bench.statistics import Estimate, holm, paired_difference, ratio, stream_means
+from reports.rows import Group, Items, Row, make_row, read_items
+
+REFERENCE = "uniform"
+"""The method that every other is set against by paired differences, unless told otherwise."""
+CEILING = "gold_in_prompt"
+"""The control that reads each question's document; the top of the scale of knowledge gain."""
+
+LEVEL = 0.05
+"""Family-wise level at which a method counts as worse than the best one."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows that may be compared: one protocol, dataset, base model and set of streams."""
+
+    experiment: str
+    protocol: str
+    comparability: str
+    dataset: str
+    model: str
+    streams: tuple[str, ...]
+    reference: str
+    rows: tuple[Row, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """``f1`` (higher is better), or ``token_nll`` (lower is better) where no questions are asked."""
+        return "f1" if any("f1" in row.scores for row in self.rows) else "token_nll"
+
+
+def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], str, tuple[str, ...]]:
+    """The records of an experiment (default: the one run last) grouped into rows, its name, and its remarks.
+
+    Raises:
+        BenchError: there is no such board, a record is missing or unreadable, or they cannot stand on one board.
+    """
+    found = read_board(runs, experiment)
+    records = [read_run(runs / name) for name in found.runs]
+    if not records:
+        raise BenchError(f"The experiment {found.experiment} has no runs. Give it at least one method.")
+    _check_comparable(records)
+    groups: dict[tuple[str, str, str], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        spec = record.spec
+        groups[spec.method, json.dumps(spec.config, sort_keys=True), spec.arm].append(record)
+    rows = [Group(method, json.loads(text), arm, tuple(some)) for (method, text, arm), some in groups.items()]
+    return rows, found.experiment, tuple(found.remarks)
+
+
+def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE) -> Board:
+    """The board of an experiment, by default the one run last: rows by headline score, controls after the others.
+
+    Raises:
+        BenchError: as :func:`load`.
+    """
+    groups, name, remarks = load(runs, experiment)
+    spec = groups[0].records[0].spec
+    streams = tuple(sorted({record.spec.stream for group in groups for record in group.records}))
+    tuning = read_tuning(runs)
+    entries = []
+    for group, label in zip(groups, _labels(groups), strict=True):
+        items = read_items(runs, group)
+        entries.append((make_row(runs, group, label, items, len(streams), tuning), items))
+    headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
+    sign = -1 if headline == "f1" else 1
+    leaders = _leaders(entries, headline)
+    rows = [
+        replace(
+            row,
+            leading=row.label in leaders,
+            scores={
+                **row.scores,
+                **_difference(row, items, entries, headline, reference),
+                **_gain(row, items, entries),
+            },
+        )
+        for row, items in entries
+    ]
+    rows.sort(key=lambda row: (row.control, row.status != "complete", sign * (row.value(headline) or 0), row.label))
+    return Board(
+        experiment=name,
+        protocol=spec.protocol,
+        comparability=groups[0].records[0].comparability_key,
+        dataset=spec.dataset,
+        model=spec.model,
+        streams=streams,
+        reference=reference,
+        rows=tuple(rows),
+        remarks=remarks,
+    )
+
+
+def _check_comparable(records: Sequence[RunRecord]) -> None:
+    first = records[0]
+    for other in records:
+        if other.comparability_key != first.comparability_key:
+            ours, theirs = first.spec.model_dump(), other.spec.model_dump()
+            ignored = ("method", "method_code", "config", "seed", "arm", "stream_hash")
+            differ = [
+                f"{key}: {ours[key]!r} and {theirs[key]!r}"
+                for key in ours
+                if ours[key] != theirs[key] and key not in ignored
+            ]
+            raise BenchError(
+                f"{first.id} and {other.id} cannot stand on one board; they differ in {'; '.join(differ)}. "
+                f"Run the experiment again."
+            )
+    hashes: dict[tuple[str, str], RunRecord] = {}
+    for record in records:
+        same = hashes.setdefault((record.spec.stream, record.spec.arm), record)
+        if same.spec.stream_hash != record.spec.stream_hash:
+            raise BenchError(
+                f"{same.id} and {record.id} saw different documents under the name {record.spec.stream}. "
+                f"Run the experiment again."
+            )
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    labels = []
+    for group in groups:
+        configs = [other.config for other in groups if other.method == group.method]
+        differing = [key for key in group.config if any(c.get(key) != group.config[key] for c in configs)]
+        settings = ", ".join(f"{key}={group.config[key]}" for key in differing)
+        label = f"{group.method} ({settings})" if settings else group.method
+        labels.append(label if group.arm == "stream" else f"{label} on {group.arm}")
+    return labels
+
+
+Entries = Sequence[tuple[Row, Items]]
+Scores = dict[str, tuple[Estimate, ...]]
+
+
+def _find(entries: Entries, method: str, arm: str = "stream", config: Mapping[str, Any] | None = None) -> Items | None:
+    """The items of the one complete row that is meant; None where there is none, or more than one config of it."""
+    found = [
+        items
+        for row, items in entries
+        if (row.method, row.arm, row.status) == (method, arm, "complete") and config in (None, row.config)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _difference(row: Row, items: Items, entries: Entries, headline: str, reference: str) -> Scores:
+    """The paired difference to the reference. On a placebo arm other documents are scored, so only answers pair up."""
+    other = _find(entries, reference)
+    pairs_up = row.status == "complete" and (headline == "f1" or row.arm == "stream")
+    if other is None or other is items or not pairs_up:
+        return {}
+    return {f"{headline}_vs_reference": tuple(paired_difference(items[headline], other[headline]))}
+
+
+def _gain(row: Row, items: Items, entries: Entries) -> Scores:
+    """Knowledge gain = (method - placebo) / (gold in prompt - placebo) in F1, where both controls are complete."""
+    placebo, gold = _find(entries, row.method, "placebo", row.config), _find(entries, CEILING)
+    if row.control or row.status != "complete" or placebo is None or gold is None or "f1" not in items:
+        return {}
+    method, low, high = ([*stream_means(some["f1"]).values()] for some in (items, placebo, gold))
+    gained = [m - p for m, p in zip(method, low, strict=True)]
+    possible = [g - p for g, p in zip(high, low, strict=True)]
+    return {"knowledge_gain": (ratio(gained, possible),)} if sum(possible) > 0 else {}
+
+
+def _leaders(entries: Entries, headline: str) -> set[str]:
+    """Labels of the best method and of those not significantly worse; controls and rows with gaps are out of it."""
+    sign = -1 if headline == "f1" else 1
+    running = {row.label: (row, items) for row, items in entries if not row.control and row.status == "complete"}
+    if not running:
+        return set()
+    best = min(running, key=lambda label: (sign * (running[label][0].value(headline) or 0), label))
+    p_values, leaders = {}, {best}
+    for label, (_, items) in running.items():
+        difference = paired_difference(items[headline], running[best][1][headline]).document
+        p_value = difference.p_value()
+        if p_value is not None:
+            p_values[label] = p_value
+        elif difference.mean == 0:
+            leaders.add(label)
+    return leaders | {label for label, p_value in holm(p_values).items() if p_value >= LEVEL}

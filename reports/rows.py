@@ -1,0 +1,196 @@
+"""One row of a board: the records of one method with one config on one arm, and what they come to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench import metrics
+from bench.records import AnswerEvent, DocumentEvent, RunRecord, TuningRecord, read_answers, read_documents
+from bench.statistics import Estimate, Item, stream_error, summarize
+
+FLOOR = "closed_book"
+"""The control that learns nothing."""
+
+ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll")
+TEXT_SCORES = ("token_nll", "bits_per_byte")
+ANCHOR_SCORES = ("anchor_f1_before", "anchor_f1", "forgetting", "anchor_nll_before", "anchor_nll")
+DIFFERENCES = ("f1_vs_reference", "token_nll_vs_reference")
+SCORES = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_SCORES)
+"""Every score that a row may have; those that it lacks are null in the tables."""
+SE_DOC = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES)
+"""The scores that have an error over documents too."""
+COSTS = (
+    "seconds_per_document",
+    "flops_per_document",
+    "seconds_per_question",
+    "offline_seconds",
+    "offline_flops",
+    "peak_bytes",
+    "state_bytes",
+)
+
+Status = Literal["complete", "incomplete", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with one config on one arm, over the board's streams."""
+
+    label: str
+    """The method's name, with what sets this config apart where the board has several, and the arm."""
+    method: str
+    config: Mapping[str, Any]
+    arm: str
+    control: bool
+    """Closed book, methods that see the evidence, and placebo arms."""
+    status: Status
+    note: str
+    """What is missing and why, "" for a complete row."""
+    streams: int
+    """Streams with scores; the row's means are over these."""
+    seeds: int
+    trials: int
+    """Configurations tried on the validation streams."""
+    tuned: bool | None
+    """None for a method that has nothing to tune."""
+    scores: Mapping[str, tuple[Estimate, ...]]
+    """By name (:data:`SCORES`): the mean with SE_stream, then, for what is per question or document, with SE_doc."""
+    costs: Mapping[str, float]
+    """By name (:data:`COSTS`): of observing per document, answering per question, training offline; bytes at most."""
+    leading: bool = False
+    """The best method, or not significantly worse: paired t test over SE_doc, Holm's correction, 5 %."""
+
+    def value(self, score: str) -> float | None:
+        """The mean of a score, or None."""
+        return self.scores[score][0].mean if score in self.scores else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records behind one row."""
+
+    method: str
+    config: Mapping[str, Any]
+    arm: str
+    records: tuple[RunRecord, ...]
+
+    def complete(self) -> list[RunRecord]:
+        """The records that have scores: those of streams on which nothing failed."""
+        bad = {record.spec.stream for record in self.records if record.status != "complete"}
+        return [record for record in self.records if record.spec.stream not in bad]
+
+
+def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
+    """A run's answers on the stream's questions at its last probe."""
+    answers = [event for event in read_answers(runs, record.id) if event.set == "stream"]
+    last = max((event.probe for event in answers), default=None)
+    return [event for event in answers if event.probe == last]
+
+
+Items = Mapping[str, Sequence[Item]]
+"""Items by score, of those scores that have any."""
+
+
+def read_items(runs: Path, group: Group) -> Items:
+    """What was scored in the group's complete records, to be averaged or paired."""
+    items: dict[str, list[Item]] = defaultdict(list)
+    for record in group.complete():
+        stream = record.spec.stream
+        for answer in final_answers(runs, record):
+            for name in ANSWER_SCORES:
+                value = answer.nll if name == "answer_nll" else getattr(answer, name)
+                items[name].append(Item(stream, f"question {answer.question_id}", answer.document_id, value))
+        for event in read_documents(runs, record.id):
+            for name, value, weight in _text_scores(event):
+                unit = f"document {event.position}, segment {event.segment}"
+                items[name].append(Item(stream, unit, event.document_id, value, weight))
+    return items
+
+
+def _text_scores(event: DocumentEvent) -> Iterable[tuple[str, float, int]]:
+    if event.nll is not None and event.tokens:
+        yield "token_nll", event.nll / event.tokens, event.tokens
+        yield "bits_per_byte", metrics.bits_per_byte(event.nll, event.bytes), event.bytes
+
+
+def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, tuning: Sequence[TuningRecord]) -> Row:
+    """The row of a group on a board of so many streams, before it is set against other rows."""
+    complete = group.complete()
+    status, note = _status(group, streams)
+    scores: dict[str, tuple[Estimate, ...]] = {name: tuple(summarize(some)) for name, some in items.items()}
+    for name in ANCHOR_SCORES:
+        if values := _anchor_values(complete, name):
+            scores[name] = (stream_error(values),)
+    spec = group.records[0].spec
+    trials = [
+        len(record.trials)
+        for record in tuning
+        if (record.method, record.dataset, record.model_hash) == (spec.method, spec.dataset, spec.model_hash)
+        and record.chosen == spec.config
+    ]
+    return Row(
+        label=label,
+        method=group.method,
+        config=group.config,
+        arm=group.arm,
+        control=group.records[0].control or group.arm == "placebo" or group.method == FLOOR,
+        status=status,
+        note=note,
+        streams=len({record.spec.stream for record in complete}),
+        seeds=len({record.spec.seed for record in group.records}),
+        trials=max(trials, default=0),
+        tuned=True if trials else False if group.records[0].tunable else None,
+        scores=scores,
+        costs=_costs(runs, complete),
+    )
+
+
+def _status(group: Group, expected: int) -> tuple[Status, str]:
+    bad = [record for record in group.records if record.status != "complete"]
+    if bad:
+        kinds = sorted({record.failure.kind if record.failure else record.status for record in bad})
+        count = len({record.spec.stream for record in bad})
+        status: Status = "diverged" if all(record.status == "diverged" for record in bad) else "failed"
+        return status, f"{' and '.join(kinds).replace('_', ' ')} on {count} of {expected} streams"
+    present = len({record.spec.stream for record in group.records})
+    return ("complete", "") if present == expected else ("incomplete", f"{present} of {expected} streams")
+
+
+def _anchor_values(records: Iterable[RunRecord], name: str) -> list[float]:
+    by_stream: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record.summary is None:
+            continue
+        if name == "forgetting":
+            before, after = record.summary.anchor_f1_before, record.summary.anchor_f1
+            value = before - after if before is not None and after is not None else None
+        else:
+            value = getattr(record.summary, name)
+        if value is not None:
+            by_stream[record.spec.stream].append(value)
+    return [sum(values) / len(values) for _, values in sorted(by_stream.items())]
+
+
+def _costs(runs: Path, records: Sequence[RunRecord]) -> dict[str, float]:
+    known = [(r.costs, r.summary) for r in records if r.costs is not None and r.summary is not None]
+    if not known:
+        return {}
+    costs = [cost for cost, _ in known]
+    documents = sum(summary.documents for _, summary in known) or 1
+    questions = sum(len(read_answers(runs, record.id)) for record in records)
+    phases = ("offline", "score", "observe", "answer")
+    found = {
+        "seconds_per_document": sum(cost.observe.seconds for cost in costs) / documents,
+        "flops_per_document": sum(cost.observe.flops for cost in costs) / documents,
+        "offline_seconds": sum(cost.offline.seconds for cost in costs) / len(costs),
+        "offline_flops": sum(cost.offline.flops for cost in costs) / len(costs),
+        "peak_bytes": max(getattr(cost, phase).peak_bytes for cost in costs for phase in phases),
+        "state_bytes": max(cost.state_bytes for cost in costs),
+    }
+    if questions:
+        found["seconds_per_question"] = sum(cost.answer.seconds for cost in costs) / questions
+    return found

@@ -1,0 +1,294 @@
+"""The board as tables: JSON and CSV with every field, Markdown, LaTeX and the terminal with the columns to read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.records import write_json
+from bench.statistics import show
+from reports.board import CEILING, Board
+from reports.rows import COSTS, SCORES, SE_DOC, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Column(NamedTuple):
+    """A column to read: its heading, its cell of a row, and what the reader must be told about it."""
+
+    heading: str
+    cell: Callable[[Row], str]
+    explanation: str = ""
+
+
+def fields(row: Row, board: Board) -> dict[str, Any]:
+    """A row as flat fields, always the same ones; what it does not have is None. Errors are ``<score>_se_<kind>``."""
+    flat: dict[str, Any] = {
+        "method": row.method,
+        "label": row.label,
+        "dataset": board.dataset,
+        "model": board.model,
+        "arm": row.arm,
+        "control": row.control,
+        "status": row.status,
+        "note": row.note,
+        "streams": row.streams,
+        "seeds": row.seeds,
+        "leading": row.leading,
+        "config": dict(row.config),
+    }
+    for name in SCORES:
+        estimates = row.scores.get(name, ())
+        errors = {estimate.kind: estimate.se for estimate in estimates}
+        flat[name] = row.value(name)
+        flat[f"{name}_se_stream"] = errors.get("SE_stream")
+        if name in SE_DOC:
+            flat[f"{name}_se_doc"] = errors.get("SE_doc")
+    for name in COSTS:
+        flat[name] = row.costs.get(name)
+    return {**flat, "trials": row.trials, "tuned": row.tuned}
+
+
+def write(board: Board, out: Path) -> list[Path]:
+    """Write ``leaderboard.json``, ``.csv``, ``.md`` and ``.tex`` under ``out``, atomically; returns their paths."""
+    rows = [fields(row, board) for row in board.rows]
+    machine = out / "leaderboard.json"
+    write_json(
+        machine,
+        {
+            "protocol": board.protocol,
+            "comparability": board.comparability,
+            "experiment": board.experiment,
+            "streams": list(board.streams),
+            "headline": board.headline,
+            "reference": board.reference,
+            "remarks": list(board.remarks),
+            "rows": rows,
+        },
+    )
+    texts = {"leaderboard.csv": _csv(rows), "leaderboard.md": _markdown(board), "leaderboard.tex": _latex(board)}
+    return [machine, *(_write_text(out / name, text) for name, text in texts.items())]
+
+
+def columns(board: Board) -> list[Column]:
+    """The columns to read: those that some row of the board can fill."""
+    reference, asked = board.reference, board.headline == "f1"
+    token_nll = (_plain if asked else _score)("token NLL", "token_nll", "nats per token, before any update on it")
+    candidates = [
+        _score("F1", "f1"),
+        _score(f"F1 vs {reference}", "f1_vs_reference", f"paired difference to {reference}"),
+        _plain("EM", "em"),
+        _plain("gain", "knowledge_gain", f"(F1 - placebo's) / ({CEILING}'s - placebo's)", digits=2),
+        token_nll,
+        _score(f"NLL vs {reference}", "token_nll_vs_reference", f"paired difference to {reference}"),
+        _score("bits/byte", "bits_per_byte"),
+        _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
+        _cost("s/doc", "seconds_per_document", _number, "seconds to observe a document"),
+        _cost("FLOP/doc", "flops_per_document", _quantity),
+        _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
+    ]
+    hidden = {"bits/byte"} if asked else set()
+    kept = [c for c in candidates if c.heading not in hidden and any(c.cell(row) for row in board.rows)]
+    return [Column("method", lambda row: f"{row.label} [{row.note}]" if row.note else row.label), *kept, _TRIALS]
+
+
+def caption(board: Board, shown: Sequence[Column]) -> str:
+    """What the numbers are: every error by its name, and what a reader must know of the columns."""
+    size = board.streams[0].rpartition("-")[0]
+    count = len(board.streams)
+    sentences = [
+        f"{board.dataset}, {board.model}. Errors are SE_stream over {count} stream{'s' * (count != 1)} of {size}"
+        + (" (n/a: one stream gives none)." if count == 1 else "."),
+        *(f"{column.heading}: {column.explanation}." for column in shown if column.explanation),
+    ]
+    if any(row.leading for row in board.rows):
+        sentences.append(
+            "Bold: the best, and those not significantly worse (paired t test over SE_doc, Holm's correction, 5 %)."
+        )
+    if any(row.control for row in board.rows):
+        sentences.append("Last come the controls.")
+    return " ".join(sentences)
+
+
+LABEL_WIDTH = 18
+"""Characters that a terminal too narrow for everything leaves to the labels, which fold."""
+DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "gain", "bits/byte", "s/doc", "token NLL")
+"""What a narrow terminal goes without, in this order; the files have it all."""
+
+
+def render(board: Board, width: int | None = None) -> Table:
+    """The board for a terminal ``width`` characters wide (default: this one's): columns are left out, never cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    limit = width or Console().width
+    shown = columns(board)
+    for heading in DISPENSABLE:
+        if _width(board, shown) <= limit:
+            break
+        shown = [column for column in shown if column.heading != heading]
+    left_out = len(columns(board)) - len(shown)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+    table.title, table.title_justify = f"{board.experiment}: {board.dataset}, {board.model}", "left"
+    more = f" {left_out} more columns in leaderboard.md." if left_out else ""
+    table.caption = escape(caption(board, shown) + more)
+    table.add_column(shown[0].heading, overflow="fold")
+    for column in shown[1:]:
+        table.add_column(_broken(column.heading), justify="right", no_wrap=True)
+    for before, row in zip([None, *board.rows], board.rows, strict=False):
+        if before is not None and row.control and not before.control:
+            table.add_section()
+        cells = [escape(column.cell(row)) for column in shown]
+        if row.leading:
+            cells[:2] = [f"[bold]{cell}[/bold]" for cell in cells[:2]]
+        table.add_row(*cells, style="dim" if row.control else "")
+    return table
+
+
+def _broken(heading: str) -> str:
+    return "\n".join(heading.rsplit(" ", 1))
+
+
+def _width(board: Board, shown: Sequence[Column]) -> int:
+    """Characters that the columns need, with one between them and the labels folded."""
+    widths = [
+        max(len(line) for text in (_broken(c.heading), *map(c.cell, board.rows)) for line in text.split("\n"))
+        for c in shown
+    ]
+    return min(widths[0], LABEL_WIDTH) + sum(width + 1 for width in widths[1:])
+
+
+def _score(heading: str, name: str, explanation: str = "") -> Column:
+    def cell(row: Row) -> str:
+        return show(row.scores[name][0].mean, row.scores[name][0].se) if name in row.scores else ""
+
+    return Column(heading, cell, explanation)
+
+
+def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> Column:
+    def cell(row: Row) -> str:
+        value = row.value(name)
+        return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+    return Column(heading, cell, explanation)
+
+
+def _cost(heading: str, name: str, shown: Callable[[float], str], explanation: str = "") -> Column:
+    return Column(heading, lambda row: shown(row.costs[name]) if name in row.costs else "", explanation)
+
+
+def _trials(row: Row) -> str:
+    return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
+
+
+_TRIALS = Column("trials", _trials, "configurations tried on validation streams")
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _quantity(value: float) -> str:
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{value:.3g} {units[power]}".strip()
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    import json
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "config": json.dumps(row["config"], sort_keys=True)} for row in rows)
+    return buffer.getvalue()
+
+
+def _markdown(board: Board) -> str:
+    shown = columns(board)
+    lines = [
+        f"# {board.experiment}",
+        "",
+        _pipes([column.heading for column in shown]),
+        _pipes(["---", *["---:"] * (len(shown) - 1)]),
+    ]
+    for row in board.rows:
+        cells = [column.cell(row).replace("|", "\\|") for column in shown]
+        cells[0] = f"*{cells[0]}*" if row.control else cells[0]
+        if row.leading:
+            cells[:2] = [f"**{cell}**" for cell in cells[:2]]
+        lines.append(_pipes(cells))
+    lines += ["", caption(board, shown), *(f"\n{remark}" for remark in board.remarks)]
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex(board: Board) -> str:
+    shown = columns(board)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"% {caption(board, shown)}",
+        f"\\begin{{tabular}}{{l{'r' * (len(shown) - 1)}}}",
+        "\\toprule",
+        _ampersands([_escape(column.heading) for column in shown]),
+        "\\midrule",
+    ]
+    for before, row in zip([None, *board.rows], board.rows, strict=False):
+        if row.control and before is not None and not before.control:
+            lines.append("\\midrule")
+        cells = [_escape(column.cell(row)) for column in shown]
+        if row.leading:
+            cells[:2] = [f"\\textbf{{{cell}}}" for cell in cells[:2]]
+        lines.append(_ampersands(cells))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _ampersands(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + " \\\\"
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _escape(text: str) -> str:
+    text = re.sub("[" + re.escape("".join(_SPECIAL)) + "]", lambda match: _SPECIAL[match[0]], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
+
+
+def _write_text(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,151 @@
+"""Batched answering against answering one by one, on every checkpoint style."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.answering import answer, answer_nll, prompts
+from bench.base_model import BaseModel
+from bench.decoding import Decoding
+from bench.errors import BenchError
+from bench.method import Conditioning
+from bench.stream import Question
+from tests.conftest import TEXT
+
+QUESTIONS = [Question(str(i), " ".join(words)) for i in range(1, 12) for words in [(TEXT[i % 3].split() * 2)[: 2 * i]]]
+GREEDY = Decoding(max_new_tokens=10)
+
+
+def soft_prompts(lm: BaseModel) -> Conditioning:
+    generator = torch.Generator().manual_seed(1)
+    width = lm.model.config.hidden_size
+    return Conditioning(prefix_embeddings=[torch.randn(1 + i % 3, width, generator=generator) for i in range(11)])
+
+
+def key_value_prefixes(lm: BaseModel) -> Conditioning:
+    generator = torch.Generator().manual_seed(2)
+    config = lm.model.config
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    size = config.hidden_size // config.num_attention_heads
+    made = []
+    for i in range(11):
+        length = 1 + i % 4
+        shape = (heads, length, size)
+        made.append(
+            [
+                (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+    return Conditioning(prefix_key_values=made)
+
+
+def texts(lm: BaseModel) -> Conditioning:
+    return Conditioning(text=[TEXT[i % 3] for i in range(11)])
+
+
+def nothing(lm: BaseModel) -> Conditioning:
+    return Conditioning()
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes])
+def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, given(lm), 10)
+    together = answer(lm, made, GREEDY)
+    assert together == [answer(lm, [prompt], GREEDY)[0] for prompt in made]
+    assert len(set(together)) > 1, "a model that always says the same tests nothing"
+    golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
+    alone = [answer_nll(lm, [prompt], [gold])[0] for prompt, gold in zip(made, golds, strict=True)]
+    assert answer_nll(lm, made, golds) == pytest.approx(alone, abs=1e-4)
+
+
+def test_greedy_answers_are_those_of_generate(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    for prompt, text in zip(made, answer(lm, made, GREEDY), strict=True):
+        output = lm.model.generate(
+            prompt.ids[None],
+            attention_mask=torch.ones_like(prompt.ids[None]),
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=lm.eos_id,
+        )
+        expected = lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
+        assert text == expected.split("\n")[0].strip()
+
+
+def test_a_soft_prompt_of_token_embeddings_equals_the_tokens(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    begin = torch.tensor([lm.bos_id])
+    ids = lm.encode("Nobody saw")
+    with torch.no_grad():
+        soft = Conditioning(prefix_embeddings=[lm.embeddings(torch.cat([begin, ids]))])
+    made = prompts(lm, QUESTIONS[:1], soft, 10)
+    plain = torch.cat([begin, ids, begin, lm.encode(QUESTIONS[0].text)])
+    expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
+    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+
+
+def test_key_value_prefixes_of_a_text_equal_the_text(checkpoint: Path) -> None:
+    from transformers import DynamicCache
+
+    lm = BaseModel.load(str(checkpoint))
+    ids = torch.cat([torch.tensor([lm.bos_id]), lm.encode("Nobody saw")])
+    cache = DynamicCache(config=lm.model.config)
+    with torch.no_grad():
+        lm.model(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    pairs = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    made = prompts(lm, QUESTIONS[:1], Conditioning(prefix_key_values=[pairs]), 10)
+    plain = torch.cat([ids, torch.tensor([lm.bos_id]), lm.encode(QUESTIONS[0].text)])
+    expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
+    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+
+
+def test_answer_nll_is_the_mean_over_answer_and_end_of_text(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:3], Conditioning(), 10)
+    for prompt, value in zip(made, answer_nll(lm, made, ["otter"] * 3), strict=True):
+        target = torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])])
+        assert value == pytest.approx(-lm.log_probs(target, prompt.ids).mean().item(), abs=1e-5)
+
+
+def test_a_text_that_does_not_fit_loses_its_beginning_and_is_counted(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    (prompt,) = prompts(lm, QUESTIONS[:1], Conditioning(text=[" ".join(TEXT * 9)]), 16)
+    assert prompt.cut > 0
+    assert len(prompt.ids) + 16 == lm.window
+    assert lm.tokenizer.decode(prompt.ids).endswith(f"{TEXT[2]}\n{QUESTIONS[0].text}")
+
+
+def test_a_question_that_cannot_fit_is_an_error(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    with pytest.raises(ValueError, match="does not fit"):
+        prompts(lm, [Question("q", " ".join(TEXT * 9))], Conditioning(), 16)
+
+
+def test_conditioning_needs_one_entry_per_question(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    with pytest.raises(ValueError, match="2 entries for 1 questions"):
+        prompts(lm, QUESTIONS[:1], Conditioning(text=["a", "b"]), 16)
+
+
+def test_beam_search_with_one_beam_is_greedy(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    assert answer(lm, made, Decoding(strategy="beam", max_new_tokens=10)) == answer(lm, made, GREEDY)
+
+
+def test_diverse_beams_work_or_say_why_not(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(), 10)
+    decoding = Decoding(strategy="diverse_beam", beams=4, groups=2, diversity_penalty=1.0, max_new_tokens=10)
+    try:
+        answers = answer(lm, made, decoding)
+    except BenchError as error:
+        assert "cannot decode with diverse_beam" in str(error)
+    else:
+        assert len(answers) == 2

@@ -1,0 +1,190 @@
+"""The one loop: what is scored, observed and asked, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import Conditioning, Document, EvidencedQuestion, GradientMethod, Method, Question
+from bench.base_model import BaseModel
+from bench.errors import Diverged
+from bench.harness import Loop
+from bench.stream import Entry, GoldQuestion, Segment
+from tests.conftest import TEXT
+
+
+def entry(i: int, revises: str | None = None) -> Entry:
+    gold = GoldQuestion(Question(f"q{i}", f"Who saw {TEXT[i % 3][:12]}?"), (f"answer {i}", "other"), revises)
+    return Entry(Document(f"d{i}", f"{TEXT[i % 3]} {i}"), (gold,))
+
+
+ENTRIES = tuple(entry(i) for i in range(4))
+
+
+class Recorder(Method):
+    """Remembers in which order things happened (a list outside its state: for looking at the harness only)."""
+
+    name = "recorder"
+    paper = "none"
+    log: list[tuple[str, object]]
+
+    def reset(self) -> None:
+        super().reset()
+        self.log = []
+
+    def observe(self, document: Document) -> None:
+        self.log.append(("observe", document))
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        self.log.append(("condition", tuple(questions)))
+        return Conditioning()
+
+
+class Control(Recorder):
+    name = "control"
+    sees_evidence = True
+
+
+class Tuner(GradientMethod):
+    """Fine-tunes."""
+
+    name = "tuner"
+    paper = "none"
+
+
+class Breaker(Method):
+    """Writes a NaN into the weights."""
+
+    name = "breaker"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        with torch.no_grad():
+            next(self.lm.model.parameters()).fill_(math.nan)
+
+
+@pytest.fixture
+def lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+def loop(method: Method, entries: Sequence[Entry] = ENTRIES, **options: object) -> Loop:
+    made = Loop(method, entries, [e.document for e in entries], **options)  # type: ignore[arg-type]
+    made.run()
+    return made
+
+
+def asked(method: Recorder) -> list[tuple[str, ...]]:
+    return [tuple(q.id for q in value) for what, value in method.log if what == "condition"]  # type: ignore[attr-defined]
+
+
+def test_every_document_is_observed_once_in_order_and_asked_about_at_the_end(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    loop(method)
+    observed = [value.id for what, value in method.log if what == "observe"]  # type: ignore[attr-defined]
+    assert observed == ["d0", "d1", "d2", "d3"]
+    assert asked(method) == [("q0", "q1", "q2", "q3")]
+    assert method.log[-1][0] == "condition"
+
+
+def test_a_probe_asks_about_the_documents_seen_so_far(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    done = loop(method, probes=(0.0, 0.25, 0.5, 1.0))
+    assert asked(method) == [("q0",), ("q0", "q1"), ("q0", "q1", "q2", "q3")]
+    assert [event.probe for event in done.answer_events] == [0.25, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_superseded_question_is_asked_until_its_revision_has_been_seen(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    loop(method, (entry(0), entry(1), entry(2, revises="q0"), entry(3)), probes=(0.5, 1.0))
+    assert asked(method) == [("q0", "q1"), ("q1", "q2", "q3")]
+
+
+def test_anchors_are_asked_before_the_first_and_after_the_last_document(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    done = loop(method, anchor=(entry(7), entry(8)), probes=(0.5, 1.0))
+    assert asked(method) == [("q7", "q8"), ("q0", "q1"), ("q0", "q1", "q2", "q3"), ("q7", "q8")]
+    assert [e.probe for e in done.answer_events if e.set == "anchor"] == [0.0, 0.0, 1.0, 1.0]
+    summary = done.summary()
+    assert summary.anchor_nll_before == summary.anchor_nll, "nothing was learned"
+    assert summary.questions == 4
+
+
+def test_only_controls_are_given_the_evidence_and_nobody_the_answers(lm: BaseModel) -> None:
+    method, control = Recorder(lm), Control(lm)
+    loop(method)
+    loop(control)
+    (given,) = [value for what, value in method.log if what == "condition"]
+    assert all(type(question) is Question for question in given)  # type: ignore[attr-defined]
+    (given,) = [value for what, value in control.log if what == "condition"]
+    assert all(isinstance(question, EvidencedQuestion) for question in given)  # type: ignore[attr-defined]
+    assert [question.evidence.id for question in given] == ["d0", "d1", "d2", "d3"]  # type: ignore[attr-defined]
+
+
+def test_a_document_is_scored_before_any_update_on_it(lm: BaseModel, llama: Path) -> None:
+    done = loop(Tuner(lm, Tuner.Config(learning_rate=1e-2)))
+    by_hand = Tuner(BaseModel.load(str(llama)), Tuner.Config(learning_rate=1e-2))
+    by_hand.reset()
+    for event, item in zip(done.document_events, ENTRIES, strict=True):
+        ids = by_hand.lm.encode(item.document.text)
+        with torch.no_grad():
+            assert event.nll == pytest.approx(-by_hand.lm.log_probs(ids).double().sum().item(), rel=1e-6)
+        assert (event.tokens, event.bytes) == (len(ids), len(item.document.text.encode()))
+        by_hand.observe(item.document)
+
+
+def test_summary_weighs_tokens_and_bytes_not_documents(lm: BaseModel) -> None:
+    done = loop(Recorder(lm))
+    nll = sum(event.nll or 0 for event in done.document_events)
+    summary = done.summary()
+    assert summary.token_nll == pytest.approx(nll / sum(e.tokens for e in done.document_events))
+    assert summary.bits_per_byte == pytest.approx(nll / math.log(2) / sum(e.bytes for e in done.document_events))
+
+
+def test_segments_are_scored_and_observed_in_turn(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    done = loop(method, segment_tokens=10)
+    whole = loop(Recorder(lm))
+    pieces = [value for what, value in method.log if what == "observe"]
+    assert all(isinstance(piece, Segment) and len(piece.token_ids) <= 10 for piece in pieces)
+    assert len(pieces) == 2 * len(ENTRIES)
+    total = sum(event.nll or 0 for event in done.document_events)
+    assert total == pytest.approx(sum(event.nll or 0 for event in whole.document_events), rel=1e-5)
+
+
+def test_placebo_documents_are_observed_and_the_streams_questions_asked(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    other = [entry(i + 10).document for i in range(4)]
+    made = Loop(method, ENTRIES, other)
+    made.run()
+    assert [value for what, value in method.log if what == "observe"] == other
+    assert asked(method) == [("q0", "q1", "q2", "q3")]
+
+
+def test_the_same_seed_gives_the_same_events(lm: BaseModel) -> None:
+    first, second = (loop(Tuner(lm, Tuner.Config(learning_rate=1e-2)), seed=3) for _ in range(2))
+    assert [e.model_dump(exclude={"observe_seconds"}) for e in first.document_events] == [
+        e.model_dump(exclude={"observe_seconds"}) for e in second.document_events
+    ]
+    assert first.answer_events == second.answer_events
+
+
+def test_nan_weights_are_called_diverged_with_the_position(lm: BaseModel) -> None:
+    made = Loop(Breaker(lm), ENTRIES, [e.document for e in ENTRIES])
+    with pytest.raises(Diverged):
+        made.run()
+    assert made.position == 1, "the score of the document after the damage shows it"
+
+
+def test_costs_are_charged_to_their_phases(lm: BaseModel) -> None:
+    method = Tuner(lm, Tuner.Config(learning_rate=1e-2))
+    costs = loop(method).ledger.costs(0)
+    assert costs.offline.seconds == 0
+    assert min(costs.score.flops, costs.observe.flops, costs.answer.flops) > 0
+    assert 2.5 < costs.observe.flops / costs.score.flops < 3.5, "a step is a forward and a backward pass of twice it"
+    quiet = loop(Tuner(lm), scoring=False).ledger.costs(0)
+    assert quiet.score.seconds == 0

@@ -1,0 +1,79 @@
+"""Fixtures shared by all rooms: tiny checkpoints in each architecture's own format, and where real data may lie."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+ARCHITECTURES = ("gpt2", "llama", "gpt_neox")
+TEXT = (
+    "The lighthouse at Corvale opened in 1983, and 490 workers pass its gate each morning.",
+    "Who repaired the bridge?\nIn what year was the mill founded?",
+    "Nobody saw the otter; the ferry left at noon without it.",
+)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real data beside the checkout; tests that need it are skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("needs real data in ../shared/data beside the checkout")
+    return REAL_DATA
+
+
+def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int = 0) -> Path:
+    """Save a tiny random causal LM with a byte-level BPE tokenizer, as save_pretrained writes it."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXT * 4, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    sizes: dict[str, dict[str, int]] = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": window},
+        "llama": {"num_key_value_heads": 1},
+        "gpt_neox": {},
+    }
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if architecture != "gpt2":
+        common["max_position_embeddings"] = window
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **({} if architecture == "gpt2" else common),
+        **sizes[architecture],
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # far from uniform, so that greedy answers are long and no two logits nearly tie
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of every supported style."""
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama-style checkpoint."""
+    return make_checkpoint(tmp_path_factory.mktemp("llama_only"), "llama")

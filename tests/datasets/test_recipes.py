@@ -1,0 +1,80 @@
+"""The datasets that come with the project: their recipes, their frozen streams, and the folder itself."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import recipe, streams
+from bench.data import load_split
+
+ROOT = recipe.ROOT.parent
+
+
+def test_the_folder_is_not_a_package_and_does_not_hide_the_library() -> None:
+    assert not list(recipe.ROOT.rglob("__init__.py"))
+    spec = importlib.machinery.PathFinder.find_spec("datasets", [str(ROOT), *sys.path])
+    assert spec is not None
+    assert spec.origin is not None, "a namespace folder won over the library"
+    assert recipe.ROOT not in Path(spec.origin).parents
+
+
+@pytest.mark.parametrize("name", recipe.known())
+def test_every_dataset_has_a_card_beside_its_recipe(name: str) -> None:
+    assert (recipe.ROOT / name / "README.md").is_file()
+
+
+def test_the_squad_ranges_are_those_of_the_camels_code() -> None:
+    declared = recipe.find("squad").declared
+    ranges = {split: recipe.rows_of(place)[1] for split, place in declared.items() if split != "test"}
+    assert {split: rows.stop - rows.start for split, rows in ranges.items()} == {
+        "qa_train": 40_006,
+        "qa_validation": 2_112,
+        "train": 39_893,
+        "validation": 5_588,
+    }
+    assert declared["test"] == "validation"
+
+
+def test_every_key_of_a_recipe_is_in_the_readme() -> None:
+    page = (recipe.ROOT / "README.md").read_text(encoding="utf-8")
+    models = {"": recipe.Recipe, "source.": recipe.Source, "stream.": recipe.StreamPolicy, "anchor.": recipe.Anchor}
+    keys = {prefix + key for prefix, model in models.items() for key in model.model_fields} - {"stream", "anchor"}
+    keys |= set(recipe.Hub.model_fields)
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
+    page = (recipe.ROOT / "README.md").read_text(encoding="utf-8")
+    declared, lines = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "json"))  # type: ignore[index]
+    folder = tmp_path / "my_news"
+    folder.mkdir()
+    (folder / "dataset.yaml").write_text(declared, encoding="utf-8")
+    (folder / "notices.jsonl").write_text(lines, encoding="utf-8")
+    found = recipe.find(str(folder))
+    size = found.stream.sizes["test"]
+    stream = streams.load(found, "test", size.documents, size.count - 1)
+    assert [item.document.timestamp for item in stream.entries] == ["2031-03-09", "2031-05-02"]
+    assert [item.document.text[start:end] for item in stream.entries for start, end in item.facts] == [
+        "Pier 1",
+        "Pier 4",
+    ]
+    assert streams.superseded(gold for item in stream.entries for gold in item.questions) == {"f1"}
+
+
+def test_newsworld_is_whole_and_its_streams_are_as_frozen() -> None:
+    found = recipe.find("newsworld")
+    groups = [{entry.group for entry in load_split(found, split)} for split in recipe.SPLITS]
+    assert sum(len(names) for names in groups) == len(set().union(*groups)), "the splits share an entity"
+    frozen = {f"{split}-{size.documents}": size.count for split, size in found.stream.sizes.items()}
+    report = [line.partition(":")[0] for line in streams.verify(found)]
+    assert set(report) == {f"{name}-{index}" for name, count in frozen.items() for index in range(count)}
+    for split, size in found.stream.sizes.items():
+        entries = load_split(found, split)
+        for index in range(size.count):
+            stream = streams.load(found, split, size.documents, index)
+            assert len(streams.placebo(entries, stream)) == size.documents

@@ -1,0 +1,176 @@
+"""Synthetic records: small boards whose every number is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.metrics import VERSIONS
+from bench.records import (
+    AnswerEvent,
+    BoardRecord,
+    CellSpec,
+    Costs,
+    DocumentEvent,
+    Failure,
+    RunRecord,
+    Summary,
+    Tally,
+    mean,
+    write_json,
+    write_run,
+)
+
+
+def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:
+    values = {
+        "protocol": "1.0",
+        "dataset": "world",
+        "stream": stream,
+        "stream_hash": f"hash of {stream} {arm}",
+        "anchor_hash": "",
+        "model": "tiny",
+        "model_hash": "m",
+        "dtype": "float32",
+        "device": "cpu",
+        "method": method,
+        "config": {},
+        "seed": 0,
+        "arm": arm,
+        "probes": (1.0,),
+        "scoring": True,
+        "segment_tokens": None,
+        "decoding": {},
+        "metrics": VERSIONS,
+        "harness_code": "h",
+        "method_code": method,
+    }
+    return CellSpec(**{**values, **changes})
+
+
+def costs(seconds: float = 2.0) -> Costs:
+    return Costs(
+        offline=Tally(seconds=5.0, flops=50.0, peak_bytes=10),
+        score=Tally(seconds=1.0, flops=10.0, peak_bytes=20),
+        observe=Tally(seconds=seconds, flops=4e9, peak_bytes=3000),
+        answer=Tally(seconds=3.0, flops=30.0, peak_bytes=40),
+        state_bytes=2048,
+    )
+
+
+def record(
+    runs: Path,
+    spec: CellSpec,
+    f1: Sequence[Sequence[float]] = (),
+    nll: Sequence[float] = (),
+    comparability: str = "key",
+    **changes: Any,
+) -> str:
+    """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each."""
+    answers = [
+        AnswerEvent(
+            probe=1.0,
+            set="stream",
+            question_id=f"{i}.{j}",
+            document_id=f"{spec.stream} {i}",
+            position=i,
+            prediction="x",
+            answers=("y",),
+            em=float(value == 1),
+            f1=value,
+            em_prefix=value,
+            f1_shortest=value,
+            nll=1 - value,
+        )
+        for i, values in enumerate(f1)
+        for j, value in enumerate(values)
+    ]
+    documents = [
+        DocumentEvent(
+            position=i,
+            segment=0,
+            document_id=f"{spec.stream} {spec.arm} {i}",
+            tokens=10,
+            bytes=40,
+            windows=1,
+            nll=10 * value,
+            observe_seconds=0.1,
+        )
+        for i, value in enumerate(nll)
+    ]
+    summary = Summary(
+        documents=max(len(f1), len(nll)),
+        questions=len(answers),
+        em=mean([a.em for a in answers]),
+        f1=mean([a.f1 for a in answers]),
+        em_prefix=mean([a.em_prefix for a in answers]),
+        f1_shortest=mean([a.f1_shortest for a in answers]),
+        answer_nll=mean([a.nll for a in answers]),
+        token_nll=mean(nll),
+        bits_per_byte=None,
+        anchor_f1_before=changes.pop("anchor_before", None),
+        anchor_f1=changes.pop("anchor_after", None),
+        anchor_nll_before=None,
+        anchor_nll=None,
+    )
+    values: dict[str, Any] = {
+        "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{abs(hash(str(spec.config))) % 10**6}",
+        "cell_key": "c",
+        "comparability_key": comparability,
+        "status": "complete",
+        "control": spec.method == "gold_in_prompt",
+        "spec": spec,
+        "summary": summary,
+        "costs": costs(),
+        "failure": None,
+        "provenance": {},
+        **changes,
+    }
+    if values["status"] != "complete":
+        kind = "diverged" if values["status"] == "diverged" else "out_of_memory"
+        values |= {"summary": None, "costs": None}
+        values["failure"] = Failure(kind=kind, message="NaN", traceback="", position=3)
+    run = RunRecord(**values)
+    write_run(runs, run, documents, answers)
+    return run.id
+
+
+def board(runs: Path, ids: Sequence[str], experiment: str = "demo", remarks: Sequence[str] = ()) -> None:
+    value = BoardRecord(experiment=experiment, runs=list(ids), remarks=list(remarks))
+    write_json(runs / "boards" / f"{experiment}.json", value.model_dump(mode="json"))
+
+
+LEVELS: Mapping[str, float] = {
+    "closed_book": 0.05,
+    "uniform": 0.12,
+    "salient_spans": 0.15,
+    "camels": 0.2,
+    "memory_of_amortized_contexts": 0.3,
+    "dynamic_evaluation": 0.11,
+    "gold_in_prompt": 0.9,
+}
+
+
+def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int = 3) -> None:
+    """A board as an experiment leaves it: levels of a few points apart, noise, a placebo arm, anchors."""
+    chance = random.Random(0)
+    ids = []
+    arms = [(method, "stream", level) for method, level in LEVELS.items()]
+    arms += [(method, "placebo", 0.05) for method in ("uniform", "camels")]
+    for k in range(streams):
+        name = f"test-{documents}-{k}"
+        base = [5 + chance.gauss(0, 0.5) for _ in range(documents)]
+        for method, arm, level in arms:
+            learns = 0.4 * level if method not in ("closed_book", "gold_in_prompt") else 0.0
+            f1 = [
+                [float(chance.random() < level * (0.7 + 0.6 * i / documents)) for _ in range(questions)]
+                for i in range(documents)
+            ]
+            nll = [
+                value - learns * i / documents + chance.gauss(0, 0.03) * bool(learns) for i, value in enumerate(base)
+            ]
+            changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns}
+            ids.append(record(runs, spec(method, name, arm), f1 if questions else (), nll, **changes))
+    board(runs, ids)

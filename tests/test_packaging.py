@@ -1,0 +1,137 @@
+"""Setting up works, and says in a sentence why where it cannot."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import bench
+from bench import doctor
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def test_the_lock_pins_exact_versions_that_any_machine_can_install() -> None:
+    assert [line for line in LOCK if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line)] == []
+    assert "torch==2.13.0" in LOCK
+
+
+def test_the_lock_holds_all_that_is_needed_to_run_and_test() -> None:
+    locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK}
+    needed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
+    for requirement in map(Requirement, needed):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version is not None and requirement.specifier.contains(version), str(requirement)
+
+
+def test_the_datasets_folder_is_not_a_package() -> None:
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == ["bench", "methods", "reports"]
+
+
+def test_the_doctor_knows_every_extra() -> None:
+    extras = {name: listed for name, listed in PROJECT["project"]["optional-dependencies"].items() if name != "test"}
+    assert {Requirement(item).name for listed in extras.values() for item in listed} == set(doctor.OPTIONAL)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == bench.__version__
+    assert citation["license"] == PROJECT["project"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What make needs of a checkout."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", ".ci/run"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """A checkout that is set up with tools that only print what they are called with."""
+    for tool in ("python", "ruff", "mypy"):
+        script(checkout / ".venv/bin" / tool, f'echo {tool} "$@"')
+    (checkout / ".venv/.ready").touch()
+    return checkout
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("python", "complaint"),
+    [
+        ("exit 1", "3.11 or later is needed"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "cannot make virtual environments"),
+        (None, "There is no"),
+    ],
+)
+def test_make_says_what_is_wrong_with_python(checkout: Path, python: str | None, complaint: str) -> None:
+    path = checkout / "python" if python is None else script(checkout / "python", python)
+    done = make(checkout, "bench", f"PYTHON={path}")
+    assert done.returncode != 0 and complaint in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+@needs_make
+def test_a_failed_installation_is_not_taken_for_a_finished_one(checkout: Path) -> None:
+    python = script(
+        checkout / "python",
+        'test "$2" = venv && mkdir -p .venv/bin && printf "#!/bin/sh\\nexit 1\\n" > .venv/bin/python && '
+        "chmod +x .venv/bin/python; exit 0",
+    )
+    for _ in range(2):
+        done = make(checkout, "test", f"PYTHON={python}")
+        assert done.returncode != 0 and "Setting up" in done.stdout
+        assert not (checkout / ".venv/.ready").exists()
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("target", "called"),
+    [("bench", "python run_bench.py"), ("test", "python -m pytest"), ("perf", "python -m pytest -m perf")],
+)
+def test_a_checkout_that_is_ready_is_not_set_up_again(ready: Path, target: str, called: str) -> None:
+    assert make(ready, target).stdout.splitlines() == [called]
+
+
+@needs_make
+def test_a_changed_lock_is_installed(ready: Path) -> None:
+    future = (ready / ".venv/.ready").stat().st_mtime + 10
+    os.utime(ready / "requirements.lock", (future, future))
+    assert "Setting up" in make(ready, "test", f"PYTHON={script(ready / 'python', '')}").stdout
+
+
+@needs_make
+@pytest.mark.parametrize("code", [0, 1, 5])
+def test_ci_ends_with_the_tests_and_fails_with_them(ready: Path, code: int) -> None:
+    script(ready / ".venv/bin/python", f"echo summary; exit {code}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run([ready / ".ci/run"], env=environment, capture_output=True, text=True, cwd=ready.parent)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    assert done.stdout.splitlines()[-1] == "summary"

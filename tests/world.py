@@ -1,0 +1,129 @@
+"""A data set of a few documents, a method for each way to fail, and an executor that runs in this process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.executor import Outcome, Task, TaskError
+from bench.experiment import Experiment
+
+SPLITS = {"qa_train": 4, "train": 4, "validation": 8, "test": 16}
+
+PLUGIN = '''
+import math
+
+import torch
+
+from bench import Document, GradientMethod, Method
+
+
+class Raises(Method):
+    """Fails on the third document."""
+
+    name = "raises"
+    paper = "none"
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.register("seen", torch.zeros(()))
+
+    def observe(self, document: Document) -> None:
+        self.seen += 1
+        if self.seen == 3:
+            raise ValueError("cannot read this")
+
+
+class Explodes(GradientMethod):
+    """Its learning rate is far too high."""
+
+    name = "explodes"
+    paper = "none"
+    grid = {}
+
+    class Config(GradientMethod.Config):
+        optimizer: str = "sgd"
+        learning_rate: float = 1e30
+
+
+class Trained(Method):
+    """Counts the episodes that it may learn from."""
+
+    name = "trained"
+    paper = "none"
+    episodes = 0
+
+    def fit(self, episodes) -> None:
+        self.episodes = len(episodes)
+
+    def notes(self):
+        return {"episodes": self.episodes}
+
+    def observe(self, document: Document) -> None:
+        pass
+'''
+
+
+def make_dataset(folder: Path) -> Path:
+    """Write a data set in the ``documents`` format: each document is about one keeper and one town."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for split, count in SPLITS.items():
+        with (folder / f"{split}.jsonl").open("w") as file:
+            for i in range(count):
+                number += 1
+                row = {
+                    "title": f"Report {number}",
+                    "timestamp": f"2031-01-{i + 1:02}",
+                    "text": f"The lighthouse of keeper {number} opened in {1900 + number}. " + "The ferry left. " * (i % 3),
+                    "group": f"keeper {number}",
+                    "questions": [
+                        {
+                            "id": f"{split}-{i}",
+                            "question": f"In what year did the lighthouse of keeper {number} open?",
+                            "answers": [str(1900 + number)],
+                        }
+                    ],
+                }
+                file.write(json.dumps(row) + "\n")
+    (folder / "dataset.yaml").write_text(
+        "name: keepers\ntitle: Keepers\ndescription: Lighthouses.\nlanguage: en\nlicence: CC0-1.0\ncitation: none\n"
+        "format: documents\nsource: {files: {"
+        + ", ".join(f"{split}: {split}.jsonl" for split in SPLITS)
+        + "}}\nstream: {group: true, order: timestamp}\nanchor: {split: qa_train}\n"
+    )
+    return folder
+
+
+def make_experiment(dataset: Path, model: Path, methods: Sequence[object], **changes: object) -> Experiment:
+    """Two test streams of five documents, tuning on one validation stream of four."""
+    values = {
+        "name": "keepers",
+        "dataset": str(dataset),
+        "model": str(model),
+        "streams": {"split": "test", "documents": 5, "count": 2},
+        "tuning": {"split": "validation", "documents": 4, "count": 1, "metric": "token_nll"},
+        "anchor": {"questions": 3, "documents": 2},
+        "methods": list(methods),
+        **changes,
+    }
+    return Experiment.model_validate(values)
+
+
+class Inline:
+    """Runs the tasks here, in order, and remembers which."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            self.keys.append(task.key)
+            module, name = task.function.split(":")
+            try:
+                yield Outcome(task.key, value=getattr(importlib.import_module(module), name)(**task.payload))
+            except Exception as error:
+                yield Outcome(task.key, error=TaskError("raised", str(error), traceback.format_exc()))
