@@ -1,5 +1,5 @@
 # make bench   regenerate the default leaderboard
-# make test    the tests; make lint: style and types; make perf: time budgets
+# make test    the tests; make lint: style and types; make perf: throughput against bare loops
 # Each sets up what it needs in .venv first, from requirements.lock. PYTHON=... chooses another interpreter (3.11 or later).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,7 +20,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 perf: $(READY)
-	@$(BIN)/python -m pytest -m perf
+	@$(BIN)/python tests/perf.py
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or later, or say where it is: make PYTHON=..." >&2; exit 1; }

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,13 +25,14 @@ app.add_typer(new_app, name="new")
 app.add_typer(streams_app, name="streams")
 console = Console()
 complaints = Console(stderr=True, soft_wrap=True)
+INTERRUPTED = 130  # the exit code that typer gives an interrupt
 
-Plugins = Annotated[Optional[list[Path]], typer.Option("--plugin", help="a file with methods of your own (repeatable)")]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="a file with methods of your own (repeatable)")]
 Runs = Annotated[Path, typer.Option(help="folder of the records")]
 Out = Annotated[Path, typer.Option(help="folder for tables and plots")]
-Jobs = Annotated[Optional[int], typer.Option(min=1, help="worker processes (default: one per core)")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
 DataFiles = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--data-files", help="SPLIT=FILE[,FILE...]: local files in place of the data set's own (repeatable)"),
 ]
 
@@ -54,16 +55,16 @@ def default(
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")],
-    methods: Annotated[Optional[str], typer.Option(help="only these methods, separated by commas")] = None,
-    model: Annotated[Optional[str], typer.Option(help="nano, a local folder, or a hub id")] = None,
-    dataset: Annotated[Optional[str], typer.Option(help="another data set")] = None,
+    methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
+    model: Annotated[str | None, typer.Option(help="nano, a local folder, or a hub id")] = None,
+    dataset: Annotated[str | None, typer.Option(help="another data set")] = None,
     data_files: DataFiles = None,
-    streams: Annotated[Optional[int], typer.Option(min=1, help="number of test streams")] = None,
-    documents: Annotated[Optional[int], typer.Option(min=1, help="documents in each test stream")] = None,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="method.key=value, then not tuned")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="seed of the methods")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda or mps")] = None,
-    dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16 or float16")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
+    documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value, then not tuned")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the methods")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     jobs: Jobs = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
@@ -96,8 +97,8 @@ def _run(chosen: Experiment, runs: Path, out: Path, jobs: int | None, plugins: l
 
     with console.status("reading the data and the model's identity") if console.is_terminal else _quiet():
         runner = Runner(chosen, runs, plugins)
-    with _progress() as progress:
-        result = runner.run(LocalPool(jobs), progress)
+    with LocalPool(jobs) as pool, _progress() as progress:
+        result = runner.run(pool, progress)
     _report(runs, out, chosen.name)
     if result.failed:
         raise RunError(f"{result.failed} cell(s) failed; the reason is in run.json of each, under {runs}.")
@@ -105,7 +106,7 @@ def _run(chosen: Experiment, runs: Path, out: Path, jobs: int | None, plugins: l
 
 @app.command("list")
 def list_(
-    what: Annotated[Optional[str], typer.Argument(help="methods, datasets or experiments (default: all)")] = None,
+    what: Annotated[str | None, typer.Argument(help="methods, datasets or experiments (default: all)")] = None,
     plugin: Plugins = None,
 ) -> None:
     """List methods, data sets and experiments."""
@@ -140,7 +141,7 @@ def describe(
 
 @app.command()
 def report(
-    experiment: Annotated[Optional[str], typer.Argument(help="whose board (default: the one run last)")] = None,
+    experiment: Annotated[str | None, typer.Argument(help="whose board (default: the one run last)")] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("out"),
     check: Annotated[bool, typer.Option("--check", help="change nothing; fail if out/ is not up to date")] = False,
@@ -200,7 +201,7 @@ def new_method(
 @app.command()
 def train(
     target: Annotated[str, typer.Argument(help="nano: rebuild the embedded model")],
-    out: Annotated[Optional[Path], typer.Option(help="model folder to write (default: the committed one)")] = None,
+    out: Annotated[Path | None, typer.Option(help="model folder to write (default: the committed one)")] = None,
     work: Annotated[Path, typer.Option(help="folder of the checkpoints; the same command resumes from it")] = Path(
         "runs/train"
     ),
@@ -282,18 +283,17 @@ def _progress() -> Iterator[Progress]:
 def main() -> None:
     """Run the command line; exit 2 for a wrong request, 1 for a failed run, 130 for an interrupt."""
     try:
-        app(standalone_mode=False)
+        app()
     except (BenchError, RunError) as error:
         _complain(error)
         sys.exit(2 if isinstance(error, BenchError) else 1)
-    except (KeyboardInterrupt, typer.Abort):
-        complaints.print("Interrupted. What was finished is kept; the same command goes on from there.")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except OSError as error:
         _complain(error)
         sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            complaints.print("Interrupted. What was finished is kept; the same command goes on from there.")
+        raise
 
 
 def _complain(error: Exception) -> None:

@@ -82,7 +82,8 @@ class BaseModel:
                 f"{path} holds {', '.join(architectures)}, which has no causal language-model head. "
                 f"Give a checkpoint whose architecture ends in ForCausalLM."
             )
-        model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
+        model, loading = loaded
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])[0]
             raise BenchError(f"{path} lacks weights of the model ({missing}); give a complete causal LM checkpoint.")

@@ -1,4 +1,4 @@
-"""A cell: one (dataset, stream, base model, method, config, seed, arm), and running it as a pure function of its spec."""
+"""A cell: one (dataset, stream, base model, method, config, seed, arm), and running it as a function of its spec."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError, Diverged, nearest
 from bench.harness import Loop
-from bench.method import Method
-from bench.records import CellSpec, Failure, RunRecord, read_run, write_run
+from bench.method import Method, MethodConfig
+from bench.record_files import read_run, write_run
+from bench.records import CellSpec, Failure, RunRecord
 from bench.stream import Document, Entry, Episode, Stream, stream_hash
 
 INCOMPARABLE = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
@@ -76,7 +77,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def validate_config(method: type[Method], given: Mapping[str, Any]) -> pydantic.BaseModel:
+def validate_config(method: type[Method], given: Mapping[str, Any]) -> MethodConfig:
     """The method's config with ``given`` keys set.
 
     Raises:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from bench.base_model import DTYPES, BaseModel
-from bench.decoding import Decoding
 from bench.errors import BenchError
 from bench.harness import Loop
 from bench.method import Method
@@ -40,19 +39,19 @@ class Skip(Exception):
 
 def entries(count: int = LENGTH) -> tuple[Entry, ...]:
     """A stream whose documents no call has made before: what a method kept from another one is of no use on it."""
-    made = []
-    for _ in range(count):
-        k = next(_rounds)
-        ship, port, year = _SHIPS[k % len(_SHIPS)], _PORTS[k % len(_PORTS)], 1700 + k * 37 % 300
-        text = f"Ferry {k}, the {ship}, sails from {port}. It was launched in {year} and carries {100 + k} passengers."
-        document = Document(document_id(text), text, ship, f"{year}-01-01")
-        asked = {"port": f"Where does ferry {k} sail from?", "year": f"In what year was the {ship} launched?"}
-        golds = tuple(
-            GoldQuestion(Question(f"{document.id}-{key}", asked[key]), (answer, f"the answer is {answer}"))
-            for key, answer in (("port", port), ("year", str(year)))
-        )
-        made.append(Entry(document, golds, group=ship))
-    return tuple(made)
+    return tuple(_entry(next(_rounds)) for _ in range(count))
+
+
+def _entry(k: int) -> Entry:
+    ship, port, year = _SHIPS[k % len(_SHIPS)], _PORTS[k % len(_PORTS)], 1700 + k * 37 % 300
+    text = f"Ferry {k}, the {ship}, sails from {port}. It was launched in {year} and carries {100 + k} passengers."
+    document = Document(document_id(text), text, ship, f"{year}-01-01")
+    questions = (("port", f"Where does ferry {k} sail from?", port), ("year", "When was it launched?", str(year)))
+    golds = (
+        GoldQuestion(Question(f"{document.id}-{key}", asked), (answer, f"the answer is {answer}"))
+        for key, asked, answer in questions
+    )
+    return Entry(document, tuple(golds), group=ship)
 
 
 def documents(given: Sequence[Entry]) -> tuple[Document, ...]:
@@ -65,7 +64,9 @@ def _template() -> tuple[Any, Any]:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = [text for entry in entries(24) for text in (entry.document.text, entry.questions[0].question.text)]
+    words = [
+        text for entry in map(_entry, range(24)) for text in (entry.document.text, entry.questions[0].question.text)
+    ]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(words, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
     end = "<|endoftext|>"
@@ -183,8 +184,9 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
 
 
 def loop(method: Method, given: Sequence[Entry], kind: type[WatchedLoop] = WatchedLoop, **options: Any) -> WatchedLoop:
-    """A loop of the method over the entries, not yet run."""
-    return kind(method, given, documents(given), decoding=Decoding(), seed=SEED, **{"probes": PROBES, **options})
+    """A loop of the method over the entries, not yet run; what it does to them stays with the loop."""
+    given = copy.deepcopy(given)
+    return kind(method, given, documents(given), seed=SEED, **{"probes": PROBES, **options})
 
 
 def run(method: Method, given: Sequence[Entry], kind: type[WatchedLoop] = WatchedLoop, **options: Any) -> WatchedLoop:

@@ -19,7 +19,7 @@ class Diverged(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" Did you mean ...?" with the nearest known names, else a list of all of them; for the end of an error message."""
+    """The end of an error message: " Did you mean ...?" with the nearest known names, else a list of all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

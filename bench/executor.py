@@ -71,13 +71,25 @@ class LocalPool:
     """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused from task to task.
 
     By default there is a worker per usable core, and the cores are shared out among the workers. A worker that dies is
-    replaced and only its task is lost. An interrupt (or closing the iterator) ends all workers; so does the death of
-    this process.
+    replaced and only its task is lost. Idle workers wait for the next :meth:`run` until :meth:`close`, or the end of
+    the pool's ``with``. An interrupt (or closing the iterator) ends all workers; so does the death of this process.
     """
 
     def __init__(self, jobs: int | None = None, threads: int | None = None) -> None:
         self.jobs = max(1, jobs or usable_cores())
         self.threads = max(1, threads or usable_cores() // self.jobs)
+        self._idle: list[_Worker] = []
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers that wait."""
+        while self._idle:
+            self._idle.pop().stop()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Run all tasks; see :meth:`Executor.run`. The workers start with the first outcome asked for."""
@@ -86,7 +98,9 @@ class LocalPool:
         try:
             while waiting or workers:
                 while waiting and len(workers) < self.jobs:
-                    workers.append(_Worker(self.threads, waiting.pop()))
+                    worker = self._worker()
+                    worker.give(waiting.pop())
+                    workers.append(worker)
                 ready = connection.wait([worker.pipe for worker in workers], CHECK_SECONDS)
                 for worker in list(workers):
                     if worker.pipe not in ready and worker.process.is_alive():
@@ -96,7 +110,10 @@ class LocalPool:
                         worker.give(waiting.pop())
                     else:
                         workers.remove(worker)
-                        worker.stop()
+                        if worker.alive:
+                            self._idle.append(worker)
+                        else:
+                            worker.stop()
                     yield outcome
         finally:
             for worker in workers:
@@ -104,11 +121,21 @@ class LocalPool:
             for worker in workers:
                 worker.stop()
 
+    def _worker(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.process.is_alive():
+                return worker
+            worker.stop()
+        return _Worker(self.threads)
+
 
 class _Worker:
-    """This process's end of one worker, which always has exactly one task."""
+    """This process's end of one worker, which has at most one task at a time."""
 
-    def __init__(self, threads: int, task: Task) -> None:
+    task: Task
+
+    def __init__(self, threads: int) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, threads), daemon=True)
@@ -116,7 +143,6 @@ class _Worker:
             self.process.start()
         theirs.close()
         self.alive = True
-        self.give(task)
 
     def give(self, task: Task) -> None:
         self.task = task

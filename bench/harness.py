@@ -44,7 +44,7 @@ class Loop:
     probes: Sequence[float] = (1.0,)
     scoring: bool = True
     segment_tokens: int | None = None
-    decoding: Decoding = Decoding()
+    decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
     document_events: list[DocumentEvent] = field(default_factory=list)
     answer_events: list[AnswerEvent] = field(default_factory=list)
@@ -153,8 +153,10 @@ class Loop:
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         with torch.no_grad():
-            sums = [(-self.lm.log_probs(b.token_ids, b.context_ids).double().sum().item(), len(b)) for b in
-                    map(self.lm.tokens, documents)]
+            sums = [
+                (-self.lm.log_probs(b.token_ids, b.context_ids).double().sum().item(), len(b))
+                for b in map(self.lm.tokens, documents)
+            ]
         tokens = sum(count for _, count in sums)
         return sum(total for total, _ in sums) / tokens if tokens else None
 

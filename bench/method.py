@@ -73,7 +73,7 @@ class Method(ABC):
         self._registered: dict[str, Tensor] = {}
 
     def register(self, name: str, tensor: Tensor) -> None:
-        """Make ``tensor`` the attribute ``name`` and part of the saved state; :meth:`reset` returns it to this value."""
+        """Make ``tensor`` the attribute ``name`` and part of the saved state; :meth:`reset` returns to this value."""
         self._registered[name] = tensor.detach().clone()
         setattr(self, name, tensor)
 
@@ -99,7 +99,7 @@ class Method(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the method has learned since :meth:`reset`: by default the model's weights and registered tensors."""
+        """All that was learned since :meth:`reset`: by default the model's weights and the registered tensors."""
         state = {f"model.{name}": value.detach().clone() for name, value in self.lm.named_tensors()}
         state.update({f"method.{name}": getattr(self, name).detach().clone() for name in self._registered})
         return state

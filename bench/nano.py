@@ -11,14 +11,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +50,8 @@ class Recipe(pydantic.BaseModel):
     heads: int = pydantic.Field(gt=0)
     feed_forward: int = pydantic.Field(gt=0)
     window: int = pydantic.Field(ge=512)
+    sampled_names: int = pydantic.Field(gt=0)
+    """Names in each step's softmax beside the words of the world and the names of the batch."""
     merges: int = pydantic.Field(ge=0)
     """Byte-pair merges for words that are not of the world; every word of the world is one token."""
     embedding_std: float = pydantic.Field(gt=0)
@@ -188,6 +187,18 @@ class Batch:
     questions: Texts
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The part of the vocabulary over which a step takes its softmax: all words, the batch's names, a sample of others."""
+
+    tokens: Tensor
+    """(columns,) Tokens."""
+    offset: Tensor
+    """(columns,) Added to the logits, so that the sampled names stand for all names not in the batch."""
+    place: Tensor
+    """(vocabulary,) Column of each token; -1 where it has none."""
+
+
 class Writer:
     """Writes the batches of a training run."""
 
@@ -199,6 +210,8 @@ class Writer:
         for report in world.reports("qa_train", names["qa_train"]):
             self.known.setdefault(report.who, {}).update(report.facts)
         self.order = list(self.known)
+        every = [f"Ġ{name}" for split in names.values() for name in split]
+        self.names = torch.tensor(tokenizer.convert_tokens_to_ids(every))
 
     def batch(self, step: int, kind: str) -> Batch:
         """The batch of that step, of ``known`` or of ``new`` entities; depends on the recipe's seed and the step only."""
@@ -224,6 +237,23 @@ class Writer:
             rows.append(self.tokenizer.convert_tokens_to_ids(f"Ġ{who.name}"))
         names = torch.tensor(rows)
         return Batch(names, self.texts(documents, names), self.texts(questions, names))
+
+    def columns(self, step: int, *batches: Batch) -> Columns:
+        """The vocabulary of a step (see :class:`Columns`)."""
+        chance = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        size = len(self.tokenizer)
+        word, name = torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+        name[self.names], word[self.names] = True, False
+        for batch in batches:
+            word[batch.rows], name[batch.rows] = True, False
+        words, others = word.nonzero()[:, 0], name.nonzero()[:, 0]
+        sample = others[torch.randperm(len(others), generator=chance)[: self.recipe.sampled_names]]
+        tokens = torch.cat([words, sample])
+        offset = torch.zeros(len(tokens))
+        offset[len(words) :] = math.log(len(others) / len(sample))
+        place = torch.full((size,), -1)
+        place[tokens] = torch.arange(len(tokens))
+        return Columns(tokens, offset, place)
 
     def position(self, step: int, index: int) -> int:
         """Known entities come in a new random order in every epoch."""
@@ -253,7 +283,9 @@ class Writer:
         return Texts(ids, owner, name, masks)
 
 
-def token_losses(model: LlamaForCausalLM, texts: Texts, rows: Tensor | None, keys: Sequence[str]) -> dict[str, Tensor]:
+def token_losses(
+    model: LlamaForCausalLM, texts: Texts, columns: Columns, rows: Tensor | None, keys: Sequence[str]
+) -> dict[str, Tensor]:
     """Mean NLL (nats) of the tokens in each mask; ``rows`` (entities, width) stand in for the names' embeddings."""
     embedded = model.model.embed_tokens(texts.ids)
     if rows is not None:
@@ -261,25 +293,28 @@ def token_losses(model: LlamaForCausalLM, texts: Texts, rows: Tensor | None, key
     hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
     masks = {key: texts.masks[key][:, 1:] for key in keys}
     scored = torch.stack(list(masks.values())).any(0)
-    nll = F.cross_entropy(model.lm_head(hidden[scored]).float(), texts.ids[:, 1:][scored], reduction="none")
+    logits = F.linear(hidden[scored], model.lm_head.weight[columns.tokens]).float() + columns.offset
+    nll = F.cross_entropy(logits, columns.place[texts.ids[:, 1:][scored]], reduction="none")
     return {key: nll[mask[scored]].mean() for key, mask in masks.items()}
 
 
-def losses(model: LlamaForCausalLM, recipe: Recipe, known: Batch, new: Batch, step: int) -> dict[str, Tensor]:
+def losses(
+    model: LlamaForCausalLM, recipe: Recipe, known: Batch, new: Batch, columns: Columns, step: int
+) -> dict[str, Tensor]:
     """The parts of the training loss.
 
     ``known_text``, ``new_text``: documents without names; ``known_fact``: values in documents of known entities;
     ``recall``: closed-book answers on known entities; ``read``: answers after a document of a new entity;
     ``update``: closed-book answers on new entities after the rehearsed update of the name's vector.
     """
-    document = token_losses(model, known.documents, None, ["document", "fact"])
-    parts = {"known_text": document["document"], "known_fact": document["fact"]}
-    parts["recall"] = token_losses(model, known.questions, None, ["answer"])["answer"]
+    document = token_losses(model, known.documents, columns, None, ["all", "fact"])
+    parts = {"known_text": document["all"], "known_fact": document["fact"]}
+    parts["recall"] = token_losses(model, known.questions, columns, None, ["answer"])["answer"]
     chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rows = torch.randn(len(new.rows), recipe.width, generator=chance) * recipe.embedding_std
     rows.requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
-        document = token_losses(model, new.documents, rows, ["document", "all", "answer"])
+        document = token_losses(model, new.documents, columns, rows, ["document", "all", "answer"])
         parts |= {"new_text": document["document"], "read": document["answer"]}
         if step >= recipe.rehearsal_from:
             low, high = recipe.rehearsal_rate
@@ -288,5 +323,6 @@ def losses(model: LlamaForCausalLM, recipe: Recipe, known: Batch, new: Batch, st
             (slope,) = torch.autograd.grad(
                 document["all"] * len(rows), rows, create_graph=recipe.second_order, retain_graph=True
             )
-            parts["update"] = token_losses(model, new.questions, rows - rate * slope, ["answer"])["answer"]
+            parts["slope"], parts["written"] = slope.detach().square().mean().sqrt(), (rate*slope).detach().square().mean().sqrt()
+            parts["update"] = token_losses(model, new.questions, columns, rows - rate * slope, ["answer"])["answer"]
     return parts

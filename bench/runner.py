@@ -17,8 +17,8 @@ from bench.data import MissingSplit
 from bench.errors import BenchError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
-from bench.method import Method
-from bench.records import BoardRecord, CellSpec, TuningRecord, mean, read_run, write_json, write_run
+from bench.record_files import read_run, write_json, write_run
+from bench.records import BoardRecord, CellSpec, TuningRecord, mean
 
 Arm = Literal["stream", "placebo"]
 Progress = Callable[[str, int, int], None]

@@ -221,7 +221,10 @@ def _merged(items: Iterable[Item]) -> dict[tuple[str, str], Item]:
     groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
         groups[item.stream, item.unit].append(item)
-    return {key: group[0]._replace(value=float(np.mean([i.value for i in group]))) for key, group in groups.items()}
+    return {
+        key: group[0] if len(group) == 1 else group[0]._replace(value=float(np.mean([item.value for item in group])))
+        for key, group in groups.items()
+    }
 
 
 def _differences(a: Iterable[Item], b: Iterable[Item]) -> list[Item]:

@@ -17,7 +17,7 @@ import pydantic
 from bench.data import NO_FILES, DataFiles, MissingSplit, load_split
 from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
-from bench.records import write_json
+from bench.record_files import write_json
 from bench.seeds import seed_for
 from bench.stream import Document, Entry, GoldQuestion, Stream, stream_hash
 

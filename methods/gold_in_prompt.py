@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from bench import Conditioning, Document, EvidencedQuestion, Method
+from bench import Conditioning, Document, EvidencedQuestion, Method, Question
 
 
 class GoldInPrompt(Method):
@@ -17,5 +17,5 @@ class GoldInPrompt(Method):
     def observe(self, document: Document) -> None:
         pass
 
-    def condition(self, questions: Sequence[EvidencedQuestion]) -> Conditioning:
-        return Conditioning(text=[question.evidence.text for question in questions])
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        return Conditioning(text=[q.evidence.text for q in questions if isinstance(q, EvidencedQuestion)])

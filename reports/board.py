@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.records import RunRecord, read_board, read_run, read_tuning
-from bench.statistics import Estimate, holm, paired_difference, ratio, stream_means
+from bench.record_files import read_board, read_run, read_tuning
+from bench.records import CellSpec, RunRecord
+from bench.statistics import Estimate, Kind, holm, paired_difference, ratio, stream_means
 from reports.rows import Group, Items, Row, make_row, read_items
 
 REFERENCE = "uniform"
@@ -42,6 +43,11 @@ class Board:
         """``f1`` (higher is better), or ``token_nll`` (lower is better) where no questions are asked."""
         return "f1" if any("f1" in row.scores for row in self.rows) else "token_nll"
 
+    @property
+    def error(self) -> Kind:
+        """The error to show: SE_stream, or SE_doc where a single stream leaves no SE_stream."""
+        return "SE_stream" if len(self.streams) > 1 else "SE_doc"
+
 
 def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], str, tuple[str, ...]]:
     """The records of an experiment (default: the one run last) grouped into rows, its name, and its remarks.
@@ -50,7 +56,7 @@ def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], str, t
         BenchError: there is no such board, a record is missing or unreadable, or they cannot stand on one board.
     """
     found = read_board(runs, experiment)
-    records = [read_run(runs / name) for name in found.runs]
+    records = [read_run(runs / name) for name in dict.fromkeys(found.runs)]
     if not records:
         raise BenchError(f"The experiment {found.experiment} has no runs. Give it at least one method.")
     _check_comparable(records)
@@ -109,15 +115,9 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
     first = records[0]
     for other in records:
         if other.comparability_key != first.comparability_key:
-            ours, theirs = first.spec.model_dump(), other.spec.model_dump()
-            ignored = ("method", "method_code", "config", "seed", "arm", "stream_hash")
-            differ = [
-                f"{key}: {ours[key]!r} and {theirs[key]!r}"
-                for key in ours
-                if ours[key] != theirs[key] and key not in ignored
-            ]
             raise BenchError(
-                f"{first.id} and {other.id} cannot stand on one board; they differ in {'; '.join(differ)}. "
+                f"{first.id} and {other.id} cannot stand on one board; they differ in "
+                f"{', '.join(_differences(first.spec, other.spec)) or 'what their keys were made of'}. "
                 f"Run the experiment again."
             )
     hashes: dict[tuple[str, str], RunRecord] = {}
@@ -128,6 +128,16 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
                 f"{same.id} and {record.id} saw different documents under the name {record.spec.stream}. "
                 f"Run the experiment again."
             )
+
+
+def _differences(a: CellSpec, b: CellSpec) -> list[str]:
+    free = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
+    ours, theirs = ({**spec.model_dump(exclude=free), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b))
+    return [
+        key if key.endswith(("_code", "_hash")) else f"{key} ({ours[key]} and {theirs[key]})"
+        for key in ours
+        if ours[key] != theirs[key]
+    ]
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
@@ -159,7 +169,7 @@ def _difference(row: Row, items: Items, entries: Entries, headline: str, referen
     """The paired difference to the reference. On a placebo arm other documents are scored, so only answers pair up."""
     other = _find(entries, reference)
     pairs_up = row.status == "complete" and (headline == "f1" or row.arm == "stream")
-    if other is None or other is items or not pairs_up:
+    if other is None or other is items or not pairs_up or headline not in items:
         return {}
     return {f"{headline}_vs_reference": tuple(paired_difference(items[headline], other[headline]))}
 
@@ -178,7 +188,11 @@ def _gain(row: Row, items: Items, entries: Entries) -> Scores:
 def _leaders(entries: Entries, headline: str) -> set[str]:
     """Labels of the best method and of those not significantly worse; controls and rows with gaps are out of it."""
     sign = -1 if headline == "f1" else 1
-    running = {row.label: (row, items) for row, items in entries if not row.control and row.status == "complete"}
+    running = {
+        row.label: (row, items)
+        for row, items in entries
+        if not row.control and row.status == "complete" and headline in items
+    }
     if not running:
         return set()
     best = min(running, key=lambda label: (sign * (running[label][0].value(headline) or 0), label))

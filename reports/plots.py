@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import RunRecord, read_documents
+from bench.record_files import read_documents
+from bench.records import RunRecord
 from bench.statistics import Estimate, stream_error
 from reports.board import CEILING, Board, load
 from reports.rows import FLOOR, Row, final_answers
@@ -116,7 +117,7 @@ def _figures(board: Board, runs: Path) -> dict[str, Figure]:
     curves = _curves(board, runs)
     draw = {
         "f1_by_method": lambda: _by_method(board),
-        "f1_by_position": lambda: _panels(board, curves["f1"], "answer F1"),
+        "f1_by_position": lambda: _panels(board, curves["f1"], "answer F1", bottom=0),
         "token_nll_by_position": lambda: _panels(board, curves["token_nll"], "token NLL (nats)"),
         "token_nll_gain_by_position": lambda: _panels(board, curves["gain"], f"token NLL (nats)\nminus {_name(FLOOR)}"),
     }
@@ -138,17 +139,16 @@ def _by_method(board: Board) -> Figure:
     from matplotlib.figure import Figure
 
     rows = [row for row in board.rows if "f1" in row.scores]
-    tops = {row.label: _top(row) for row in rows}
+    tops = {row.label: _top(board, row) for row in rows}
     others = max((tops[row.label] for row in rows if row.method != CEILING), default=0.0)
     far = {row.label for row in rows if row.method == CEILING and tops[row.label] > 2 * others > 0}
     limit = 1.08 * max((top for label, top in tops.items() if label not in far), default=1.0) or 1.0
-    labels = [textwrap.fill(_name(f"{row.label} [{row.note}]" if row.note else row.label), 30) for row in rows]
+    labels = [textwrap.fill(_title(row), 30) for row in rows]
     height = 0.2 * max(1 + 0.6 * label.count("\n") for label in labels)
     figure = Figure(figsize=(3.4, 0.45 + height * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        estimate = row.scores["f1"][0]
-        colour = GREY if row.control else BLUE
+        estimate = _f1(board, row)
         if row.label in far:
             axes.annotate(
                 f"{estimate.mean:.2f}",
@@ -161,7 +161,8 @@ def _by_method(board: Board) -> Figure:
                 arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 0.8},
             )
             continue
-        axes.barh(y, estimate.mean, height=0.62, color=colour)
+        colour = GREY if row.control else BLUE
+        axes.barh(y, estimate.mean, height=0.62, color="white" if row.note else colour, edgecolor=colour)
         if estimate.se is not None:
             axes.errorbar(estimate.mean, y, xerr=estimate.se, color="black", linewidth=0.8, capsize=1.5)
     floor = next((row for row in rows if row.method == FLOOR and row.arm == "stream"), None)
@@ -171,11 +172,12 @@ def _by_method(board: Board) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, limit)
-    figure.supxlabel(f"answer F1 ({_error(board)})", fontsize=8)
+    errors = _error(board) if board.error == "SE_stream" else "± SE_doc, one stream"
+    figure.supxlabel(f"answer F1 ({errors})", fontsize=8)
     return figure
 
 
-def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str) -> Figure:
+def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: float | None = None) -> Figure:
     """One small panel for each curve, all on the same axes, each with the unadapted model's, if any, dashed."""
     from matplotlib.figure import Figure
 
@@ -192,10 +194,12 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str) -> Figure:
         if beside is not None:
             axes.plot(*_xy(beside), color=GREY, linewidth=0.8, linestyle=DASHED)
         _band(axes, shown[index])
-        axes.set_title(textwrap.fill(_name(shown[index].label), 26), loc="left", pad=2)
+        axes.set_title(textwrap.fill(shown[index].label, 26), loc="left", pad=2)
         if index + across >= len(shown):
             axes.tick_params(labelbottom=True)
         axes.set_xlim(0, shown[index].documents)
+    if bottom is not None:
+        grid[0, 0].set_ylim(bottom=bottom)  # shared by all; after drawing, so that the top still fits the highest
     dashed = "" if beside is None else f"; dashed: {_name(FLOOR)}"
     figure.supxlabel(f"document's position in the stream ({_error(board)}{dashed})", fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
@@ -233,10 +237,10 @@ def _curves(board: Board, runs: Path) -> Curves:
                 ((record.spec.stream, *found) for record in records for found in read(runs, record)), documents
             )
             if by_stream:
-                curves[score][row.label] = Curve(row.label, by_stream, documents)
+                curves[score][row.label] = Curve(_title(row), by_stream, documents)
     if floor := curves["token_nll"].get(FLOOR):
-        gains = [curve.minus(floor) for curve in curves["token_nll"].values()]
-        curves["gain"] = {curve.label: curve for curve in gains if curve.by_stream}
+        gains = {label: curve.minus(floor) for label, curve in curves["token_nll"].items()}
+        curves["gain"] = {label: curve for label, curve in gains.items() if curve.by_stream}
     return curves
 
 
@@ -267,9 +271,17 @@ def _error(board: Board) -> str:
     return f"± SE_stream over {count} streams" if count > 1 else "one stream: no error"
 
 
-def _top(row: Row) -> float:
-    estimate = row.scores["f1"][0]
+def _f1(board: Board, row: Row) -> Estimate:
+    return row.estimate("f1", board.error) or row.scores["f1"][0]
+
+
+def _top(board: Board, row: Row) -> float:
+    estimate = _f1(board, row)
     return estimate.mean + (estimate.se or 0)
+
+
+def _title(row: Row) -> str:
+    return _name(f"{row.label} [{row.note}]" if row.note else row.label)
 
 
 def _name(label: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import metrics
-from bench.records import AnswerEvent, DocumentEvent, RunRecord, TuningRecord, read_answers, read_documents
-from bench.statistics import Estimate, Item, stream_error, summarize
+from bench.record_files import read_answers, read_documents
+from bench.records import AnswerEvent, DocumentEvent, RunRecord, TuningRecord
+from bench.statistics import Estimate, Item, Kind, stream_error, summarize
 
 FLOOR = "closed_book"
 """The control that learns nothing."""
@@ -67,6 +68,10 @@ class Row:
     def value(self, score: str) -> float | None:
         """The mean of a score, or None."""
         return self.scores[score][0].mean if score in self.scores else None
+
+    def estimate(self, score: str, kind: Kind) -> Estimate | None:
+        """The estimate of a score that has this kind of error, or None."""
+        return next((estimate for estimate in self.scores.get(score, ()) if estimate.kind == kind), None)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def _status(group: Group, expected: int) -> tuple[Status, str]:
         kinds = sorted({record.failure.kind if record.failure else record.status for record in bad})
         count = len({record.spec.stream for record in bad})
         status: Status = "diverged" if all(record.status == "diverged" for record in bad) else "failed"
-        return status, f"{' and '.join(kinds).replace('_', ' ')} on {count} of {expected} streams"
+        return status, f"{' and '.join(kinds).replace('_', ' ')} on {count} of {expected}"
     present = len({record.spec.stream for record in group.records})
     return ("complete", "") if present == expected else ("incomplete", f"{present} of {expected} streams")
 

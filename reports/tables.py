@@ -7,25 +7,17 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from bench.records import write_json
-from bench.statistics import show
-from reports.board import CEILING, Board
+from bench.record_files import write_json
+from reports.board import Board
+from reports.columns import Column, caption, columns
 from reports.rows import COSTS, SCORES, SE_DOC, Row
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-class Column(NamedTuple):
-    """A column to read: its heading, its cell of a row, and what the reader must be told about it."""
-
-    heading: str
-    cell: Callable[[Row], str]
-    explanation: str = ""
 
 
 def fields(row: Row, board: Board) -> dict[str, Any]:
@@ -77,46 +69,6 @@ def write(board: Board, out: Path) -> list[Path]:
     return [machine, *(_write_text(out / name, text) for name, text in texts.items())]
 
 
-def columns(board: Board) -> list[Column]:
-    """The columns to read: those that some row of the board can fill."""
-    reference, asked = board.reference, board.headline == "f1"
-    token_nll = (_plain if asked else _score)("token NLL", "token_nll", "nats per token, before any update on it")
-    candidates = [
-        _score("F1", "f1"),
-        _score(f"F1 vs {reference}", "f1_vs_reference", f"paired difference to {reference}"),
-        _plain("EM", "em"),
-        _plain("gain", "knowledge_gain", f"(F1 - placebo's) / ({CEILING}'s - placebo's)", digits=2),
-        token_nll,
-        _score(f"NLL vs {reference}", "token_nll_vs_reference", f"paired difference to {reference}"),
-        _score("bits/byte", "bits_per_byte"),
-        _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
-        _cost("s/doc", "seconds_per_document", _number, "seconds to observe a document"),
-        _cost("FLOP/doc", "flops_per_document", _quantity),
-        _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
-    ]
-    hidden = {"bits/byte"} if asked else set()
-    kept = [c for c in candidates if c.heading not in hidden and any(c.cell(row) for row in board.rows)]
-    return [Column("method", lambda row: f"{row.label} [{row.note}]" if row.note else row.label), *kept, _TRIALS]
-
-
-def caption(board: Board, shown: Sequence[Column]) -> str:
-    """What the numbers are: every error by its name, and what a reader must know of the columns."""
-    size = board.streams[0].rpartition("-")[0]
-    count = len(board.streams)
-    sentences = [
-        f"{board.dataset}, {board.model}. Errors are SE_stream over {count} stream{'s' * (count != 1)} of {size}"
-        + (" (n/a: one stream gives none)." if count == 1 else "."),
-        *(f"{column.heading}: {column.explanation}." for column in shown if column.explanation),
-    ]
-    if any(row.leading for row in board.rows):
-        sentences.append(
-            "Bold: the best, and those not significantly worse (paired t test over SE_doc, Holm's correction, 5 %)."
-        )
-    if any(row.control for row in board.rows):
-        sentences.append("Last come the controls.")
-    return " ".join(sentences)
-
-
 LABEL_WIDTH = 18
 """Characters that a terminal too narrow for everything leaves to the labels, which fold."""
 DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "gain", "bits/byte", "s/doc", "token NLL")
@@ -165,51 +117,6 @@ def _width(board: Board, shown: Sequence[Column]) -> int:
         for c in shown
     ]
     return min(widths[0], LABEL_WIDTH) + sum(width + 1 for width in widths[1:])
-
-
-def _score(heading: str, name: str, explanation: str = "") -> Column:
-    def cell(row: Row) -> str:
-        return show(row.scores[name][0].mean, row.scores[name][0].se) if name in row.scores else ""
-
-    return Column(heading, cell, explanation)
-
-
-def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> Column:
-    def cell(row: Row) -> str:
-        value = row.value(name)
-        return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
-
-    return Column(heading, cell, explanation)
-
-
-def _cost(heading: str, name: str, shown: Callable[[float], str], explanation: str = "") -> Column:
-    return Column(heading, lambda row: shown(row.costs[name]) if name in row.costs else "", explanation)
-
-
-def _trials(row: Row) -> str:
-    return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
-
-
-_TRIALS = Column("trials", _trials, "configurations tried on validation streams")
-
-
-def _number(value: float) -> str:
-    return "0" if value == 0 else "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
-
-
-def _quantity(value: float) -> str:
-    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
-
-
-def _bytes(value: float) -> str:
-    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    power = 0
-    while value >= 999.5 and power < len(units) - 1:
-        value, power = value / base, power + 1
-    return f"{value:.3g} {units[power]}".strip()
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

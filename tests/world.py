@@ -78,7 +78,8 @@ def make_dataset(folder: Path) -> Path:
                 row = {
                     "title": f"Report {number}",
                     "timestamp": f"2031-01-{i + 1:02}",
-                    "text": f"The lighthouse of keeper {number} opened in {1900 + number}. " + "The ferry left. " * (i % 3),
+                    "text": f"The lighthouse of keeper {number} opened in {1900 + number}. "
+                    + "The ferry left. " * (i % 3),
                     "group": f"keeper {number}",
                     "questions": [
                         {

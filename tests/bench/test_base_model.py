@@ -81,7 +81,9 @@ def test_windows_predict_every_token_once_and_read_no_more_than_fits(tokens: int
     assert predicted == list(range(context, context + tokens))
     for start, first, end in spans:
         assert end - 1 - start <= 48
-        assert first - start >= min(first, 24), "every window but one at the start reads half a window before it predicts"
+        assert first - start >= min(first, 24), (
+            "every window but one at the start reads half a window before it predicts"
+        )
 
 
 def test_a_changed_future_token_changes_no_earlier_probability(checkpoint: Path) -> None:

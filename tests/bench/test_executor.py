@@ -65,7 +65,8 @@ def until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-untyped-
 
 
 def test_every_task_has_one_outcome_and_workers_are_reused(jobs: Path) -> None:
-    found = outcomes(LocalPool(jobs=2), [task(str(number), "process") for number in range(6)])
+    with LocalPool(jobs=2) as pool:
+        found = outcomes(pool, [task(str(number), "process") for number in range(6)])
     workers = {outcome.value[0] for outcome in found.values()}
     assert 1 <= len(workers) <= 2
     assert {outcome.value[1] for outcome in found.values()} == {os.getpid()}
@@ -117,6 +118,15 @@ def test_threads_are_shared_out_and_set_before_the_worker_imports_anything(
     assert LocalPool().jobs == usable_cores() and LocalPool().threads == 1
     assert LocalPool(jobs=1).threads == usable_cores()
     assert LocalPool(jobs=10 * usable_cores()).threads == 1
+
+
+def test_workers_wait_for_the_next_run_and_a_dead_one_is_replaced(jobs: Path) -> None:
+    with LocalPool(jobs=1) as pool:
+        first = outcomes(pool, [task("1", "process")])["1"].value
+        assert outcomes(pool, [task("2", "process")])["2"].value == first
+        os.kill(first[0], signal.SIGKILL)
+        time.sleep(0.2)
+        assert outcomes(pool, [task("3", "process")])["3"].value != first
 
 
 def test_closing_the_iterator_ends_the_workers(jobs: Path) -> None:

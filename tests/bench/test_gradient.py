@@ -108,9 +108,7 @@ def test_token_weights_scale_each_tokens_gradient(lm: BaseModel) -> None:
 def test_the_padded_divisor_makes_length_a_learning_rate(lm: BaseModel) -> None:
     tokens = len(lm.tokens(DOCUMENTS[0]))
     by_tokens = run(Plain(lm, Plain.Config(optimizer="sgd", learning_rate=0.1)), DOCUMENTS[:1])
-    config = Plain.Config(
-        optimizer="sgd", learning_rate=0.1 * 1023 / tokens, loss_divisor="padded", padded_length=1023
-    )
+    config = Plain.Config(optimizer="sgd", learning_rate=0.1 * 1023 / tokens, loss_divisor="padded", padded_length=1023)
     assert_same(run(Plain(lm, config), DOCUMENTS[:1]), by_tokens, atol=1e-6, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ import pytest
 from bench.errors import BenchError
 from bench.executor import LocalPool, Outcome, Task, TaskError
 from bench.experiment import Experiment
-from bench.records import read_answers, read_board, read_documents, read_run, read_runs, read_tuning
+from bench.record_files import read_answers, read_board, read_documents, read_run, read_runs, read_tuning
 from bench.runner import Runner
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
@@ -172,7 +172,8 @@ def test_worker_processes_give_the_numbers_of_this_process(plan: Callable[..., E
         Runner(experiment, tmp_path / "here").run(Inline())
     finally:
         torch.set_num_threads(before)
-    Runner(experiment, tmp_path / "workers").run(LocalPool(2, threads=1))
+    with LocalPool(2, threads=1) as pool:
+        Runner(experiment, tmp_path / "workers").run(pool)
     assert scores(tmp_path / "here") == scores(tmp_path / "workers")
 
 
@@ -195,7 +196,11 @@ def test_identity_follows_what_can_change_the_numbers(plan: Callable[..., Experi
 
     base = first(plan("uniform"))
     assert first(plan("uniform")).key == base.key
-    same_board = [plan("closed_book"), plan({"name": "uniform", "config": {"learning_rate": 0.1}}), plan("uniform", seed=1)]
+    same_board = [
+        plan("closed_book"),
+        plan({"name": "uniform", "config": {"learning_rate": 0.1}}),
+        plan("uniform", seed=1),
+    ]
     other_board = [
         plan("uniform", dtype="bfloat16"),
         plan("uniform", probes=(0.5, 1.0)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.metrics import VERSIONS
+from bench.record_files import write_json, write_run
 from bench.records import (
     AnswerEvent,
     BoardRecord,
@@ -19,9 +20,8 @@ from bench.records import (
     Summary,
     Tally,
     mean,
-    write_json,
-    write_run,
 )
+from bench.stream import document_id
 
 
 def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:
@@ -116,7 +116,7 @@ def record(
         anchor_nll=None,
     )
     values: dict[str, Any] = {
-        "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{abs(hash(str(spec.config))) % 10**6}",
+        "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{document_id(str(spec.config))}",
         "cell_key": "c",
         "comparability_key": comparability,
         "status": "complete",

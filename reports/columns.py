@@ -1,0 +1,111 @@
+"""The columns that a reader of a board sees, in every format, and the caption that explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bench.statistics import Kind
+from reports.board import CEILING, Board
+from reports.rows import Row
+
+
+class Column(NamedTuple):
+    """A column to read: its heading, its cell of a row, and what the reader must be told about it."""
+
+    heading: str
+    cell: Callable[[Row], str]
+    explanation: str = ""
+
+
+def columns(board: Board) -> list[Column]:
+    """The columns to read: those that some row of the board can fill."""
+    reference, kind = board.reference, board.error
+    nll = "nats per token, before any update on it"
+    if board.headline == "f1":
+        scores = [
+            _score("F1", "f1", kind),
+            _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference to {reference}"),
+            _plain("EM", "em"),
+            _plain("gain", "knowledge_gain", f"(F1 - placebo's) / ({CEILING}'s - placebo's)", digits=2),
+            _plain("token NLL", "token_nll", nll),
+        ]
+    else:
+        scores = [
+            _score("token NLL", "token_nll", kind, nll),
+            _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, f"paired difference to {reference}"),
+            _score("bits/byte", "bits_per_byte", kind),
+        ]
+    candidates = [
+        *scores,
+        _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
+        _cost("s/doc", "seconds_per_document", _number, "seconds to observe a document"),
+        _cost("FLOP/doc", "flops_per_document", _quantity),
+        _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
+    ]
+    kept = [column for column in candidates if any(column.cell(row) for row in board.rows)]
+    return [Column("method", lambda row: f"{row.label} [{row.note}]" if row.note else row.label), *kept, _TRIALS]
+
+
+def caption(board: Board, shown: Sequence[Column]) -> str:
+    """What the numbers are: every error by its name, and what a reader must know of the columns."""
+    errors = f"SE_stream over {len(board.streams)} streams of {board.streams[0].rpartition('-')[0]}"
+    if board.error == "SE_doc":
+        errors = f"SE_doc, clustered by document: {board.streams[0]} is the only stream and leaves no SE_stream"
+    sentences = [
+        f"{board.dataset}, {board.model}. Errors are {errors}.",
+        *(f"{column.heading}: {column.explanation}." for column in shown if column.explanation),
+    ]
+    if any(row.leading for row in board.rows):
+        sentences.append(
+            "Bold: the best, and those not significantly worse (paired t test over SE_doc, Holm's correction, 5 %)."
+        )
+    if any(row.control for row in board.rows):
+        sentences.append("Last come the controls.")
+    return " ".join(sentences)
+
+
+def _score(heading: str, name: str, kind: Kind, explanation: str = "") -> Column:
+    def cell(row: Row) -> str:
+        estimate = row.estimate(name, kind)
+        return "" if estimate is None else str(estimate)
+
+    return Column(heading, cell, explanation)
+
+
+def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> Column:
+    def cell(row: Row) -> str:
+        value = row.value(name)
+        return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+    return Column(heading, cell, explanation)
+
+
+def _cost(heading: str, name: str, shown: Callable[[float], str], explanation: str = "") -> Column:
+    return Column(heading, lambda row: shown(row.costs[name]) if name in row.costs else "", explanation)
+
+
+def _trials(row: Row) -> str:
+    return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
+
+
+_TRIALS = Column("trials", _trials, "configurations tried on validation streams")
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _quantity(value: float) -> str:
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{value:.3g} {units[power]}".strip()

@@ -1,0 +1,152 @@
+"""Methods with the slips that are easily made."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pydantic
+import torch
+
+from bench import Conditioning, Document, GradientMethod, Method, MethodConfig, Question
+from bench.base_model import BaseModel
+from bench.errors import BenchError
+
+
+class Unseeded(Method):
+    """Draws from a generator that nobody seeded."""
+
+    name = "unseeded"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        self.lm.model.lm_head.weight.data.mul_(1 + random.random() / 10)
+
+
+class UnseededStart(Method):
+    """Starts from a random tensor that depends on what was drawn before."""
+
+    name = "unseeded_start"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm, config, seed)
+        self.register("memory", torch.randn(2, lm.model.config.hidden_size))
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class ReturnsLoss(GradientMethod):
+    """Returns what it should keep."""
+
+    name = "returns_loss"
+    paper = "none"
+
+    def observe(self, document: Document) -> Any:
+        super().observe(document)
+        return 0.5
+
+
+class FailsOnEmpty(Method):
+    """Looks at the first token of every document."""
+
+    name = "fails_on_empty"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        int(self.lm.encode(document.text)[0])
+
+
+class LearnsFromQuestions(Method):
+    """Changes the weights whenever it is asked."""
+
+    name = "learns_from_questions"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        self.lm.model.lm_head.weight.data.mul_(1.01)
+        return Conditioning()
+
+
+class FlattersItself(Method):
+    """Replaces the function by which the harness scores documents."""
+
+    name = "flatters_itself"
+    paper = "none"
+
+    def reset(self) -> None:
+        super().reset()
+        exact = type(self.lm).window_log_probs
+        self.lm.window_log_probs = lambda *ids: (piece / 2 for piece in exact(self.lm, *ids))  # type: ignore[method-assign]
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class OneForAll(Method):
+    """Gives one text for all questions."""
+
+    name = "one_for_all"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        return Conditioning(text=["A text."])
+
+
+class WantsFloat32(Method):
+    """Multiplies the weights by numbers in single precision, whatever the base is in."""
+
+    name = "wants_float32"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        torch.mm(torch.eye(self.lm.model.config.hidden_size), self.lm.model.lm_head.weight.T)
+
+
+class BadGrid(GradientMethod):
+    """Tunes over values out of bounds."""
+
+    name = "bad_grid"
+    paper = "none"
+    grid = {"learning_rate": (1e-4, -1e-4)}
+
+
+class Undescribed(Method):
+    """Does not say what its setting is."""
+
+    name = "undescribed"
+    paper = "none"
+
+    class Config(MethodConfig):
+        """One setting."""
+
+        strength: float = pydantic.Field(default=1.0, ge=0)
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class NoObserve(Method):
+    """Lacks the one hook that is required."""
+
+    name = "no_observe"
+    paper = "none"
+
+
+class SkipsEverything(Method):
+    """Asks for a package that nobody can install."""
+
+    name = "skips_everything"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        raise BenchError("skips_everything needs the package unobtainium: install it.")
+
+    def observe(self, document: Document) -> None:
+        pass

@@ -1,0 +1,81 @@
+"""The conformance suite catches what it is there to catch, and only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import conformance, registry
+from bench import conformance_fixtures as fixtures
+from bench.gradient import GradientMethod
+
+HERE = Path(__file__).parent
+METHODS = {info.name: info for file in sorted(HERE.glob("*_methods/*.py")) for info in registry.methods_in(file)}
+
+CAUGHT = [
+    ("no_observe", "declares_itself", "does not implement observe"),
+    ("undescribed", "config_is_sound", "Config.strength has no description"),
+    ("bad_grid", "config_is_sound", "grid['learning_rate'] holds -0.0001"),
+    ("mutates_documents", "observe_only_reads", "changed a document"),
+    ("marks_documents", "observe_only_reads", "changed a document"),
+    ("returns_loss", "observe_only_reads", "returned a float"),
+    ("one_for_all", "condition_fits_the_questions", "text has 1 entries for 12 questions"),
+    ("mutates_questions", "condition_fits_the_questions", "changed a question"),
+    ("unseeded", "same_seed_same_results", "seeded with self.seed"),
+    ("unseeded_start", "same_seed_same_results", "tensor method.memory"),
+    ("remembers_the_last_pass", "same_seed_same_results", "class or module variables"),
+    ("peeks_ahead", "blind_to_the_future", "documents that come only after it"),
+    ("remembers_the_last_pass", "blind_to_the_future", "documents that come only after it"),
+    ("reads_answers", "blind_to_the_answers", "changes with the reference answers"),
+    ("keeps_the_frame", "blind_to_the_answers", "can be reached from the method"),
+    ("flatters_itself", "scored_before_update", "as it stood before observing it"),
+    ("learns_from_questions", "probes_leave_no_trace", "condition must not change the state"),
+    ("saves_numbers", "state_survives_saving", "'count', a int, which cannot be saved"),
+    ("forgets_the_texts", "state_survives_saving", "leaves something out"),
+    ("loads_nothing", "state_survives_saving", "after load_state_dict"),
+    ("forgets_the_step", "resumes_in_mid_stream", "leaves something out"),
+    ("never_restores", "reset_forgets", "reset does not bring back the tensor model.lm_head.weight"),
+    ("hoards_texts", "reset_forgets", "before the last reset"),
+    ("hoards_tensor", "reset_forgets", "before the last reset"),
+    ("leaves_hook", "base_is_restored", "hooks and wrappers"),
+    ("fails_on_empty", "reads_odd_documents", "IndexError: index 0 is out of bounds"),
+    ("wants_float32", "runs_in_bfloat16", "(careless.py, line "),
+]
+"""A method, the check that must fail on it, and a part of what the check says."""
+
+
+@pytest.mark.parametrize(("method", "check", "reason"), CAUGHT)
+def test_a_bad_method_is_caught_by_the_check_meant_for_it(method: str, check: str, reason: str) -> None:
+    outcome = conformance.examine(METHODS[method], check)
+    assert not outcome.passed and not outcome.skipped
+    assert reason in outcome.message
+    assert outcome.line() == f"FAIL  {method}  {check}: {outcome.message}" and "\n" not in outcome.line()
+
+
+def test_every_check_is_shown_to_catch_something() -> None:
+    assert {check for _, check, _ in CAUGHT} == {"declares_itself", *conformance.CHECKS}
+
+
+@pytest.mark.parametrize("method", ["mutates_documents", "learns_from_questions", "forgets_the_step", "leaves_hook"])
+def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str) -> None:
+    failed = {o.check for name in conformance.CHECKS if not (o := conformance.examine(METHODS[method], name)).passed}
+    assert failed == {check for name, check, _ in CAUGHT if name == method}
+
+
+@pytest.mark.parametrize("method", ["soft_memory", "key_value_memory", "text_memory"])
+def test_a_sound_method_with_a_memory_passes_every_check(method: str) -> None:
+    outcomes = [conformance.examine(METHODS[method], name) for name in conformance.CHECKS]
+    assert [outcome.line() for outcome in outcomes if not outcome.passed or outcome.skipped] == []
+
+
+def test_peeking_pays_so_that_it_is_worth_catching() -> None:
+    entries = fixtures.entries()
+    scores = []
+    for kind in (registry.load(METHODS["returns_loss"]), registry.load(METHODS["peeks_ahead"])):
+        assert issubclass(kind, GradientMethod)
+        method = kind(fixtures.base_model(), kind.Config(learning_rate=3e-3))
+        scores.append(fixtures.run(method, entries).summary().token_nll)
+    honest, peeking = scores
+    assert honest is not None and peeking is not None
+    assert peeking < 0.9 * honest

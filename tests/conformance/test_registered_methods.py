@@ -1,0 +1,18 @@
+"""Every registered method keeps the contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import conformance, registry
+
+METHODS = [info for info in registry.list_methods() if info.broken is None]
+
+
+@pytest.mark.parametrize("check", ["declares_itself", *conformance.CHECKS])
+@pytest.mark.parametrize("info", METHODS, ids=lambda info: info.name)
+def test_conforms(info: registry.MethodInfo, check: str) -> None:
+    outcome = conformance.examine(info, check)
+    if outcome.skipped:
+        pytest.skip(outcome.message)
+    assert outcome.passed, outcome.message

@@ -1,0 +1,255 @@
+"""From records to rows: hand-computed scores, and what may not stand on one board."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.errors import BenchError
+from bench.record_files import write_json
+from bench.records import TuningRecord
+from reports.board import build
+from tests.reports.records_factory import board, record, spec
+
+ZERO, ONE = "test-2-0", "test-2-1"
+
+
+def rows(runs, **options):
+    return {row.label: row for row in build(runs, **options).rows}
+
+
+def pair(runs, method, levels, arm="stream", **changes):
+    """Two streams of two documents, one question each, all scored at the stream's level."""
+    return [
+        record(runs, spec(method, name, arm, **changes), [[level], [level]], [level, level])
+        for name, level in zip((ZERO, ONE), levels, strict=True)
+    ]
+
+
+def test_scores_are_means_over_streams_with_both_errors(tmp_path):
+    first = record(tmp_path, spec("uniform", ZERO), [[1.0, 0.0], [0.5]], [3.0, 1.0])
+    second = record(tmp_path, spec("uniform", ONE), [[0.0], [0.1]], [2.0, 2.0])
+    board(tmp_path, [first, second])
+    row = rows(tmp_path)["uniform"]
+    by_stream, by_document = row.scores["f1"]
+    assert by_stream.mean == pytest.approx((0.5 + 0.05) / 2)
+    assert by_stream.se == pytest.approx(0.45 / 2)  # of two values: half their distance
+    assert (by_document.kind, by_document.n, by_document.mean) == ("SE_doc", 4, pytest.approx(by_stream.mean))
+    assert row.value("em") == pytest.approx(1 / 6)
+    assert row.value("token_nll") == pytest.approx(2.0)
+    assert row.value("bits_per_byte") == pytest.approx(2.0 / math.log(2) / 4)  # 10 tokens are 40 bytes
+    assert (row.status, row.streams, row.note) == ("complete", 2, "")
+
+
+def test_costs_are_per_document_and_per_question(tmp_path):
+    ids = [record(tmp_path, spec("uniform", name), [[1.0, 0.0], [0.5]]) for name in (ZERO, ONE)]
+    board(tmp_path, ids)
+    assert rows(tmp_path)["uniform"].costs == {
+        "seconds_per_document": 1.0,  # 2 s of observing, 2 documents
+        "flops_per_document": 2e9,
+        "seconds_per_question": 1.0,  # 3 s of answering, 3 questions
+        "offline_seconds": 5.0,
+        "offline_flops": 50.0,
+        "peak_bytes": 3000,
+        "state_bytes": 2048,
+    }
+
+
+def test_only_the_last_probe_counts(tmp_path):
+    from bench.record_files import read_answers, read_documents, read_run, write_run
+
+    name = record(tmp_path, spec("uniform", ZERO), [[1.0]])
+    late = read_answers(tmp_path, name)
+    early = [event.model_copy(update={"probe": 0.5, "f1": 0.0}) for event in late]
+    anchor = [event.model_copy(update={"set": "anchor", "f1": 0.0}) for event in late]
+    write_run(tmp_path, read_run(tmp_path / name), read_documents(tmp_path, name), early + late + anchor)
+    board(tmp_path, [name])
+    row = rows(tmp_path)["uniform"]
+    assert row.value("f1") == 1.0
+    assert row.costs["seconds_per_question"] == 1.0  # 3 s for all three answers
+
+
+def test_paired_difference_to_the_reference(tmp_path):
+    board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "camels", (0.2, 0.6)))
+    found = rows(tmp_path)
+    difference = found["camels"].scores["f1_vs_reference"][0]
+    assert difference.mean == pytest.approx(0.1)
+    assert difference.se == pytest.approx(0, abs=1e-12)  # though the streams differ by 0.4
+    assert "f1_vs_reference" not in found["uniform"].scores
+    assert rows(tmp_path, reference="camels")["uniform"].value("f1_vs_reference") == pytest.approx(-0.1)
+
+
+def test_knowledge_gain_needs_both_controls(tmp_path):
+    ids = pair(tmp_path, "uniform", (0.3, 0.3)) + pair(tmp_path, "uniform", (0.1, 0.1), "placebo")
+    board(tmp_path, ids)
+    assert "knowledge_gain" not in rows(tmp_path)["uniform"].scores
+    board(tmp_path, ids + pair(tmp_path, "gold_in_prompt", (0.9, 0.9)))
+    found = rows(tmp_path)
+    assert found["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
+    assert "knowledge_gain" not in found["uniform on placebo"].scores
+    assert "knowledge_gain" not in found["gold_in_prompt"].scores
+
+
+def test_rows_stand_by_f1_with_controls_after_them(tmp_path):
+    ids = pair(tmp_path, "uniform", (0.2, 0.2)) + pair(tmp_path, "camels", (0.4, 0.4))
+    ids += pair(tmp_path, "gold_in_prompt", (0.9, 0.9)) + pair(tmp_path, "closed_book", (0.1, 0.1))
+    ids += pair(tmp_path, "uniform", (0.15, 0.15), "placebo")
+    board(tmp_path, ids)
+    labels = [(row.label, row.control) for row in build(tmp_path).rows]
+    assert labels == [
+        ("camels", False),
+        ("uniform", False),
+        ("gold_in_prompt", True),
+        ("uniform on placebo", True),
+        ("closed_book", True),
+    ]
+
+
+def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
+    ids = pair(tmp_path, "uniform", (0.1, 0.1), config={"steps": 1, "lr": 0.1})
+    ids += pair(tmp_path, "uniform", (0.2, 0.2), config={"steps": 2, "lr": 0.1})
+    board(tmp_path, ids)
+    assert [row.label for row in build(tmp_path).rows] == ["uniform (steps=2)", "uniform (steps=1)"]
+
+
+def test_seeds_are_averaged_and_no_streams_of_their_own(tmp_path):
+    board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1))
+    row = rows(tmp_path)["uniform"]
+    assert (row.seeds, row.streams) == (2, 2)
+    assert row.scores["f1"][0].mean == pytest.approx(0.4)
+    assert row.scores["f1"][0].se == pytest.approx(0.2)
+
+
+def test_forgetting_is_what_the_anchor_lost(tmp_path):
+    name = record(tmp_path, spec("uniform", ZERO), [[1.0]], anchor_before=0.8, anchor_after=0.5)
+    board(tmp_path, [name])
+    estimates = rows(tmp_path)["uniform"].scores["forgetting"]
+    assert [(e.mean, e.se, e.kind) for e in estimates] == [(pytest.approx(0.3), None, "SE_stream")]
+
+
+def test_the_leaders_are_the_best_and_those_not_significantly_worse(tmp_path):
+    even, odd = [[0.9], [0.5]] * 20, [[0.5], [0.9]] * 20
+    ids = [record(tmp_path, spec(method, ZERO), f1) for method, f1 in (("a", even), ("b", odd), ("c", [[0.1]] * 40))]
+    ids.append(record(tmp_path, spec("gold_in_prompt", ZERO), [[1.0]] * 40))
+    board(tmp_path, ids)
+    assert {row.label for row in build(tmp_path).rows if row.leading} == {"a", "b"}
+
+
+class TestGaps:
+    def test_a_missing_stream_is_marked_and_ranks_after_complete_rows(self, tmp_path):
+        board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.1)) + pair(tmp_path, "camels", (0.9, 0.9))[:1])
+        first, second = build(tmp_path).rows
+        assert (first.label, second.label) == ("uniform", "camels")
+        assert (second.status, second.note, second.streams) == ("incomplete", "1 of 2 streams", 1)
+        assert "f1_vs_reference" not in second.scores
+        assert not second.leading
+
+    def test_divergence_is_shown_with_how_many_streams(self, tmp_path):
+        ids = pair(tmp_path, "uniform", (0.1, 0.1))
+        ids += [record(tmp_path, spec("camels", name), status="diverged") for name in (ZERO, ONE)]
+        board(tmp_path, ids)
+        row = rows(tmp_path)["camels"]
+        assert (row.status, row.note, row.scores, row.costs) == ("diverged", "diverged on 2 of 2", {}, {})
+
+    def test_a_failure_says_of_which_kind(self, tmp_path):
+        ids = pair(tmp_path, "uniform", (0.1, 0.1))[:1]
+        board(tmp_path, [*ids, record(tmp_path, spec("uniform", ONE), status="failed")])
+        row = rows(tmp_path)["uniform"]
+        assert (row.status, row.note) == ("failed", "out of memory on 1 of 2")
+        assert row.value("f1") == pytest.approx(0.1)
+
+
+class TestTrials:
+    @pytest.fixture
+    def runs(self, tmp_path):
+        write_json(
+            tmp_path / "tuning/uniform.json",
+            TuningRecord(
+                key="k",
+                method="uniform",
+                dataset="world",
+                model="tiny",
+                model_hash="m",
+                metric="f1",
+                trials=({"config": {"lr": 0.1}}, {"config": {"lr": 0.2}}),
+                chosen={"lr": 0.1},
+            ).model_dump(mode="json"),
+        )
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("changes", "trials", "tuned"),
+        [
+            ({"config": {"lr": 0.1}}, 2, True),
+            ({"config": {"lr": 0.2}}, 0, False),
+            ({"config": {"lr": 0.1}, "model_hash": "another"}, 0, False),
+        ],
+    )
+    def test_they_count_for_the_chosen_config_on_the_same_base(self, runs, changes, trials, tuned):
+        board(runs, [record(runs, spec("uniform", ZERO, **changes), [[1.0]], tunable=True)])
+        row = rows(runs)["uniform"]
+        assert (row.trials, row.tuned) == (trials, tuned)
+
+    def test_a_method_without_a_grid_is_neither_tuned_nor_untuned(self, tmp_path):
+        board(tmp_path, [record(tmp_path, spec("closed_book", ZERO), [[1.0]])])
+        assert rows(tmp_path)["closed_book"].tuned is None
+
+
+def test_a_board_of_text_streams_is_headed_by_token_nll(tmp_path):
+    ids = [
+        record(tmp_path, spec(method, ZERO), nll=nll) for method, nll in (("uniform", [2.0, 4.0]), ("b", [1.0, 2.0]))
+    ]
+    board(tmp_path, ids)
+    built = build(tmp_path)
+    assert built.headline == "token_nll"
+    assert [row.label for row in built.rows] == ["b", "uniform"]  # the lower the better
+    assert built.rows[0].value("token_nll_vs_reference") == pytest.approx(-1.5)
+
+
+def test_a_board_without_questions_and_scoring_still_has_its_costs(tmp_path):
+    board(tmp_path, [record(tmp_path, spec(method, ZERO)) for method in ("uniform", "camels")])
+    built = build(tmp_path)
+    assert [row.scores for row in built.rows] == [{}, {}]
+    assert not any(row.leading for row in built.rows)
+    assert built.rows[0].costs["state_bytes"] == 2048
+
+
+class TestRefusals:
+    def test_comparability_keys_are_not_mixed_and_the_difference_is_named(self, tmp_path):
+        ids = [
+            record(tmp_path, spec("uniform", ZERO), [[1.0]]),
+            record(tmp_path, spec("camels", ZERO, model="other"), [[1.0]], comparability="another"),
+        ]
+        board(tmp_path, ids)
+        with pytest.raises(BenchError, match=r"cannot stand on one board; they differ in model \(tiny and other\)\."):
+            build(tmp_path)
+
+    def test_the_size_of_the_streams_counts_but_their_number_does_not(self, tmp_path):
+        ids = [
+            record(tmp_path, spec("uniform", ONE), [[1.0]]),
+            record(tmp_path, spec("camels", "test-3-0"), [[1.0]], comparability="another"),
+        ]
+        board(tmp_path, ids)
+        with pytest.raises(BenchError, match=r"they differ in streams \(test-2 and test-3\)\."):
+            build(tmp_path)
+
+    def test_streams_of_one_name_must_be_the_same(self, tmp_path):
+        ids = [record(tmp_path, spec(m, ZERO, stream_hash=h), [[1.0]]) for m, h in (("uniform", "1"), ("camels", "2"))]
+        board(tmp_path, ids)
+        with pytest.raises(BenchError, match="different documents under the name test-2-0"):
+            build(tmp_path)
+
+    def test_a_missing_record(self, tmp_path):
+        board(tmp_path, ["gone"])
+        with pytest.raises(BenchError, match=r"gone has no run\.json"):
+            build(tmp_path)
+
+    def test_no_board_at_all(self, tmp_path):
+        with pytest.raises(BenchError, match="no board"):
+            build(tmp_path)
+
+    def test_an_experiment_without_runs(self, tmp_path):
+        board(tmp_path, [])
+        with pytest.raises(BenchError, match="demo has no runs"):
+            build(tmp_path)

@@ -1,0 +1,68 @@
+"""Plots: which are drawn, what the curves hold, and the same bytes for the same records."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports import plots
+from reports.board import build
+from tests.reports.records_factory import board, realistic, record, spec
+
+
+def drawn(runs, out):
+    return {path.stem for path in plots.write(build(runs), runs, out)}
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
+    for name in ("a", "b"):
+        assert drawn(tmp_path / "runs", tmp_path / name) == set(plots.NAMES)
+    for name in plots.FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / "a" / name).stat().st_size > 1000
+
+
+def test_text_streams_have_no_question_plots_and_old_ones_go(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/f1_by_method.svg").write_text("of an earlier board")
+    runs = tmp_path / "runs"
+    board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
+    expected = {"token_nll_by_position", "token_nll_gain_by_position"}
+    assert drawn(runs, tmp_path / "out") == expected
+    assert {path.name for path in (tmp_path / "out").iterdir()} == plots.due(build(runs), runs)
+    assert len(plots.due(build(runs), runs)) == len(expected) * len(plots.FORMATS)
+
+
+def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), nll=[2.0, 3.0])])
+    assert drawn(tmp_path, tmp_path / "out") == {"token_nll_by_position"}
+
+
+def test_without_scoring_there_is_no_nll_plot(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.5], [0.5]])])
+    assert drawn(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position"}
+
+
+def test_a_board_on_which_all_diverged_has_no_plots(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), status="diverged")])
+    assert drawn(tmp_path, tmp_path / "out") == set()
+
+
+class TestCurve:
+    def test_parts_are_ratios_of_sums_and_empty_ones_are_none(self):
+        found = [("s", 0, 6.0, 2.0), ("s", 1, 2.0, 2.0), ("s", 25, 5.0, 1.0)]
+        assert plots._binned(found, documents=30)["s"] == [2.0, *[None] * 7, 5.0, None]
+
+    def test_a_short_stream_has_a_part_for_each_document(self):
+        assert plots._binned([("s", i, float(i), 1.0) for i in range(3)], documents=3) == {"s": [0.0, 1.0, 2.0]}
+
+    def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
+        curve = plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, documents=20)
+        x, estimates = curve.points()
+        assert x == [5.0]
+        assert (estimates[0].mean, estimates[0].se) == (1.5, pytest.approx(0.5))
+
+    def test_differences_are_taken_within_streams(self):
+        a = plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2)
+        b = plots.Curve("b", {"s": [0.5, None]}, 2)
+        assert a.minus(b).by_stream == {"s": [0.5, None]}

@@ -1,0 +1,151 @@
+"""The files that a board becomes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+import reports
+from reports import columns, tables
+from reports.board import build
+from reports.rows import COSTS, SCORES
+from tests.reports.records_factory import board, realistic, record, spec
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    realistic(folder, documents=12)
+    return folder
+
+
+@pytest.fixture
+def built(runs):
+    return build(runs)
+
+
+def printed(board, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(tables.render(board, width))
+    return console.file.getvalue()
+
+
+def test_every_format_has_the_same_rows(built, tmp_path):
+    tables.write(built, tmp_path)
+    machine = json.loads((tmp_path / "leaderboard.json").read_text())
+    with (tmp_path / "leaderboard.csv").open() as file:
+        sheet = list(csv.DictReader(file))
+    labels = [row.label for row in built.rows]
+    assert [row["label"] for row in machine["rows"]] == [row["label"] for row in sheet] == labels
+    page = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert [line.split("|")[1].strip(" *") for line in page if line.startswith("|")][2:] == labels
+    paper = (tmp_path / "leaderboard.tex").read_text()
+    assert all(label.replace("_", r"\_") in paper for label in labels)
+
+
+def test_the_machine_board_has_every_promised_field(built, tmp_path):
+    tables.write(built, tmp_path)
+    machine = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert {"protocol", "comparability", "rows"} <= machine.keys()
+    promised = {"method", "dataset", "model", "arm", "control", "streams", "f1", "f1_se_stream", "f1_se_doc", "em"}
+    promised |= {"em_se_stream", "seconds_per_document", "flops_per_document", "state_bytes", "trials"}
+    promised |= {*SCORES, *COSTS}
+    for row in machine["rows"]:
+        assert promised <= row.keys()
+        assert row.keys() == machine["rows"][0].keys()
+
+
+def test_the_same_records_give_the_same_bytes(runs, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        tables.write(build(runs), tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_nothing_else_is_left_in_the_folder(built, tmp_path):
+    written = tables.write(built, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 120])
+def test_the_terminal_never_cuts_a_cell(built, width):
+    text = printed(built, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert ("more columns in leaderboard.md" in " ".join(text.split())) == (width < 100)
+
+
+def test_errors_are_named_and_explained(built):
+    text = " ".join(printed(built, 120).split())
+    assert "Errors are SE_stream over 4 streams of test-12." in text
+    assert "F1 vs uniform: paired difference to uniform." in text
+    assert "untuned" not in text
+
+
+def test_no_error_is_ever_shown_as_zero(built, tmp_path):
+    tables.write(built, tmp_path)
+    for name in ("leaderboard.md", "leaderboard.tex"):
+        assert not re.search(r"(±|\\pm\$) 0\.0+\b(?!\d)", (tmp_path / name).read_text())
+
+
+def test_one_stream_shows_the_error_over_documents_and_says_so(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.4], [0.6]])])
+    text = " ".join(printed(build(tmp_path), 120).split())
+    assert "0.500 ± 0.100" in text
+    assert "SE_doc, clustered by document: test-2-0 is the only stream" in text
+
+
+def test_one_document_has_no_error_at_all(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0"), [[0.5]])])
+    assert "0.500 ± n/a" in printed(build(tmp_path), 120)
+
+
+def test_gaps_and_untuned_methods_are_marked(tmp_path):
+    ids = [record(tmp_path, spec("uniform", f"test-1-{k}"), [[0.5]], tunable=True) for k in range(2)]
+    ids.append(record(tmp_path, spec("camels", "test-1-0"), status="diverged"))
+    board(tmp_path, ids)
+    text = printed(build(tmp_path), 140)
+    assert "untuned" in text
+    assert "diverged on 1 of 2" in " ".join(text.split())
+
+
+def test_text_streams_hide_the_question_columns(tmp_path):
+    board(tmp_path, [record(tmp_path, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0 + k]) for k in range(2)])
+    headings = [column.heading for column in columns.columns(build(tmp_path))]
+    assert headings == ["method", "token NLL", "bits/byte", "s/doc", "FLOP/doc", "state", "trials"]
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("salient_spans (lr=50%)", r"salient\_spans (lr=50\%)"),
+        ("0.5 ± <0.001", r"0.5 $\pm$ $<$0.001"),
+        ("-0.1 ± 0.2", r"$-$0.1 $\pm$ 0.2"),
+        ("1e-05 well-known", "1e-05 well-known"),
+        (r"a\b{c}^~&#$", r"a\textbackslash{}b\{c\}\textasciicircum{}\textasciitilde{}\&\#\$"),
+    ],
+)
+def test_latex_is_escaped(text, escaped):
+    assert tables._escape(text) == escaped
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 B"), (2048, "2 KiB"), (1000, "0.977 KiB"), (5 * 1024**2, "5 MiB"), (3.2e15, "2.91e+03 TiB")],
+)
+def test_bytes_are_readable(value, shown):
+    assert columns._bytes(value) == shown
+
+
+def test_stale_names_what_is_missing_or_differs(runs, tmp_path):
+    reports.write_all(runs, tmp_path)
+    assert reports.stale(runs, tmp_path) == []
+    (tmp_path / "leaderboard.md").write_text("edited")
+    (tmp_path / "f1_by_method.png").unlink()
+    assert reports.stale(runs, tmp_path) == ["leaderboard.md", "f1_by_method.png"]

@@ -1,0 +1,198 @@
+"""The command line as a user meets it: output, exit codes, error sentences, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.world import PLUGIN, make_dataset, make_experiment
+
+RUN_BENCH = [sys.executable, str(ROOT / "run_bench.py")]
+
+
+def bench(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN_BENCH, *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """An experiment file: three methods on two streams of five documents, one of them tuned."""
+    folder = tmp_path_factory.mktemp("experiment")
+    made = make_experiment(
+        make_dataset(folder / "keepers"),
+        llama,
+        ["closed_book", "gold_in_prompt", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}}],
+    )
+    path = folder / "keepers.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json", exclude={"decoding"})))
+    return path
+
+
+def board(out: Path) -> list[dict[str, object]]:
+    """The rows of a board without what measures time or memory."""
+    rows = json.loads((out / "leaderboard.json").read_text())["rows"]
+    return [{k: v for k, v in row.items() if "seconds" not in k and "bytes" not in k} for row in rows]
+
+
+def test_list_takes_under_half_a_second_and_imports_no_torch() -> None:
+    bench("list")  # warm the file cache
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        listed = bench("list")
+        times.append(time.perf_counter() - start)
+    assert listed.returncode == 0
+    for name in ("closed_book", "gold_in_prompt", "uniform", "newsworld", "squad", "text", "default"):
+        assert name in listed.stdout
+    assert min(times) < 0.5, f"the quickest of five took {min(times):.2f} s"
+    code = "import sys, run_bench; sys.argv = ['x', 'list']; run_bench.main(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_run_prints_the_board_writes_the_files_and_is_not_repeated(experiment: Path, tmp_path: Path) -> None:
+    arguments = ("run", str(experiment), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    first = bench(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "uniform" in first.stdout
+    assert "SE_stream" in first.stdout
+    assert {f"leaderboard.{kind}" for kind in ("json", "md", "csv", "tex")} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    second = bench(*arguments)
+    assert second.returncode == 0
+    assert "cells" in first.stdout
+    assert "cells" not in second.stdout, "a second call only reports"
+    assert bench("report", *arguments[2:], "--check").returncode == 0
+    (tmp_path / "out" / "leaderboard.md").write_text("changed")
+    stale = bench("report", *arguments[2:], "--check")
+    assert stale.returncode == 1
+    assert "leaderboard.md" in stale.stderr
+
+
+def test_killed_at_any_moment_the_same_command_ends_at_the_same_board(experiment: Path, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+
+    def arguments(folder: Path) -> list[str]:
+        places = ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
+        return ["run", str(experiment), "--methods", "closed_book,uniform", *places]
+
+    assert bench(*arguments(whole)).returncode == 0
+    cells = len(list((whole / "runs").glob("*-*/run.json")))
+    chance = random.Random(os.urandom(8))
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*RUN_BENCH, *arguments(torn)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+        stop_at = chance.randrange(cells)
+        while len(list((torn / "runs").glob("*-*/run.json"))) < stop_at and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.random() / 10)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert bench(*arguments(torn)).returncode == 0
+    assert board(torn / "out") == board(whole / "out")
+
+
+def test_an_interrupt_ends_with_130_and_a_sentence(experiment: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*RUN_BENCH, "run", str(experiment), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert "cells" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "Interrupted. What was finished is kept; the same command goes on from there."
+
+
+def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "failures.py"
+    plugin.write_text(PLUGIN)
+    done = bench(
+        *("run", str(experiment), "--methods", "closed_book,raises,explodes", "--plugin", str(plugin)),
+        *("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")),
+    )
+    assert done.returncode == 1
+    assert "2 cell(s) failed" in done.stderr
+    assert "diverged" in done.stdout
+    assert "failed" in done.stdout
+    rows = {row["method"]: row for row in board(tmp_path / "out")}
+    assert rows["closed_book"]["f1"] is not None
+    assert rows["raises"]["f1"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "defalt"), "No experiment 'defalt'. Did you mean default?"),
+        (("run", "default", "--methods", "unifrom"), "Did you mean uniform"),
+        (("run", "default", "--dataset", "newsword"), "Did you mean newsworld"),
+        (("run", "default", "--set", "uniform.learning_rat=1"), "Did you mean learning_rate"),
+        (("run", "default", "--set", "uniform"), "--set takes method.key=value"),
+        (("run", "default", "--dtype", "float8"), "dtype = 'float8'"),
+        (("run", "squad", "--data-files", "test"), "--data-files takes SPLIT=FILE"),
+        (("run", "squad", "--data-files", "test=nowhere.json"), "nowhere.json"),
+        (("describe", "uniforn"), "Did you mean uniform"),
+        (("list", "method"), "Did you mean methods"),
+        (("check", "nothing_like_it"), "nothing_like_it"),
+        (("train", "nanno"), "Did you mean nano"),
+        (("report", "--runs", "no/such/folder"), "There is no board"),
+        (("streams", "verify", "squadd"), "Did you mean squad"),
+    ],
+)
+def test_a_wrong_request_is_answered_in_a_sentence(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_is_a_wrong_request() -> None:
+    done = bench("run", "default", "--modle", "nano")
+    assert done.returncode == 2
+    assert "--modle" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = bench("--debug", "describe", "uniforn")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["uniform", "newsworld", "default"])
+def test_describe_knows_methods_data_sets_and_experiments(name: str) -> None:
+    done = bench("describe", name)
+    assert done.returncode == 0
+    assert {"uniform": "learning_rate", "newsworld": "licence", "default": "streams"}[name] in done.stdout
+
+
+def test_doctor_names_what_is_installed() -> None:
+    done = bench("doctor")
+    assert done.returncode == 0
+    assert "torch" in done.stdout
