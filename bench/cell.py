@@ -21,11 +21,8 @@ from bench.errors import BenchError, Diverged, nearest
 from bench.harness import Loop
 from bench.method import Method, MethodConfig
 from bench.record_files import read_run, write_run
-from bench.records import CellSpec, Failure, RunRecord
+from bench.records import FREE, CellSpec, Failure, RunRecord
 from bench.stream import Document, Entry, Episode, Stream, stream_hash
-
-INCOMPARABLE = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
-"""Fields of a spec that may differ between cells of one board; the streams' split and size may not."""
 
 
 class Sources(pydantic.BaseModel):
@@ -56,7 +53,7 @@ class Cell(pydantic.BaseModel):
     @property
     def comparability_key(self) -> str:
         """Hash of what must be equal for two cells to stand on one board."""
-        spec = self.spec.model_dump(mode="json", exclude=INCOMPARABLE)
+        spec = self.spec.model_dump(mode="json", exclude=FREE)
         return _hash({**spec, "streams": self.spec.stream.rpartition("-")[0]})
 
     @property

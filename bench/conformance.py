@@ -1,7 +1,7 @@
 """The conformance suite: whether a method keeps the contract, told check by check.
 
-It tries the method in the harness's own loop on a tiny base model, so it needs neither data nor an accelerator and takes
-a few seconds. What it looks for is in :mod:`bench.conformance_checks`.
+It tries the method in the harness's own loop on a tiny base model: it needs neither data nor an accelerator and takes a
+few seconds. What it looks for is in :mod:`bench.conformance_checks`.
 """
 
 from __future__ import annotations

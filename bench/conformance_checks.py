@@ -1,15 +1,12 @@
 """The conformance checks: what must hold of every method, tried in the harness's own loop on a tiny base model.
 
-A check takes a method's class and raises :class:`Violation` with a sentence and its remedy where the contract is broken.
+A check takes a method's class and raises :class:`Violation`, a sentence with the remedy, where the contract is broken.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pydantic
@@ -17,26 +14,32 @@ import torch
 from torch import Tensor
 
 from bench import conformance_fixtures as fixtures
-from bench.conformance_fixtures import Skip, Violation, WatchedLoop, difference, prepare, run, snapshot
+from bench.conformance_fixtures import Violation, prepare, require
+from bench.conformance_loops import (
+    CANARY,
+    GuardedLoop,
+    RescoredLoop,
+    State,
+    WatchedLoop,
+    as_shown,
+    difference,
+    loop,
+    run,
+    snapshot,
+    state_difference,
+)
 from bench.method import Conditioning, Method, MethodConfig
-from bench.stream import Document, Entry, EvidencedQuestion, Question
+from bench.stream import Document, Entry, document_id
 
-CANARY = "xylophone-quagmire"
-"""An answer that stands in no document, no question and no library."""
 ODD_TEXTS = {
-    "an empty text": ("",),
-    "a text of one token": ("a",),
-    "white space": (" \n\t ",),
-    "a text of several windows": ("The ferry left at noon, and nobody saw the otter. " * 60,),
-    "accents, emoji and control characters": ("Ærø–東京 🛳️👩‍🔬 e\u0301\x00\x07\u200b\ufeff\r\n",),
-    "the same text twice": ("The mill at Corvale burned down.",) * 2,
+    "an empty text": "",
+    "a text of one token": "a",
+    "white space": " \n\t ",
+    "a text of several windows": "The ferry left at noon, and nobody saw the otter. " * 18,
+    "accents, emoji and control characters": "Ærø–東京 🛳️👩‍🔬 e\u0301\x00\x07\u200b\ufeff\r\n",
+    "a text seen before": "a",
+    "an ordinary text after odd ones": "The mill at Corvale burned down.",
 }
-
-
-def require(condition: object, message: str) -> None:
-    """Raise the message as a violation unless the condition holds."""
-    if not condition:
-        raise Violation(message)
 
 
 def config_is_sound(kind: type[Method]) -> None:
@@ -77,7 +80,7 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
     given = fixtures.entries()
     for document in fixtures.documents(given):
         method.observe(document)
-    questions = [_as_shown(kind, entry, gold.question) for entry in given for gold in entry.questions]
+    questions = [as_shown(kind, entry, gold.question) for entry in given for gold in entry.questions]
     before = [dict(vars(question)) for question in questions]
     with torch.no_grad():
         conditioning = method.condition(questions)
@@ -91,10 +94,6 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
             )
             for each in value:
                 _check_entry(field.name, each)
-
-
-def _as_shown(kind: type[Method], entry: Entry, question: Question) -> Question:
-    return EvidencedQuestion(question.id, question.text, entry.document) if kind.sees_evidence else question
 
 
 def _check_entry(field: str, entry: Any) -> None:
@@ -152,72 +151,6 @@ def _answered(given: Sequence[Entry], word: str) -> tuple[Entry, ...]:
     return tuple(dataclasses.replace(entry, questions=gold) for entry, gold in zip(given, golds, strict=True))
 
 
-class GuardedLoop(WatchedLoop):
-    """After every document and every probe, no reference answer may be within reach of the method."""
-
-    def step(self, position: int, document: Document) -> None:
-        """One document; then look."""
-        super().step(position, document)
-        self._look(document)
-
-    def probe(self, fraction: float, seen: int) -> None:
-        """One probe; then look."""
-        super().probe(fraction, seen)
-        self._look(*(_as_shown(type(self.method), e, g.question) for e in self.entries for g in e.questions))
-
-    def _look(self, *given: object) -> None:
-        held = next((value for value in _reachable(self.method, given) if CANARY in value), None)
-        require(
-            held is None,
-            f"reference answers can be reached from the method ({held!r:.60}). It may keep only what observe and "
-            f"condition were given: no frame, no loop, no other object of the harness.",
-        )
-
-
-def _reachable(method: Method, given: Sequence[object]) -> Iterator[str]:
-    """Every string that can be reached from the method, its class and its module, or what it was given.
-
-    Modules, and classes and function globals of other modules, are left out: they lead everywhere.
-    """
-    own = type(method).__module__
-    todo: list[object] = [method, *given, *vars(sys.modules[own]).values()]
-    seen: dict[int, object] = {}
-    while todo:
-        value = todo.pop()
-        if id(value) in seen or isinstance(value, types.ModuleType):
-            continue
-        seen[id(value)] = value
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, bytes):
-            yield value.decode(errors="replace")
-        elif isinstance(value, type):
-            todo += vars(value).values() if value.__module__ == own else ()
-        elif isinstance(value, types.FunctionType):
-            todo += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
-        else:
-            todo += gc.get_referents(value)
-
-
-class RescoredLoop(WatchedLoop):
-    """Computes every document's score a second time, by hand, before the method has seen the document."""
-
-    def step(self, position: int, document: Document) -> None:
-        """One document; its recorded score must be the one computed before."""
-        batch = self.lm.tokens(document)
-        ids = torch.cat([batch.context_ids, batch.token_ids])
-        with torch.no_grad():
-            log_probs = self.lm.model(input_ids=ids[None, :-1]).logits[0].double().log_softmax(-1)
-        expected = -log_probs.gather(1, ids[1:, None])[len(batch.context_ids) - 1 :].sum().item()
-        super().step(position, document)
-        event = self.document_events[-1]
-        require(
-            event.nll is not None and abs(event.nll - expected) < 1e-4 * (1 + abs(expected)),
-            f"document {position} was scored {event.nll} nats, but the model as it stood before observing it gives "
-            f"{expected}. A method must leave the harness's scoring alone.",
-        )
-
-
 def scored_before_update(kind: type[Method]) -> None:
     """Every document is scored once, in order, by the model as it was before observing it."""
     watched = run(prepare(kind), fixtures.entries(), RescoredLoop)
@@ -246,24 +179,24 @@ def state_survives_saving(kind: type[Method]) -> None:
 
 def resumes_in_mid_stream(kind: type[Method]) -> None:
     """A run that goes on from a saved state ends like one that was never interrupted."""
-    given, seen = fixtures.entries(), fixtures.LENGTH // 2
+    given, seen = fixtures.entries(), fixtures.LENGTH - 2  # no probe comes right after it
     whole = run(prepare(kind), given)
     what = difference(_resumed(kind, given, whole.states[seen - 1], seen).history(), whole.history())
     require(what is None, f"{what} is not the same in a run resumed half-way: state_dict leaves something out.")
 
 
-def _resumed(kind: type[Method], given: Sequence[Entry], state: fixtures.State, seen: int) -> WatchedLoop:
+def _resumed(kind: type[Method], given: Sequence[Entry], state: State, seen: int) -> WatchedLoop:
     """A fresh instance that takes over the state after ``seen`` documents and goes on to the last probe."""
     method = prepare(kind)
     method.reset()
     method.load_state_dict(state)
-    tensor = fixtures.state_difference(state, snapshot(method))
+    tensor = state_difference(state, snapshot(method))
     require(tensor is None, f"the tensor {tensor} is not the same after load_state_dict: restore all of the state.")
-    loop = fixtures.loop(method, given)
+    watched = loop(method, given)
     for position in range(seen, len(given)):
-        loop.step(position, loop.documents[position])
-    loop.probe(1.0, len(given))
-    return loop
+        watched.step(position, watched.documents[position])
+    watched.probe(1.0, len(given))
+    return watched
 
 
 def reset_forgets(kind: type[Method]) -> None:
@@ -273,7 +206,7 @@ def reset_forgets(kind: type[Method]) -> None:
     start, weights = snapshot(method), method.lm.weights_hash()
     run(method, fixtures.entries())
     method.reset()
-    tensor = fixtures.state_difference(start, snapshot(method))
+    tensor = state_difference(start, snapshot(method))
     require(tensor is None, f"reset does not bring back the tensor {tensor}: undo all that observe changed.")
     require(method.lm.weights_hash() == weights, "reset does not bring back the base's weights: call super().reset().")
     given = fixtures.entries()
@@ -298,30 +231,33 @@ def base_is_restored(kind: type[Method]) -> None:
 
 def reads_odd_documents(kind: type[Method]) -> None:
     """Any text, and any piece of one, is observed without an error, and the state stays finite."""
-    for what, texts in ODD_TEXTS.items():
-        _stays_finite(prepare(kind), [Document(f"odd{i}", text) for i, text in enumerate(texts)], what)
-    _stays_finite(prepare(kind), fixtures.documents(fixtures.entries(2)), "documents cut into segments", 7)
+    _stays_finite(prepare(kind), ODD_TEXTS)
+    texts = [document.text for document in fixtures.documents(fixtures.entries(2))]
+    _stays_finite(prepare(kind), dict(zip(("a text in segments", "another one"), texts, strict=True)), segment_tokens=7)
 
 
 def runs_in_bfloat16(kind: type[Method]) -> None:
     """The method also works on a base in bfloat16, and leaves it so."""
     method = prepare(kind, "bfloat16")
-    _stays_finite(method, fixtures.documents(fixtures.entries(3)), "a base in bfloat16")
+    texts = [document.text for document in fixtures.documents(fixtures.entries(2))]
+    _stays_finite(method, dict(zip(("a base in bfloat16", "that base, changed"), texts, strict=True)))
     changed = [name for name, value in method.lm.named_tensors() if value.dtype == torch.float32]
     require(not changed, f"the base's {changed and changed[0]} is no longer bfloat16: keep the base's dtype.")
 
 
-def _stays_finite(method: Method, given: Sequence[Document], what: str, segment_tokens: int | None = None) -> None:
+def _stays_finite(method: Method, texts: Mapping[str, str], segment_tokens: int | None = None) -> None:
     questions = fixtures.entries(1)[0].questions
+    given = [Entry(Document(document_id(text), text), questions) for text in texts.values()]
+    watched = loop(method, given, probes=(1.0,), segment_tokens=segment_tokens)
+    names = list(texts)
     try:
-        run(method, [Entry(document, questions) for document in given], probes=(1.0,), segment_tokens=segment_tokens)
-    except (Violation, Skip):
-        raise
+        watched.run()
     except Exception as error:
-        error.add_note(f"This happened on {what}.")
+        error.add_note(f"This happened on {names[watched.position or 0]}.")
         raise
-    broken = [name for name, value in snapshot(method).items() if not torch.isfinite(value).all()]
-    require(not broken, f"{what}: {broken and broken[0]} became NaN or infinite.")
+    for position, state in watched.states.items():
+        broken = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+        require(broken is None, f"the tensor {broken} became NaN or infinite on {names[position]}.")
 
 
 CHECKS: dict[str, Callable[[type[Method]], None]] = {

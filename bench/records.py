@@ -89,6 +89,10 @@ class CellSpec(_Event):
     """Hash of the source of the method and of what it imports from the project."""
 
 
+FREE = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
+"""Fields of a spec that may differ between cells of one board; the streams' split and size may not."""
+
+
 class Tally(_Event):
     """Cost of one phase, or of one unit of it."""
 

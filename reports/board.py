@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.record_files import read_board, read_run, read_tuning
-from bench.records import CellSpec, RunRecord
+from bench.records import FREE, CellSpec, RunRecord
 from bench.statistics import Estimate, Kind, holm, paired_difference, ratio, stream_means
 from reports.rows import Group, Items, Row, make_row, read_items
 
@@ -131,8 +131,7 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
 
 
 def _differences(a: CellSpec, b: CellSpec) -> list[str]:
-    free = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
-    ours, theirs = ({**spec.model_dump(exclude=free), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b))
+    ours, theirs = ({**spec.model_dump(exclude=FREE), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b))
     return [
         key if key.endswith(("_code", "_hash")) else f"{key} ({ours[key]} and {theirs[key]})"
         for key in ours

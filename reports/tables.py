@@ -77,25 +77,36 @@ DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "gain", "bits/byte", "s/doc"
 
 def render(board: Board, width: int | None = None) -> Table:
     """The board for a terminal ``width`` characters wide (default: this one's): columns are left out, never cut."""
-    from rich import box
     from rich.console import Console
+
+    console = Console(width=width)
+    everything = columns(board)
+    for kept in range(len(DISPENSABLE), -1, -1):
+        gone = DISPENSABLE[: len(DISPENSABLE) - kept]
+        shown = [column for column in everything if column.heading not in gone]
+        table = _table(board, shown, left_out=len(everything) - len(shown))
+        if Console(width=1000).measure(table).minimum <= console.width:  # measured where nothing is squeezed
+            break
+    return table
+
+
+def _table(board: Board, shown: Sequence[Column], left_out: int) -> Table:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    limit = width or Console().width
-    shown = columns(board)
-    for heading in DISPENSABLE:
-        if _width(board, shown) <= limit:
-            break
-        shown = [column for column in shown if column.heading != heading]
-    left_out = len(columns(board)) - len(shown)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.title, table.title_justify = f"{board.experiment}: {board.dataset}, {board.model}", "left"
     more = f" {left_out} more columns in leaderboard.md." if left_out else ""
     table.caption = escape(caption(board, shown) + more)
-    table.add_column(shown[0].heading, overflow="fold")
-    for column in shown[1:]:
-        table.add_column(_broken(column.heading), justify="right", no_wrap=True)
+    for column in shown:
+        heading = "\n".join(column.heading.rsplit(" ", 1))
+        cells = [heading, *map(column.cell, board.rows)]
+        needed = max(len(line) for text in cells for line in text.split("\n"))
+        if column is shown[0]:
+            table.add_column(heading, overflow="fold", min_width=min(needed, LABEL_WIDTH))
+        else:
+            table.add_column(heading, justify="right", no_wrap=True, min_width=needed)
     for before, row in zip([None, *board.rows], board.rows, strict=False):
         if before is not None and row.control and not before.control:
             table.add_section()
@@ -104,19 +115,6 @@ def render(board: Board, width: int | None = None) -> Table:
             cells[:2] = [f"[bold]{cell}[/bold]" for cell in cells[:2]]
         table.add_row(*cells, style="dim" if row.control else "")
     return table
-
-
-def _broken(heading: str) -> str:
-    return "\n".join(heading.rsplit(" ", 1))
-
-
-def _width(board: Board, shown: Sequence[Column]) -> int:
-    """Characters that the columns need, with one between them and the labels folded."""
-    widths = [
-        max(len(line) for text in (_broken(c.heading), *map(c.cell, board.rows)) for line in text.split("\n"))
-        for c in shown
-    ]
-    return min(widths[0], LABEL_WIDTH) + sum(width + 1 for width in widths[1:])
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

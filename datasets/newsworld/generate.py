@@ -471,7 +471,7 @@ def document(
         stated.append((rng.pick(RELATIONS[who.kind][relation].sentences), value))
     body: list[tuple[str, str]] = rng.mix([*stated, *((fill(rng, rng.pick(NOISE)), "") for _ in range(noise))])
     text, spans, named = f"{paper.name}:", [], False
-    for sentence, value in [*body, (paper.boilerplate, "")]:
+    for sentence, value in [*body, *([(paper.boilerplate, "")] if paper.boilerplate else [])]:
         if value:
             before, after = sentence.split("{v}")
             full, named = (who.name if named else who.full_name), True

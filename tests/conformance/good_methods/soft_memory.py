@@ -22,7 +22,7 @@ class SoftMemory(Method):
         self.scale = 1.0
 
     def fit(self, episodes: Sequence[Episode]) -> None:
-        self.scale = 1.0 / len(episodes)
+        self.scale = 1.0 / sum(sum(episode.document.text.encode()) for episode in episodes)
 
     def observe(self, document: Document) -> None:
         ids = self.lm.tokens(document).token_ids

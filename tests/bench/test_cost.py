@@ -1,0 +1,29 @@
+"""The ledger: measuring must not change what is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.base_model import BaseModel
+from bench.cost import COUNT_EVERY, Ledger
+from tests.conftest import TEXT
+
+
+def gradients(lm: BaseModel) -> list[Tensor]:
+    lm.model.zero_grad()
+    lm.log_probs(lm.encode(TEXT[0])).sum().backward()
+    return [parameter.grad.clone() for parameter in lm.model.parameters()]
+
+
+def test_counting_operations_changes_no_bit_of_the_gradients(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    ledger = Ledger(lm.device)
+    with ledger.phase("observe"):
+        counted = gradients(lm)
+    assert ledger.costs(0).observe.flops > 0 and COUNT_EVERY > 1
+    with ledger.phase("observe"):
+        uncounted = gradients(lm)
+    assert all(torch.equal(a, b) for a, b in zip(counted, uncounted, strict=True))

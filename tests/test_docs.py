@@ -1,0 +1,143 @@
+"""What the documentation says: its commands run, its examples work, and the default board shows the signal it must."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md")
+IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
+SQUAD = {
+    "data": [
+        {
+            "title": "Lighthouses",
+            "paragraphs": [
+                {
+                    "context": f"Lighthouse {i} stands at cape {i}.",
+                    "qas": [
+                        {"id": f"q{i}", "question": f"Where is lighthouse {i}?", "answers": [{"text": f"cape {i}"}]}
+                    ],
+                }
+                for i in range(220)
+            ],
+        }
+    ]
+}
+
+
+def commands(page: str) -> Iterator[str]:
+    """Every line of every bash block of a page."""
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
+        for line in block.splitlines():
+            command = line.split("  #")[0].split("    #")[0].strip()
+            if command and not command.startswith(("#", *IGNORED)):
+                yield command
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git would clone, with the plug-in of CONTRIBUTING.md and files for the README's examples."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "my_squad.json").write_text(json.dumps(SQUAD))
+    for i, name in enumerate(("first_novel.txt", "second_novel.txt")):
+        (folder / name).write_text(f"“Chapter {i}” began — as they do — with rain over the harbour. " * 60)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    if words[0] == "python":
+        words[0] = sys.executable
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def default_board(clone: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """The embedded default, run in the copy."""
+    run("python run_bench.py", clone)
+    board = json.loads((clone / "out" / "leaderboard.json").read_text())
+    return {(row["method"], row["arm"]): row for row in board["rows"]}
+
+
+@pytest.mark.slow
+def test_the_default_board_shows_the_signal(default_board: dict[tuple[str, str], dict[str, float]]) -> None:
+    closed, gold, uniform, placebo = (
+        default_board[key]
+        for key in (
+            ("closed_book", "stream"),
+            ("gold_in_prompt", "stream"),
+            ("uniform", "stream"),
+            ("uniform", "placebo"),
+        )
+    )
+    assert {row["streams"] for row in default_board.values()} == {4}
+    assert gold["f1"] >= 0.85
+    assert closed["f1"] <= 0.10
+    assert uniform["f1"] > closed["f1"]
+    assert -closed["f1_vs_reference"] >= 3 * closed["f1_vs_reference_se_stream"]
+    spread = (placebo["f1_se_stream"] ** 2 + closed["f1_se_stream"] ** 2) ** 0.5
+    assert abs(placebo["f1"] - closed["f1"]) <= 2 * spread
+    assert uniform["trials"] > 1
+
+
+@pytest.mark.slow
+def test_the_readme_shows_the_board_that_the_default_gives(
+    default_board: dict[tuple[str, str], dict[str, float]],
+) -> None:
+    shown = re.search(r"<!-- board -->\n(.*?)<!-- /board -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert shown is not None
+    rows = {
+        cells[0].strip(" *"): cells[1].strip(" *")
+        for cells in ([c for c in line.strip("|").split("|")] for line in shown[1].splitlines() if line.startswith("|"))
+    }
+    for row in default_board.values():
+        printed = float(rows[str(row["label"])].split("±")[0])
+        assert printed == pytest.approx(row["f1"], abs=0.02), f"the README's F1 of {row['label']} is not this one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_page_runs(
+    page: str, clone: Path, default_board: dict[tuple[str, str], dict[str, float]]
+) -> None:
+    for command in commands(page):
+        if command.startswith("make"):
+            run(command.replace("make", "make -n", 1), clone)
+            continue
+        run(command, clone)
+        if command == "python run_bench.py new method recency":
+            text = (ROOT / "CONTRIBUTING.md").read_text()
+            block = re.search(r"<!-- plug-in: recency -->\n\s*```python\n(.*?)```", text, flags=re.DOTALL)
+            assert block is not None
+            lines = [line.removeprefix("   ") for line in block[1].splitlines()]
+            (clone / "methods" / "recency.py").write_text("\n".join(lines))
+
+
+def test_the_smallest_plug_in_is_twenty_lines_or_fewer() -> None:
+    assert len((ROOT / "methods" / "uniform.py").read_text().splitlines()) <= 20
+
+
+def test_the_example_plug_in_is_twenty_lines_or_fewer() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block = re.search(r"<!-- plug-in: recency -->\n\s*```python\n(.*?)```", text, flags=re.DOTALL)
+    assert block is not None
+    assert len(block[1].splitlines()) <= 20
