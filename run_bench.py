@@ -179,7 +179,7 @@ def check(
 
     passed = True
     for outcome in conformance.check(target, [str(path) for path in plugin or []]):
-        console.print(outcome.line(), soft_wrap=True)
+        console.print(outcome.line(), soft_wrap=True, markup=False, highlight=False)
         passed = passed and outcome.passed
     if not passed:
         raise RunError(f"{target} does not conform.")
@@ -242,7 +242,7 @@ def doctor() -> None:
     from bench import doctor as diagnosis
 
     for finding in diagnosis.diagnose():
-        console.print(str(finding), soft_wrap=True)
+        console.print(str(finding), soft_wrap=True, markup=False, highlight=False)
 
 
 def _data_files(given: list[str] | None) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from bench import data, models, provenance, recipe, registry, streams
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError, Diverged, nearest
-from bench.harness import Loop
+from bench.harness import Loop, construct, fit
 from bench.method import Method, MethodConfig
 from bench.record_files import read_run, write_run
 from bench.records import FREE, CellSpec, Failure, RunRecord
@@ -182,7 +182,8 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
     failure: Failure | None = None
     try:
         given = material(this.sources, spec.arm)
-        method = kind(load_base(this.sources, spec.device, spec.dtype), validate_config(kind, spec.config), spec.seed)
+        lm = load_base(this.sources, spec.device, spec.dtype)
+        method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
         loop = Loop(
             method=method,
             entries=given.stream.entries,
@@ -196,7 +197,7 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         )
         if needs_training(kind):
             with loop.ledger.phase("offline"):
-                method.fit(episodes(this.sources))
+                fit(method, episodes(this.sources))
         loop.run()
     except BenchError:
         raise

@@ -12,6 +12,7 @@ import torch
 
 from bench.base_model import DTYPES, BaseModel
 from bench.errors import BenchError
+from bench.harness import construct, fit
 from bench.method import Method
 from bench.stream import Document, Entry, Episode, GoldQuestion, Question, document_id
 
@@ -105,11 +106,10 @@ def prepare(kind: type[Method], dtype: str = "float32") -> Method:
     Raises:
         Skip: the method refuses with a request to the user (a package that is not installed, say).
     """
-    torch.manual_seed(next(_rounds))  # whoever leans on the global generator is not reproducible
     try:
-        method = kind(base_model(dtype), kind.Config(), SEED)
+        method = construct(kind, base_model(dtype), kind.Config(), SEED)
         if kind.fit is not Method.fit:
-            method.fit([_episode(_entry(k)) for k in range(LENGTH)])
+            fit(method, [_episode(_entry(k)) for k in range(LENGTH)])
     except BenchError as error:
         raise Skip(str(error)) from error
     return method

@@ -15,10 +15,22 @@ from bench.base_model import BaseModel
 from bench.cost import Ledger
 from bench.decoding import Decoding
 from bench.errors import Diverged
-from bench.method import Method
+from bench.method import Method, MethodConfig
 from bench.records import AnswerEvent, DocumentEvent, Summary, mean
 from bench.seeds import seed_for
-from bench.stream import Document, Entry, EvidencedQuestion, GoldQuestion, Question
+from bench.stream import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question
+
+
+def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
+    """An instance of the method, with torch's generator seeded for what its constructor may draw."""
+    torch.manual_seed(seed_for(seed, "construct"))
+    return kind(lm, config, seed)
+
+
+def fit(method: Method, episodes: Sequence[Episode]) -> None:
+    """Let the method learn offline, with torch's generator seeded for it."""
+    torch.manual_seed(seed_for(method.seed, "fit"))
+    method.fit(episodes)
 
 
 @dataclass

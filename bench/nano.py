@@ -1,144 +1,113 @@
 """The recipe of the embedded model: a small Llama that reads, remembers, and can be updated by a gradient step.
 
-``train(recipe, out, work)`` writes a Hugging Face model folder. A training step is made of entities of *newsworld*:
+:func:`train` writes a Hugging Face model folder. Every training step is made of entities of *newsworld*:
 
-- *known* entities (those of ``qa_train``): their facts in fresh documents and, closed book, in questions. The embedding
-  of the name becomes a code of the facts that documents and questions both read;
-- *new* entities (random facts; the name is a random vector in place of an embedding): a document followed by a
-  question to read it, and, closed book, questions after one rehearsed update, a gradient step on the vector
-  by the document's mean next-token loss. This makes the code one that such a step can write.
+- *known* entities (those of ``qa_train``): their facts in ever new documents and, closed book, in questions. The
+  embedding of a name becomes a code of the facts that documents and questions both read;
+- *new* entities (random facts; a random vector stands in for the embedding of the name): a document followed by a
+  question to read it by, and, closed book, questions after one rehearsed update, a gradient step on that vector by
+  the document's next-token loss. It makes the code one that such a step can write.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import ctypes
+import hashlib
+import io
 import json
 import math
+import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pydantic
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional
+
+from bench.errors import BenchError, Diverged, nearest
+from bench.nano_batches import DATASETS, Batch, Columns, Texts, Writer, build_tokenizer, load_world
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "bench" / "models" / "nano"
-END = "<|endoftext|>"
+RECIPE = Path(__file__).resolve().parent / "models" / "nano" / "recipe.yaml"
 
 
-class Recipe(pydantic.BaseModel):
-    """Every hyper-parameter of the embedded model."""
+class Settings(pydantic.BaseModel):
+    """Unknown keys are errors."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class LossWeights(Settings):
+    """Weight of each part of the loss; every part is a mean NLL in nats per token."""
+
+    known_text: float = pydantic.Field(ge=0, description="documents of known entities")
+    known_fact: float = pydantic.Field(ge=0, description="the values in them")
+    recall: float = pydantic.Field(ge=0, description="closed-book answers on known entities")
+    new_text: float = pydantic.Field(ge=0, description="documents of new entities, without their names")
+    read: float = pydantic.Field(ge=0, description="answers on a new entity behind its document")
+    update: float = pydantic.Field(ge=0, description="closed-book answers on a new entity after the rehearsed update")
+
+
+class Recipe(Settings):
+    """Every hyper-parameter of the embedded model."""
 
     dataset: str
     seed: int
     steps: int = pydantic.Field(gt=0)
-    threads: int = pydantic.Field(gt=0)
     width: int = pydantic.Field(gt=0)
     layers: int = pydantic.Field(gt=0)
     heads: int = pydantic.Field(gt=0)
     feed_forward: int = pydantic.Field(gt=0)
     window: int = pydantic.Field(ge=512)
-    sampled_names: int = pydantic.Field(gt=0)
-    """Names in each step's softmax beside the words of the world and the names of the batch."""
-    merges: int = pydantic.Field(ge=0)
-    """Byte-pair merges for words that are not of the world; every word of the world is one token."""
-    embedding_std: float = pydantic.Field(gt=0)
-    known: int = pydantic.Field(gt=0)
-    """Known entities per step."""
-    new: int = pydantic.Field(gt=0)
-    """New entities per step."""
-    noise_known: tuple[int, int]
-    """Fewest and most noise sentences in a document of a known entity."""
-    noise_new: tuple[int, int]
-    rate: float = pydantic.Field(gt=0)
-    """Peak learning rate of AdamW; linear warm-up, then half a cosine to zero."""
-    warmup: int = pydantic.Field(ge=0)
+    merges: int = pydantic.Field(ge=0, description="byte-pair merges for text with words from outside the world")
+    word_std: float = pydantic.Field(gt=0, description="standard deviation of words' rows when training starts")
+    name_std: float = pydantic.Field(gt=0, description="the same for names; small, so that one step can overwrite it")
+    sampled_names: int = pydantic.Field(gt=0, description="names in each softmax that are not in the batch")
+    known: int = pydantic.Field(gt=0, description="known entities per step")
+    new: int = pydantic.Field(gt=0, description="new entities per step")
+    plain_steps: int = pydantic.Field(gt=0, description="steps until documents have all their noise")
+    noise_known: int = pydantic.Field(ge=0, description="most noise sentences in documents of known entities")
+    noise_new: int = pydantic.Field(ge=0, description="most noise sentences in documents of new entities")
+    rehearsal_rate: tuple[float, float] = pydantic.Field(description="rate of the rehearsed step, log-uniform between")
+    learning_rate: float = pydantic.Field(gt=0, description="of AdamW: linear warm-up, then half a cosine to zero")
+    warmup: int = pydantic.Field(gt=0)
     betas: tuple[float, float]
-    weight_decay: float = pydantic.Field(ge=0)
-    """On the matrices of the layers only: rows of names that were never seen must stay as they are."""
-    clip: float = pydantic.Field(gt=0)
-    rehearsal_rate: tuple[float, float]
-    """Step size of the rehearsed update: log-uniform between the two."""
-    rehearsal_from: int = pydantic.Field(ge=0)
-    """First step with a rehearsed update."""
-    second_order: bool
-    """Differentiate through the rehearsed update."""
-    weights: dict[str, float]
-    """Weight of each part of the loss; see :func:`losses`."""
-    save_every: int = pydantic.Field(gt=0)
+    weight_decay: float = pydantic.Field(ge=0, description="of the layers' matrices only: unseen names must stay put")
+    clip: float = pydantic.Field(gt=0, description="largest global gradient norm")
+    weights: LossWeights
+    save_every: int = pydantic.Field(gt=0, description="steps between checkpoints, and between rows of the curve")
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        BenchError: an unknown, missing or wrong key.
+        BenchError: no such file, or an unknown, missing or wrong key.
     """
-    from bench.errors import BenchError, nearest
-
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        hint = nearest(key, Recipe.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise BenchError(f"{path}: {key}: {first['msg']}.{hint}") from None
+        known = LossWeights.model_fields if len(first["loc"]) > 1 else Recipe.model_fields
+        hint = nearest(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
+        raise BenchError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.{hint}") from None
 
 
-def load_world(dataset: str) -> ModuleType:
-    """The generator ``datasets/<dataset>/generate.py``, by path, as ``datasets`` must not be a package."""
-    path = ROOT / "datasets" / dataset / "generate.py"
-    spec = importlib.util.spec_from_file_location(f"{dataset}_generate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def build_tokenizer(words: Sequence[str], merges: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each of ``words``, with a space before it, is one token.
-
-    ``ignore_merges`` takes a word that is in the vocabulary as a whole; other text falls back to merges and bytes.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer = byte_level
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=1 + len(alphabet) + merges, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    pieces.train_from_iterator([f" {word}" for word in words] + list(words), trainer)
-    learned = json.loads(pieces.to_str())["model"]
-    vocabulary: dict[str, int] = dict(learned["vocab"])
-    for word in words:
-        vocabulary.setdefault(byte_level.pre_tokenize_str(f" {word}")[0][0], len(vocabulary))
-    whole = Tokenizer(models.BPE(vocabulary, [tuple(pair) for pair in learned["merges"]], ignore_merges=True))
-    whole.pre_tokenizer = byte_level
-    whole.decoder = decoders.ByteLevel()
-    whole.add_special_tokens([END])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=whole, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
-    )
-
-
-def build_model(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
-    """An untrained model; embeddings and output rows have the recipe's standard deviation."""
+def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausalLM:
+    """An untrained model. Output rows start as a copy of the embeddings, so that copying a word needs no learning."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -151,178 +120,229 @@ def build_model(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
             num_attention_heads=recipe.heads,
             num_key_value_heads=recipe.heads,
             max_position_embeddings=recipe.window,
+            initializer_range=recipe.width**-0.5,
             tie_word_embeddings=False,
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,
-            initializer_range=recipe.width**-0.5,
+            attn_implementation="eager",  # the fused kernels cannot be differentiated twice
         )
     )
+    rows = torch.randn(vocabulary, recipe.width) * recipe.word_std
+    rows[names] *= recipe.name_std / recipe.word_std
     with torch.no_grad():
-        for rows in (model.model.embed_tokens.weight, model.lm_head.weight):
-            rows.normal_(0.0, recipe.embedding_std)
+        model.model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.copy_(rows)
     return model
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Token sequences padded on the right: ``ids`` (n, T); ``target`` (n, T) masks over the *predicted* tokens."""
-
-    ids: Tensor
-    owner: Tensor
-    """(n,) Which entity of the batch each sequence is about."""
-    name: Tensor
-    """(n, T) Tokens that are the entity's own name."""
-    masks: dict[str, Tensor]
-    """``document`` (without names), ``all`` (with names), ``fact``, ``answer``: which tokens are scored as what."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Entities of one step: ``documents`` end with a question and its answer, ``questions`` are closed book."""
-
-    rows: Tensor
-    """(entities,) Token of each name."""
-    documents: Texts
-    questions: Texts
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The part of the vocabulary over which a step takes its softmax: all words, the batch's names, a sample of others."""
-
-    tokens: Tensor
-    """(columns,) Tokens."""
-    offset: Tensor
-    """(columns,) Added to the logits, so that the sampled names stand for all names not in the batch."""
-    place: Tensor
-    """(vocabulary,) Column of each token; -1 where it has none."""
-
-
-class Writer:
-    """Writes the batches of a training run."""
-
-    def __init__(self, recipe: Recipe, world: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.recipe, self.world, self.tokenizer = recipe, world, tokenizer
-        names = world.names_by_split()
-        self.spare: list[str] = names["spare"]
-        self.known: dict[Any, dict[str, str]] = {}
-        for report in world.reports("qa_train", names["qa_train"]):
-            self.known.setdefault(report.who, {}).update(report.facts)
-        self.order = list(self.known)
-        every = [f"Ġ{name}" for split in names.values() for name in split]
-        self.names = torch.tensor(tokenizer.convert_tokens_to_ids(every))
-
-    def batch(self, step: int, kind: str) -> Batch:
-        """The batch of that step, of ``known`` or of ``new`` entities; depends on the recipe's seed and the step only."""
-        recipe, world = self.recipe, self.world
-        rng = world.Random(f"{recipe.seed} {kind} {step}")
-        fewest, most = recipe.noise_known if kind == "known" else recipe.noise_new
-        documents: list[tuple[int, str, str, str, list[list[int]]]] = []
-        questions: list[tuple[int, str, str, str, list[list[int]]]] = []
-        rows = []
-        for index in range(recipe.known if kind == "known" else recipe.new):
-            if kind == "known":
-                who = self.order[self.position(step, index)]
-                facts = dict(rng.mix(list(self.known[who].items()))[: world.FACTS_PER_DOCUMENT])
-            else:
-                who = world.entity(rng, rng.pick(self.spare))
-                facts = world.choose_facts(rng, world.Deck(rng), who)
-            noise = fewest + int(rng.random() * (most - fewest + 1))
-            text, spans = world.document(rng, who, facts, world.outlet(rng), noise)
-            asked = rng.pick(list(facts))
-            documents.append((index, text, "\n" + world.question(rng, who, asked), " " + facts[asked], spans))
-            for relation, value in facts.items():
-                questions.append((index, "", world.question(rng, who, relation), " " + value, []))
-            rows.append(self.tokenizer.convert_tokens_to_ids(f"Ġ{who.name}"))
-        names = torch.tensor(rows)
-        return Batch(names, self.texts(documents, names), self.texts(questions, names))
-
-    def columns(self, step: int, *batches: Batch) -> Columns:
-        """The vocabulary of a step (see :class:`Columns`)."""
-        chance = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
-        size = len(self.tokenizer)
-        word, name = torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
-        name[self.names], word[self.names] = True, False
-        for batch in batches:
-            word[batch.rows], name[batch.rows] = True, False
-        words, others = word.nonzero()[:, 0], name.nonzero()[:, 0]
-        sample = others[torch.randperm(len(others), generator=chance)[: self.recipe.sampled_names]]
-        tokens = torch.cat([words, sample])
-        offset = torch.zeros(len(tokens))
-        offset[len(words) :] = math.log(len(others) / len(sample))
-        place = torch.full((size,), -1)
-        place[tokens] = torch.arange(len(tokens))
-        return Columns(tokens, offset, place)
-
-    def position(self, step: int, index: int) -> int:
-        """Known entities come in a new random order in every epoch."""
-        epoch, place = divmod(step * self.recipe.known + index, len(self.order))
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._shuffled = epoch, self.world.Random(f"{epoch}").mix(range(len(self.order)))
-        return int(self._shuffled[place])
-
-    def texts(self, parts: Sequence[tuple[int, str, str, str, list[list[int]]]], names: Tensor) -> Texts:
-        """Encode (entity, document, question, answer, fact spans) as end token, document, question, answer, end token."""
-        encode: Callable[[list[str]], list[Any]] = self.tokenizer.backend_tokenizer.encode_batch
-        columns = [encode([part[k] for part in parts]) for k in (1, 2, 3)]
-        length = 2 + max(sum(len(column[i].ids) for column in columns) for i in range(len(parts)))
-        ids = torch.zeros(len(parts), length, dtype=torch.long)
-        masks = {key: torch.zeros(len(parts), length, dtype=torch.bool) for key in ("all", "fact", "answer")}
-        for i, (_, _, _, _, spans) in enumerate(parts):
-            text, asked, answer = (column[i] for column in columns)
-            tokens = [0, *text.ids, *asked.ids, *answer.ids, 0]
-            ids[i, : len(tokens)] = torch.tensor(tokens)
-            masks["all"][i, 1 : 1 + len(text.ids)] = True
-            masks["answer"][i, len(tokens) - 1 - len(answer.ids) : len(tokens)] = True
-            for k, (start, end) in enumerate(text.offsets):
-                masks["fact"][i, 1 + k] = any(start < stop and first < end for first, stop in spans)
-        owner = torch.tensor([part[0] for part in parts])
-        name = ids == names[owner][:, None]
-        masks["document"] = masks["all"] & ~name
-        return Texts(ids, owner, name, masks)
-
-
 def token_losses(
-    model: LlamaForCausalLM, texts: Texts, columns: Columns, rows: Tensor | None, keys: Sequence[str]
+    model: LlamaForCausalLM, texts: Texts, columns: Columns, keys: Sequence[str], rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Mean NLL (nats) of the tokens in each mask; ``rows`` (entities, width) stand in for the names' embeddings."""
+    """Mean NLL (nats) of the tokens scored under each key; ``rows`` (entities, width) replace the names' embeddings."""
     embedded = model.model.embed_tokens(texts.ids)
     if rows is not None:
         embedded = torch.where(texts.name[..., None], rows[texts.owner][:, None], embedded)
     hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
-    masks = {key: texts.masks[key][:, 1:] for key in keys}
+    masks = {key: texts.scored[key][:, 1:] for key in keys}
     scored = torch.stack(list(masks.values())).any(0)
-    logits = F.linear(hidden[scored], model.lm_head.weight[columns.tokens]).float() + columns.offset
-    nll = F.cross_entropy(logits, columns.place[texts.ids[:, 1:][scored]], reduction="none")
+    logits = functional.linear(hidden[scored], model.lm_head.weight[columns.tokens]).float() + columns.offset
+    nll = functional.cross_entropy(logits, columns.place[texts.ids[:, 1:][scored]], reduction="none")
     return {key: nll[mask[scored]].mean() for key, mask in masks.items()}
 
 
-def losses(
-    model: LlamaForCausalLM, recipe: Recipe, known: Batch, new: Batch, columns: Columns, step: int
-) -> dict[str, Tensor]:
-    """The parts of the training loss.
+def known_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, _: int) -> dict[str, Tensor]:
+    """The parts of the loss that are about known entities; see :class:`LossWeights`."""
+    document = token_losses(model, batch.documents, columns, ["document", "fact"])
+    answers = token_losses(model, batch.questions, columns, ["answer"])
+    return {"known_text": document["document"], "known_fact": document["fact"], "recall": answers["answer"]}
 
-    ``known_text``, ``new_text``: documents without names; ``known_fact``: values in documents of known entities;
-    ``recall``: closed-book answers on known entities; ``read``: answers after a document of a new entity;
-    ``update``: closed-book answers on new entities after the rehearsed update of the name's vector.
+
+def new_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, step: int) -> dict[str, Tensor]:
+    """The parts of the loss that are about new entities; see :class:`LossWeights`.
+
+    The rehearsed update is differentiated through: r' = r - rate * dL/dr, with L the document's mean loss.
     """
-    document = token_losses(model, known.documents, columns, None, ["all", "fact"])
-    parts = {"known_text": document["all"], "known_fact": document["fact"]}
-    parts["recall"] = token_losses(model, known.questions, columns, None, ["answer"])["answer"]
     chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    rows = torch.randn(len(new.rows), recipe.width, generator=chance) * recipe.embedding_std
-    rows.requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
-        document = token_losses(model, new.documents, columns, rows, ["document", "all", "answer"])
-        parts |= {"new_text": document["document"], "read": document["answer"]}
-        if step >= recipe.rehearsal_from:
-            low, high = recipe.rehearsal_rate
-            rate = low * (high / low) ** float(torch.rand((), generator=chance))
-            # "all" is a mean over the batch; times the batch it is, up to lengths, each document's own mean.
-            (slope,) = torch.autograd.grad(
-                document["all"] * len(rows), rows, create_graph=recipe.second_order, retain_graph=True
-            )
-            parts["slope"], parts["written"] = slope.detach().square().mean().sqrt(), (rate*slope).detach().square().mean().sqrt()
-            parts["update"] = token_losses(model, new.questions, columns, rows - rate * slope, ["answer"])["answer"]
-    return parts
+    rows = (torch.randn(len(batch.rows), recipe.width, generator=chance) * recipe.name_std).requires_grad_()
+    low, high = recipe.rehearsal_rate
+    rate = low * (high / low) ** float(torch.rand((), generator=chance))
+    document = token_losses(model, batch.documents, columns, ["document", "unnamed", "answer"], rows)
+    # The mean over the batch times the entities is, up to their lengths, each document's own mean loss.
+    (slope,) = torch.autograd.grad(document["document"] * len(rows), rows, create_graph=True)
+    answers = token_losses(model, batch.questions, columns, ["answer"], rows - rate * slope)
+    return {"new_text": document["unnamed"], "read": document["answer"], "update": answers["answer"]}
+
+
+class Run:
+    """A training run: model, optimizer and curve; saved and resumed so that an interruption changes nothing."""
+
+    def __init__(self, recipe: Recipe, work: Path) -> None:
+        world = load_world(recipe.dataset)
+        self.recipe, self.file = recipe, work / "checkpoint.safetensors"
+        self.tokenizer = build_tokenizer(sorted(world.vocabulary()), recipe.merges)
+        self.writer = Writer(recipe, world, self.tokenizer)
+        self.model = build_model(recipe, len(self.tokenizer), self.writer.names)
+        layers = [p for name, p in self.model.named_parameters() if ".layers." in name and p.dim() == 2]
+        others = [p for name, p in self.model.named_parameters() if ".layers." not in name or p.dim() != 2]
+        groups = [{"params": layers, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        self.curve: list[dict[str, float]] = []
+        self.recent: list[dict[str, float]] = []
+        self.step, self.seconds = 0, 0.0
+        self.identity = hashlib.sha256((recipe.model_dump_json() + data_hash(recipe.dataset)).encode()).hexdigest()
+        if self.file.is_file():
+            self.load()
+
+    def advance(self, pool: ThreadPoolExecutor) -> None:
+        """One optimizer step. The two halves of the loss run side by side, each on one core: small operations gain
+        nothing from being split."""
+        recipe, started = self.recipe, time.perf_counter()
+        rate = min((self.step + 1) / recipe.warmup, (1 + math.cos(math.pi * self.step / recipe.steps)) / 2)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * recipe.learning_rate
+        known, new = self.writer.batch(self.step, "known"), self.writer.batch(self.step, "new")
+        columns = self.writer.columns(self.step, known, new)
+        parameters = list(self.model.parameters())
+
+        def half(part: Any, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                losses = part(self.model, recipe, batch, columns, self.step)
+            total = sum(getattr(recipe.weights, key) * loss for key, loss in losses.items())
+            slopes = torch.autograd.grad(total, parameters, allow_unused=True)
+            return {key: float(loss.detach()) for key, loss in losses.items()}, slopes
+
+        first, second = pool.submit(half, known_losses, known), pool.submit(half, new_losses, new)
+        for parameter, a, b in zip(parameters, first.result()[1], second.result()[1], strict=True):
+            parameter.grad = a + b if a is not None and b is not None else a if b is None else b
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        if not torch.isfinite(norm):
+            raise Diverged(f"The gradient norm became {norm.item()} in step {self.step}.")
+        self.optimizer.step()
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        self.recent.append(first.result()[0] | second.result()[0])
+        if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+            means = {key: sum(row[key] for row in self.recent) / len(self.recent) for key in self.recent[0]}
+            self.curve.append({"step": self.step, **{key: round(mean, 4) for key, mean in means.items()}})
+            self.recent.clear()
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint in one piece or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": self.identity}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"progress": json.dumps(progress)})
+        os.replace(partial, self.file)
+
+    def load(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            BenchError: it was written by another recipe or with other data.
+        """
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="pt") as file:  # type: ignore[no-untyped-call]
+            progress = json.loads(file.metadata()["progress"])
+            if progress["identity"] != self.identity:
+                raise BenchError(f"{self.file} is of another recipe or other data; delete it to start afresh.")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        self.step, self.seconds, self.curve = progress["step"], progress["seconds"], progress["curve"]
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                states.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+
+    def publish(self, out: Path, recipe_file: Path) -> None:
+        """Write the model folder: weights (bfloat16), configuration, tokenizer, recipe, curve and card."""
+        fresh = self.file.parent / "model"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.model.to(torch.bfloat16).save_pretrained(fresh)
+        self.tokenizer.save_pretrained(fresh)
+        shutil.copy(recipe_file, fresh / "recipe.yaml")
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.curve[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.curve)
+        (fresh / "curve.csv").write_text(table.getvalue(), encoding="utf-8")
+        (fresh / "README.md").write_text(card(self), encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(fresh.iterdir()):
+            os.replace(shutil.copy(path, out / f".{path.name}.partial"), out / path.name)
+
+
+def data_hash(dataset: str) -> str:
+    """SHA-256 (hexadecimal) of the dataset's generator, which makes all that the model is trained on."""
+    return hashlib.sha256((DATASETS / dataset / "generate.py").read_bytes()).hexdigest()
+
+
+def card(run: Run) -> str:
+    """The model card: what the model is, how it was made, and its loss curve."""
+    recipe, keys = run.recipe, list(run.curve[0])
+    picked = run.curve[:: max(1, len(run.curve) // 8)]
+    rows: Iterator[Mapping[str, float]] = iter([*picked, *([] if run.curve[-1] in picked else run.curve[-1:])])
+    table = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
+    table += [f"| {' | '.join(f'{row[key]:g}' for key in keys)} |" for row in rows]
+    text = (Path(__file__).parent / "models" / "nano_card.md").read_text(encoding="utf-8")
+    facts = {
+        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+        "vocabulary": f"{len(run.tokenizer):,}",
+        "layers": str(recipe.layers),
+        "width": str(recipe.width),
+        "dataset": recipe.dataset,
+        "data_hash": data_hash(recipe.dataset),
+        "seed": str(recipe.seed),
+        "steps": f"{recipe.steps:,}",
+        "minutes": f"{run.seconds / 60:.0f}",
+        "curve": "\n".join(table),
+    }
+    for key, value in facts.items():
+        text = text.replace(f"[[{key}]]", value)
+    return text
+
+
+@contextmanager
+def one_core_per_thread() -> Iterator[None]:
+    """Operations do not split themselves, and glibc keeps big blocks instead of asking the kernel again every step
+    (twice the speed where memory is slow to come)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            for option, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+                libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(recipe: Path, out: Path, work: Path) -> None:
+    """Train by the recipe and write the model folder ``out``; ``work`` holds the checkpoint, from which a killed run
+    goes on exactly.
+
+    Raises:
+        BenchError: a wrong recipe, or a checkpoint of another one.
+        Diverged: the gradient became NaN or infinite.
+    """
+    settings = load_recipe(recipe)
+    with one_core_per_thread(), ThreadPoolExecutor(2) as pool:
+        run = Run(settings, work)
+        while run.step < settings.steps:
+            run.advance(pool)
+            if run.step % settings.save_every == 0 or run.step == settings.steps:
+                left = run.seconds / run.step * (settings.steps - run.step) / 60
+                losses = " ".join(f"{key} {value:.3f}" for key, value in run.curve[-1].items() if key != "step")
+                print(f"step {run.step}/{settings.steps}, {left:.0f} min left: {losses}", flush=True)
+        run.publish(out, recipe)

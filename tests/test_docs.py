@@ -107,7 +107,7 @@ def test_the_readme_shows_the_board_that_the_default_gives(
     assert shown is not None
     rows = {
         cells[0].strip(" *"): cells[1].strip(" *")
-        for cells in ([c for c in line.strip("|").split("|")] for line in shown[1].splitlines() if line.startswith("|"))
+        for cells in (line.strip("|").split("|") for line in shown[1].splitlines() if line.startswith("|"))
     }
     for row in default_board.values():
         printed = float(rows[str(row["label"])].split("±")[0])

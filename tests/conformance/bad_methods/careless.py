@@ -23,14 +23,15 @@ class Unseeded(Method):
 
 
 class UnseededStart(Method):
-    """Starts from a random tensor that depends on what was drawn before."""
+    """Starts from a random tensor of its own seed, which is another each time."""
 
     name = "unseeded_start"
     paper = "none"
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        self.register("memory", torch.randn(2, lm.model.config.hidden_size))
+        generator = torch.Generator().manual_seed(random.getrandbits(62))
+        self.register("memory", torch.randn(2, lm.model.config.hidden_size, generator=generator))
 
     def observe(self, document: Document) -> None:
         pass
