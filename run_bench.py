@@ -110,6 +110,7 @@ def list_(
     plugin: Plugins = None,
 ) -> None:
     """List methods, data sets and experiments."""
+    from rich.markup import escape
     from rich.table import Table
 
     from bench import experiment, recipe, registry
@@ -119,10 +120,11 @@ def list_(
     if what is not None and what not in kinds:
         raise BenchError(f"There is no list of {what!r}.{nearest(what, kinds)}")
     if what in (None, "methods"):
-        table = Table("method", "what it does", "paper", "from", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table("method", "what it does", "paper", box=None, padding=(0, 2, 0, 0), header_style="bold")
         for info in registry.list_methods([str(path) for path in plugin or []]):
-            summary = f"BROKEN: {info.broken}" if info.broken else info.summary
-            table.add_row(info.name, summary, info.paper, info.source)
+            outside = "" if info.source.startswith("methods/") else f" ({info.source})"
+            summary = escape((f"BROKEN: {info.broken}" if info.broken else info.summary) + outside)
+            table.add_row(info.name, summary, info.paper)
         console.print(table)
     for kind, names in (("datasets", recipe.known), ("experiments", experiment.known)):
         if what in (None, kind):

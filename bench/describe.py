@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from bench import experiment, recipe, registry
 from bench.errors import BenchError, nearest
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from rich.console import RenderableType
 
 
@@ -33,29 +34,37 @@ def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
 def _method(name: str, plugins: Sequence[str]) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
-    from rich.table import Table
+    from rich.padding import Padding
 
     method = registry.load_method(name, plugins)
     info = registry.find_method(name, plugins)
-    table = Table("setting", "type", "default", "bounds", "tuned over", "meaning", box=None, padding=(0, 2, 0, 0))
+    parts: list[RenderableType] = [f"[bold]{name}[/bold]  ({escape(info.source)}; paper: {escape(method.paper)})"]
+    if method.sees_evidence:
+        parts.append("Control: it is given the document that answers each question.")
+    parts += [escape(inspect.getdoc(method) or ""), "", "Settings (change one with --set method.key=value):"]
     for key, field in method.Config.model_fields.items():
-        kind = getattr(field.annotation, "__name__", str(field.annotation)) if field.annotation else ""
-        shown = kind if "Literal" not in str(field.annotation) else str(field.annotation)
-        for noise in ("typing.", "Literal"):
-            shown = shown.replace(noise, "")
-        bounds = ", ".join(
-            f"{symbol} {getattr(item, attribute)}"
-            for item in field.metadata
-            for attribute, symbol in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-            if getattr(item, attribute, None) is not None
+        parts.append(
+            f"  [bold]{key}[/bold] = {escape('null' if field.default is None else str(field.default))}   {escape(_range(field))}"
         )
-        grid = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in method.grid.get(key, ()))
-        row = (key, shown, str(field.default), bounds, grid, field.description or "")
-        table.add_row(*map(escape, row))
-    head = f"[bold]{name}[/bold]  ({escape(info.source)}; paper: {escape(method.paper)})"
-    control = ["Control: it is given the document that answers each question."] if method.sees_evidence else []
-    settings = [table] if method.Config.model_fields else ["It has no settings."]
-    return Group(head, escape(inspect.getdoc(method) or ""), *control, "", *settings)
+        grid = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in method.grid.get(key, ()))
+        meaning = (field.description or "") + (f"; tuned over {grid}" if grid else "")
+        parts.append(Padding(escape(meaning), (0, 0, 0, 6)))
+    return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
+
+
+def _range(field: FieldInfo) -> str:
+    """What a setting may be: the choices, or the type with its bounds."""
+    choices = get_args(field.annotation)
+    if get_origin(field.annotation) is Literal:
+        return " | ".join(map(str, choices))
+    kinds = [getattr(kind, "__name__", str(kind)) for kind in choices or (field.annotation,)]
+    limits = [
+        f"{symbol} {getattr(item, attribute)}"
+        for item in field.metadata
+        for attribute, symbol in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if getattr(item, attribute, None) is not None
+    ]
+    return " ".join([" or ".join(kinds).replace("NoneType", "null"), *limits])
 
 
 def _fields(values: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from bench import metrics, streams
+from bench import metrics
 from bench.answering import answer, answer_nll, prompts
 from bench.base_model import BaseModel
 from bench.cost import Ledger
@@ -18,7 +18,7 @@ from bench.errors import Diverged
 from bench.method import Method, MethodConfig
 from bench.records import AnswerEvent, DocumentEvent, Summary, mean
 from bench.seeds import seed_for
-from bench.stream import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question
+from bench.stream import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
 
 
 def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
@@ -129,8 +129,8 @@ class Loop:
     def ask(self, fraction: float, which: Literal["stream", "anchor"], entries: Sequence[Entry]) -> None:
         """Answer and score the questions of these entries; the method sees the questions only."""
         asked = [Asked(gold, e.document, i) for i, e in enumerate(entries) for gold in e.questions]
-        superseded = streams.superseded([item.gold for item in asked])
-        asked = [item for item in asked if item.gold.question.id not in superseded]
+        revised = superseded(item.gold for item in asked)
+        asked = [item for item in asked if item.gold.question.id not in revised]
         if not asked:
             return
         questions = [self._shown(item) for item in asked]

@@ -6,7 +6,7 @@
   embedding of a name becomes a code of the facts that documents and questions both read;
 - *new* entities (random facts; a random vector stands in for the embedding of the name): a document followed by a
   question to read it by, and, closed book, questions after one rehearsed update, a gradient step on that vector by
-  the document's next-token loss. It makes the code one that such a step can write.
+  the next-token loss of the values in the document. It makes the code one that such a step can write.
 """
 
 from __future__ import annotations
@@ -161,15 +161,15 @@ def known_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns:
 def new_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, step: int) -> dict[str, Tensor]:
     """The parts of the loss that are about new entities; see :class:`LossWeights`.
 
-    The rehearsed update is differentiated through: r' = r - rate * dL/dr, with L the document's mean loss.
+    The rehearsed update is differentiated through: r' = r - rate * dL/dr, with L the mean loss of the document's values.
     """
     chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rows = (torch.randn(len(batch.rows), recipe.width, generator=chance) * recipe.name_std).requires_grad_()
     low, high = recipe.rehearsal_rate
     rate = low * (high / low) ** float(torch.rand((), generator=chance))
-    document = token_losses(model, batch.documents, columns, ["document", "unnamed", "answer"], rows)
-    # The mean over the batch times the entities is, up to their lengths, each document's own mean loss.
-    (slope,) = torch.autograd.grad(document["document"] * len(rows), rows, create_graph=True)
+    document = token_losses(model, batch.documents, columns, ["unnamed", "fact", "answer"], rows)
+    # The mean over the batch times the entities is each document's own mean: all state equally many facts.
+    (slope,) = torch.autograd.grad(document["fact"] * len(rows), rows, create_graph=True)
     answers = token_losses(model, batch.questions, columns, ["answer"], rows - rate * slope)
     return {"new_text": document["unnamed"], "read": document["answer"], "update": answers["answer"]}
 

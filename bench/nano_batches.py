@@ -66,18 +66,17 @@ def build_tokenizer(words: Sequence[str], merges: int) -> PreTrainedTokenizerFas
 
 
 class Part(NamedTuple):
-    """A sequence before encoding: the text of a document or "", a question, its answer, and the spans of the facts."""
+    """A sequence before encoding: a document or "", questions with their answers, and the spans of the facts."""
 
     owner: int
     document: str
-    question: str
-    answer: str
+    asked: Sequence[tuple[str, str]]
     spans: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
 class Texts:
-    """n sequences, padded on the right to T tokens: end token, document, question, answer, end token."""
+    """n sequences, padded on the right to T tokens: end token, document, and question, answer, end token in turn."""
 
     ids: Tensor
     """(n, T) Tokens; 0 is the end token and the padding."""
@@ -91,7 +90,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Batch:
-    """Entities of one step: ``documents`` end with a question to read it by, ``questions`` are closed book."""
+    """Entities of one step: documents, those of new entities with questions behind them; and closed-book questions."""
 
     rows: Tensor
     """(entities,) Token of each name."""
@@ -153,9 +152,10 @@ class Writer:
             noise = int(rng.random() * (most + 1))
             paper = world.outlet(rng) if rng.random() < share else world.Outlet("News", "")
             text, spans = world.document(rng, who, facts, paper, noise)
-            asked = rng.pick(list(facts))
-            documents.append(Part(index, text, f"\n{world.question(rng, who, asked)}", f" {facts[asked]}", spans))
-            questions += [Part(index, "", world.question(rng, who, key), f" {value}") for key, value in facts.items()]
+            asked = [(f"\n{world.question(rng, who, key)}", f" {facts[key]}") for key in rng.mix(list(facts))]
+            documents.append(Part(index, text, asked if kind == "new" else [], spans))
+            for key, value in facts.items():
+                questions.append(Part(index, "", [(world.question(rng, who, key), f" {value}")]))
             rows.append(self.token(who.name))
         names = torch.tensor(rows)
         return Batch(names, self._texts(documents, names), self._texts(questions, names))
@@ -183,16 +183,24 @@ class Writer:
         return order
 
     def _texts(self, parts: Sequence[Part], names: Tensor) -> Texts:
-        encode = self.tokenizer.backend_tokenizer.encode_batch
-        columns = [encode([part[k] for part in parts]) for k in (1, 2, 3)]
-        length = 2 + max(sum(len(encoded.ids) for encoded in row) for row in zip(*columns, strict=True))
-        ids = torch.zeros(len(parts), length, dtype=torch.long)
-        scored = {key: torch.zeros(len(parts), length, dtype=torch.bool) for key in ("document", "fact", "answer")}
-        for i, (part, text, asked, answer) in enumerate(zip(parts, *columns, strict=True)):
-            tokens = [0, *text.ids, *asked.ids, *answer.ids, 0]
-            ids[i, : len(tokens)] = torch.tensor(tokens)
+        texts = self.tokenizer.backend_tokenizer.encode_batch([part.document for part in parts])
+        sequences: list[list[int]] = []
+        answers: list[list[range]] = []
+        for part, text in zip(parts, texts, strict=True):
+            sequences.append([0, *text.ids])
+            answers.append([])
+            for question, answer in part.asked:
+                sequences[-1] += self.tokenizer(question).input_ids
+                start = len(sequences[-1])
+                sequences[-1] += [*self.tokenizer(answer).input_ids, 0]
+                answers[-1].append(range(start, len(sequences[-1])))
+        ids = torch.zeros(len(parts), max(map(len, sequences)), dtype=torch.long)
+        scored = {key: torch.zeros(ids.shape, dtype=torch.bool) for key in ("document", "fact", "answer")}
+        for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
+            ids[i, : len(sequences[i])] = torch.tensor(sequences[i])
             scored["document"][i, 1 : 1 + len(text.ids)] = True
-            scored["answer"][i, len(tokens) - 1 - len(answer.ids) : len(tokens)] = True
+            for answer in answers[i]:
+                scored["answer"][i, answer] = True
             for k, (start, end) in enumerate(text.offsets):
                 scored["fact"][i, 1 + k] = any(start < stop and first < end for first, stop in part.spans)
         owner = torch.tensor([part.owner for part in parts])

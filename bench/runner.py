@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bench import PROTOCOL, cell, metrics, models, recipe, registry, source_hash
 from bench.cell import Cell, Sources
 from bench.data import MissingSplit
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
 from bench.record_files import read_run, write_json, write_run
@@ -102,7 +102,7 @@ class Runner:
         for done, outcome in enumerate(executor.run(tasks), 1):
             if outcome.error is not None:
                 if outcome.error.kind != "worker_died":
-                    raise BenchError(outcome.error.message)
+                    raise RunError(f"{missing[outcome.key].id} could not be run: {outcome.error.message}")
                 write_run(self.runs, cell.worker_died(missing[outcome.key], outcome.error.message))
             progress(what, done, len(tasks))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -112,3 +113,8 @@ def stream_hash(entries: tuple[Entry, ...]) -> str:
         for gold in entry.questions:
             digest.update(repr((gold.question.id, gold.question.text, gold.answers, gold.revises)).encode())
     return digest.hexdigest()
+
+
+def superseded(seen: Iterable[GoldQuestion]) -> set[str]:
+    """Ids of the questions that another one among these revises: they are no longer asked."""
+    return {gold.revises for gold in seen if gold.revises is not None}

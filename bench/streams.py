@@ -8,7 +8,7 @@ was drawn against later changes of the data or of the rule.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
 from bench.record_files import write_json
 from bench.seeds import seed_for
-from bench.stream import Document, Entry, GoldQuestion, Stream, stream_hash
+from bench.stream import Document, Entry, Stream, stream_hash, superseded
 
 
 class Manifest(pydantic.BaseModel):
@@ -243,11 +243,6 @@ def anchor(recipe: Recipe, data_files: DataFiles, questions: int, documents: int
         replace(entry, questions=tuple(gold for gold in entry.questions if gold.question.id in kept))
         for entry in chosen
     )
-
-
-def superseded(seen: Iterable[GoldQuestion]) -> set[str]:
-    """Ids of the questions that another one among these revises: they are no longer asked."""
-    return {gold.revises for gold in seen if gold.revises is not None}
 
 
 def _drawn(recipe: Recipe, split: str, documents: int | None, index: int, entries: Sequence[Entry]) -> Stream:

@@ -2,7 +2,10 @@ from bench import Document, Method
 
 
 class ClosedBook(Method):
-    """The base model as it is: no document is learned. The floor that every method starts from, at no cost."""
+    """The base model as it is: no document is learned.
+
+    The floor that every method starts from, at no cost.
+    """
 
     name = "closed_book"
     paper = "none"

@@ -4,7 +4,7 @@ from bench import Conditioning, Document, EvidencedQuestion, Method, Question
 
 
 class GoldInPrompt(Method):
-    """Control: the document that answers each question stands before it in the prompt.
+    """Control: the document that answers stands before each question.
 
     What the base can read when nothing has to be remembered: the ceiling for knowledge gained. Costs one longer
     prompt per question and needs to be told which document to read, so it is no adaptation method.

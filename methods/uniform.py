@@ -2,9 +2,10 @@ from bench import GradientMethod
 
 
 class Uniform(GradientMethod):
-    """Online fine-tuning: gradient steps on every document as it arrives, each token weighing the same.
+    """Online fine-tuning on every document, each token weighing the same.
 
-    The baseline of the field (Hu et al. 2023 call it Uniform). Costs one forward and one backward pass per step.
+    Gradient steps on the document's mean next-token loss as it arrives: the baseline of the
+    field (Uniform in Hu et al. 2023). Costs one forward and one backward pass per step.
     """
 
     name = "uniform"

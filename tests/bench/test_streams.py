@@ -16,7 +16,7 @@ from bench import recipe, streams
 from bench.data import MissingSplit, load_split
 from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
-from bench.stream import Document, Entry, GoldQuestion, Question, Stream, document_id
+from bench.stream import Document, Entry, GoldQuestion, Question, Stream, document_id, superseded
 
 GROUPED = StreamPolicy(group=True, order="grouped")
 SINGLE = StreamPolicy()
@@ -141,8 +141,8 @@ def gold(identity: str, revises: str | None = None) -> GoldQuestion:
 
 
 def test_a_question_is_superseded_once_its_revision_is_seen() -> None:
-    assert streams.superseded([gold("1")]) == set()
-    assert streams.superseded([gold("1"), gold("2", "1"), gold("3")]) == {"1"}
+    assert superseded([gold("1")]) == set()
+    assert superseded([gold("1"), gold("2", "1"), gold("3")]) == {"1"}
 
 
 Write = Callable[..., Recipe]

@@ -63,7 +63,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
         "Pier 1",
         "Pier 4",
     ]
-    assert streams.superseded(gold for item in stream.entries for gold in item.questions) == {"f1"}
+    assert superseded(gold for item in stream.entries for gold in item.questions) == {"f1"}
 
 
 def test_newsworld_is_whole_and_its_streams_are_as_frozen() -> None:
