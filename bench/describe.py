@@ -43,9 +43,8 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
         parts.append("Control: it is given the document that answers each question.")
     parts += [escape(inspect.getdoc(method) or ""), "", "Settings (change one with --set method.key=value):"]
     for key, field in method.Config.model_fields.items():
-        parts.append(
-            f"  [bold]{key}[/bold] = {escape('null' if field.default is None else str(field.default))}   {escape(_range(field))}"
-        )
+        default = "null" if field.default is None else str(field.default)
+        parts.append(f"  [bold]{key}[/bold] = {escape(default)}   {escape(_range(field))}")
         grid = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in method.grid.get(key, ()))
         meaning = (field.description or "") + (f"; tuned over {grid}" if grid else "")
         parts.append(Padding(escape(meaning), (0, 0, 0, 6)))

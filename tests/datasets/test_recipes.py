@@ -11,6 +11,7 @@ import pytest
 
 from bench import recipe, streams
 from bench.data import load_split
+from bench.stream import superseded
 
 ROOT = recipe.ROOT.parent
 
