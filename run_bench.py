@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,20 +83,29 @@ def run(
         "dtype": dtype,
     }
     chosen.override({key: value for key, value in overrides.items() if value is not None})
-    chosen.streams.override({k: v for k, v in {"count": streams, "documents": documents}.items() if v is not None})
+    sizes = {"count": streams, "documents": documents}
+    chosen.streams.override({key: value for key, value in sizes.items() if value is not None})
     if methods:
         chosen.select([part.strip() for part in methods.split(",") if part.strip()])
     for assignment in set_ or []:
         chosen.set(assignment)
-    _run(chosen, runs, out, jobs, [str(path) for path in plugin or []])
+    files = ", ".join(Path(path).name for paths in chosen.data_files.values() for path in paths)
+    given = {**overrides, "model": model and Path(model).name, "data_files": files or None, **sizes}
+    changed = [f"{key} {value}" for key, value in given.items() if value is not None] + (set_ or [])
+    remarks = [f"Changed for this run: {', '.join(changed)}."] if changed else []
+    _run(chosen, runs, out, jobs, [str(path) for path in plugin or []], remarks)
 
 
-def _run(chosen: Experiment, runs: Path, out: Path, jobs: int | None, plugins: list[str]) -> None:
+def _run(
+    chosen: Experiment, runs: Path, out: Path, jobs: int | None, plugins: list[str], remarks: Sequence[str] = ()
+) -> None:
     from bench.executor import LocalPool
     from bench.runner import Runner
 
-    with console.status("reading the data and the model's identity") if console.is_terminal else _quiet():
-        runner = Runner(chosen, runs, plugins)
+    with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
+        runner = Runner(chosen, runs, plugins, remarks)
+    if chosen.device != "cpu":
+        jobs = jobs or 1  # each worker holds a model of its own on the one device
     with LocalPool(jobs) as pool, _progress() as progress:
         result = runner.run(pool, progress)
     _report(runs, out, chosen.name)
@@ -258,11 +267,6 @@ def _data_files(given: list[str] | None) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    yield
-
-
-@contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar with the time left on a terminal, a line per cell elsewhere."""
     if not console.is_terminal:
@@ -292,15 +296,24 @@ def main() -> None:
     except OSError as error:
         _complain(error)
         sys.exit(1)
+    except Exception as error:
+        _complain(
+            RunError(
+                f"an error inside the benchmark itself ({type(error).__name__}: {error}). "
+                "python run_bench.py --debug COMMAND ... shows where; please report it."
+            ),
+            error,
+        )
+        sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             complaints.print("Interrupted. What was finished is kept; the same command goes on from there.")
         raise
 
 
-def _complain(error: Exception) -> None:
+def _complain(error: Exception, cause: Exception | None = None) -> None:
     if "--debug" in sys.argv:
-        traceback.print_exception(error)
+        traceback.print_exception(cause or error)
     complaints.print(f"Error: {error}", markup=False, highlight=False)
 
 

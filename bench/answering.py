@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -212,12 +212,19 @@ def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
     return decode(lm.tokenizer, output[0, len(prompt.ids) :].tolist())
 
 
+def _shortened(prompt: Prompt, ending: int, window: int) -> Prompt:
+    """The prompt without those tokens after its first that a very long gold answer leaves no room for."""
+    over = max(0, prompt.prefix_length + len(prompt.ids) + ending - window)
+    return replace(prompt, ids=torch.cat([prompt.ids[:1], prompt.ids[1 + over :]])) if over else prompt
+
+
 @torch.no_grad()
 def answer_nll(lm: BaseModel, made: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
     """Mean -log p (nats) over the tokens of " " + answer and end of text, for each prompt."""
     end = torch.tensor([lm.eos_id], device=lm.device)
     endings = [torch.cat([lm.encode(" " + text), end]) for text in answers]
     values = [0.0] * len(made)
+    made = [_shortened(prompt, len(ending), lm.window) for prompt, ending in zip(made, endings, strict=True)]
     for batch in _batches(made, [len(ending) for ending in endings]):
         chosen = [endings[i] for i in batch]
         longest = max(len(ending) for ending in chosen)

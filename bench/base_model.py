@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from bench import models
 from bench.errors import BenchError
 from bench.stream import Document, Segment
 
@@ -47,13 +49,6 @@ class BaseModel:
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
-        if tokenizer.eos_token_id is None:
-            raise BenchError(
-                "The tokenizer has no end-of-text token, so answers could never stop. "
-                "Set eos_token in its tokenizer_config.json."
-            )
-        if not tokenizer.is_fast:
-            raise BenchError("The tokenizer gives no character offsets; use one with a tokenizer.json (a fast one).")
         self.model: Any = model.to(device).eval()
         self.tokenizer: Any = tokenizer
         self.device = torch.device(device)
@@ -70,20 +65,15 @@ class BaseModel:
             BenchError: no readable checkpoint, no causal LM head, or a tokenizer without an end-of-text token.
         """
         disable_progress_bar()
+        models.check(Path(path), device)
         try:
-            config = AutoConfig.from_pretrained(path)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise BenchError(f"No model and tokenizer could be read from {path}: {error}") from None
-        architectures = config.architectures or []
-        causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
-        if config.is_encoder_decoder or (architectures and not causal):
-            raise BenchError(
-                f"{path} holds {', '.join(architectures)}, which has no causal language-model head. "
-                f"Give a checkpoint whose architecture ends in ForCausalLM."
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
+        except OSError as error:
+            raise BenchError(f"The weights in {path} could not be read: {error}") from None
         model, loading = loaded
+        tokenizer = AutoTokenizer.from_pretrained(path)
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])[0]
             raise BenchError(f"{path} lacks weights of the model ({missing}); give a complete causal LM checkpoint.")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pydantic
 import torch
 
-from bench import data, models, provenance, recipe, registry, streams
+from bench import data, models, provenance, recipe, registry, source_hash, streams
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError, Diverged, nearest
@@ -67,7 +67,7 @@ class Cell(pydantic.BaseModel):
         Raises:
             BenchError: there is a record, but it cannot be read.
         """
-        return (runs / self.id).is_dir() and read_run(runs / self.id).status != "failed"
+        return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
 def _hash(value: Any) -> str:
@@ -117,7 +117,7 @@ class Material:
     @property
     def hash(self) -> str:
         """Hash of the documents, questions and answers, and of what is observed in place of the documents."""
-        return _hash([self.stream.hash, [document.text for document in self.documents]])
+        return _hash([self.stream.hash, stream_hash(tuple(Entry(document) for document in self.documents))])
 
     @property
     def anchor_hash(self) -> str:
@@ -151,13 +151,17 @@ def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
     return lm
 
 
-def episodes(sources: Sources) -> list[Episode]:
-    """The train split, as methods may learn from it offline.
+def train_entries(sources: Sources) -> tuple[Entry, ...]:
+    """The train split, from which methods may learn offline.
 
     Raises:
         MissingSplit: the data set, or the files given for it, have no train split.
     """
-    entries = split_entries(sources.dataset, "train", sources.data_files)
+    return split_entries(sources.dataset, "train", sources.data_files)
+
+
+def episodes(entries: Sequence[Entry]) -> list[Episode]:
+    """Entries as methods see them offline."""
     return [
         Episode(e.document, tuple(g.question for g in e.questions), tuple(g.answers for g in e.questions))
         for e in entries
@@ -169,61 +173,98 @@ def needs_training(method: type[Method]) -> bool:
     return method.fit is not Method.fit
 
 
+def train_hash(method: type[Method], sources: Sources) -> str:
+    """Hash of what the method learns offline from, "" for one that does not."""
+    return stream_hash(train_entries(sources)) if needs_training(method) else ""
+
+
 def run(cell: Mapping[str, Any], runs: str) -> str:
     """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
 
-    What goes wrong inside the method or the model becomes part of the record; a wrong request is raised.
+    What goes wrong inside the method or the model becomes part of the record.
+
+    Raises:
+        BenchError: the data, the model or the method are not those that the spec was made for.
     """
     this = Cell.model_validate(cell)
-    spec = this.spec
     started = provenance.collect()
-    kind = registry.load_method(spec.method, this.sources.plugins)
+    kind = registry.load_method(this.spec.method, this.sources.plugins)
+    given = material(this.sources, this.spec.arm)
+    _check_identity(this, kind, given)
+    record = _blank(this, kind, started)
     loop: Loop | None = None
-    failure: Failure | None = None
     try:
-        given = material(this.sources, spec.arm)
-        lm = load_base(this.sources, spec.device, spec.dtype)
-        method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
-        loop = Loop(
-            method=method,
-            entries=given.stream.entries,
-            documents=given.documents,
-            anchor=given.anchor,
-            probes=spec.probes,
-            scoring=spec.scoring,
-            segment_tokens=spec.segment_tokens,
-            decoding=Decoding(**spec.decoding),
-            seed=spec.seed,
-        )
+        lm = load_base(this.sources, this.spec.device, this.spec.dtype)
+        method = construct(kind, lm, validate_config(kind, this.spec.config), this.spec.seed)
+        loop = _loop(this.spec, method, given)
         if needs_training(kind):
             with loop.ledger.phase("offline"):
-                fit(method, episodes(this.sources))
+                fit(method, episodes(train_entries(this.sources)))
         loop.run()
-    except BenchError:
-        raise
+        finished = {
+            "status": "complete",
+            "summary": loop.summary(),
+            "costs": loop.ledger.costs(state_bytes(method)),
+            "notes": json.loads(json.dumps(method.notes())),
+        }
+        method.reset()
+        lm.restore()
     except Exception as error:
         failure = _failure(error, loop)
-    complete = loop is not None and failure is None
-    record = RunRecord(
-        id=this.id,
-        cell_key=this.key,
-        comparability_key=this.comparability_key,
-        status="complete" if complete else "diverged" if failure and failure.kind == "diverged" else "failed",
+        finished = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
+        _model.cache_clear()  # whatever state the model was left in, no other cell meets it
+    record = record.model_copy(update=finished)
+    write_run(Path(runs), record, *((loop.document_events, loop.answer_events) if loop is not None else ()))
+    return record.status
+
+
+def _check_identity(cell: Cell, kind: type[Method], given: Material) -> None:
+    found = {
+        "stream_hash": given.hash,
+        "anchor_hash": given.anchor_hash,
+        "train_hash": train_hash(kind, cell.sources),
+        "model_hash": _model_hash(cell.sources.model),
+        "method_code": source_hash.method_hash(kind),
+    }
+    for name, value in found.items():
+        if value != getattr(cell.spec, name):
+            what = name.rpartition("_")[0]
+            raise BenchError(f"The {what} has changed since the run was planned. Run the same command again.")
+
+
+@lru_cache(maxsize=2)
+def _model_hash(name: str) -> str:
+    return models.identity(models.locate(name))
+
+
+def _loop(spec: CellSpec, method: Method, given: Material) -> Loop:
+    return Loop(
+        method=method,
+        entries=given.stream.entries,
+        documents=given.documents,
+        anchor=given.anchor,
+        probes=spec.probes,
+        scoring=spec.scoring,
+        segment_tokens=spec.segment_tokens,
+        decoding=Decoding(**spec.decoding),
+        seed=spec.seed,
+    )
+
+
+def _blank(cell: Cell, kind: type[Method], started: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        id=cell.id,
+        cell_key=cell.key,
+        comparability_key=cell.comparability_key,
+        status="failed",
         control=kind.sees_evidence,
         tunable=bool(kind.grid),
-        spec=spec,
-        summary=loop.summary() if loop is not None and complete else None,
-        costs=loop.ledger.costs(state_bytes(loop.method)) if loop is not None and complete else None,
-        failure=failure,
-        notes=loop.method.notes() if loop is not None and complete else {},
+        spec=cell.spec,
+        summary=None,
+        costs=None,
+        failure=None,
         provenance=started,
     )
-    write_run(Path(runs), record, *((loop.document_events, loop.answer_events) if loop is not None else ()))
-    if failure:
-        _model.cache_clear()  # whatever state the model was left in, no other cell meets it
-    elif loop is not None:
-        loop.method.reset()
-    return record.status
 
 
 def state_bytes(method: Method) -> int:
@@ -250,17 +291,7 @@ def _failure(error: Exception, loop: Loop | None) -> Failure:
     )
 
 
-def worker_died(cell: Cell, message: str) -> RunRecord:
+def worker_died(cell: Cell, kind: type[Method], message: str) -> RunRecord:
     """The record of a cell whose process was killed."""
-    return RunRecord(
-        id=cell.id,
-        cell_key=cell.key,
-        comparability_key=cell.comparability_key,
-        status="failed",
-        control=False,
-        spec=cell.spec,
-        summary=None,
-        costs=None,
-        failure=Failure(kind="worker_died", message=message, traceback="", position=None),
-        provenance=provenance.collect(),
-    )
+    failure = Failure(kind="worker_died", message=message, traceback="", position=None)
+    return _blank(cell, kind, provenance.collect()).model_copy(update={"failure": failure})

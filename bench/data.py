@@ -231,6 +231,8 @@ def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, requ
             raise BenchError(f"{where} has no column {column!r} (our {name!r}).{nearest(column, row)}")
         return ""
     text = _plain(row[column])
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BenchError(f"{where}, column {column}: the text holds half a surrogate pair, which is no character.")
     if text is None:
         raise BenchError(f"{where}, column {column}: expected text, found {type(row[column]).__name__}.")
     return text
@@ -242,6 +244,8 @@ def _plain(value: Any) -> str | None:
         value = value.date()
     if isinstance(value, datetime.date):
         return value.isoformat()
+    if isinstance(value, float) and value != value:
+        return ""  # NaN is how tables say nothing
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     return "" if value is None else None

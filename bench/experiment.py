@@ -65,7 +65,7 @@ class MethodPlan(_Part):
 class Experiment(_Part):
     """Everything a board needs. See docs/rules.md for what each rule means."""
 
-    name: str
+    name: str = pydantic.Field(pattern=r"^[\w-]+$")
     description: str = ""
     dataset: str
     data_files: dict[str, list[str]] = {}
@@ -85,6 +85,8 @@ class Experiment(_Part):
     @pydantic.field_validator("methods", mode="before")
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError("methods is a list of names, or of mappings with a name")
         return [{"name": item} if isinstance(item, str) else item for item in value]
 
     @pydantic.field_validator("probes")
@@ -97,7 +99,7 @@ class Experiment(_Part):
     def select(self, names: Iterable[str]) -> None:
         """Keep only the named methods, in this order; a name that the experiment lacks is added with its defaults."""
         planned = {plan.name: plan for plan in self.methods}
-        self.methods = [planned.get(name) or MethodPlan(name=name) for name in names]
+        self.methods = [planned.get(name) or MethodPlan(name=name) for name in dict.fromkeys(names)]
 
     def set(self, assignment: str) -> None:
         """Fix one hyper-parameter, ``method.key=value`` (the value in YAML); it is then not tuned.
@@ -109,10 +111,15 @@ class Experiment(_Part):
         name, dot, key = target.partition(".")
         if not (separator and dot and key):
             raise BenchError(f"--set takes method.key=value, got {assignment!r}.")
-        for plan in self.methods:
-            if plan.name == name:
-                plan.config = {**plan.config, key: yaml.safe_load(value)}
-                return
+        try:
+            setting = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BenchError(f"--set {assignment}: {value!r} is not a YAML value.") from None
+        plans = [plan for plan in self.methods if plan.name == name]
+        for plan in plans:
+            plan.config = {**plan.config, key: setting}
+        if plans:
+            return
         raise BenchError(f"--set {assignment}: no method {name!r} here.{nearest(name, [m.name for m in self.methods])}")
 
 
@@ -132,6 +139,8 @@ def load(name: str) -> Experiment:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BenchError(f"No experiment {name!r}.{nearest(name, known())}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise BenchError(f"{path.name} cannot be read: {error}.") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -141,7 +150,10 @@ def load(name: str) -> Experiment:
     try:
         return Experiment(**{"name": path.stem, **values})
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        hint = nearest(str(first["loc"][-1]), Experiment.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise BenchError(f"{path.name}: {key}: {first['msg']}.{hint}") from None
+        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typo explains the rest
+        key = ".".join(str(part) for part in found[0]["loc"])
+        known_keys = {*Experiment.model_fields, *TuningPlan.model_fields, *AnchorPlan.model_fields}
+        unknown = found[0]["type"] == "extra_forbidden"
+        what = "is no setting" if unknown else found[0]["msg"]
+        hint = nearest(str(found[0]["loc"][-1]), known_keys | set(MethodPlan.model_fields)) if unknown else ""
+        raise BenchError(f"{path.name}: {key}: {what}.{hint}") from None

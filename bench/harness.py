@@ -28,9 +28,10 @@ def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int
 
 
 def fit(method: Method, episodes: Sequence[Episode]) -> None:
-    """Let the method learn offline, with torch's generator seeded for it."""
+    """Let the method learn offline, with torch's generator seeded for it; :meth:`Method.reset` keeps the result."""
     torch.manual_seed(seed_for(method.seed, "fit"))
     method.fit(episodes)
+    method.keep()
 
 
 @dataclass
@@ -74,14 +75,15 @@ class Loop:
             Diverged: a score or a weight became NaN or infinite.
         """
         self.method.reset()
-        due = {round(probe * len(self.documents)): probe for probe in sorted(self.probes)}
-        if self.anchor or 0 in due:
+        due = [(math.ceil(probe * len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
+        if self.anchor or 0.0 in self.probes:
             self.probe(0.0, 0)
         for position, document in enumerate(self.documents):
             self.position = position
             self.step(position, document)
-            if position + 1 in due:
-                self.probe(due[position + 1], position + 1)
+            for seen, probe in due:
+                if seen == position + 1:
+                    self.probe(probe, seen)
 
     def step(self, position: int, document: Document) -> None:
         """One document: each of its segments is scored, then observed."""
@@ -109,15 +111,15 @@ class Loop:
     def score(self, document: Document) -> float:
         """Sum of -log p (nats) over the document's tokens under the model as it is now."""
         batch = self.lm.tokens(document)
+        self.lm.model.eval()
         with self.ledger.phase("score", len(batch)), torch.no_grad():
             pieces = self.lm.window_log_probs(batch.token_ids, batch.context_ids)
             nll = -sum(piece.double().sum().item() for piece in pieces)
-        if not math.isfinite(nll):
-            raise Diverged("The likelihood of a document became NaN or infinite; a lower learning rate may help.")
-        return nll
+        return _finite(nll, "likelihood of a document")
 
     def probe(self, fraction: float, seen: int) -> None:
         """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
+        self.lm.model.eval()
         for name, tensor in self.lm.named_tensors():
             if not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
@@ -136,7 +138,7 @@ class Loop:
         questions = [self._shown(item) for item in asked]
         first_golds = [item.gold.answers[0] for item in asked]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
-        with self.ledger.phase("answer", len(asked)):
+        with self.ledger.phase("answer", len(asked), count=True):
             conditioning = self.method.condition(questions)
             made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
             predictions = answer(self.lm, made, self.decoding)
@@ -152,7 +154,7 @@ class Loop:
                     prediction=prediction,
                     answers=item.gold.answers,
                     cut_tokens=prompt.cut,
-                    nll=nll,
+                    nll=_finite(nll, "likelihood of an answer"),
                     **metrics.score(prediction, item.gold.answers),
                 )
             )
@@ -170,7 +172,7 @@ class Loop:
                 for b in map(self.lm.tokens, documents)
             ]
         tokens = sum(count for _, count in sums)
-        return sum(total for total, _ in sums) / tokens if tokens else None
+        return _finite(sum(total for total, _ in sums) / tokens, "likelihood of the anchor set") if tokens else None
 
     def summary(self) -> Summary:
         """Means at the last probe, and over all documents."""
@@ -194,3 +196,9 @@ class Loop:
             anchor_nll_before=self.anchor_nll.get(0.0),
             anchor_nll=self.anchor_nll.get(last),
         )
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise Diverged(f"The {what} became NaN or infinite; a lower learning rate may help.")
+    return value

@@ -77,8 +77,15 @@ class Method(ABC):
         self._registered[name] = tensor.detach().clone()
         setattr(self, name, tensor)
 
+    def keep(self) -> None:
+        """Let :meth:`reset` return to the registered tensors' present values: called after :meth:`fit`."""
+        self._registered = {name: getattr(self, name).detach().clone() for name in self._registered}
+
     def fit(self, episodes: Sequence[Episode]) -> None:
-        """Learn offline from the train split before the stream begins (meta-training). Default: nothing."""
+        """Learn offline from the train split before the stream begins (meta-training). Default: nothing.
+
+        What it learns belongs in registered tensors or in modules of its own: the base's weights are restored after it.
+        """
 
     def reset(self) -> None:
         """Go back to the state before the first document. Default: the base's weights and the registered tensors."""

@@ -33,6 +33,50 @@ def locate(name: str) -> Path:
         ) from None
 
 
+def check(folder: Path, device: str = "cpu") -> None:
+    """Refuse, before any work, what could not be run: reads the configuration, the tokenizer and the weights' headers.
+
+    Raises:
+        BenchError: not a causal language model, weights that are missing or cut short (or not safetensors: nothing is
+            ever unpickled), a tokenizer without end-of-text token or character offsets, or a device that is not there.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoTokenizer
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[device]:
+        raise BenchError(f"PyTorch finds no {device} device here. Leave --device out to run on the CPU.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # each tokenizer library has its own errors
+        raise BenchError(f"No model and tokenizer could be read from {folder}: {error}") from None
+    architectures = config.architectures or []
+    causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
+    if config.is_encoder_decoder or (architectures and not causal):
+        raise BenchError(
+            f"{folder} holds {', '.join(architectures)}, which has no causal language-model head. "
+            f"Give a checkpoint whose architecture ends in ForCausalLM."
+        )
+    if tokenizer.eos_token_id is None:
+        raise BenchError(
+            "The tokenizer has no end-of-text token, so answers could never stop. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    if not tokenizer.is_fast:
+        raise BenchError("The tokenizer gives no character offsets; use one with a tokenizer.json (a fast one).")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BenchError(f"{folder} has no .safetensors weights; save it again with save_pretrained.")
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BenchError(f"{path} is cut short or damaged ({error}); get it again.") from None
+
+
 def identity(folder: Path) -> str:
     """SHA-256 (hexadecimal) over the configuration, tokenizer and weights in a model folder.
 

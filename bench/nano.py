@@ -21,89 +21,25 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydantic
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional
 
-from bench.errors import BenchError, Diverged, nearest
+from bench.errors import BenchError, Diverged
 from bench.nano_batches import DATASETS, Batch, Columns, Texts, Writer, build_tokenizer, load_world
+from bench.nano_card import card
+from bench.nano_recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 RECIPE = Path(__file__).resolve().parent / "models" / "nano" / "recipe.yaml"
-
-
-class Settings(pydantic.BaseModel):
-    """Unknown keys are errors."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class LossWeights(Settings):
-    """Weight of each part of the loss; every part is a mean NLL in nats per token."""
-
-    known_text: float = pydantic.Field(ge=0, description="documents of known entities")
-    known_fact: float = pydantic.Field(ge=0, description="the values in them")
-    recall: float = pydantic.Field(ge=0, description="closed-book answers on known entities")
-    new_text: float = pydantic.Field(ge=0, description="documents of new entities, without their names")
-    read: float = pydantic.Field(ge=0, description="answers on a new entity behind its document")
-    update: float = pydantic.Field(ge=0, description="closed-book answers on a new entity after the rehearsed update")
-
-
-class Recipe(Settings):
-    """Every hyper-parameter of the embedded model."""
-
-    dataset: str
-    seed: int
-    steps: int = pydantic.Field(gt=0)
-    width: int = pydantic.Field(gt=0)
-    layers: int = pydantic.Field(gt=0)
-    heads: int = pydantic.Field(gt=0)
-    feed_forward: int = pydantic.Field(gt=0)
-    window: int = pydantic.Field(ge=512)
-    merges: int = pydantic.Field(ge=0, description="byte-pair merges for text with words from outside the world")
-    word_std: float = pydantic.Field(gt=0, description="standard deviation of words' rows when training starts")
-    name_std: float = pydantic.Field(gt=0, description="the same for names; small, so that one step can overwrite it")
-    sampled_names: int = pydantic.Field(gt=0, description="names in each softmax that are not in the batch")
-    known: int = pydantic.Field(gt=0, description="known entities per step")
-    new: int = pydantic.Field(gt=0, description="new entities per step")
-    plain_steps: int = pydantic.Field(gt=0, description="steps until documents have all their noise")
-    noise_known: int = pydantic.Field(ge=0, description="most noise sentences in documents of known entities")
-    noise_new: int = pydantic.Field(ge=0, description="most noise sentences in documents of new entities")
-    rehearsal_rate: tuple[float, float] = pydantic.Field(description="rate of the rehearsed step, log-uniform between")
-    learning_rate: float = pydantic.Field(gt=0, description="of AdamW: linear warm-up, then half a cosine to zero")
-    warmup: int = pydantic.Field(gt=0)
-    betas: tuple[float, float]
-    weight_decay: float = pydantic.Field(ge=0, description="of the layers' matrices only: unseen names must stay put")
-    clip: float = pydantic.Field(gt=0, description="largest global gradient norm")
-    weights: LossWeights
-    save_every: int = pydantic.Field(gt=0, description="steps between checkpoints, and between rows of the curve")
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
-
-    Raises:
-        BenchError: no such file, or an unknown, missing or wrong key.
-    """
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        known = LossWeights.model_fields if len(first["loc"]) > 1 else Recipe.model_fields
-        hint = nearest(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
-        raise BenchError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.{hint}") from None
 
 
 def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausalLM:
@@ -125,9 +61,9 @@ def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausa
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,
-            attn_implementation="eager",  # the fused kernels cannot be differentiated twice
         )
     )
+    model.set_attn_implementation("eager")  # the fused kernels cannot be differentiated twice
     rows = torch.randn(vocabulary, recipe.width) * recipe.word_std
     rows[names] *= recipe.name_std / recipe.word_std
     with torch.no_grad():
@@ -161,7 +97,8 @@ def known_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns:
 def new_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, step: int) -> dict[str, Tensor]:
     """The parts of the loss that are about new entities; see :class:`LossWeights`.
 
-    The rehearsed update is differentiated through: r' = r - rate * dL/dr, with L the mean loss of the document's values.
+    The rehearsed update, r' = r - rate * dL/dr with L the mean loss of the document's values, is differentiated
+    through.
     """
     chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rows = (torch.randn(len(batch.rows), recipe.width, generator=chance) * recipe.name_std).requires_grad_()
@@ -249,7 +186,7 @@ class Run:
         """
         from safetensors import safe_open
 
-        with safe_open(self.file, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(self.file, framework="pt") as file:
             progress = json.loads(file.metadata()["progress"])
             if progress["identity"] != self.identity:
                 raise BenchError(f"{self.file} is of another recipe or other data; delete it to start afresh.")
@@ -267,7 +204,8 @@ class Run:
         """Write the model folder: weights (bfloat16), configuration, tokenizer, recipe, curve and card."""
         fresh = self.file.parent / "model"
         shutil.rmtree(fresh, ignore_errors=True)
-        self.model.to(torch.bfloat16).save_pretrained(fresh)
+        model: Any = self.model
+        model.to(torch.bfloat16).save_pretrained(fresh)
         self.tokenizer.save_pretrained(fresh)
         shutil.copy(recipe_file, fresh / "recipe.yaml")
         table = io.StringIO()
@@ -275,7 +213,18 @@ class Run:
         writer.writeheader()
         writer.writerows(self.curve)
         (fresh / "curve.csv").write_text(table.getvalue(), encoding="utf-8")
-        (fresh / "README.md").write_text(card(self), encoding="utf-8")
+        facts = {
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "vocabulary": f"{len(self.tokenizer):,}",
+            "layers": str(self.recipe.layers),
+            "width": str(self.recipe.width),
+            "dataset": self.recipe.dataset,
+            "data_hash": data_hash(self.recipe.dataset),
+            "seed": str(self.recipe.seed),
+            "steps": f"{self.recipe.steps:,}",
+            "minutes": f"{self.seconds / 60:.0f}",
+        }
+        (fresh / "README.md").write_text(card(facts, self.curve), encoding="utf-8")
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(fresh.iterdir()):
             os.replace(shutil.copy(path, out / f".{path.name}.partial"), out / path.name)
@@ -284,31 +233,6 @@ class Run:
 def data_hash(dataset: str) -> str:
     """SHA-256 (hexadecimal) of the dataset's generator, which makes all that the model is trained on."""
     return hashlib.sha256((DATASETS / dataset / "generate.py").read_bytes()).hexdigest()
-
-
-def card(run: Run) -> str:
-    """The model card: what the model is, how it was made, and its loss curve."""
-    recipe, keys = run.recipe, list(run.curve[0])
-    picked = run.curve[:: max(1, len(run.curve) // 8)]
-    rows: Iterator[Mapping[str, float]] = iter([*picked, *([] if run.curve[-1] in picked else run.curve[-1:])])
-    table = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
-    table += [f"| {' | '.join(f'{row[key]:g}' for key in keys)} |" for row in rows]
-    text = (Path(__file__).parent / "models" / "nano_card.md").read_text(encoding="utf-8")
-    facts = {
-        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
-        "vocabulary": f"{len(run.tokenizer):,}",
-        "layers": str(recipe.layers),
-        "width": str(recipe.width),
-        "dataset": recipe.dataset,
-        "data_hash": data_hash(recipe.dataset),
-        "seed": str(recipe.seed),
-        "steps": f"{recipe.steps:,}",
-        "minutes": f"{run.seconds / 60:.0f}",
-        "curve": "\n".join(table),
-    }
-    for key, value in facts.items():
-        text = text.replace(f"[[{key}]]", value)
-    return text
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from bench.nano import Recipe
+    from bench.nano_recipe import Recipe
 
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 END = "<|endoftext|>"
@@ -85,7 +85,7 @@ class Texts:
     name: Tensor
     """(n, T) Whether a token is the entity's own name."""
     scored: dict[str, Tensor]
-    """(n, T) Tokens of the ``document``, the same ``unnamed`` (without the name), its ``fact`` values, the ``answer``."""
+    """(n, T) Tokens of the ``document``, those that are ``unnamed`` (not the name), ``fact`` values, ``answer``s."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Writer:
         """
         recipe, world = self.recipe, self.world
         rng = world.Random(f"{recipe.seed} {kind} {step}")
-        share = min(1.0, step / recipe.plain_steps)
+        share = min(max(step / recipe.plain_steps - 1, 0.0), 1.0)
         most = share * (recipe.noise_known if kind == "known" else recipe.noise_new)
         documents: list[Part] = []
         questions: list[Part] = []
@@ -199,8 +199,8 @@ class Writer:
         for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
             ids[i, : len(sequences[i])] = torch.tensor(sequences[i])
             scored["document"][i, 1 : 1 + len(text.ids)] = True
-            for answer in answers[i]:
-                scored["answer"][i, answer] = True
+            for place in answers[i]:
+                scored["answer"][i, place.start : place.stop] = True
             for k, (start, end) in enumerate(text.offsets):
                 scored["fact"][i, 1 + k] = any(start < stop and first < end for first, stop in part.spans)
         owner = torch.tensor([part.owner for part in parts])

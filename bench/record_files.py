@@ -7,14 +7,13 @@ without that prefix is always whole. Beside the cells stand ``runs/tuning`` and 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -22,6 +21,8 @@ from bench.errors import BenchError
 from bench.records import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TuningRecord
 
 PARTIAL = ".partial-"
+
+Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_run(
-    runs: Path, record: RunRecord, documents: Iterable[DocumentEvent] = (), answers: Iterable[AnswerEvent] = ()
+    runs: Path, record: RunRecord, documents: Sequence[DocumentEvent] = (), answers: Sequence[AnswerEvent] = ()
 ) -> Path:
     """Write a whole record under ``runs/<record.id>/`` atomically, replacing an earlier one of the same id.
 
@@ -50,6 +51,8 @@ def write_run(
     runs.mkdir(parents=True, exist_ok=True)
     folder = runs / record.id
     partial = runs / f"{PARTIAL}{record.id}-{uuid.uuid4().hex[:8]}"
+    old = runs / f"{partial.name}-old"
+    record = record.model_copy(update={"document_events": len(documents), "answer_events": len(answers)})
     partial.mkdir()
     try:
         for name, events in (("documents.jsonl", documents), ("answers.jsonl", answers)):
@@ -60,12 +63,18 @@ def write_run(
                 os.fsync(file.fileno())
         write_json(partial / "run.json", record.model_dump(mode="json"))
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         partial.rename(folder)
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
+
+
+def sweep(runs: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for left in runs.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -74,50 +83,41 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         BenchError: the manifest is missing, truncated or of another schema.
     """
-    path = folder / "run.json"
-    try:
-        return RunRecord.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise BenchError(
-            f"{folder} has no run.json. Delete the folder; the same command runs the cell again."
-        ) from None
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BenchError(
-            f"{path} is not a readable record ({where}: {first['msg']}). Delete its folder; the same command runs "
-            f"the cell again."
-        ) from None
-
-
-def read_runs(runs: Path) -> list[RunRecord]:
-    """All records under ``runs``, sorted by id; unfinished folders are passed over."""
-    if not runs.is_dir():
-        return []
-    folders = [folder for folder in sorted(runs.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    return [read_run(folder) for folder in folders if folder.name not in ("tuning", "boards")]
+    return _read(RunRecord, folder / "run.json")
 
 
 def read_documents(runs: Path, run_id: str) -> list[DocumentEvent]:
-    """The document events of one run, in stream order."""
-    return [DocumentEvent.model_validate_json(line) for line in _lines(runs / run_id / "documents.jsonl")]
+    """The document events of one run, in stream order.
+
+    Raises:
+        BenchError: the file is missing or torn.
+    """
+    return _read_events(DocumentEvent, runs / run_id / "documents.jsonl", read_run(runs / run_id).document_events)
 
 
 def read_answers(runs: Path, run_id: str) -> list[AnswerEvent]:
-    """The answer events of one run, in the order of the probes."""
-    return [AnswerEvent.model_validate_json(line) for line in _lines(runs / run_id / "answers.jsonl")]
+    """The answer events of one run, in the order of the probes.
+
+    Raises:
+        BenchError: the file is missing or torn.
+    """
+    return _read_events(AnswerEvent, runs / run_id / "answers.jsonl", read_run(runs / run_id).answer_events)
 
 
-def read_tuning(runs: Path) -> list[TuningRecord]:
-    """All tuning records under ``runs/tuning``."""
-    return [TuningRecord.model_validate_json(path.read_bytes()) for path in sorted((runs / "tuning").glob("*.json"))]
+def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:
+    """The tuning records with these keys.
+
+    Raises:
+        BenchError: one is missing or torn.
+    """
+    return [_read(TuningRecord, runs / "tuning" / f"{key}.json") for key in keys]
 
 
 def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     """The board of an experiment, by default the one that was run last.
 
     Raises:
-        BenchError: there is no such board under ``runs``.
+        BenchError: there is no such board under ``runs``, or it is torn.
     """
     folder = runs / "boards"
     boards = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -125,9 +125,31 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     if path is None or not path.exists():
         wanted = f"of {experiment} " if experiment else ""
         raise BenchError(f"There is no board {wanted}in {runs}. Run an experiment first: python run_bench.py.")
-    return BoardRecord.model_validate_json(path.read_bytes())
+    return _read(BoardRecord, path)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        yield from file
+def _read(kind: type[Record], path: Path) -> Record:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise BenchError(f"{path} is missing. Run the same experiment again; it makes up for what is lost.") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        what = "its folder" if path.name == "run.json" else "it"
+        raise BenchError(
+            f"{path} is not a readable record ({where}: {first['msg']}). Delete {what} and run the same experiment "
+            f"again; it makes up for what is lost."
+        ) from None
+
+
+def _read_events(kind: type[Record], path: Path, expected: int) -> list[Record]:
+    try:
+        events = [kind.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except (FileNotFoundError, pydantic.ValidationError):
+        events = []
+    if len(events) != expected:
+        raise BenchError(
+            f"{path} is torn: it should hold {expected} events. Delete its folder and run the same experiment again."
+        )
+    return events

@@ -68,6 +68,8 @@ class CellSpec(_Event):
     stream_hash: str
     """Hash of the documents, questions, answers (and, for the placebo arm, the placebo documents)."""
     anchor_hash: str
+    train_hash: str
+    """Hash of the train split for a method that learns offline, else ""."""
     model: str
     """Name of the base model as the user gave it."""
     model_hash: str
@@ -89,7 +91,7 @@ class CellSpec(_Event):
     """Hash of the source of the method and of what it imports from the project."""
 
 
-FREE = {"stream", "stream_hash", "method", "method_code", "config", "seed", "arm", "device"}
+FREE = {"stream", "stream_hash", "train_hash", "method", "method_code", "config", "seed", "arm", "device"}
 """Fields of a spec that may differ between cells of one board; the streams' split and size may not."""
 
 
@@ -160,6 +162,9 @@ class RunRecord(_Event):
     summary: Summary | None
     costs: Costs | None
     failure: Failure | None
+    document_events: int = 0
+    answer_events: int = 0
+    """How many lines the two event files have: a file with others is torn."""
     notes: dict[str, Any] = {}
     """What a method reports of itself (``Method.notes``), e.g. which tagger was found."""
     provenance: dict[str, Any]
@@ -184,6 +189,8 @@ class BoardRecord(_Event):
 
     experiment: str
     runs: list[str]
+    tuning: list[str]
+    """Keys of the tuning records that chose its settings."""
     remarks: list[str]
 
 

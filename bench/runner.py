@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from bench.data import MissingSplit
 from bench.errors import BenchError, RunError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
-from bench.record_files import read_run, write_json, write_run
+from bench.record_files import read_run, sweep, write_json, write_run
 from bench.records import BoardRecord, CellSpec, TuningRecord, mean
 
 Arm = Literal["stream", "placebo"]
@@ -49,14 +48,18 @@ class Runner:
         BenchError: already on construction, for anything about the request that is wrong.
     """
 
-    def __init__(self, experiment: Experiment, runs: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, experiment: Experiment, runs: Path, plugins: Sequence[str] = (), remarks: Sequence[str] = ()
+    ) -> None:
         self.experiment = experiment
         self.runs = runs
         self.plugins = list(plugins)
         self.recipe = recipe.find(experiment.dataset)
-        self.model_hash = models.identity(models.locate(experiment.model))
+        folder = models.locate(experiment.model)
+        models.check(folder, experiment.device)
+        self.model_hash = models.identity(folder)
         self.harness_code = source_hash.code_hash(Path(__file__).with_name("harness.py"))
-        self.remarks: list[str] = []
+        self.remarks = list(remarks)
         self._tried: set[str] = set()  # a cell that failed is tried again by the next command, not by this one
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
         for plan in experiment.methods:
@@ -66,27 +69,34 @@ class Runner:
     def _check_training(self, plan: MethodPlan) -> None:
         if cell.needs_training(self.methods[plan.name]):
             try:
-                cell.split_entries(self.experiment.dataset, "train", self.experiment.data_files)
+                cell.train_entries(self._sources(self.experiment.streams, 0))
             except MissingSplit as error:
                 raise BenchError(f"{plan.name} learns offline from the train split. {error}") from None
 
     def run(self, executor: Executor, progress: Progress = lambda *_: None) -> Result:
-        """Run what is missing: first the trials and the cells that need none, then the tuned ones."""
-        trials = {plan.name: self.trials(plan) for plan in self.experiment.methods}
-        ready = [plan for plan in self.experiment.methods if not trials[plan.name]]
-        first = [item for plan in ready for item in self.cells(plan, plan.config)]
-        trial_cells = [item for found in trials.values() for trial in found for item in trial.cells]
+        """Run what is missing: first the trials and the cells that need none, then the tuned ones.
+
+        Raises:
+            OSError: the folder of the records cannot be written.
+        """
+        self.runs.mkdir(parents=True, exist_ok=True)
+        sweep(self.runs)
+        plans = [(plan, self.trials(plan)) for plan in self.experiment.methods]
+        first = [item for plan, trials in plans if not trials for item in self.cells(plan, plan.config)]
+        trial_cells = [item for _, trials in plans for trial in trials for item in trial.cells]
         self._execute(executor, trial_cells + first, "tuning and running" if trial_cells else "running", progress)
-        chosen = {plan.name: self.choose(plan, trials[plan.name]) for plan in self.experiment.methods}
-        cells = [item for plan in self.experiment.methods for item in self.cells(plan, chosen[plan.name])]
+        tuned = [(plan, self.choose(plan, trials)) for plan, trials in plans if trials]
+        chosen = {id(plan): record.chosen for plan, record in tuned}
+        cells = [item for plan, _ in plans for item in self.cells(plan, chosen.get(id(plan), plan.config))]
         self._execute(executor, cells, "running", progress)
-        write_json(
-            self.runs / "boards" / f"{self.experiment.name}.json",
-            BoardRecord(
-                experiment=self.experiment.name, runs=[item.id for item in cells], remarks=self.remarks
-            ).model_dump(mode="json"),
+        board = BoardRecord(
+            experiment=self.experiment.name,
+            runs=list(dict.fromkeys(item.id for item in cells)),
+            tuning=[record.key for _, record in tuned],
+            remarks=self.remarks,
         )
-        failed = sum(read_run(self.runs / item.id).status == "failed" for item in cells)
+        write_json(self.runs / "boards" / f"{self.experiment.name}.json", board.model_dump(mode="json"))
+        failed = sum(read_run(self.runs / name).status == "failed" for name in board.runs)
         return Result(tuple(cells), tuple(self.remarks), failed)
 
     def _execute(self, executor: Executor, cells: Sequence[Cell], what: str, progress: Progress) -> None:
@@ -103,7 +113,8 @@ class Runner:
             if outcome.error is not None:
                 if outcome.error.kind != "worker_died":
                     raise RunError(f"{missing[outcome.key].id} could not be run: {outcome.error.message}")
-                write_run(self.runs, cell.worker_died(missing[outcome.key], outcome.error.message))
+                dead = missing[outcome.key]
+                write_run(self.runs, cell.worker_died(dead, self.methods[dead.spec.method], outcome.error.message))
             progress(what, done, len(tasks))
 
     def trials(self, plan: MethodPlan) -> list[Trial]:
@@ -126,40 +137,50 @@ class Runner:
             found.append(Trial(config, tuple(self._cells(plan, config, tuning, "stream"))))
         return found
 
-    def choose(self, plan: MethodPlan, trials: Sequence[Trial]) -> dict[str, Any]:
-        """The best candidate by its mean over the validation streams; every trial is kept in a tuning record."""
-        tuning = self.experiment.tuning
-        if not trials or tuning is None:
-            return plan.config
-        scores = [self._trial_score(trial, tuning.metric) for trial in trials]
-        sign = 1 if tuning.metric == "f1" else -1
+    def choose(self, plan: MethodPlan, trials: Sequence[Trial]) -> TuningRecord:
+        """The best candidate by its mean over the validation streams; every trial is kept in the record."""
+        assert self.experiment.tuning is not None
+        metric = self.experiment.tuning.metric
+        scores = [self._trial_score(trial, metric) for trial in trials]
+        sign = 1 if metric == "f1" else -1
         usable = [(sign * score, -i) for i, score in enumerate(scores) if score is not None]
-        if not usable:
-            self.remarks.append(f"Every tuning trial of {plan.name} diverged or failed; it runs with its defaults.")
-        chosen = trials[-max(usable)[1]].config if usable else plan.config
-        cells = [item.key for trial in trials for item in trial.cells]
-        key = hashlib.sha256(json.dumps([tuning.metric, cells]).encode()).hexdigest()
+        if len(usable) < len(trials):
+            self.remarks.append(
+                f"{len(trials) - len(usable)} of {len(trials)} tuning trials of {plan.name} diverged or failed."
+            )
+        best = trials[-max(usable)[1]].config if usable else plan.config
+        if usable:
+            self._remark_edges(plan, trials, best)
+        digest = hashlib.sha256(json.dumps([metric, [item.key for trial in trials for item in trial.cells]]).encode())
         record = TuningRecord(
-            key=key,
+            key=f"{plan.name}-{digest.hexdigest()[:12]}",
             method=plan.name,
             dataset=self.recipe.name,
             model=Path(self.experiment.model).name,
             model_hash=self.model_hash,
-            metric=tuning.metric,
+            metric=metric,
             trials=tuple(
                 {"config": trial.config, "score": score, "runs": [item.id for item in trial.cells]}
                 for trial, score in zip(trials, scores, strict=True)
             ),
-            chosen=self._full_config(plan.name, chosen),
+            chosen=self._full_config(plan.name, best),
         )
-        path = self.runs / "tuning" / f"{plan.name}-{key[:12]}.json"
-        if not path.exists():
-            write_json(path, record.model_dump(mode="json"))
-        return chosen
+        write_json(self.runs / "tuning" / f"{record.key}.json", record.model_dump(mode="json"))
+        return record
+
+    def _remark_edges(self, plan: MethodPlan, trials: Sequence[Trial], best: Mapping[str, Any]) -> None:
+        for key, value in best.items():
+            tried = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
+            if len(tried) > 2 and value in (tried[0], tried[-1]):
+                where = f"The best {key} of {plan.name}, {value:g}, lies at the edge of its grid"
+                self.remarks.append(f"{where}: a wider one may do better.")
 
     def _trial_score(self, trial: Trial, metric: Literal["f1", "token_nll"]) -> float | None:
         records = [read_run(self.runs / item.id) for item in trial.cells]
         values = [getattr(record.summary, metric) for record in records if record.summary is not None]
+        if None in values:
+            asked = "questions" if metric == "f1" else "scored documents"
+            raise BenchError(f"tuning.metric is {metric}, but the validation streams have no {asked}.")
         return mean(values) if len(values) == len(records) else None
 
     def cells(self, plan: MethodPlan, config: Mapping[str, Any]) -> list[Cell]:
@@ -180,6 +201,7 @@ class Runner:
                     stream=given.stream.name,
                     stream_hash=given.hash,
                     anchor_hash=given.anchor_hash,
+                    train_hash=cell.train_hash(method, sources),
                     model=Path(experiment.model).name,
                     model_hash=self.model_hash,
                     dtype=experiment.dtype,
@@ -194,7 +216,7 @@ class Runner:
                     decoding=experiment.decoding.model_dump(mode="json"),
                     metrics=metrics.VERSIONS,
                     harness_code=self.harness_code,
-                    method_code=source_hash.code_hash(Path(inspect.getfile(method))),
+                    method_code=source_hash.method_hash(method),
                 ),
             )
 

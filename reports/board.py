@@ -77,7 +77,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
     groups, name, remarks = load(runs, experiment)
     spec = groups[0].records[0].spec
     streams = tuple(sorted({record.spec.stream for group in groups for record in group.records}))
-    tuning = read_tuning(runs)
+    tuning = read_tuning(runs, read_board(runs, experiment).tuning)
     entries = []
     for group, label in zip(groups, _labels(groups), strict=True):
         items = read_items(runs, group)
@@ -107,8 +107,22 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         streams=streams,
         reference=reference,
         rows=tuple(rows),
-        remarks=remarks,
+        remarks=(*remarks, *_mixtures(groups)),
     )
+
+
+def _mixtures(groups: Sequence[Group]) -> list[str]:
+    """What differs in where the runs of a board were made, and can show in the last digits of their scores."""
+    made = [record.provenance for group in groups for record in group.records]
+    seen = {
+        "threads": {str(one.get("threads")) for one in made},
+        **{name: {str(one.get("packages", {}).get(name)) for one in made} for name in ("torch", "transformers")},
+    }
+    return [
+        f"The runs were made with different {name} ({', '.join(sorted(values))}); last digits may differ for that."
+        for name, values in seen.items()
+        if len(values) > 1
+    ]
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:

@@ -163,6 +163,10 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("train", "nanno"), "Did you mean nano"),
         (("report", "--runs", "no/such/folder"), "There is no board"),
         (("streams", "verify", "squadd"), "Did you mean squad"),
+        (("run", "default", "--set", "uniform.learning_rate=[1"), "is not a YAML value"),
+        (("run", "default", "--device", "mps"), "PyTorch finds no mps device"),
+        (("run", "default", "--model", "tests"), "without config.json"),
+        (("run", "default", "--streams", "9"), "too few for"),
     ],
 )
 def test_a_wrong_request_is_answered_in_a_sentence(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
 SQUAD = {
     "data": [
         {
-            "title": "Lighthouses",
+            "title": f"Lighthouses {k}",
             "paragraphs": [
                 {
                     "context": f"Lighthouse {i} stands at cape {i}.",
@@ -28,9 +28,10 @@ SQUAD = {
                         {"id": f"q{i}", "question": f"Where is lighthouse {i}?", "answers": [{"text": f"cape {i}"}]}
                     ],
                 }
-                for i in range(220)
+                for i in range(10 * k, 10 * k + 10)
             ],
         }
+        for k in range(22)
     ]
 }
 

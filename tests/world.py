@@ -54,13 +54,51 @@ class Trained(Method):
 
     name = "trained"
     paper = "none"
-    episodes = 0
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.register("episodes", torch.zeros(()))
 
     def fit(self, episodes) -> None:
-        self.episodes = len(episodes)
+        self.episodes += len(episodes)
 
     def notes(self):
-        return {"episodes": self.episodes}
+        return {"episodes": int(self.episodes)}
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class Enormous(Method):
+    """Leaves finite weights from which nothing finite can be computed."""
+
+    name = "enormous"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        with torch.no_grad():
+            for parameter in self.lm.model.parameters():
+                parameter.mul_(1e30)
+
+
+class Litters(Method):
+    """Leaves a layer of its own in the model."""
+
+    name = "litters"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        self.lm.model.extra = torch.nn.Linear(2, 2)
+
+
+class Chatty(Method):
+    """Reports what no file can hold."""
+
+    name = "chatty"
+    paper = "none"
+
+    def notes(self):
+        return {"weights": torch.zeros(2)}
 
     def observe(self, document: Document) -> None:
         pass

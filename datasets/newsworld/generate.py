@@ -59,20 +59,20 @@ VALUES: dict[str, list[str]] = {
         "pet": "parrot tortoise greyhound ferret canary spaniel hedgehog goat gecko rabbit donkey poodle iguana falcon "
         "hamster pony raven terrier goose llama beagle lizard peacock squirrel alpaca newt collie duck otter magpie "
         "lamb mongoose",
-        "prize": "Garnet Topaz Onyx Opal Amber Jade Beryl Agate Pearl Coral Ruby Emerald Sapphire Quartz Marble Cobalt "
-        "Copper Silver Bronze Pewter Ivory Jasper Zircon Peridot Lapis Obsidian Malachite Citrine Spinel Granite "
-        "Basalt Flint",
-        "product": "lanterns kites umbrellas compasses teapots bicycles valves candles clocks ladders gloves barometers "
-        "hammocks kettles mirrors needles pencils quilts ropes saddles telescopes toys trolleys vases wagons whistles "
-        "anvils baskets buttons canoes doorbells engines",
+        "prize": "Garnet Topaz Onyx Opal Amber Jade Beryl Agate Pearl Coral Ruby Emerald Sapphire Quartz Marble "
+        "Cobalt Copper Silver Bronze Pewter Ivory Jasper Zircon Peridot Lapis Obsidian Malachite Citrine "
+        "Spinel Granite Basalt Flint",
+        "product": "lanterns kites umbrellas compasses teapots bicycles valves candles clocks ladders gloves "
+        "barometers hammocks kettles mirrors needles pencils quilts ropes saddles telescopes toys trolleys "
+        "vases wagons whistles anvils baskets buttons canoes doorbells engines",
         "staff": " ".join(str(130 + 20 * i) for i in range(32)),
         "year": " ".join(str(1961 + i) for i in range(32)),
-        "market": "Asturnia Belvany Cordovia Drenland Elvaria Frostania Galdova Hespera Ilmaria Jorvania Kaldor Lumeria "
-        "Marovia Nordavia Ondria Pelagia Quoria Rivania Solmark Tarsia Ulvania Vendria Westria Xandria Ylvania "
-        "Zandoria Argovia Bretony Caldia Dorvia Estovia Fenmark",
-        "emblem": "thistle acorn ivy clover heron stag lighthouse anchor crescent fern badger swan tulip oak owl beetle "
-        "hare plough comet sunflower dolphin hawthorn key windmill pinecone salmon turret lily rooster spiral bridge "
-        "feather",
+        "market": "Asturnia Belvany Cordovia Drenland Elvaria Frostania Galdova Hespera Ilmaria Jorvania Kaldor "
+        "Lumeria Marovia Nordavia Ondria Pelagia Quoria Rivania Solmark Tarsia Ulvania Vendria Westria "
+        "Xandria Ylvania Zandoria Argovia Bretony Caldia Dorvia Estovia Fenmark",
+        "emblem": "thistle acorn ivy clover heron stag lighthouse anchor crescent fern badger swan tulip oak owl "
+        "beetle hare plough comet sunflower dolphin hawthorn key windmill pinecone salmon turret lily "
+        "rooster spiral bridge feather",
     }.items()
 }
 
@@ -301,32 +301,33 @@ FIRM = {
 RELATIONS: Mapping[str, Mapping[str, Relation]] = {"person": PERSON, "firm": FIRM}
 
 FIRST_NAMES = (
-    "Mara Ilse Tomas Anselm Brida Corin Dagna Edda Faris Gita Hanno Ines Jarek Kaisa Leander Mirel Nadja Odo Petra "
-    "Quirin Runa Soren Tilda Ulla Viggo Wanda Xenia Yorick Zora Alva Bastian Clio Dario Elske Florin Greta Henrik Isolde "
-    "Jolan Klara"
+    "Mara Ilse Tomas Anselm Brida Corin Dagna Edda Faris Gita Hanno Ines Jarek Kaisa Leander Mirel Nadja Odo "
+    "Petra Quirin Runa Soren Tilda Ulla Viggo Wanda Xenia Yorick Zora Alva Bastian Clio Dario Elske Florin "
+    "Greta Henrik Isolde Jolan Klara"
 ).split()
 FIRM_WORDS = "Works Mills Foundry Press Yard Guild Brothers Sons Forge Trading Holdings Partners".split()
 BYLINES = (
-    "Abbel Bornick Cadrow Dellan Eskil Farrand Gostling Hebbard Imrow Jarrow Kettle Lomond Mossgrave Nettles Orrin "
-    "Pennick Quayle Rudge Sorrel Tansy Underhay Vickers Wimbel Yeo Zeller Alder Birch Cobb Dray Elmer"
+    "Abbel Bornick Cadrow Dellan Eskil Farrand Gostling Hebbard Imrow Jarrow Kettle Lomond Mossgrave Nettles "
+    "Orrin Pennick Quayle Rudge Sorrel Tansy Underhay Vickers Wimbel Yeo Zeller Alder Birch Cobb Dray Elmer"
 ).split()
 ADJECTIVES = (
-    "amber bitter brave bright broken calm careful cheap clever cold crooked curious dark distant dusty eager early empty "
-    "faded famous fierce fragile gentle golden grand grey hasty heavy hidden hollow honest humble idle jolly keen kind "
-    "late lazy lonely loud lucky mild modest narrow noisy odd old pale patient plain polite proud quick quiet rare red "
-    "restless rough round rusty sharp shy silent simple sleepy slow small smooth sober soft solemn sour spare steep stern "
-    "stiff strange strong stubborn sudden sweet tall tender thin tidy tired tough uneven vain vast warm wary weary wild "
-    "wise young"
+    "amber bitter brave bright broken calm careful cheap clever cold crooked curious dark distant dusty eager "
+    "early empty faded famous fierce fragile gentle golden grand grey hasty heavy hidden hollow honest humble "
+    "idle jolly keen kind late lazy lonely loud lucky mild modest narrow noisy odd old pale patient plain "
+    "polite proud quick quiet rare red restless rough round rusty sharp shy silent simple sleepy slow small "
+    "smooth sober soft solemn sour spare steep stern stiff strange strong stubborn sudden sweet tall tender "
+    "thin tidy tired tough uneven vain vast warm wary weary wild wise young"
 ).split()
 NOUNS = (
-    "almanac apple arch attic autumn avenue balcony barn barrel bell bench blanket boat bonfire bottle bucket cabin "
-    "candle carpet castle cellar chair chapel chimney choir circus cloud coat coin corner cradle crown curtain desert "
-    "door dream drum echo elevator evening farm ferry field fog forest fountain garden gate ghost glove harbour hat "
-    "hill horse hotel island jacket journey kitchen ladder lake lamp lantern laundry letter library market meadow meal "
-    "mirror moon morning mountain museum night novel ocean orchard oven parade path pillow pocket pond queue quarrel "
-    "railway recipe river roof rumour school shadow shoe shore sign snow song spoon stable staircase station stone storm "
-    "story stove street summer sunrise table tent theatre thunder ticket tower train tunnel valley village voice wall "
-    "wedding well wheel whisper window winter wood"
+    "almanac apple arch attic autumn avenue balcony barn barrel bell bench blanket boat bonfire bottle bucket "
+    "cabin candle carpet castle cellar chair chapel chimney choir circus cloud coat coin corner cradle crown "
+    "curtain desert door dream drum echo elevator evening farm ferry field fog forest fountain garden gate "
+    "ghost glove harbour hat hill horse hotel island jacket journey kitchen ladder lake lamp lantern laundry "
+    "letter library market meadow meal mirror moon morning mountain museum night novel ocean orchard oven "
+    "parade path pillow pocket pond queue quarrel railway recipe river roof rumour school shadow shoe shore "
+    "sign snow song spoon stable staircase station stone storm story stove street summer sunrise table tent "
+    "theatre thunder ticket tower train tunnel valley village voice wall wedding well wheel whisper window "
+    "winter wood"
 ).split()
 PEOPLE = (
     "mayor bishop porter warden clerk captain teacher farmer lawyer critic visitor student neighbour widow "
@@ -344,12 +345,13 @@ NOISE_WORDS: Mapping[str, Sequence[str]] = {
     "day": WEEKDAYS,
     "wind": WINDS,
     "num": [str(number) for number in range(2, 80)],
+    "degree": [str(number) for number in range(2, 35)],
 }
 NOISE = [
     '"Every {adj} {noun} hides a {adj} {noun}," said {first} {byline}.',
     '"No {noun} without a {noun}," a {adj} {person} remarked to {byline}.',
     '"Give me a {adj} {noun} and a {adj} {noun}," the {person} joked.',
-    "The thermometer showed {num} degrees and the wind blew from the {wind} at {num} knots.",
+    "The thermometer showed {degree} degrees and the wind blew from the {wind} at {num} knots.",
     "Rain is forecast for {day}, with {num} millimetres near the {noun} and fog over the {noun}.",
     "A {adj} {noun} was found beside the {adj} {noun} on {day}.",
     "The {person} lost a {adj} {noun} and a {noun}, reports {first} {byline}.",
@@ -448,7 +450,10 @@ def outlets(date: datetime.date) -> list[Outlet]:
 
 def name_list(rng: Random, count: int) -> list[str]:
     """Distinct invented names of two or three syllables."""
-    heads = "Vel Tor Bran Ost Kel Mor Dra Quen Fal Gris Har Il Jas Kor Lun Mex Nor Orv Pell Rusk Sib Tal Ulm Vor Wex Yar Zan".split()
+    heads = (
+        "Vel Tor Bran Ost Kel Mor Dra Quen Fal Gris Har Il Jas Kor Lun Mex Nor Orv Pell Rusk Sib Tal Ulm Vor Wex "
+        "Yar Zan"
+    ).split()
     middles = "a e i o u ad em in or ul ast erd ing ond usk".split()
     tails = "kin dral vash mund tz quill bek dov gar hesk jak lim nox pryn rik stov thar vey wyn zul".split()
     taken = {word.lower() for words in VALUES.values() for word in words}
@@ -465,7 +470,7 @@ def entity(rng: Random, name: str) -> Entity:
 def document(
     rng: Random, who: Entity, facts: Mapping[str, str], paper: Outlet, noise: int = 4
 ) -> tuple[str, list[list[int]]]:
-    """Text that states ``facts`` (relation to value) amid ``noise`` other sentences; and the value spans (characters)."""
+    """Text that states ``facts`` (relation to value) amid ``noise`` other sentences; and the spans of the values."""
     stated: list[tuple[str, str]] = []
     for relation, value in facts.items():
         stated.append((rng.pick(RELATIONS[who.kind][relation].sentences), value))

@@ -139,13 +139,45 @@ def test_beam_search_with_one_beam_is_greedy(llama: Path) -> None:
     assert answer(lm, made, Decoding(strategy="beam", max_new_tokens=10)) == answer(lm, made, GREEDY)
 
 
-def test_diverse_beams_work_or_say_why_not(llama: Path) -> None:
+def test_beam_search_is_that_of_generate(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    found = answer(lm, made, Decoding(strategy="beam", beams=3, max_new_tokens=10))
+    for prompt, text in zip(made, found, strict=True):
+        output = lm.model.generate(
+            prompt.ids[None],
+            attention_mask=torch.ones_like(prompt.ids[None]),
+            max_new_tokens=10,
+            num_beams=3,
+            early_stopping=True,
+            do_sample=False,
+            pad_token_id=lm.eos_id,
+            eos_token_id=sorted(lm.newline_ids | {lm.eos_id}),
+        )
+        assert (
+            text == lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True).split("\n")[0].strip()
+        )
+    assert found != answer(lm, made, GREEDY), "else the beams change nothing"
+
+
+def test_diverse_beams_are_refused_where_transformers_has_none(llama: Path) -> None:
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("this transformers has diverse beam search of its own")
     lm = BaseModel.load(str(llama))
     made = prompts(lm, QUESTIONS[:2], Conditioning(), 10)
     decoding = Decoding(strategy="diverse_beam", beams=4, groups=2, diversity_penalty=1.0, max_new_tokens=10)
-    try:
-        answers = answer(lm, made, decoding)
-    except BenchError as error:
-        assert "cannot decode with diverse_beam" in str(error)
-    else:
-        assert len(answers) == 2
+    with pytest.raises(BenchError, match="cannot decode with diverse_beam"):
+        answer(lm, made, decoding)
+
+
+def test_a_gold_answer_longer_than_any_prediction_never_leaves_the_window(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    long = " ".join(TEXT)[:120]
+    for prompt, value in zip(made, answer_nll(lm, made, [long, long]), strict=True):
+        target = torch.cat([lm.encode(" " + long), torch.tensor([lm.eos_id])])
+        kept = torch.cat([prompt.ids[:1], prompt.ids[1 + len(prompt.ids) + len(target) - lm.window :]])
+        assert len(kept) + len(target) == lm.window
+        assert value == pytest.approx(-lm.log_probs(target, kept).mean().item(), abs=1e-4)

@@ -98,6 +98,11 @@ def test_a_probe_asks_about_the_documents_seen_so_far(lm: BaseModel) -> None:
     assert [event.probe for event in done.answer_events] == [0.25, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
+def test_probes_that_fall_on_one_document_are_both_kept(lm: BaseModel) -> None:
+    done = loop(Recorder(lm), ENTRIES[:1], probes=(0.25, 0.5, 1.0))
+    assert [event.probe for event in done.answer_events] == [0.25, 0.5, 1.0]
+
+
 def test_a_superseded_question_is_asked_until_its_revision_has_been_seen(lm: BaseModel) -> None:
     method = Recorder(lm)
     loop(method, (entry(0), entry(1), entry(2, revises="q0"), entry(3)), probes=(0.5, 1.0))

@@ -182,3 +182,14 @@ def test_on_squad_every_gold_is_perfect_and_few_vanish():
     ]
     assert all(exact_match(golds[0], golds) == token_f1(golds[0], golds) == 1.0 for golds in answers)
     assert sum(map(gold_vanishes, answers)) <= 3  # the whole development set has three
+
+
+@given(gold=st.text(max_size=12), prediction=st.text(max_size=12))
+def test_prefix_match_differs_from_exact_match_only_where_the_prediction_goes_on(gold: str, prediction: str) -> None:
+    long, short = metrics.normalize(prediction), metrics.normalize(gold.strip())
+    prefix, exact = metrics.prefix_exact_match(prediction, [gold]), metrics.exact_match(prediction, [gold.strip()])
+    if len(long) <= len(short):
+        assert prefix == exact
+    else:
+        assert exact == 0.0
+        assert prefix == float(long.startswith(short))

@@ -13,7 +13,7 @@ import pytest
 from bench.errors import BenchError
 from bench.executor import LocalPool, Outcome, Task, TaskError
 from bench.experiment import Experiment
-from bench.record_files import read_answers, read_board, read_documents, read_run, read_runs, read_tuning
+from bench.record_files import read_answers, read_board, read_documents, read_run, read_tuning
 from bench.runner import Runner
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
@@ -45,7 +45,7 @@ def scores(runs: Path) -> dict[str, Any]:
             [event.model_dump(exclude={"observe_seconds"}) for event in read_documents(runs, record.id)],
             read_answers(runs, record.id),
         )
-        for record in read_runs(runs)
+        for record in (read_run(path.parent) for path in sorted(runs.glob("[!.]*/run.json")))
     }
 
 
@@ -76,7 +76,7 @@ def test_the_best_trial_on_validation_is_chosen_and_every_trial_kept(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     done = Runner(plan(UNIFORM), tmp_path).run(Inline())
-    (tuning,) = read_tuning(tmp_path)
+    (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert [trial["config"]["learning_rate"] for trial in tuning.trials] == [0.0, 1e-2, 1e-3]
     measured = [read_run(tmp_path / trial["runs"][0]).summary.token_nll for trial in tuning.trials]  # type: ignore[union-attr]
     assert [trial["score"] for trial in tuning.trials] == measured
@@ -92,7 +92,7 @@ def test_a_setting_fixed_by_the_user_is_not_tuned(plan: Callable[..., Experiment
     experiment.set("uniform.learning_rate=0.005")
     done = Runner(experiment, tmp_path).run(Inline())
     assert {cell.spec.config["learning_rate"] for cell in done.cells} == {0.005}
-    assert read_tuning(tmp_path) == []
+    assert read_board(tmp_path).tuning == []
 
 
 def test_without_a_validation_split_defaults_run_and_the_board_is_told(
@@ -147,6 +147,84 @@ def test_a_method_that_diverges_is_recorded_as_such_and_left_alone(
     again = Inline()
     Runner(experiment, runs, [plugin]).run(again)
     assert again.keys == []
+
+
+@pytest.mark.parametrize("bad", ["litters", "chatty"])
+def test_a_method_that_breaks_its_surroundings_fails_alone(
+    plan: Callable[..., Experiment], plugin: str, tmp_path: Path, bad: str
+) -> None:
+    runs = tmp_path / "runs"
+    done = Runner(plan(bad, "closed_book"), runs, [plugin]).run(Inline())
+    assert [read_run(runs / cell.id).status for cell in done.cells] == ["failed", "failed", "complete", "complete"]
+
+
+def test_answers_without_a_finite_likelihood_are_called_diverged(
+    plan: Callable[..., Experiment], plugin: str, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    done = Runner(plan("enormous", scoring=False), runs, [plugin]).run(Inline())
+    assert {read_run(runs / cell.id).status for cell in done.cells} == {"diverged"}
+
+
+def test_two_configs_of_one_method_are_two_rows(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    rates = (1e-3, 1e-2)
+    experiment = plan(*({"name": "uniform", "config": {"learning_rate": rate}} for rate in rates))
+    done = Runner(experiment, tmp_path).run(Inline())
+    assert [cell.spec.config["learning_rate"] for cell in done.cells] == [1e-3, 1e-3, 1e-2, 1e-2]
+    assert len(read_board(tmp_path).runs) == 4
+
+
+def test_other_training_data_are_another_cell(
+    plan: Callable[..., Experiment], keepers: Path, plugin: str, tmp_path: Path
+) -> None:
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join((keepers / "train.jsonl").read_text().splitlines(keepends=True)[:2]))
+    counts = []
+    for train in (keepers / "train.jsonl", fewer):
+        files = {"test": [str(keepers / "test.jsonl")], "train": [str(train)]}
+        done = Runner(plan("trained", data_files=files), tmp_path / "runs", [plugin]).run(Inline())
+        counts.append(read_run(tmp_path / "runs" / done.cells[0].id).notes["episodes"])
+    assert counts == [4, 2], "what fit learned outlives reset, and other data are not answered from the old record"
+
+
+def test_a_trial_that_failed_is_tried_again_and_the_tuning_record_corrected(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    class FirstDies(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            yield Outcome(tasks[0].key, error=TaskError("worker_died", "ended by SIGKILL"))
+            yield from super().run(tasks[1:])
+
+    experiment = plan({"name": "uniform", "grid": {"learning_rate": [1e-2, 0.0]}})
+    Runner(experiment, tmp_path).run(FirstDies())
+    (before,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
+    assert before.chosen["learning_rate"] == 0.0
+    assert "1 of 2 tuning trials" in read_board(tmp_path).remarks[0]
+    Runner(experiment, tmp_path).run(Inline())
+    (after,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
+    assert after.chosen["learning_rate"] == 1e-2
+    assert read_board(tmp_path).remarks == []
+
+
+def test_data_that_change_after_planning_stop_the_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    from bench import cell
+
+    data = tmp_path / "keepers"
+    shutil.copytree(keepers, data)
+    runner = Runner(make_experiment(data, llama, ["closed_book"]), tmp_path / "runs")
+    (first, _) = runner.cells(runner.experiment.methods[0], {})
+    (data / "test.jsonl").write_text((data / "test.jsonl").read_text().replace("lighthouse", "windmill"))
+    cell._material.cache_clear()
+    cell._split.cache_clear()
+    with pytest.raises(BenchError, match="stream has changed since the run was planned"):
+        cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
+
+
+def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    Runner(plan({"name": "uniform", "grid": {"learning_rate": [0.0, 1e-5, 1e-2]}}), tmp_path).run(Inline())
+    assert read_board(tmp_path).remarks == [
+        "The best learning_rate of uniform, 0.01, lies at the edge of its grid: a wider one may do better."
+    ]
 
 
 def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -240,6 +318,24 @@ def test_a_torn_record_is_named_and_refused(plan: Callable[..., Experiment], tmp
     manifest.write_text(manifest.read_text()[:100])
     with pytest.raises(BenchError, match=f"{done.cells[0].id}.*Delete its folder"):
         Runner(experiment, tmp_path).run(Inline())
+
+
+def test_torn_events_are_named_and_refused(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    done = Runner(plan("closed_book"), tmp_path).run(Inline())
+    events = tmp_path / done.cells[0].id / "answers.jsonl"
+    events.write_text(events.read_text()[:-20])
+    with pytest.raises(BenchError, match=r"answers\.jsonl is torn: it should hold"):
+        read_answers(tmp_path, done.cells[0].id)
+
+
+def test_a_folder_without_its_manifest_is_run_again(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = plan("closed_book")
+    done = Runner(experiment, tmp_path).run(Inline())
+    (tmp_path / done.cells[0].id / "run.json").unlink()
+    again = Inline()
+    Runner(experiment, tmp_path).run(again)
+    assert again.keys == [done.cells[0].id]
+    assert read_run(tmp_path / done.cells[0].id).status == "complete"
 
 
 def test_records_say_where_they_come_from(plan: Callable[..., Experiment], tmp_path: Path) -> None:

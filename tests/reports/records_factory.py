@@ -31,6 +31,7 @@ def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellS
         "stream": stream,
         "stream_hash": f"hash of {stream} {arm}",
         "anchor_hash": "",
+        "train_hash": "",
         "model": "tiny",
         "model_hash": "m",
         "dtype": "float32",
@@ -137,8 +138,14 @@ def record(
     return run.id
 
 
-def board(runs: Path, ids: Sequence[str], experiment: str = "demo", remarks: Sequence[str] = ()) -> None:
-    value = BoardRecord(experiment=experiment, runs=list(ids), remarks=list(remarks))
+def board(
+    runs: Path,
+    ids: Sequence[str],
+    experiment: str = "demo",
+    remarks: Sequence[str] = (),
+    tuning: Sequence[str] = (),
+) -> None:
+    value = BoardRecord(experiment=experiment, runs=list(ids), tuning=list(tuning), remarks=list(remarks))
     write_json(runs / "boards" / f"{experiment}.json", value.model_dump(mode="json"))
 
 

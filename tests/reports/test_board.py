@@ -164,7 +164,7 @@ class TestTrials:
     @pytest.fixture
     def runs(self, tmp_path):
         write_json(
-            tmp_path / "tuning/uniform.json",
+            tmp_path / "tuning/k.json",
             TuningRecord(
                 key="k",
                 method="uniform",
@@ -187,9 +187,13 @@ class TestTrials:
         ],
     )
     def test_they_count_for_the_chosen_config_on_the_same_base(self, runs, changes, trials, tuned):
-        board(runs, [record(runs, spec("uniform", ZERO, **changes), [[1.0]], tunable=True)])
+        board(runs, [record(runs, spec("uniform", ZERO, **changes), [[1.0]], tunable=True)], tuning=["k"])
         row = rows(runs)["uniform"]
         assert (row.trials, row.tuned) == (trials, tuned)
+
+    def test_trials_of_another_board_do_not_count(self, runs):
+        board(runs, [record(runs, spec("uniform", ZERO, config={"lr": 0.1}), [[1.0]], tunable=True)])
+        assert rows(runs)["uniform"].tuned is False
 
     def test_a_method_without_a_grid_is_neither_tuned_nor_untuned(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", ZERO), [[1.0]])])
@@ -242,7 +246,7 @@ class TestRefusals:
 
     def test_a_missing_record(self, tmp_path):
         board(tmp_path, ["gone"])
-        with pytest.raises(BenchError, match=r"gone has no run\.json"):
+        with pytest.raises(BenchError, match=r"gone/run\.json is missing"):
             build(tmp_path)
 
     def test_no_board_at_all(self, tmp_path):
