@@ -20,7 +20,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 perf: $(READY)
-	@$(BIN)/python tests/perf.py
+	@$(BIN)/python -m tests.perf
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or later, or say where it is: make PYTHON=..." >&2; exit 1; }

@@ -202,7 +202,10 @@ def _resumed(kind: type[Method], given: Sequence[Entry], state: State, seen: int
 def reset_forgets(kind: type[Method]) -> None:
     """After ``reset`` the state is that before the first document, and another stream goes as on a fresh instance."""
     method = prepare(kind)
+    learned = {name: value for name, value in snapshot(method).items() if name.startswith("method.")}
     method.reset()
+    tensor = state_difference(learned, {name: snapshot(method).get(name, value) for name, value in learned.items()})
+    require(tensor is None, f"reset loses what fit learned in the tensor {tensor}: it must come back to that.")
     start, weights = snapshot(method), method.lm.weights_hash()
     run(method, fixtures.entries())
     method.reset()

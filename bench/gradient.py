@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -101,7 +102,7 @@ class GradientMethod(Method):
         """Take ``steps_per_document`` optimizer steps on the document's weighted loss.
 
         Raises:
-            Diverged: the loss or the gradient is NaN or infinite.
+            Diverged: the loss is NaN or infinite.
         """
         batch = self.lm.tokens(document)
         if len(batch) == 0:
@@ -110,26 +111,31 @@ class GradientMethod(Method):
         self.lm.model.train(self.config.dropout)
         for _ in range(self.config.steps_per_document):
             optimizer.zero_grad(set_to_none=True)
-            self.backward(batch)
-            limit = float("inf") if self.config.clip_norm is None else self.config.clip_norm
-            learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(learning, limit) if learning else torch.zeros(())
-            if not torch.isfinite(norm):
-                raise Diverged(f"The gradient norm became {norm.item()}; a lower learning rate may help.")
+            loss = self.backward(batch)
+            if self.config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._learning(), self.config.clip_norm)
+            if not math.isfinite(loss):
+                raise Diverged(f"The loss became {loss}; a lower learning rate may help.")
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.lm.model.eval()
 
-    def backward(self, batch: TokenBatch) -> None:
-        """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window."""
+    def backward(self, batch: TokenBatch) -> float:
+        """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
+
+        Returns the loss (nats).
+        """
         weights = self.token_weights(batch)
         divisor = len(batch) if self.config.loss_divisor == "tokens" else self.config.padded_length
-        position = 0
+        position, total = 0, 0.0
         for log_probs in self.lm.window_log_probs(batch.token_ids, batch.context_ids):
             piece = slice(position, position + len(log_probs))
             position = piece.stop
             weighted = log_probs if weights is None else log_probs * weights[piece].to(log_probs)
-            (-weighted.sum() / divisor).backward()
+            loss = -weighted.sum() / divisor
+            loss.backward()
+            total += loss.item()
+        return total
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's weights, the registered tensors and the optimizer's state by parameter name."""

@@ -26,13 +26,17 @@ Record = TypeVar("Record", bound=pydantic.BaseModel)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically and durably: a reader sees the old file or the whole new one."""
+    """Write JSON as :func:`write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -112,13 +112,6 @@ def draw(
     return tuple(entries[position] for position in chosen)
 
 
-def available(recipe: Recipe, split: str, documents: int | None) -> tuple[int, ...]:
-    """Indices of the frozen streams of that split and length."""
-    prefix = stream_name(split, documents, 0)[:-1]
-    names = (path.stem for path in (recipe.folder / "streams").glob(f"{prefix}*.json"))
-    return tuple(sorted(int(tail) for name in names if (tail := name.removeprefix(prefix)).isdecimal()))
-
-
 def build(
     recipe: Recipe, split: str, documents: int | None, count: int, data_files: DataFiles = NO_FILES
 ) -> list[Path]:

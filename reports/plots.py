@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections import defaultdict
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.record_files import read_documents
+from bench.record_files import read_documents, write_bytes
 from bench.records import RunRecord
 from bench.statistics import Estimate, stream_error
 from reports.board import CEILING, Board, load
@@ -81,7 +82,6 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
     """Draw what the records allow, remove plots that they no longer allow; returns the files written."""
     import matplotlib
 
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(_style(matplotlib.rcParamsDefault)):
         drawn = _figures(board, runs)
@@ -89,7 +89,9 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
             for ending in FORMATS:
                 path = out / f"{name}.{ending}"
                 if name in drawn:
-                    drawn[name].savefig(path, dpi=300, metadata=_NO_DATE[ending])
+                    picture = io.BytesIO()
+                    drawn[name].savefig(picture, format=ending, dpi=300, metadata=_NO_DATE[ending])
+                    write_bytes(path, picture.getvalue())
                     written.append(path)
                 else:
                     path.unlink(missing_ok=True)
@@ -185,7 +187,8 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: floa
     shown = [curve for curve in curves.values() if curve is not beside] or list(curves.values())
     across = min((4, 3), key=lambda n: (-len(shown) % n, -n)) if len(shown) > 4 else len(shown)
     down = math.ceil(len(shown) / across)
-    figure = Figure(figsize=(min(6.9, 0.5 + 2.1 * across), 0.35 + 1.35 * down), layout="constrained")
+    width = min(6.9, 1.2 + 2.1 * across)
+    figure = Figure(figsize=(width, 0.45 + 1.35 * down), layout="constrained")
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for index, axes in enumerate(grid.flat):
         if index >= len(shown):
@@ -201,7 +204,8 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: floa
     if bottom is not None:
         grid[0, 0].set_ylim(bottom=bottom)  # shared by all; after drawing, so that the top still fits the highest
     dashed = "" if beside is None else f"; dashed: {_name(FLOOR)}"
-    figure.supxlabel(f"document's position in the stream ({_error(board)}{dashed})", fontsize=8)
+    label = f"document's position in the stream ({_error(board)}{dashed})"
+    figure.supxlabel(textwrap.fill(label, round(15 * width)), fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
     return figure
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.record_files import write_json
+from bench.record_files import write_bytes, write_json
 from reports.board import Board
 from reports.columns import Column, caption, columns
 from reports.rows import COSTS, SCORES, SE_DOC, Row
@@ -66,7 +64,9 @@ def write(board: Board, out: Path) -> list[Path]:
         },
     )
     texts = {"leaderboard.csv": _csv(rows), "leaderboard.md": _markdown(board), "leaderboard.tex": _latex(board)}
-    return [machine, *(_write_text(out / name, text) for name, text in texts.items())]
+    for name, text in texts.items():
+        write_bytes(out / name, text.encode())
+    return [machine, *(out / name for name in texts)]
 
 
 LABEL_WIDTH = 18
@@ -187,13 +187,3 @@ _SPECIAL = {
 def _escape(text: str) -> str:
     text = re.sub("[" + re.escape("".join(_SPECIAL)) + "]", lambda match: _SPECIAL[match[0]], text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
-
-
-def _write_text(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -21,7 +21,7 @@ from bench.method import Conditioning
 from bench.stream import Stream
 
 REPEATS = 5
-DOCUMENTS = 40
+DOCUMENTS = 100
 QUESTIONS = 96
 RATE = 1e-4
 

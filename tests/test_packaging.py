@@ -114,7 +114,7 @@ def test_a_failed_installation_is_not_taken_for_a_finished_one(checkout: Path) -
 @needs_make
 @pytest.mark.parametrize(
     ("target", "called"),
-    [("bench", "python run_bench.py"), ("test", "python -m pytest"), ("perf", "python tests/perf.py")],
+    [("bench", "python run_bench.py"), ("test", "python -m pytest"), ("perf", "python -m tests.perf")],
 )
 def test_a_checkout_that_is_ready_is_not_set_up_again(ready: Path, target: str, called: str) -> None:
     assert make(ready, target).stdout.splitlines() == [called]

@@ -216,10 +216,8 @@ def test_without_an_anchor_split_there_is_no_anchor_set(write: Write) -> None:
 def test_a_frozen_stream_is_the_drawn_one_and_survives_a_change_of_the_policy(write: Write) -> None:
     found = write()
     drawn = [streams.load(found, "test", 3, index) for index in range(2)]
-    assert streams.available(found, "test", 3) == ()
     paths = streams.build(found, "test", 3, 2)
     assert [path.name for path in paths] == ["test-3-0.json", "test-3-1.json"]
-    assert streams.available(found, "test", 3) == (0, 1)
     assert [streams.load(write(stream={"order": "random"}), "test", 3, index) for index in range(2)] == drawn
     manifest = json.loads(paths[0].read_text(encoding="utf-8"))
     assert manifest["documents"] == [item.document.id for item in drawn[0].entries]
@@ -230,7 +228,6 @@ def test_a_frozen_stream_is_the_drawn_one_and_survives_a_change_of_the_policy(wr
 def test_a_whole_split_can_be_frozen(write: Write) -> None:
     found = write()
     streams.build(found, "test", None, 1)
-    assert streams.available(found, "test", None) == (0,)
     assert texts(streams.load(found, "test", None, 0).entries) == texts(load_split(found, "test"))
 
 

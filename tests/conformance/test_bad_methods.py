@@ -37,6 +37,7 @@ CAUGHT = [
     ("loads_nothing", "state_survives_saving", "after load_state_dict"),
     ("forgets_the_step", "resumes_in_mid_stream", "leaves something out"),
     ("never_restores", "reset_forgets", "reset does not bring back the tensor model.lm_head.weight"),
+    ("unlearns", "reset_forgets", "loses what fit learned in the tensor method.memory"),
     ("hoards_texts", "reset_forgets", "before the last reset"),
     ("hoards_tensor", "reset_forgets", "before the last reset"),
     ("leaves_hook", "base_is_restored", "hooks and wrappers"),

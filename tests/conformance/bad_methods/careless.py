@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 import torch
 
-from bench import Conditioning, Document, GradientMethod, Method, MethodConfig, Question
+from bench import Conditioning, Document, Episode, GradientMethod, Method, MethodConfig, Question
 from bench.base_model import BaseModel
 from bench.errors import BenchError
 
@@ -32,6 +32,27 @@ class UnseededStart(Method):
         super().__init__(lm, config, seed)
         generator = torch.Generator().manual_seed(random.getrandbits(62))
         self.register("memory", torch.randn(2, lm.model.config.hidden_size, generator=generator))
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class Unlearns(Method):
+    """Empties what it was trained to know."""
+
+    name = "unlearns"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm, config, seed)
+        self.register("memory", torch.zeros(()))
+
+    def fit(self, episodes: Sequence[Episode]) -> None:
+        self.memory += len(episodes)
+
+    def reset(self) -> None:
+        super().reset()
+        self.memory = torch.zeros(())
 
     def observe(self, document: Document) -> None:
         pass
