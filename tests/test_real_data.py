@@ -46,7 +46,7 @@ def test_novels_are_scored_in_bits_per_byte_over_the_stream(real_data: Path, tmp
         if not source.exists():
             source = sorted((real_data / "novels").glob("*.txt"))[len(short)]
         short.append(tmp_path / source.name)
-        short[-1].write_text(source.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+        short[-1].write_text(source.read_text(encoding="utf-8-sig")[:20_000], encoding="utf-8")
     done = bench(
         *("run", "text", "--model", "nano", "--data-files", f"test={short[0]},{short[1]}"),
         *("--methods", "closed_book,uniform", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")),
