@@ -52,7 +52,10 @@ class Curve:
 
     label: str
     by_stream: Mapping[str, Sequence[float | None]]
-    documents: int
+    units: int
+    """Positions that the longest stream has."""
+    unit: str
+    """What a position counts: documents, or the segments that they are cut into."""
 
     def minus(self, other: Curve) -> Curve:
         """The difference to another curve, stream by stream, over the streams of both."""
@@ -65,12 +68,13 @@ class Curve:
                 name: [None if x is None or y is None else x - y for x, y in zip(*pair, strict=True)]
                 for name, pair in sorted(pairs.items())
             },
-            self.documents,
+            self.units,
+            self.unit,
         )
 
     def points(self) -> tuple[list[float], list[Estimate]]:
-        """Middle of each part (documents seen) and the mean over streams with SE_stream, of the parts that have any."""
-        size = self.documents / len(next(iter(self.by_stream.values())))
+        """Middle of each part (units seen) and the mean over streams with SE_stream, of the parts that have any."""
+        size = self.units / len(next(iter(self.by_stream.values())))
         found = []
         for part, values in enumerate(zip(*self.by_stream.values(), strict=True)):
             if present := [value for value in values if value is not None]:
@@ -200,11 +204,11 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: floa
         axes.set_title(textwrap.fill(shown[index].label, 26), loc="left", pad=2)
         if index + across >= len(shown):
             axes.tick_params(labelbottom=True)
-        axes.set_xlim(0, shown[index].documents)
+        axes.set_xlim(0, shown[index].units)
     if bottom is not None:
         grid[0, 0].set_ylim(bottom=bottom)  # shared by all; after drawing, so that the top still fits the highest
     dashed = "" if beside is None else f"; dashed: {_name(FLOOR)}"
-    label = f"document's position in the stream ({_error(board)}{dashed})"
+    label = f"{shown[0].unit}'s position in the stream ({_error(board)}{dashed})"
     figure.supxlabel(textwrap.fill(label, round(15 * width)), fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
     return figure
@@ -236,12 +240,16 @@ def _curves(board: Board, runs: Path) -> Curves:
             continue
         records = next(g for g in groups if (g.method, g.config, g.arm) == (row.method, row.config, row.arm)).complete()
         documents = max((record.summary.documents for record in records if record.summary), default=0)
-        for score, read in (("f1", _answers), ("token_nll", _tokens)):
-            by_stream = _binned(
-                ((record.spec.stream, *found) for record in records for found in read(runs, record)), documents
-            )
-            if by_stream:
-                curves[score][row.label] = Curve(_title(row), by_stream, documents)
+        answers = [(record.spec.stream, *found) for record in records for found in _answers(runs, record)]
+        tokens = [(record.spec.stream, *found) for record in records for found in _tokens(runs, record)]
+        cut = records[0].spec.segment_tokens is not None
+        scored = max((position + 1 for _, position, *_ in tokens), default=0) if cut else documents
+        for score, found, units, unit in (
+            ("f1", answers, documents, "document"),
+            ("token_nll", tokens, scored, "segment" if cut else "document"),
+        ):
+            if found:
+                curves[score][row.label] = Curve(_title(row), _binned(found, units), units, unit)
     if floor := curves["token_nll"].get(FLOOR):
         gains = {label: curve.minus(floor) for label, curve in curves["token_nll"].items()}
         curves["gain"] = {label: curve for label, curve in gains.items() if curve.by_stream}
@@ -254,17 +262,18 @@ def _answers(runs: Path, record: RunRecord) -> Iterable[tuple[int, float, float]
 
 
 def _tokens(runs: Path, record: RunRecord) -> Iterable[tuple[int, float, float]]:
-    """Position, summed NLL and tokens of each document that was scored."""
-    events = read_documents(runs, record.id)
-    return ((event.position, event.nll, event.tokens) for event in events if event.nll is not None)
+    """Position, summed NLL and tokens of each document or segment that was scored."""
+    events = [event for event in read_documents(runs, record.id) if event.nll is not None]
+    cut = record.spec.segment_tokens is not None
+    return ((i if cut else event.position, event.nll or 0.0, event.tokens) for i, event in enumerate(events))
 
 
-def _binned(found: Iterable[tuple[str, int, float, float]], documents: int) -> dict[str, list[float | None]]:
+def _binned(found: Iterable[tuple[str, int, float, float]], units: int) -> dict[str, list[float | None]]:
     """Ratio of the values' sum to the weights' sum in each part of each stream; several seeds fall together."""
-    parts = min(BINS, documents)
+    parts = min(BINS, units)
     sums: dict[str, list[list[float]]] = defaultdict(lambda: [[0.0, 0.0] for _ in range(parts)])
     for stream, position, value, weight in found:
-        part = sums[stream][position * parts // documents]
+        part = sums[stream][position * parts // units]
         part[0] += value
         part[1] += weight
     return {name: [v / w if w else None for v, w in row] for name, row in sorted(sums.items())}
