@@ -87,7 +87,8 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
     import matplotlib
 
     written = []
-    with matplotlib.rc_context(_style(matplotlib.rcParamsDefault)):
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # whatever the user's own configuration is
+    with matplotlib.rc_context(style):
         drawn = _figures(board, runs)
         for name in NAMES:
             for ending in FORMATS:
@@ -112,10 +113,6 @@ _NO_DATE: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "png": {"Software": None},
 }
-
-
-def _style(defaults: Any) -> Any:
-    return {**defaults, **STYLE}  # whatever the user's own configuration is
 
 
 def _figures(board: Board, runs: Path) -> dict[str, Figure]:
