@@ -190,7 +190,7 @@ class Loop:
             **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
             answer_nll=mean([event.nll for event in final]),
             token_nll=nll / sum(event.tokens for event in scored) if scored else None,
-            bits_per_byte=nll / math.log(2) / sum(event.bytes for event in scored) if scored else None,
+            bits_per_byte=metrics.bits_per_byte(nll, sum(event.bytes for event in scored)) if scored else None,
             anchor_f1_before=anchors[0.0],
             anchor_f1=anchors[last],
             anchor_nll_before=self.anchor_nll.get(0.0),
