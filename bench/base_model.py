@@ -54,6 +54,9 @@ class BaseModel:
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_id: int = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.scored: tuple[Document, list[Tensor]] | None = None
+        """The document that was scored last, and its tokens' log-probabilities with their graph, where a method
+        learns from scoring."""
         self._structure = [name for name, _ in self.named_tensors()]
         self._pristine = {name: value.detach().clone() for name, value in self.named_tensors()}
 

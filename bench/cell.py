@@ -151,13 +151,15 @@ def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
     return lm
 
 
-def train_entries(sources: Sources) -> tuple[Entry, ...]:
-    """The train split, from which methods may learn offline.
+def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]:
+    """The split that the method may learn from offline, without the anchor's documents.
 
     Raises:
-        MissingSplit: the data set, or the files given for it, have no train split.
+        MissingSplit: the data set, or the files given for it, lack that split.
     """
-    return split_entries(sources.dataset, "train", sources.data_files)
+    held_out = {entry.document.id for entry in material(sources, "stream").anchor}
+    entries = split_entries(sources.dataset, method.learns_from, sources.data_files)
+    return tuple(entry for entry in entries if entry.document.id not in held_out)
 
 
 def episodes(entries: Sequence[Entry]) -> list[Episode]:
@@ -169,13 +171,13 @@ def episodes(entries: Sequence[Entry]) -> list[Episode]:
 
 
 def needs_training(method: type[Method]) -> bool:
-    """Whether the method learns offline from the train split."""
+    """Whether the method learns offline, before the stream begins."""
     return method.fit is not Method.fit
 
 
 def train_hash(method: type[Method], sources: Sources) -> str:
     """Hash of what the method learns offline from, "" for one that does not."""
-    return stream_hash(train_entries(sources)) if needs_training(method) else ""
+    return stream_hash(offline_entries(method, sources)) if needs_training(method) else ""
 
 
 def run(cell: Mapping[str, Any], runs: str) -> str:
@@ -199,7 +201,7 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         loop = _loop(this.spec, method, given)
         if needs_training(kind):
             with loop.ledger.phase("offline"):
-                fit(method, episodes(train_entries(this.sources)))
+                fit(method, episodes(offline_entries(kind, this.sources)))
         loop.run()
         finished = {
             "status": "complete",

@@ -123,12 +123,12 @@ class GradientMethod(Method):
     def backward(self, batch: TokenBatch) -> float:
         """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
 
-        Returns the loss (nats).
+        The first step on a document that was scored uses the graph of its scoring. Returns the loss (nats).
         """
         weights = self.token_weights(batch)
         divisor = len(batch) if self.config.loss_divisor == "tokens" else self.config.padded_length
         position, total = 0, 0.0
-        for log_probs in self.lm.window_log_probs(batch.token_ids, batch.context_ids):
+        for log_probs in self._log_probs(batch):
             piece = slice(position, position + len(log_probs))
             position = piece.stop
             weighted = log_probs if weights is None else log_probs * weights[piece].to(log_probs)
@@ -136,6 +136,18 @@ class GradientMethod(Method):
             loss.backward()
             total += loss.item()
         return total
+
+    def _log_probs(self, batch: TokenBatch) -> Iterable[Tensor]:
+        scored, self.lm.scored = self.lm.scored, None
+        if scored is not None and scored[0] is batch.document:
+            return scored[1]
+        return self.lm.window_log_probs(batch.token_ids, batch.context_ids)
+
+    @property
+    def learns_from_scoring(self) -> bool:
+        """Scoring is without dropout, so that its graph serves unless dropout is asked for."""
+        learns: bool = not self.config.dropout and self.optimizer is not None  # the optimizer says what needs gradients
+        return learns
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's weights, the registered tensors and the optimizer's state by parameter name."""

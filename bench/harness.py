@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,8 @@ class Loop:
 
     def step(self, position: int, document: Document) -> None:
         """One document: each of its segments is scored, then observed."""
-        pieces = [document] if self.segment_tokens is None else self.lm.segments(document, self.segment_tokens)
+        size = self.method.segment_tokens or self.segment_tokens
+        pieces = [document] if size is None else self.lm.segments(document, size)
         for index, piece in enumerate(pieces):
             batch = self.lm.tokens(piece)
             nll = self.score(piece) if self.scoring else None
@@ -95,6 +97,7 @@ class Loop:
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
             with self.ledger.phase("observe", len(batch)):
                 self.method.observe(piece)
+            self.lm.scored = None
             self.document_events.append(
                 DocumentEvent(
                     position=position,
@@ -109,12 +112,17 @@ class Loop:
             )
 
     def score(self, document: Document) -> float:
-        """Sum of -log p (nats) over the document's tokens under the model as it is now."""
+        """Sum of -log p (nats) over the document's tokens under the model as it is now.
+
+        Where the method learns from scoring, the graph is kept for it (of a document that is read in one window).
+        """
         batch = self.lm.tokens(document)
         self.lm.model.eval()
-        with self.ledger.phase("score", len(batch)), torch.no_grad():
-            pieces = self.lm.window_log_probs(batch.token_ids, batch.context_ids)
-            nll = -sum(piece.double().sum().item() for piece in pieces)
+        keep = self.method.learns_from_scoring and len(self.lm.windows(len(batch), len(batch.context_ids))) == 1
+        with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep):
+            pieces = list(self.lm.window_log_probs(batch.token_ids, batch.context_ids))
+            nll = -sum(piece.detach().double().sum().item() for piece in pieces)
+        self.lm.scored = (document, pieces) if keep else None
         return _finite(nll, "likelihood of a document")
 
     def probe(self, fraction: float, seen: int) -> None:
@@ -138,11 +146,13 @@ class Loop:
         questions = [self._shown(item) for item in asked]
         first_golds = [item.gold.answers[0] for item in asked]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
-        with self.ledger.phase("answer", len(asked), count=True):
-            conditioning = self.method.condition(questions)
-            made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
-            predictions = answer(self.lm, made, self.decoding)
-        likelihoods = answer_nll(self.lm, made, first_golds)
+        with contextlib.ExitStack() as stack:
+            with self.ledger.phase("answer", len(asked), count=True):
+                stack.enter_context(self.method.answering())
+                conditioning = self.method.condition(questions)
+                made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
+                predictions = answer(self.lm, made, self.decoding)
+            likelihoods = answer_nll(self.lm, made, first_golds)
         for item, prediction, prompt, nll in zip(asked, predictions, made, likelihoods, strict=True):
             self.answer_events.append(
                 AnswerEvent(

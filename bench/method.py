@@ -6,9 +6,10 @@ A method is one class in one file. It must implement :meth:`Method.observe`; eve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -49,7 +50,8 @@ class Method(ABC):
     """A way of keeping the base model ``self.lm`` up to date while documents stream past.
 
     The harness calls, for one cell: the constructor, :meth:`fit` (only if the method overrides it), :meth:`reset`,
-    then :meth:`observe` once per document in stream order, and :meth:`condition` at each probe. Whatever the method
+    then :meth:`observe` once per document in stream order, and at each probe :meth:`condition`, inside
+    :meth:`answering`. Whatever the method
     remembers must live in the parameters of ``self.lm.model``, in tensors given to :meth:`register`, or in what
     :meth:`state_dict` returns, so that a run can be saved and resumed.
     """
@@ -60,6 +62,8 @@ class Method(ABC):
     """Citation key of the paper, or "none"."""
     sees_evidence: ClassVar[bool] = False
     """True for controls that are given each question's document; they are marked as controls on every board."""
+    learns_from: ClassVar[Literal["train", "qa_train"]] = "train"
+    """The split whose episodes :meth:`fit` is given."""
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Config keys to tune on validation streams, each with its candidate values (the full product is tried)."""
 
@@ -100,6 +104,21 @@ class Method(ABC):
     def condition(self, questions: Sequence[Question]) -> Conditioning:
         """What to give the model when it answers these questions. Default: nothing (closed book)."""
         return Conditioning()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Entered while the questions of a probe are answered. What changes on entry must be undone on leaving."""
+        yield
+
+    @property
+    def segment_tokens(self) -> int | None:
+        """Most tokens to score and observe at a time; None leaves it to the experiment (whole documents)."""
+        return None
+
+    @property
+    def learns_from_scoring(self) -> bool:
+        """Whether the graph of a document's scoring forward is kept for :meth:`observe`; see ``lm.scored``."""
+        return False
 
     def notes(self) -> dict[str, Any]:
         """Facts about this run that the record should keep (which tagger was found, a sparsity); plain data."""

@@ -69,7 +69,7 @@ class CellSpec(_Event):
     """Hash of the documents, questions, answers (and, for the placebo arm, the placebo documents)."""
     anchor_hash: str
     train_hash: str
-    """Hash of the train split for a method that learns offline, else ""."""
+    """Hash of what a method that learns offline learned from, else ""."""
     model: str
     """Name of the base model as the user gave it."""
     model_hash: str

@@ -67,11 +67,12 @@ class Runner:
             self._check_training(plan)
 
     def _check_training(self, plan: MethodPlan) -> None:
-        if cell.needs_training(self.methods[plan.name]):
+        method = self.methods[plan.name]
+        if cell.needs_training(method):
             try:
-                cell.train_entries(self._sources(self.experiment.streams, 0))
+                cell.offline_entries(method, self._sources(self.experiment.streams, 0))
             except MissingSplit as error:
-                raise BenchError(f"{plan.name} learns offline from the train split. {error}") from None
+                raise BenchError(f"{plan.name} learns offline from the {method.learns_from} split. {error}") from None
 
     def run(self, executor: Executor, progress: Progress = lambda *_: None) -> Result:
         """Run what is missing: first the trials and the cells that need none, then the tuned ones.
