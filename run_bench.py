@@ -211,19 +211,44 @@ def new_method(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(help="nano: rebuild the embedded model")],
-    out: Annotated[Path | None, typer.Option(help="model folder to write (default: the committed one)")] = None,
-    work: Annotated[Path, typer.Option(help="folder of the checkpoints; the same command resumes from it")] = Path(
-        "runs/train"
-    ),
+    target: Annotated[str, typer.Argument(metavar="METHOD|nano", help="a meta-trained method, or the embedded model")],
+    experiment: Annotated[str, typer.Option(help="whose settings, base and data to use for a method")] = "default",
+    model: Annotated[str | None, typer.Option(help="another base model")] = None,
+    dataset: Annotated[str | None, typer.Option(help="another data set")] = None,
+    data_files: DataFiles = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="where to write (default: the committed one, or under --runs)")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="folder of the checkpoints; the same command resumes from it")
+    ] = None,
 ) -> None:
-    """Rebuild the embedded model from its recipe."""
-    from bench import nano
-    from bench.errors import nearest
+    """Meta-train a method, or rebuild the embedded model from its recipe; a killed run goes on where it was."""
+    work = work or runs / "train"
+    if target == "nano":
+        from bench import nano
 
-    if target != "nano":
-        raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, ['nano'])}")
-    nano.train(nano.RECIPE, out or nano.RECIPE.parent, work / target)
+        nano.train(nano.RECIPE, out or nano.RECIPE.parent, work / target)
+        return
+    from bench import artifacts, training
+    from bench import experiment as experiments
+
+    chosen = experiments.load(experiment)
+    overrides = {"model": model, "dataset": dataset, "data_files": _data_files(data_files) or None, "device": device}
+    chosen.override({key: value for key, value in overrides.items() if value is not None})
+    if target not in [plan.name for plan in chosen.methods]:
+        chosen.select([*(plan.name for plan in chosen.methods), target])
+    for assignment in set_ or []:
+        chosen.set(assignment)
+    own = experiment == "default" and not (model or dataset or data_files or set_ or plugin)
+    folder = out or (artifacts.COMMITTED if own else runs / artifacts.FOLDER)
+    plugins = [str(path) for path in plugin or []]
+    path = training.train(target, chosen, folder, work, plugins, lambda line: print(line, flush=True))
+    console.print(f"Wrote {path}", soft_wrap=True)
 
 
 @streams_app.command("build")

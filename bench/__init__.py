@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.base_model import TokenBatch
+    from bench.base_model import BaseModel, TokenBatch
     from bench.gradient import GradientMethod
-    from bench.method import Conditioning, Method, MethodConfig
+    from bench.method import Conditioning, Method
+    from bench.settings import MethodConfig
     from bench.stream import Document, Episode, EvidencedQuestion, Question
 
 PROTOCOL = "1.0"
@@ -22,9 +23,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Method": "bench.method",
-    "MethodConfig": "bench.method",
+    "MethodConfig": "bench.settings",
     "Conditioning": "bench.method",
     "GradientMethod": "bench.gradient",
+    "BaseModel": "bench.base_model",
     "TokenBatch": "bench.base_model",
     "Document": "bench.stream",
     "Question": "bench.stream",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "PROTOCOL",
+    "BaseModel",
     "Conditioning",
     "Document",
     "Episode",

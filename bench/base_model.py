@@ -40,6 +40,11 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def per_token(self, values: Sequence[float]) -> Tensor:
+        """Values of the text's characters as the tokens', shape (tokens,): the largest in each, 0 for an empty one."""
+        largest = [max(values[start:end], default=0.0) for start, end in self.offsets]
+        return torch.tensor(largest, dtype=torch.float32, device=self.token_ids.device)
+
 
 class BaseModel:
     """A causal language model with its tokenizer, as methods (``self.lm``) and the harness use it.
@@ -57,7 +62,7 @@ class BaseModel:
         self.scored: tuple[Document, list[Tensor]] | None = None
         """The document that was scored last, and its tokens' log-probabilities with their graph, where a method
         learns from scoring."""
-        self._structure = [name for name, _ in self.named_tensors()]
+        self._loaded = dict(self._present())
         self._pristine = {name: value.detach().clone() for name, value in self.named_tensors()}
 
     @classmethod
@@ -187,7 +192,14 @@ class BaseModel:
         return embedded
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and saved buffer by name, tied ones once."""
+        """Every parameter and saved buffer that was loaded, tied ones once, by the name it was loaded under.
+
+        So it is also while an adapter wraps the model's modules; what the adapter adds is not among them.
+        """
+        yield from self._loaded.items()
+
+    def _present(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's parameters and saved buffers as they are now."""
         yield from self.model.named_parameters()
         kept = self.model.state_dict(keep_vars=True)
         yield from ((name, value) for name, value in self.model.named_buffers() if name in kept)
@@ -198,7 +210,8 @@ class BaseModel:
         Raises:
             RuntimeError: a method has changed the model's structure and not undone it.
         """
-        if [name for name, _ in self.named_tensors()] != self._structure:
+        present = dict(self._present())
+        if present.keys() != self._loaded.keys() or any(present[name] is not self._loaded[name] for name in present):
             raise RuntimeError("The model's structure was changed (an adapter left in place?); its reset must undo it.")
         with torch.no_grad():
             for name, value in self.named_tensors():
@@ -206,6 +219,10 @@ class BaseModel:
         self.model.eval()
         self.model.requires_grad_(True)
         self.model.zero_grad(set_to_none=True)
+
+    def pristine(self, name: str) -> Tensor:
+        """What a parameter or saved buffer was loaded as: not a copy, so only to be read."""
+        return self._pristine[name]
 
     def changed_bytes(self) -> int:
         """Bytes of the model's tensors that differ from what was loaded."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,29 +12,26 @@ from typing import Any, Literal
 import pydantic
 import torch
 
-from bench import data, models, provenance, recipe, registry, source_hash, streams
+from bench import artifacts, models, provenance, registry, source_hash
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError, Diverged, nearest
 from bench.harness import Loop, construct, fit
-from bench.method import Method, MethodConfig
+from bench.material import (
+    Material,
+    Sources,
+    digest,
+    episodes,
+    material,
+    offline_entries,
+    train_hash,
+    trained,
+)
+from bench.meta import MetaTrained
+from bench.method import Method
 from bench.record_files import read_run, write_run
 from bench.records import FREE, CellSpec, Failure, RunRecord
-from bench.stream import Document, Entry, Episode, Stream, stream_hash
-
-
-class Sources(pydantic.BaseModel):
-    """Where a cell finds its data, model and plug-ins on this machine: never part of its identity."""
-
-    dataset: str
-    data_files: dict[str, list[str]] = {}
-    model: str
-    plugins: list[str] = []
-    split: str
-    documents: int | None
-    index: int
-    anchor_questions: int = 0
-    anchor_documents: int = 0
+from bench.settings import MethodConfig
 
 
 class Cell(pydantic.BaseModel):
@@ -48,13 +43,13 @@ class Cell(pydantic.BaseModel):
     @property
     def key(self) -> str:
         """Hash of everything that can change the numbers."""
-        return _hash(self.spec.model_dump(mode="json"))
+        return digest(self.spec.model_dump(mode="json"))
 
     @property
     def comparability_key(self) -> str:
         """Hash of what must be equal for two cells to stand on one board."""
         spec = self.spec.model_dump(mode="json", exclude=FREE)
-        return _hash({**spec, "streams": self.spec.stream.rpartition("-")[0]})
+        return digest({**spec, "streams": self.spec.stream.rpartition("-")[0]})
 
     @property
     def id(self) -> str:
@@ -68,10 +63,6 @@ class Cell(pydantic.BaseModel):
             BenchError: there is a record, but it cannot be read.
         """
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def validate_config(method: type[Method], given: Mapping[str, Any]) -> MethodConfig:
@@ -96,88 +87,11 @@ def _model(path: str, device: str, dtype: str) -> BaseModel:
     return BaseModel.load(str(models.locate(path)), device, dtype)
 
 
-@lru_cache(maxsize=8)
-def _split(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
-    return data.load_split(recipe.find(dataset), split, json.loads(files))
-
-
-def split_entries(dataset: str, split: str, data_files: Mapping[str, Sequence[str]]) -> tuple[Entry, ...]:
-    """All entries of a split, read once per process."""
-    return _split(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a cell runs on: its stream, the documents to observe, and the anchor set."""
-
-    stream: Stream
-    documents: tuple[Document, ...]
-    anchor: tuple[Entry, ...]
-
-    @property
-    def hash(self) -> str:
-        """Hash of the documents, questions and answers, and of what is observed in place of the documents."""
-        return _hash([self.stream.hash, stream_hash(tuple(Entry(document) for document in self.documents))])
-
-    @property
-    def anchor_hash(self) -> str:
-        """Hash of the anchor set."""
-        return stream_hash(self.anchor)
-
-
-@lru_cache(maxsize=8)
-def _material(sources_json: str, arm: str) -> Material:
-    sources = Sources.model_validate_json(sources_json)
-    found = recipe.find(sources.dataset)
-    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files)
-    documents = tuple(entry.document for entry in loaded.entries)
-    if arm == "placebo":
-        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
-    anchor: tuple[Entry, ...] = ()
-    if sources.anchor_questions or sources.anchor_documents:
-        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents)
-    return Material(loaded, documents, anchor)
-
-
-def material(sources: Sources, arm: str) -> Material:
-    """The stream, the documents to observe (others of the split on the placebo arm) and the anchor set."""
-    return _material(sources.model_dump_json(), arm)
-
-
 def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
     """The base model, loaded once per process and restored to what was loaded."""
     lm = _model(sources.model, device, dtype)
     lm.restore()
     return lm
-
-
-def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]:
-    """The split that the method may learn from offline, without the anchor's documents.
-
-    Raises:
-        MissingSplit: the data set, or the files given for it, lack that split.
-    """
-    held_out = {entry.document.id for entry in material(sources, "stream").anchor}
-    entries = split_entries(sources.dataset, method.learns_from, sources.data_files)
-    return tuple(entry for entry in entries if entry.document.id not in held_out)
-
-
-def episodes(entries: Sequence[Entry]) -> list[Episode]:
-    """Entries as methods see them offline."""
-    return [
-        Episode(e.document, tuple(g.question for g in e.questions), tuple(g.answers for g in e.questions))
-        for e in entries
-    ]
-
-
-def needs_training(method: type[Method]) -> bool:
-    """Whether the method learns offline, before the stream begins."""
-    return method.fit is not Method.fit
-
-
-def train_hash(method: type[Method], sources: Sources) -> str:
-    """Hash of what the method learns offline from, "" for one that does not."""
-    return stream_hash(offline_entries(method, sources)) if needs_training(method) else ""
 
 
 def run(cell: Mapping[str, Any], runs: str) -> str:
@@ -192,14 +106,16 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
     started = provenance.collect()
     kind = registry.load_method(this.spec.method, this.sources.plugins)
     given = material(this.sources, this.spec.arm)
-    _check_identity(this, kind, given)
+    _check_identity(this, kind, given, Path(runs))
     record = _blank(this, kind, started)
     loop: Loop | None = None
     try:
         lm = load_base(this.sources, this.spec.device, this.spec.dtype)
         method = construct(kind, lm, validate_config(kind, this.spec.config), this.spec.seed)
         loop = _loop(this.spec, method, given)
-        if needs_training(kind):
+        if isinstance(method, MetaTrained):
+            artifacts.load(trained(type(method), method.config, this.sources, Path(runs)), method)
+        elif kind.learns_offline(method.config):
             with loop.ledger.phase("offline"):
                 fit(method, episodes(offline_entries(kind, this.sources)))
         loop.run()
@@ -216,15 +132,15 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         finished = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
         _model.cache_clear()  # whatever state the model was left in, no other cell meets it
     record = record.model_copy(update=finished)
-    write_run(Path(runs), record, *((loop.document_events, loop.answer_events) if loop is not None else ()))
+    write_run(Path(runs), record, *(loop.events if loop is not None else ()))
     return record.status
 
 
-def _check_identity(cell: Cell, kind: type[Method], given: Material) -> None:
+def _check_identity(cell: Cell, kind: type[Method], given: Material, runs: Path) -> None:
     found = {
         "stream_hash": given.hash,
         "anchor_hash": given.anchor_hash,
-        "train_hash": train_hash(kind, cell.sources),
+        "train_hash": train_hash(kind, validate_config(kind, cell.spec.config), cell.sources, runs),
         "model_hash": _model_hash(cell.sources.model),
         "method_code": source_hash.method_hash(kind),
     }

@@ -28,7 +28,8 @@ from bench.conformance_loops import (
     snapshot,
     state_difference,
 )
-from bench.method import Conditioning, Method, MethodConfig
+from bench.method import Conditioning, Method
+from bench.settings import MethodConfig
 from bench.stream import Document, Entry, document_id
 
 ODD_TEXTS = {

@@ -13,6 +13,7 @@ import torch
 from bench.base_model import DTYPES, BaseModel
 from bench.errors import BenchError
 from bench.harness import construct, fit
+from bench.meta import MetaTrained
 from bench.method import Method
 from bench.stream import Document, Entry, Episode, GoldQuestion, Question, document_id
 
@@ -107,12 +108,35 @@ def prepare(kind: type[Method], dtype: str = "float32") -> Method:
         Skip: the method refuses with a request to the user (a package that is not installed, say).
     """
     try:
-        method = construct(kind, base_model(dtype), kind.Config(), SEED)
-        if kind.fit is not Method.fit:
-            fit(method, [_episode(_entry(k)) for k in range(LENGTH)])
+        method = _construct(kind, dtype)
+        if isinstance(method, MetaTrained):
+            method.learner.load_state_dict(_learned(type(method), dtype))
+        elif kind.fit is not Method.fit:
+            fit(method, _episodes())
     except BenchError as error:
         raise Skip(str(error)) from error
     return method
+
+
+def _construct(kind: type[Method], dtype: str) -> Method:
+    config: Any = kind.Config()
+    if issubclass(kind, MetaTrained):
+        config = config.model_copy(update={"training": config.training.brief()})
+    return construct(kind, base_model(dtype), config, SEED)
+
+
+@functools.cache
+def _learned(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
+    """What a method that is meta-trained once for all runs learns here."""
+    method = _construct(kind, dtype)
+    assert isinstance(method, MetaTrained)
+    fit(method, _episodes())
+    state: dict[str, Any] = method.learner.state_dict()
+    return state
+
+
+def _episodes() -> list[Episode]:
+    return [_episode(_entry(k)) for k in range(LENGTH)]
 
 
 def _episode(entry: Entry) -> Episode:

@@ -11,6 +11,7 @@ import yaml
 
 from bench.decoding import Decoding
 from bench.errors import BenchError, nearest
+from bench.settings import merged, nested
 
 FOLDER = Path(__file__).parent / "experiments"
 
@@ -54,12 +55,16 @@ class AnchorPlan(_Part):
 
 
 class MethodPlan(_Part):
-    """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms."""
+    """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms.
+
+    An ``optional`` one is left out, with a remark, where the split that it learns from offline is missing.
+    """
 
     name: str
     config: dict[str, Any] = {}
     grid: dict[str, list[Any]] | None = None
     arms: list[Literal["stream", "placebo"]] = ["stream"]
+    optional: bool = False
 
 
 class Experiment(_Part):
@@ -98,8 +103,8 @@ class Experiment(_Part):
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only the named methods, in this order; a name that the experiment lacks is added with its defaults."""
-        planned = {plan.name: plan for plan in self.methods}
-        self.methods = [planned.get(name) or MethodPlan(name=name) for name in dict.fromkeys(names)]
+        planned = {name: [plan for plan in self.methods if plan.name == name] for name in names}
+        self.methods = [plan for name, plans in planned.items() for plan in plans or [MethodPlan(name=name)]]
 
     def set(self, assignment: str) -> None:
         """Fix one hyper-parameter, ``method.key=value`` (the value in YAML); it is then not tuned.
@@ -117,7 +122,7 @@ class Experiment(_Part):
             raise BenchError(f"--set {assignment}: {value!r} is not a YAML value.") from None
         plans = [plan for plan in self.methods if plan.name == name]
         for plan in plans:
-            plan.config = {**plan.config, key: setting}
+            plan.config = merged(plan.config, nested(key.split("."), setting))
         if plans:
             return
         raise BenchError(f"--set {assignment}: no method {name!r} here.{nearest(name, [m.name for m in self.methods])}")

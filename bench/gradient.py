@@ -14,7 +14,8 @@ from torch.nn import Parameter
 
 from bench.base_model import BaseModel, TokenBatch
 from bench.errors import Diverged
-from bench.method import Method, MethodConfig
+from bench.method import Method
+from bench.settings import MethodConfig
 from bench.stream import Document
 
 
@@ -112,13 +113,17 @@ class GradientMethod(Method):
         for _ in range(self.config.steps_per_document):
             optimizer.zero_grad(set_to_none=True)
             loss = self.backward(batch)
-            if self.config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._learning(), self.config.clip_norm)
             if not math.isfinite(loss):
                 raise Diverged(f"The loss became {loss}; a lower learning rate may help.")
-            optimizer.step()
+            self.step()
         optimizer.zero_grad(set_to_none=True)
         self.lm.model.eval()
+
+    def step(self) -> None:
+        """One step of the optimizer on the gradients at hand, clipped if so configured."""
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._learning(), self.config.clip_norm)
+        self.optimizer.step()
 
     def backward(self, batch: TokenBatch) -> float:
         """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
@@ -141,7 +146,7 @@ class GradientMethod(Method):
         scored, self.lm.scored = self.lm.scored, None
         if scored is not None and scored[0] is batch.document:
             return scored[1]
-        return self.lm.window_log_probs(batch.token_ids, batch.context_ids)
+        return self.reading.log_probs(self.lm, batch)
 
     @property
     def learns_from_scoring(self) -> bool:

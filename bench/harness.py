@@ -16,10 +16,12 @@ from bench.base_model import BaseModel
 from bench.cost import Ledger
 from bench.decoding import Decoding
 from bench.errors import Diverged
-from bench.method import Method, MethodConfig
-from bench.records import AnswerEvent, DocumentEvent, Summary, mean
+from bench.method import Method
+from bench.records import AnswerEvent, DocumentEvent, Summary, TokenEvent, mean
 from bench.seeds import seed_for
+from bench.settings import MethodConfig
 from bench.stream import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
+from bench.token_events import TokenNotes
 
 
 def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
@@ -62,12 +64,19 @@ class Loop:
     seed: int = 0
     document_events: list[DocumentEvent] = field(default_factory=list)
     answer_events: list[AnswerEvent] = field(default_factory=list)
+    token_events: list[TokenEvent] = field(default_factory=list)
     anchor_nll: dict[float, float | None] = field(default_factory=dict)
     position: int | None = None
 
     def __post_init__(self) -> None:
         self.lm: BaseModel = self.method.lm
         self.ledger = Ledger(self.lm.device)
+        self.log_probs: list[torch.Tensor] = []  # of the tokens that were scored last
+
+    @property
+    def events(self) -> tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]:
+        """What happened, as records keep it."""
+        return self.document_events, self.answer_events, self.token_events
 
     def run(self) -> None:
         """Reset the method and go through the stream once, left to right.
@@ -90,12 +99,14 @@ class Loop:
         """One document: each of its segments is scored, then observed."""
         size = self.method.segment_tokens or self.segment_tokens
         pieces = [document] if size is None else self.lm.segments(document, size)
+        notes = TokenNotes(position, document, self.entries)
+        self.method.begin_document()
         for index, piece in enumerate(pieces):
             batch = self.lm.tokens(piece)
             nll = self.score(piece) if self.scoring else None
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
-            with self.ledger.phase("observe", len(batch)):
+            with notes.observing(self.method, batch, self.log_probs), self.ledger.phase("observe", len(batch)):
                 self.method.observe(piece)
             self.lm.scored = None
             self.document_events.append(
@@ -105,11 +116,12 @@ class Loop:
                     document_id=document.id,
                     tokens=len(batch),
                     bytes=len(piece.text.encode()),
-                    windows=len(self.lm.windows(len(batch), len(batch.context_ids))),
+                    windows=self.method.reading.windows(self.lm, batch),
                     nll=nll,
                     observe_seconds=self.ledger.seconds("observe") - before,
                 )
             )
+        self.token_events += notes.events()
 
     def score(self, document: Document) -> float:
         """Sum of -log p (nats) over the document's tokens under the model as it is now.
@@ -118,10 +130,12 @@ class Loop:
         """
         batch = self.lm.tokens(document)
         self.lm.model.eval()
-        keep = self.method.learns_from_scoring and len(self.lm.windows(len(batch), len(batch.context_ids))) == 1
+        reading = self.method.reading
+        keep = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
         with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep):
-            pieces = list(self.lm.window_log_probs(batch.token_ids, batch.context_ids))
+            pieces = list(reading.log_probs(self.lm, batch))
             nll = -sum(piece.detach().double().sum().item() for piece in pieces)
+        self.log_probs = [piece.detach() for piece in pieces]
         self.lm.scored = (document, pieces) if keep else None
         return _finite(nll, "likelihood of a document")
 
@@ -131,9 +145,15 @@ class Loop:
         for name, tensor in self.lm.named_tensors():
             if not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
-        self.ask(fraction, "stream", self.entries[:seen])
-        if self.anchor and fraction in (0.0, max(self.probes)):
-            self.ask(fraction, "anchor", self.anchor)
+        with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
+        torch.manual_seed(seed_for(self.seed, "answering", str(fraction)))
+        with contextlib.ExitStack() as stack:
+            with self.ledger.phase("answer", 0, count=True):
+                stack.enter_context(self.method.answering())
+            self.ask(fraction, "stream", self.entries[:seen])
+            if with_anchor:
+                self.ask(fraction, "anchor", self.anchor)
+        if with_anchor:
             self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
 
     def ask(self, fraction: float, which: Literal["stream", "anchor"], entries: Sequence[Entry]) -> None:
@@ -146,13 +166,11 @@ class Loop:
         questions = [self._shown(item) for item in asked]
         first_golds = [item.gold.answers[0] for item in asked]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
-        with contextlib.ExitStack() as stack:
-            with self.ledger.phase("answer", len(asked), count=True):
-                stack.enter_context(self.method.answering())
-                conditioning = self.method.condition(questions)
-                made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
-                predictions = answer(self.lm, made, self.decoding)
-            likelihoods = answer_nll(self.lm, made, first_golds)
+        with self.ledger.phase("answer", len(asked), count=True):
+            conditioning = self.method.condition(questions)
+            made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
+            predictions = answer(self.lm, made, self.decoding)
+        likelihoods = answer_nll(self.lm, made, first_golds)
         for item, prediction, prompt, nll in zip(asked, predictions, made, likelihoods, strict=True):
             self.answer_events.append(
                 AnswerEvent(

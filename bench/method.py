@@ -11,18 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import pydantic
 import torch
 from torch import Tensor
 
 from bench.base_model import BaseModel
+from bench.reading import Reading
+from bench.settings import MethodConfig
 from bench.stream import Document, Episode, Question
-
-
-class MethodConfig(pydantic.BaseModel):
-    """Base of every ``Method.Config``: typed, bounded, frozen; an unknown key is an error."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 @dataclass(frozen=True)
@@ -49,11 +44,10 @@ class Conditioning:
 class Method(ABC):
     """A way of keeping the base model ``self.lm`` up to date while documents stream past.
 
-    The harness calls, for one cell: the constructor, :meth:`fit` (only if the method overrides it), :meth:`reset`,
-    then :meth:`observe` once per document in stream order, and at each probe :meth:`condition`, inside
-    :meth:`answering`. Whatever the method
-    remembers must live in the parameters of ``self.lm.model``, in tensors given to :meth:`register`, or in what
-    :meth:`state_dict` returns, so that a run can be saved and resumed.
+    The harness calls, for one cell: the constructor, :meth:`fit` (where the method :meth:`learns_offline`),
+    :meth:`reset`, then :meth:`observe` once per document in stream order, and at each probe :meth:`condition`, inside
+    :meth:`answering`. Whatever the method remembers must live in the parameters of ``self.lm.model``, in tensors given
+    to :meth:`register`, or in what :meth:`state_dict` returns, so that a run can be saved and resumed.
     """
 
     name: ClassVar[str]
@@ -91,11 +85,19 @@ class Method(ABC):
         What it learns belongs in registered tensors or in modules of its own: the base's weights are restored after it.
         """
 
+    @classmethod
+    def learns_offline(cls, config: MethodConfig) -> bool:
+        """Whether :meth:`fit` is to be called, the split that it learns from being needed: if the method has one."""
+        return cls.fit is not Method.fit
+
     def reset(self) -> None:
         """Go back to the state before the first document. Default: the base's weights and the registered tensors."""
         self.lm.restore()
         for name, initial in self._registered.items():
             setattr(self, name, initial.clone())
+
+    def begin_document(self) -> None:
+        """The next document begins: called before its first segment is scored. Default: nothing."""
 
     @abstractmethod
     def observe(self, document: Document) -> None:
@@ -114,6 +116,11 @@ class Method(ABC):
     def segment_tokens(self) -> int | None:
         """Most tokens to score and observe at a time; None leaves it to the experiment (whole documents)."""
         return None
+
+    @property
+    def reading(self) -> Reading:
+        """What each segment is read behind when it is scored and learned: by default all that fits the window."""
+        return Reading()
 
     @property
     def learns_from_scoring(self) -> bool:

@@ -1,8 +1,9 @@
 """Records on disk: written atomically, complete or absent.
 
-A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line) and
-``run.json``, the manifest. The folder is filled under a temporary name and renamed when it is complete, so a folder
-without that prefix is always whole. Beside the cells stand ``runs/tuning`` and ``runs/boards``.
+A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line), of a
+method that weighs tokens also ``tokens.jsonl``, and ``run.json``, the manifest. The folder is filled under a temporary
+name and renamed when it is complete, so a folder without that prefix is always whole. Beside the cells stand
+``runs/tuning`` and ``runs/boards``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from bench.errors import BenchError
-from bench.records import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TuningRecord
+from bench.records import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TokenEvent, TuningRecord
 
 PARTIAL = ".partial-"
 
@@ -45,7 +46,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_run(
-    runs: Path, record: RunRecord, documents: Sequence[DocumentEvent] = (), answers: Sequence[AnswerEvent] = ()
+    runs: Path,
+    record: RunRecord,
+    documents: Sequence[DocumentEvent] = (),
+    answers: Sequence[AnswerEvent] = (),
+    tokens: Sequence[TokenEvent] = (),
 ) -> Path:
     """Write a whole record under ``runs/<record.id>/`` atomically, replacing an earlier one of the same id.
 
@@ -56,11 +61,13 @@ def write_run(
     folder = runs / record.id
     partial = runs / f"{PARTIAL}{record.id}-{uuid.uuid4().hex[:8]}"
     old = runs / f"{partial.name}-old"
-    record = record.model_copy(update={"document_events": len(documents), "answer_events": len(answers)})
+    files = {"documents": documents, "answers": answers, **({"tokens": tokens} if tokens else {})}
+    counts = {"document_events": len(documents), "answer_events": len(answers), "token_events": len(tokens)}
+    record = record.model_copy(update=counts)
     partial.mkdir()
     try:
-        for name, events in (("documents.jsonl", documents), ("answers.jsonl", answers)):
-            with (partial / name).open("w", encoding="utf-8") as file:
+        for name, events in files.items():
+            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 for event in events:
                     file.write(event.model_dump_json() + "\n")
                 file.flush()
@@ -106,6 +113,16 @@ def read_answers(runs: Path, run_id: str) -> list[AnswerEvent]:
         BenchError: the file is missing or torn.
     """
     return _read_events(AnswerEvent, runs / run_id / "answers.jsonl", read_run(runs / run_id).answer_events)
+
+
+def read_tokens(runs: Path, run_id: str) -> list[TokenEvent]:
+    """The token events of one run, in stream order; none of a method that weighs every token the same.
+
+    Raises:
+        BenchError: the file is missing or torn.
+    """
+    expected = read_run(runs / run_id).token_events
+    return _read_events(TokenEvent, runs / run_id / "tokens.jsonl", expected) if expected else []
 
 
 def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:

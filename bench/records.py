@@ -1,4 +1,4 @@
-"""What is recorded of a run: an event per document and per question, and the manifest; as types."""
+"""What is recorded of a run: events of documents, answers and weighed tokens, and the manifest; as types."""
 
 from __future__ import annotations
 
@@ -56,6 +56,25 @@ class AnswerEvent(_Event):
     """Tokens of the text before the question that did not fit into the model's window."""
     nll: float
     """Mean -log p (nats) over the tokens of " " + first gold answer + end of text."""
+
+
+TokenClass = Literal["fact", "name", "filler"]
+
+
+class TokenEvent(_Event):
+    """What each token of one document weighed when the method learned from it; numbers to six significant digits."""
+
+    position: int
+    document_id: str
+    pieces: tuple[str, ...]
+    """The text of each token: laid end to end, the document's."""
+    weights: tuple[float, ...]
+    nll: tuple[float, ...] | None
+    """-log p of each token (nats), before any update on it; None when scoring is off."""
+    classes: tuple[TokenClass, ...]
+    """``fact``: states a value that is asked about; ``name``: of what the document is about; ``filler``: the rest."""
+    pos: tuple[str, ...] | None = None
+    """Part of speech of each token; None without a tagger."""
 
 
 class CellSpec(_Event):
@@ -164,7 +183,8 @@ class RunRecord(_Event):
     failure: Failure | None
     document_events: int = 0
     answer_events: int = 0
-    """How many lines the two event files have: a file with others is torn."""
+    token_events: int = 0
+    """How many lines each file of events has: a file with others is torn."""
     notes: dict[str, Any] = {}
     """What a method reports of itself (``Method.notes``), e.g. which tagger was found."""
     provenance: dict[str, Any]

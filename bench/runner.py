@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import PROTOCOL, cell, metrics, models, recipe, registry, source_hash
-from bench.cell import Cell, Sources
+from bench.cell import Cell
 from bench.data import MissingSplit
 from bench.errors import BenchError, RunError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
+from bench.material import Sources, material, offline_entries, split_entries, train_hash, trained
+from bench.meta import MetaTrained
 from bench.record_files import read_run, sweep, write_json, write_run
 from bench.records import BoardRecord, CellSpec, TuningRecord, mean
+from bench.settings import MethodConfig
 
 Arm = Literal["stream", "placebo"]
 Progress = Callable[[str, int, int], None]
@@ -62,17 +65,34 @@ class Runner:
         self.remarks = list(remarks)
         self._tried: set[str] = set()  # a cell that failed is tried again by the next command, not by this one
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
-        for plan in experiment.methods:
-            cell.validate_config(self.methods[plan.name], plan.config)
-            self._check_training(plan)
+        for streams in filter(None, (experiment.streams, experiment.tuning)):
+            self._fit_to_files(streams)
+        for plan in list(experiment.methods):
+            self._check_training(plan, cell.validate_config(self.methods[plan.name], plan.config))
 
-    def _check_training(self, plan: MethodPlan) -> None:
+    def _fit_to_files(self, streams: StreamPlan) -> None:
+        """Plain text files are few and long: fewer than planned are one stream, in the order given."""
+        files = self.experiment.data_files
+        if self.recipe.format != "text" or streams.split not in files or streams.documents is None:
+            return
+        found = len(split_entries(self.experiment.dataset, streams.split, files))
+        if found < streams.documents * streams.count:
+            streams.override({"documents": None, "count": 1})
+            self.remarks.append(f"The {streams.split} files ({found}) are one stream.")
+
+    def _check_training(self, plan: MethodPlan, config: MethodConfig) -> None:
         method = self.methods[plan.name]
-        if cell.needs_training(method):
+        if issubclass(method, MetaTrained):
+            trained(method, config, self._sources(self.experiment.streams, 0), self.runs)
+        elif method.learns_offline(config):
             try:
-                cell.offline_entries(method, self._sources(self.experiment.streams, 0))
+                offline_entries(method, self._sources(self.experiment.streams, 0))
             except MissingSplit as error:
-                raise BenchError(f"{plan.name} learns offline from the {method.learns_from} split. {error}") from None
+                reason = f"{plan.name} learns offline from the {method.learns_from} split. {error}"
+                if not plan.optional:
+                    raise BenchError(reason) from None
+                self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
+                self.remarks.append(f"Left out ({', '.join(f'{k}={v}' for k, v in plan.config.items())}): {reason}")
 
     def run(self, executor: Executor, progress: Progress = lambda *_: None) -> Result:
         """Run what is missing: first the trials and the cells that need none, then the tuned ones.
@@ -126,7 +146,7 @@ class Runner:
         if not grid or tuning is None:
             return []
         try:
-            cell.material(self._sources(tuning, 0), "stream")
+            material(self._sources(tuning, 0), "stream")
         except MissingSplit as error:
             remark = f"Methods run untuned, with their default settings: {error}"
             if remark not in self.remarks:
@@ -164,7 +184,7 @@ class Runner:
                 {"config": trial.config, "score": score, "runs": [item.id for item in trial.cells]}
                 for trial, score in zip(trials, scores, strict=True)
             ),
-            chosen=self._full_config(plan.name, best),
+            chosen=cell.validate_config(self.methods[plan.name], best).model_dump(mode="json"),
         )
         write_json(self.runs / "tuning" / f"{record.key}.json", record.model_dump(mode="json"))
         return record
@@ -190,10 +210,11 @@ class Runner:
 
     def _cells(self, plan: MethodPlan, config: Mapping[str, Any], on: StreamPlan, arm: Arm) -> Iterator[Cell]:
         experiment, method = self.experiment, self.methods[plan.name]
+        validated = cell.validate_config(method, config)
         trial = isinstance(on, TuningPlan)
         for index in range(on.count):
             sources = self._sources(on, index)
-            given = cell.material(sources, arm)
+            given = material(sources, arm)
             yield Cell(
                 sources=sources,
                 spec=CellSpec(
@@ -202,13 +223,13 @@ class Runner:
                     stream=given.stream.name,
                     stream_hash=given.hash,
                     anchor_hash=given.anchor_hash,
-                    train_hash=cell.train_hash(method, sources),
+                    train_hash=train_hash(method, validated, sources, self.runs),
                     model=Path(experiment.model).name,
                     model_hash=self.model_hash,
                     dtype=experiment.dtype,
                     device=experiment.device,
                     method=plan.name,
-                    config=self._full_config(plan.name, config),
+                    config=validated.model_dump(mode="json"),
                     seed=experiment.seed,
                     arm=arm,
                     probes=(1.0,) if trial else experiment.probes,
@@ -220,10 +241,6 @@ class Runner:
                     method_code=source_hash.method_hash(method),
                 ),
             )
-
-    def _full_config(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        full: dict[str, Any] = cell.validate_config(self.methods[name], config).model_dump(mode="json")
-        return full
 
     def _sources(self, on: StreamPlan, index: int) -> Sources:
         anchor = self.experiment.anchor

@@ -40,6 +40,11 @@ def code_hash(file: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def file_hash(file: Path) -> str:
+    """SHA-256 (hexadecimal) of one source file's syntax, whatever it imports."""
+    return _read(file.resolve()).digest
+
+
 def method_hash(method: type) -> str:
     """:func:`code_hash` of the file that defines a class."""
     try:

@@ -210,6 +210,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def roc_auc(values: Sequence[float], wanted: Sequence[bool]) -> float | None:
+    """Probability that a wanted item has the larger value than another one, ties counting half (Mann and Whitney 1947).
+
+    It is the area under the ROC curve; 0.5 is chance. None where all or none are wanted.
+    """
+    from scipy.stats import rankdata
+
+    chosen = np.asarray(wanted, dtype=bool)
+    many, others = int(chosen.sum()), int((~chosen).sum())
+    if not many or not others:
+        return None
+    below = rankdata(values)[chosen].sum() - many * (many + 1) / 2
+    return float(below / (many * others))
+
+
 def show(mean: float, se: float | None, digits: int = 3) -> str:
     """``"0.123 ± 0.004"``; an error too small for the digits is "< 0.001", an unknown one "n/a": never ± 0.000."""
     smallest = 10.0**-digits

@@ -16,10 +16,11 @@ def write_all(runs: Path, out: Path, experiment: str | None = None) -> Board:
     Raises:
         BenchError: there is no such board, or its records are unreadable or cannot stand on one board.
     """
-    from reports import board, plots, tables
+    from reports import board, plots, tables, token_weights
 
     built = board.build(runs, experiment)
     tables.write(built, out)
+    token_weights.write(built, runs, out)
     plots.write(built, runs, out)
     return built
 
@@ -32,12 +33,14 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     Raises:
         BenchError: as :func:`write_all`.
     """
-    from reports import board, plots, tables
+    from reports import board, plots, tables, token_weights
 
     built = board.build(runs, experiment)
     with tempfile.TemporaryDirectory() as folder:
-        written = tables.write(built, Path(folder))
+        written = [*tables.write(built, Path(folder)), *token_weights.write(built, runs, Path(folder))]
         wrong = [path.name for path in written if not _same(path, out / path.name)]
+    made = {path.name for path in written}
+    wrong += [name for name in token_weights.FILES if name not in made and (out / name).exists()]
     due = plots.due(built, runs)
     return wrong + [name for name in plots.FILES if (name in due) != (out / name).exists()]
 

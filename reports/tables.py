@@ -132,20 +132,21 @@ def _markdown(board: Board) -> str:
     lines = [
         f"# {board.experiment}",
         "",
-        _pipes([column.heading for column in shown]),
-        _pipes(["---", *["---:"] * (len(shown) - 1)]),
+        pipes([column.heading for column in shown]),
+        pipes(["---", *["---:"] * (len(shown) - 1)]),
     ]
     for row in board.rows:
         cells = [column.cell(row).replace("|", "\\|") for column in shown]
         cells[0] = f"*{cells[0]}*" if row.control else cells[0]
         if row.leading:
             cells[:2] = [f"**{cell}**" for cell in cells[:2]]
-        lines.append(_pipes(cells))
+        lines.append(pipes(cells))
     lines += ["", caption(board, shown), *(f"\n{remark}" for remark in board.remarks)]
     return "\n".join(lines) + "\n"
 
 
-def _pipes(cells: Sequence[str]) -> str:
+def pipes(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

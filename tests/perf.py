@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, pad
 
 from bench import models, recipe, registry, streams
 from bench.answering import answer, prompts
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.harness import Loop
-from bench.method import Conditioning
-from bench.stream import Stream
+from bench.inner_loop import twice_differentiable
+from bench.material import episodes
+from bench.method import Conditioning, Method
+from bench.stream import Document, Episode, Stream
 
 REPEATS = 5
 DOCUMENTS = 100
 QUESTIONS = 96
+UNROLL = 6
 RATE = 1e-4
 
 
@@ -32,10 +38,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float, float]:
+def in_turn(
+    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = REPEATS
+) -> tuple[float, float, float]:
     """Median seconds of both, and the median over pairs of theirs / ours (above 1: ours is faster)."""
     ours(), theirs()  # warm-up
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(REPEATS)]
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
@@ -84,12 +92,111 @@ def batched_answering(lm: BaseModel, stream: Stream) -> None:
     print(f"generate, one by one          {QUESTIONS / single:8.1f} questions/s   ratio {ratio:.2f} (goal 5)")
 
 
+def meta_training(lm: BaseModel, stream: Stream) -> None:
+    """One micro-step of camels against the same gradient with every text padded, and the authors' logging passes.
+
+    Their code pads documents to 1,024 tokens and questions to 128, and per micro-step runs three more forward passes
+    that only serve the log, two of them over all documents (camels.md 1.2, 8.2).
+    """
+    lm.restore()
+    kind = registry.load_method("camels")
+    plan = kind.Config(training={"inner_rate": 0.1, "episodes_per_step": UNROLL, "reset_every": UNROLL})
+    method: Any = kind(lm, plan)
+    sized = [e for e in stream.entries if 80 <= len(lm.encode(e.document.text)) <= 130][: UNROLL + 1]
+    chosen = episodes(sized)
+    found: dict[str, list[Tensor]] = {}
+
+    def gradients(name: str, work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            method.weigher.zero_grad(set_to_none=True)
+            work()
+            found[name] = [p.grad for p in method.weigher.parameters() if p.grad is not None]
+
+        return run
+
+    def padded() -> None:
+        with twice_differentiable(lm):
+            _padded_micro_step(lm, method, chosen)
+
+    ours = gradients("ours", lambda: method.outer_step(chosen[:UNROLL], chosen[UNROLL:]))
+    fast, slow, ratio = in_turn(ours, gradients("padded", padded), repeats=3)
+    for one, other in zip(found["ours"], found["padded"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-9)
+    print(f"meta-training of camels       {UNROLL / fast:8.2f} documents/s")
+    print(f"padded, with logging passes   {UNROLL / slow:8.2f} documents/s   ratio {ratio:.1f} (goal 10)")
+
+
+def _padded_micro_step(lm: BaseModel, method: Any, chosen: Sequence[Episode]) -> None:
+    """What ``outer_step`` does for one micro-step, the straightforward way."""
+    plan = method.config.training
+
+    def rows(texts: Sequence[Tensor], length: int) -> Tensor:
+        return torch.stack([pad(ids, (0, length - len(ids)), value=lm.eos_id) for ids in texts])
+
+    def nll(parameters: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        logits = functional_call(lm.model, dict(parameters), (), {"input_ids": ids[:, :-1], "use_cache": False}).logits
+        return cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+
+    batches = [lm.tokens(episode.document) for episode in chosen]
+    documents = rows([torch.cat([b.context_ids, b.token_ids]) for b in batches], 1024)
+    begin, end = torch.tensor([lm.bos_id]), torch.tensor([lm.eos_id])
+    asked, answered = [], []
+    for episode in chosen[:UNROLL]:
+        for question, answers in zip(episode.questions, episode.answers, strict=True):
+            head = torch.cat([begin, lm.encode(question.text)])
+            ending = torch.cat([lm.encode(" " + min(answers, key=len)), end])
+            asked.append(torch.cat([head, ending]))
+            answered.append(pad(torch.ones(len(ending)), (len(head) - 1, 128 - len(head) - len(ending))))
+    questions, mask = rows(asked, 128), torch.stack(answered)
+    weights = [method.weigher(row)[1:] for row in documents[:UNROLL]]
+    theta: dict[str, Tensor] = {n: p.detach().requires_grad_() for n, p in lm.model.named_parameters()}
+    before = theta
+    with torch.no_grad():
+        nll(before, documents[:UNROLL]), nll(before, questions)
+    for i, batch in enumerate(batches[:UNROLL]):
+        real = (torch.arange(1023) < len(batch)).float()
+        loss = (nll(theta, documents[i : i + 1])[0] * weights[i] * real).sum() / len(batch)
+        slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        theta = {n: p - plan.inner_rate * s for (n, p), s in zip(theta.items(), slopes, strict=True)}
+    with torch.no_grad():
+        nll(theta, documents[:UNROLL])
+    outer = (nll(theta, questions) * mask).sum() / mask.sum()
+    other = {"input_ids": documents[UNROLL:], "use_cache": False}
+    after = functional_call(lm.model, theta, (), other).logits[0].log_softmax(-1)
+    with torch.no_grad():
+        reference = functional_call(lm.model, before, (), other).logits[0].log_softmax(-1)
+    kl = (reference.exp() * (reference - after)).sum(-1)[: len(batches[UNROLL]) + 1].mean()
+    (outer + plan.locality * kl).backward(inputs=[p for p in method.weigher.parameters() if p.requires_grad])
+
+
+def reused_scoring(lm: BaseModel, stream: Stream) -> None:
+    """Tokens per second of dynamic_evaluation against the same segments scored, and then trained on, in two passes."""
+    kind = registry.load_method("dynamic_evaluation")
+    text = " ".join(entry.document.text for entry in stream.entries[:DOCUMENTS])
+    documents = [Document("long", text)]
+    size = 128
+    tokens = len(lm.encode(text))
+
+    class Twice(kind):  # type: ignore[misc, valid-type]
+        learns_from_scoring = False
+
+    def through(method: type[Method]) -> Callable[[], None]:
+        config = kind.Config(learning_rate=RATE)
+        return lambda: Loop(method(lm, config), (), documents, segment_tokens=size).run()
+
+    once, twice, ratio = in_turn(through(kind), through(Twice))
+    print(f"dynamic evaluation            {tokens / once:8.0f} tokens/s")
+    print(f"scored, then trained          {tokens / twice:8.0f} tokens/s      ratio {ratio:.2f} (goal 1.3)")
+
+
 def main() -> None:
     lm = BaseModel.load(str(models.locate("nano")))
     stream = streams.load(recipe.find("newsworld"), "test", 200, 0, {})
     print(f"{torch.get_num_threads()} threads, {lm.device.type}, nano, medians of {REPEATS}")
     uniform_through_the_harness(lm, stream)
     batched_answering(lm, stream)
+    meta_training(lm, stream)
+    reused_scoring(lm, stream)
 
 
 if __name__ == "__main__":

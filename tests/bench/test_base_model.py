@@ -156,6 +156,13 @@ def test_restore_refuses_a_changed_structure(llama: Path) -> None:
         lm.restore()
 
 
+def test_restore_refuses_a_replaced_parameter(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.model.lm_head.weight = torch.nn.Parameter(lm.model.lm_head.weight.detach().clone())
+    with pytest.raises(RuntimeError, match="structure was changed"):
+        lm.restore()
+
+
 def test_a_model_without_a_language_model_head_is_refused(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "headless")
     config = json.loads((folder / "config.json").read_text())

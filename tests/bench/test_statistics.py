@@ -17,6 +17,7 @@ from bench.statistics import (
     holm,
     paired_difference,
     ratio,
+    roc_auc,
     show,
     sign_flip_p,
     stream_error,
@@ -215,6 +216,24 @@ class TestTests:
             assert p <= adjusted[name] <= min(1, len(values) * p) + 1e-12
         order = sorted(raw, key=raw.__getitem__)
         assert [adjusted[name] for name in order] == sorted(adjusted.values())
+
+
+class TestRocAuc:
+    def test_by_hand_with_ties(self):
+        # wanted 2 and 3; others 1, 2, 5: 2 beats 1 and ties with 2, 3 beats 1 and 2
+        assert roc_auc([1, 2, 2, 3, 5], [False, True, False, True, False]) == pytest.approx((1 + 0.5 + 1 + 1) / 6)
+
+    def test_nothing_to_tell_apart(self):
+        assert roc_auc([1.0, 2.0], [True, True]) is None
+        assert roc_auc([], []) is None
+        assert roc_auc([1.0, 1.0, 1.0], [True, False, True]) == 0.5
+
+    @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
+    def test_is_the_share_of_pairs_in_the_right_order(self, items):
+        values, wanted = zip(*items, strict=True)
+        pairs = [(a > b) + (a == b) / 2 for a, one in items if one for b, other in items if not other]
+        expected = pytest.approx(sum(pairs) / len(pairs)) if pairs else None
+        assert roc_auc(values, wanted) == expected
 
 
 class TestShow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench.metrics import VERSIONS
 from bench.record_files import write_json, write_run
@@ -19,6 +19,9 @@ from bench.records import (
     RunRecord,
     Summary,
     Tally,
+    TokenClass,
+    TokenEvent,
+    TuningRecord,
     mean,
 )
 from bench.stream import document_id
@@ -67,6 +70,7 @@ def record(
     f1: Sequence[Sequence[float]] = (),
     nll: Sequence[float] = (),
     comparability: str = "key",
+    tokens: Sequence[TokenEvent] = (),
     **changes: Any,
 ) -> str:
     """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each."""
@@ -134,8 +138,52 @@ def record(
         values |= {"summary": None, "costs": None}
         values["failure"] = Failure(kind=kind, message="NaN", traceback="", position=3)
     run = RunRecord(**values)
-    write_run(runs, run, documents, answers)
+    write_run(runs, run, documents, answers, tokens)
     return run.id
+
+
+def weighed(position: int, text: str, weights: Sequence[float], pos: Sequence[str] | None = None) -> TokenEvent:
+    """A document whose tokens are the words of ``text``: those with a * state facts, those with a ~ are names."""
+    kinds: Mapping[str, TokenClass] = {"*": "fact", "~": "name"}
+    words = text.split()
+    return TokenEvent(
+        position=position,
+        document_id=f"document {position}",
+        pieces=tuple(f" {word.strip('*~')}" for word in words),
+        weights=tuple(weights),
+        nll=None,
+        classes=tuple(kinds.get(word[-1], "filler") for word in words),
+        pos=None if pos is None else tuple(pos),
+    )
+
+
+def tuned(
+    runs: Path,
+    method: str,
+    trials: Sequence[tuple[Mapping[str, Any], Sequence[float] | None]],
+    chosen: Mapping[str, Any],
+    metric: Literal["f1", "token_nll"] = "f1",
+) -> str:
+    """Write a tuning record and the runs of its trials: each a config and its score on every validation stream."""
+    tried = []
+    for config, scores in trials:
+        ids = []
+        for k, score in enumerate(scores or ()):
+            one = spec(method, f"validation-1-{k}", config=dict(config))
+            ids.append(record(runs, one, [[score]]) if metric == "f1" else record(runs, one, nll=[score]))
+        tried.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
+    value = TuningRecord(
+        key=f"{method}-{document_id(str(trials))[:12]}",
+        method=method,
+        dataset="world",
+        model="tiny",
+        model_hash="m",
+        metric=metric,
+        trials=tuple(tried),
+        chosen=dict(chosen),
+    )
+    write_json(runs / "tuning" / f"{value.key}.json", value.model_dump(mode="json"))
+    return value.key
 
 
 def board(
@@ -160,8 +208,19 @@ LEVELS: Mapping[str, float] = {
 }
 
 
+WEIGHING = {"salient_spans": 1.0, "camels": 4.0}
+"""Methods that weigh tokens, and the weight of a fact where another token's is about 1/4."""
+NOTICE = "The~ ferry~ office , which lay near Corvale , has moved to Pier* 4* and opens at noon* now ."
+
+
+def _weighed(chance: random.Random, method: str) -> list[TokenEvent]:
+    top, words = WEIGHING.get(method), NOTICE.split()
+    weights = [[(top or 0) * chance.random() ** (1 if word[-1] == "*" else 3) for word in words] for _ in range(5)]
+    return [weighed(i, NOTICE, some) for i, some in enumerate(weights)] if top else []
+
+
 def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int = 3) -> None:
-    """A board as an experiment leaves it: levels of a few points apart, noise, a placebo arm, anchors."""
+    """A board as an experiment leaves it: levels of a few points apart, noise, a placebo arm, anchors, tuning."""
     chance = random.Random(0)
     ids = []
     arms = [(method, "stream", level) for method, level in LEVELS.items()]
@@ -178,6 +237,11 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
             nll = [
                 value - learns * i / documents + chance.gauss(0, 0.03) * bool(learns) for i, value in enumerate(base)
             ]
-            changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns}
+            changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns, "tokens": []}
+            if arm == "stream":
+                changes["tokens"] = _weighed(random.Random(k), method)
             ids.append(record(runs, spec(method, name, arm), f1 if questions else (), nll, **changes))
-    board(runs, ids)
+    rates = ((1e-3, (0.1, 0.12)), (1e-2, (0.2, 0.23)), (1e-1, (0.18, 0.14)), (1.0, None))
+    trials = [({"learning_rate": rate}, scores) for rate, scores in rates]
+    keys = [tuned(runs, method, trials, {"learning_rate": 1e-2}) for method in ("uniform", "camels")]
+    board(runs, ids, tuning=keys if questions else ())

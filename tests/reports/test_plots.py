@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports import plots
+from reports import plots, score_plots
 from reports.board import build
 from tests.reports.records_factory import board, realistic, record, spec
 
@@ -51,13 +51,13 @@ def test_a_board_on_which_all_diverged_has_no_plots(tmp_path):
 class TestCurve:
     def test_parts_are_ratios_of_sums_and_empty_ones_are_none(self):
         found = [("s", 0, 6.0, 2.0), ("s", 1, 2.0, 2.0), ("s", 25, 5.0, 1.0)]
-        assert plots._binned(found, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
+        assert score_plots._binned(found, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
 
     def test_a_short_stream_has_a_part_for_each_document(self):
-        assert plots._binned([("s", i, float(i), 1.0) for i in range(3)], units=3) == {"s": [0.0, 1.0, 2.0]}
+        assert score_plots._binned([("s", i, float(i), 1.0) for i in range(3)], units=3) == {"s": [0.0, 1.0, 2.0]}
 
     def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
-        curve = plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20, "document")
+        curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20, "document")
         x, estimates = curve.points()
         assert x == [5.0]
         assert (estimates[0].mean, estimates[0].se) == (1.5, pytest.approx(0.5))
@@ -65,10 +65,10 @@ class TestCurve:
     def test_documents_in_segments_are_placed_by_segment(self, tmp_path):
         cut = {"segment_tokens": 10}
         board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0", **cut), nll=[4.0, 2.0, 1.0])])
-        ((_, curve),) = plots._curves(build(tmp_path), tmp_path)["token_nll"].items()
+        ((_, curve),) = score_plots._curves(build(tmp_path), tmp_path)["token_nll"].items()
         assert (curve.units, curve.unit, curve.by_stream) == (3, "segment", {"test-1-0": [4.0, 2.0, 1.0]})
 
     def test_differences_are_taken_within_streams(self):
-        a = plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2, "document")
-        b = plots.Curve("b", {"s": [0.5, None]}, 2, "document")
+        a = score_plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2, "document")
+        b = score_plots.Curve("b", {"s": [0.5, None]}, 2, "document")
         assert a.minus(b).by_stream == {"s": [0.5, None]}

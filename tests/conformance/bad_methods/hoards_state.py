@@ -6,7 +6,7 @@ import torch
 
 from bench import Conditioning, Document, Method, Question
 from bench.base_model import BaseModel
-from bench.method import MethodConfig
+from bench.settings import MethodConfig
 
 
 class HoardsTexts(Method):

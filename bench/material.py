@@ -1,0 +1,122 @@
+"""What a cell runs on: its stream, the documents to observe, the anchor set, and what its method learned offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from bench import artifacts, data, recipe, streams
+from bench.meta import MetaTrained
+from bench.method import Method
+from bench.settings import MethodConfig
+from bench.stream import Document, Entry, Episode, Stream, stream_hash
+
+
+class Sources(pydantic.BaseModel):
+    """Where a cell finds its data, model and plug-ins on this machine: never part of its identity."""
+
+    dataset: str
+    data_files: dict[str, list[str]] = {}
+    model: str
+    plugins: list[str] = []
+    split: str
+    documents: int | None
+    index: int
+    anchor_questions: int = 0
+    anchor_documents: int = 0
+
+
+@lru_cache(maxsize=8)
+def _split(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
+    return data.load_split(recipe.find(dataset), split, json.loads(files))
+
+
+def split_entries(dataset: str, split: str, data_files: Mapping[str, Sequence[str]]) -> tuple[Entry, ...]:
+    """All entries of a split, read once per process."""
+    return _split(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a cell runs on: its stream, the documents to observe, and the anchor set."""
+
+    stream: Stream
+    documents: tuple[Document, ...]
+    anchor: tuple[Entry, ...]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the documents, questions and answers, and of what is observed in place of the documents."""
+        return digest([self.stream.hash, stream_hash(tuple(Entry(document) for document in self.documents))])
+
+    @property
+    def anchor_hash(self) -> str:
+        """Hash of the anchor set."""
+        return stream_hash(self.anchor)
+
+
+@lru_cache(maxsize=8)
+def _material(sources_json: str, arm: str) -> Material:
+    sources = Sources.model_validate_json(sources_json)
+    found = recipe.find(sources.dataset)
+    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files)
+    documents = tuple(entry.document for entry in loaded.entries)
+    if arm == "placebo":
+        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
+    anchor: tuple[Entry, ...] = ()
+    if sources.anchor_questions or sources.anchor_documents:
+        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents)
+    return Material(loaded, documents, anchor)
+
+
+def material(sources: Sources, arm: str) -> Material:
+    """The stream, the documents to observe (others of the split on the placebo arm) and the anchor set."""
+    return _material(sources.model_dump_json(), arm)
+
+
+def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]:
+    """The split that the method may learn from offline, without the anchor's documents.
+
+    Raises:
+        MissingSplit: the data set, or the files given for it, lack that split.
+    """
+    held_out = {entry.document.id for entry in material(sources, "stream").anchor}
+    entries = split_entries(sources.dataset, method.learns_from, sources.data_files)
+    return tuple(entry for entry in entries if entry.document.id not in held_out)
+
+
+def episodes(entries: Sequence[Entry]) -> list[Episode]:
+    """Entries as methods see them offline."""
+    return [
+        Episode(e.document, tuple(g.question for g in e.questions), tuple(g.answers for g in e.questions))
+        for e in entries
+    ]
+
+
+def trained(method: type[MetaTrained], config: MethodConfig, sources: Sources, runs: Path) -> Path:
+    """The artifact that holds what the method was meta-trained to.
+
+    Raises:
+        BenchError: there is none for this base, data and settings.
+    """
+    wanted = artifacts.identify(method, config, sources.dataset, sources.data_files, sources.model)
+    return artifacts.find(wanted, (artifacts.COMMITTED, runs / artifacts.FOLDER))
+
+
+def train_hash(method: type[Method], config: MethodConfig, sources: Sources, runs: Path) -> str:
+    """Hash of what the method learned or learns from offline, "" for one that does not."""
+    if issubclass(method, MetaTrained):
+        return artifacts.weights_hash(trained(method, config, sources, runs))
+    return stream_hash(offline_entries(method, sources)) if method.learns_offline(config) else ""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hexadecimal) of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

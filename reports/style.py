@@ -1,0 +1,81 @@
+"""What all plots share: how they look, and how they name things."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from reports.board import Board
+from reports.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Drawings = Mapping[str, Callable[[], "Figure"]]
+"""What the records allow to be drawn, by the name of the plot."""
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # distinct to colour-blind readers too
+DASHED = (0, (4, 3))
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,  # text that a publisher can embed and a reader can search
+    "svg.hashsalt": "online-adaptation-bench",
+}
+WIDTH = 6.9
+"""Inches across a page."""
+
+
+def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figure, list[Axes]]:
+    """A figure of so many small panels on one y axis, in rows, with room below and at the left for common labels."""
+    from matplotlib.figure import Figure
+
+    across = min((4, 3), key=lambda n: (-count % n, -n)) if count > 4 else count
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(min(WIDTH, 1.2 + 2.1 * across), 0.45 + height * down), layout="constrained")
+    grid = list(figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).flat)
+    for index, axes in enumerate(grid):
+        if index >= count:
+            axes.set_axis_off()
+        elif index + across >= count:
+            axes.tick_params(labelbottom=True)
+    return figure, grid[:count]
+
+
+def heading(axes: Axes, text: str) -> None:
+    """What a small panel shows."""
+    axes.set_title(textwrap.fill(text, 26), loc="left", pad=2)
+
+
+def name_axes(figure: Figure, x: str, y: str) -> None:
+    """Labels for all of a figure's panels."""
+    figure.supxlabel(textwrap.fill(x, round(15 * figure.get_figwidth())), fontsize=8)
+    figure.supylabel(y, fontsize=8)
+
+
+def title(row: Row) -> str:
+    """A row's label, with what is missing of it."""
+    return readable(f"{row.label} [{row.note}]" if row.note else row.label)
+
+
+def readable(label: str) -> str:
+    """A label in words."""
+    return label.replace("_", " ")
+
+
+def error(board: Board) -> str:
+    """What the error of a mean over the board's streams is."""
+    count = len(board.streams)
+    return f"± SE_stream over {count} streams" if count > 1 else "one stream: no error"

@@ -1,0 +1,192 @@
+"""CaMeLS: weights, controls, and the gradient that meta-training follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+import torch
+
+from bench import Document, Episode, Question
+from bench.base_model import BaseModel
+from bench.errors import BenchError
+from methods.camels import Camels, CamelsTraining
+from tests.conftest import TEXT, make_checkpoint
+
+EPISODES = [
+    Episode(Document(str(i), text), (Question(str(i), f"Who saw {text[:9]}?"),), ((f"an otter {i}",),))
+    for i, text in enumerate(TEXT)
+] + [
+    Episode(Document("3", "A fourth text about the mill."), (Question("3", "When?"),), (("1899", "in the year 1899"),))
+]
+
+
+def plan(**settings: object) -> CamelsTraining:
+    return CamelsTraining.model_validate(
+        {"unroll": 2, "reset_every": 2, "episodes_per_step": 4, "inner_rate": 0.05, "hidden": 8, **settings}
+    )
+
+
+def make(lm: BaseModel, control: str = "none", seed: int = 0, **settings: object) -> Camels:
+    method = Camels(lm, Camels.Config(control=control, training=plan(**settings)), seed)
+    generator = torch.Generator().manual_seed(3)
+    last = method.weigher.head[2]
+    with torch.no_grad():  # as after some training: the weights differ from token to token
+        last.weight.copy_(torch.randn(last.weight.shape, generator=generator))
+    return method
+
+
+@pytest.fixture
+def lm(checkpoint: Path) -> BaseModel:
+    return BaseModel.load(str(checkpoint))
+
+
+@pytest.fixture
+def llama_lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+def test_untrained_every_token_weighs_the_softplus_of_zero(lm: BaseModel) -> None:
+    weights = Camels(lm).token_weights(lm.tokens(EPISODES[0].document))
+    torch.testing.assert_close(weights, torch.full_like(weights, 2**0.5).log() / 1.5, rtol=1e-6, atol=0)  # ln 2 / 3
+
+
+def test_untrained_bounded_weights_are_a_half(llama_lm: BaseModel) -> None:
+    method = Camels(llama_lm, Camels.Config(training=plan(bounded=True)))
+    assert set(method.token_weights(llama_lm.tokens(EPISODES[0].document)).tolist()) == {0.5}
+
+
+def test_a_weight_sees_its_own_token_and_none_after_it(lm: BaseModel) -> None:
+    method, batch = make(lm), lm.tokens(EPISODES[0].document)
+    before = method.token_weights(batch)
+    batch.token_ids[5] += 1
+    after = method.token_weights(batch)
+    torch.testing.assert_close(before[:5], after[:5])
+    assert before[5] != after[5]
+
+
+def test_a_long_document_has_a_weight_for_every_token(lm: BaseModel) -> None:
+    method, batch = make(lm), lm.tokens(Document("long", TEXT[0] * 9))
+    weights = method.token_weights(batch)
+    assert len(weights) == len(batch) > lm.window
+    with torch.no_grad():
+        first = method.weigher(torch.cat([batch.context_ids, batch.token_ids])[1 : lm.window + 1])
+    torch.testing.assert_close(weights[: lm.window], first)
+    batch.token_ids[-1] += 1
+    assert torch.equal(method.token_weights(batch)[:-1], weights[:-1])
+
+
+def test_shuffled_weights_have_the_same_histogram_in_another_order(llama_lm: BaseModel) -> None:
+    batch = llama_lm.tokens(EPISODES[0].document)
+    plain = make(llama_lm).token_weights(batch)
+    shuffled, again, other = (make(llama_lm, "shuffled", seed).token_weights(batch) for seed in (0, 0, 1))
+    assert torch.equal(plain.sort().values, shuffled.sort().values)
+    assert not torch.equal(plain, shuffled)
+    assert torch.equal(shuffled, again) and not torch.equal(shuffled, other)
+
+
+def test_mean_and_bimodal_weights_have_one_and_two_levels(llama_lm: BaseModel) -> None:
+    batch = llama_lm.tokens(EPISODES[0].document)
+    plain = make(llama_lm).token_weights(batch)
+    assert set(make(llama_lm, "mean").token_weights(batch).tolist()) == {plain.mean().item()}
+    high = plain > plain.mean()
+    expected = torch.where(high, plain[high].mean(), 0.0)
+    torch.testing.assert_close(make(llama_lm, "bimodal").token_weights(batch), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint": True}, {"bounded": True, "learn_inner_rate": True}])
+def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, settings: dict[str, object]) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))  # it computes in float64 throughout when asked to
+    lm.model.double()
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.div_(4)
+    method = make(lm, locality=0.5, episodes_per_step=2, **settings)
+    method.weigher.double()
+    episodes, others = EPISODES[:2], EPISODES[2:]
+    method.outer_step(episodes, others)
+    names = ["head.2.weight", "head.0.bias", "body.h.0.mlp.c_fc.weight", "body.wte.weight"]
+    names += ["log_rate"] if "learn_inner_rate" in settings else []
+    parameters = dict(method.weigher.named_parameters())
+    for name in names:
+        gradient = parameters[name].grad
+        assert gradient is not None
+        place = gradient.abs().flatten().argmax()
+        flat, step = parameters[name].data.view(-1), 1e-5
+        losses = []
+        for sign in (1, -1):
+            flat[place] += sign * step
+            losses.append(method.outer_step(episodes, others)["loss"])
+            flat[place] -= sign * step
+            # the calls add to the gradient; only the first one's is looked at
+        slope = (losses[0] - losses[1]) / (2 * step)
+        before = gradient.flatten()[place].item() / (1 + 2 * (names.index(name) + 1))
+        assert before == pytest.approx(slope, rel=1e-5)
+
+
+def test_checkpointing_changes_nothing(lm: BaseModel) -> None:
+    found = []
+    for checkpoint in (False, True):
+        method = make(lm, checkpoint=checkpoint)
+        losses = method.outer_step(EPISODES, EPISODES[::-1])
+        found.append((losses, [p.grad for p in method.weigher.parameters() if p.grad is not None]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-8)
+
+
+def test_the_base_is_carried_until_it_is_reset(llama_lm: BaseModel) -> None:
+    carried = make(llama_lm, reset_every=4).outer_step(EPISODES, EPISODES)
+    reset = make(llama_lm, reset_every=2).outer_step(EPISODES, EPISODES)
+    halves = [make(llama_lm, episodes_per_step=2).outer_step(EPISODES[k : k + 2], EPISODES[k:]) for k in (0, 2)]
+    assert reset["loss"] == pytest.approx(sum(half["loss"] for half in halves) / 2, rel=1e-6)
+    assert carried["loss"] != pytest.approx(reset["loss"], rel=1e-4)
+
+
+def test_meta_training_leaves_the_base_as_it_was(lm: BaseModel) -> None:
+    before, attention = lm.weights_hash(), lm.model.config._attn_implementation
+    make(lm, dropout=True).outer_step(EPISODES, EPISODES)
+    assert (lm.weights_hash(), lm.model.config._attn_implementation) == (before, attention)
+    assert not lm.model.training and all(p.grad is None for p in lm.model.parameters())
+
+
+def test_validation_is_the_outer_loss_without_a_gradient(llama_lm: BaseModel) -> None:
+    method = make(llama_lm)
+    found = method.validate(EPISODES)
+    assert found["loss"] == pytest.approx(found["answer_nll"] + 0.1 * found["drift"], rel=1e-6)
+    assert all(p.grad is None for p in method.weigher.parameters())
+
+
+def test_meta_training_lowers_the_outer_loss(llama_lm: BaseModel) -> None:
+    from bench.meta import Trainer
+
+    settings = plan(steps=25, learning_rate=1e-2, validate_every=5, inner_rate=0.5, episodes_per_step=2)
+    method = Camels(llama_lm, Camels.Config(training=settings))
+    trainer = Trainer(method, EPISODES[:2], EPISODES[:2])
+    trainer.run()
+    losses = [row["validation_loss"] for row in trainer.curve]
+    assert min(losses) < losses[0] - 0.05
+
+
+def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+    config = Camels.Config(preset="reference", training={"unroll": 3})
+    assert (config.loss_divisor, config.padded_length, config.dropout, config.clip_norm) == ("padded", 1023, True, 750)
+    training = config.training
+    assert (training.loss_divisor, training.kl_ref, training.dropout) == ("padded", "microstep", True)
+    assert (training.unroll, training.reset_every, training.inner_rate) == (3, 24, 5e-4), "what is given stays given"
+    assert (training.locality, training.learning_rate) == (0.1, 1e-5)
+
+
+def test_windows_must_fit_into_an_outer_step() -> None:
+    with pytest.raises(pydantic.ValidationError, match="multiple"):
+        plan(unroll=2, reset_every=3)
+
+
+def test_a_weighting_model_of_another_vocabulary_is_refused(llama_lm: BaseModel, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path, "gpt2")
+    assert Camels(llama_lm, Camels.Config(training=plan(backbone=str(other)))).weigher.body.config.model_type == "gpt2"
+    tokenizer = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(tokenizer.replace('"the"', '"eht"').replace('"at"', '"ta"'))
+    with pytest.raises(BenchError, match="vocabulary"):
+        Camels(llama_lm, Camels.Config(training=plan(backbone=str(other))))

@@ -1,0 +1,377 @@
+"""Dynamic evaluation: each rule is the rule it says it is, and every part of its state can be saved and taken back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench import Document, Episode
+from bench.base_model import BaseModel
+from bench.errors import BenchError
+from bench.harness import Loop, fit
+from methods.closed_book import ClosedBook
+from methods.dynamic_evaluation import ADAM_BETA, DynamicEvaluation
+from tests.conftest import TEXT
+
+DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
+EPISODES = [Episode(document, (), ()) for document in DOCUMENTS]
+LONG = Document("long", " ".join(TEXT * 4))
+SEGMENT = 8
+
+
+@pytest.fixture(scope="module")
+def template(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+@pytest.fixture
+def lm(template: BaseModel) -> BaseModel:
+    return BaseModel(copy.deepcopy(template.model), template.tokenizer)
+
+
+def make(lm: BaseModel, **config: Any) -> DynamicEvaluation:
+    return DynamicEvaluation(lm, DynamicEvaluation.Config(**config))
+
+
+def weights(lm: BaseModel) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in lm.named_tensors()}
+
+
+def scores(method: Any, documents: Sequence[Document] = DOCUMENTS, segment_tokens: int | None = SEGMENT) -> list[float]:
+    """What the harness scores, segment by segment."""
+    loop = Loop(method, (), documents, segment_tokens=segment_tokens)
+    loop.run()
+    return [event.nll or 0.0 for event in loop.document_events]
+
+
+def gradient(lm: BaseModel, document: Document) -> dict[str, Tensor]:
+    """Gradient of the mean loss of a document or segment."""
+    lm.model.zero_grad()
+    lm.loss(document).backward()
+    found = {name: p.grad.clone() for name, p in lm.model.named_parameters()}
+    lm.model.zero_grad()
+    return found
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: Any) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **{"atol": 0, "rtol": 0, **tolerance}, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"decay": 0.1},
+        {"statistics": "adam", "decay": 0.1},
+        {"optimizer": "adamw"},
+        {"period": 3},
+        {"period": 2, "between": "skip"},
+        {"learn": "lora"},
+        {"reset": "soft"},
+        {"reset": "document"},
+    ],
+)
+def test_without_a_learning_rate_the_static_scores_come_out_bit_for_bit(lm: BaseModel, config: dict[str, Any]) -> None:
+    static = scores(ClosedBook(lm))
+    method = make(lm, learning_rate=0, **config)
+    assert scores(method) == static
+    method.reset()
+    assert scores(ClosedBook(lm)) == static
+
+
+def test_plain_sgd_with_decay_is_a_bare_loop(lm: BaseModel) -> None:
+    prior = weights(lm)
+    theta = dict(prior)
+    for document in DOCUMENTS:
+        g = gradient(lm, document)
+        theta = {n: theta[n] + 0.05 * (prior[n] - theta[n]) - 0.1 * g[n] for n in theta}
+        with torch.no_grad():
+            for name, p in lm.named_tensors():
+                p.copy_(theta[name])
+    lm.restore()
+    method = make(lm, learning_rate=0.1, decay=0.05)
+    scores(method, segment_tokens=None)
+    assert_same(weights(lm), theta, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("statistics", ["train", "adam"])
+@pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
+def test_the_rms_rule_is_the_papers(lm: BaseModel, statistics: str, decay: float) -> None:
+    """Krause et al. 2018, written out in NumPy over the gradients that the method met."""
+    method = make(lm, learning_rate=1e-3, decay=decay, statistics=statistics, epsilon=1e-2)
+    prior = {n: v.double().numpy() for n, v in weights(lm).items()}
+    square = {n: np.zeros_like(v) for n, v in prior.items()}
+    if statistics == "train":
+        for document in DOCUMENTS:
+            g = gradient(lm, document)
+            square = {n: square[n] + g[n].double().numpy() ** 2 / len(DOCUMENTS) for n in square}
+    fit(method, EPISODES)
+    method.reset()
+    theta = dict(prior)
+    for step, document in enumerate([*DOCUMENTS, LONG], 1):
+        g = {n: v.double().numpy() for n, v in gradient(lm, document).items()}
+        lm.model.eval()
+        method.observe(document)
+        mean_square = square
+        if statistics == "adam":
+            square = {n: ADAM_BETA * square[n] + (1 - ADAM_BETA) * g[n] ** 2 for n in g}
+            mean_square = {n: square[n] / (1 - ADAM_BETA**step) for n in g}
+        rms = {n: np.sqrt(mean_square[n]) for n in g}
+        mean = np.mean([rms[n].mean() for n in g])
+        ratio = {n: np.minimum(rms[n] / mean, 1 / decay) if decay else rms[n] for n in g}
+        theta = {n: theta[n] + decay * ratio[n] * (prior[n] - theta[n]) - 1e-3 * g[n] / (rms[n] + 1e-2) for n in theta}
+        for name, value in weights(lm).items():
+            np.testing.assert_allclose(value.numpy(), theta[name], atol=2e-5, rtol=1e-4, err_msg=name)
+
+
+def test_full_decay_returns_to_the_base_in_one_step(lm: BaseModel) -> None:
+    prior = weights(lm)
+    method = make(lm, learning_rate=0, decay=1)
+    method.reset()
+    with torch.no_grad():
+        for p in lm.model.parameters():
+            p.add_(0.1)
+    method.observe(DOCUMENTS[0])
+    assert_same(weights(lm), prior)
+
+
+def test_rms_scaled_decay_is_clipped_where_it_would_overshoot(lm: BaseModel) -> None:
+    method = make(lm, learning_rate=0, decay=1, statistics="train")
+    fit(method, EPISODES)
+    method.reset()
+    prior = weights(lm)
+    mean = torch.stack([getattr(method, f"rms.{name}").mean() for name in prior]).mean()
+    with torch.no_grad():
+        for p in lm.model.parameters():
+            p.add_(0.1)
+    method.observe(DOCUMENTS[0])
+    above = {name: getattr(method, f"rms.{name}") >= mean for name in prior}
+    assert all(torch.equal(value[above[name]], prior[name][above[name]]) for name, value in weights(lm).items())
+    assert 0 < sum(int(mask.sum()) for mask in above.values()) < sum(mask.numel() for mask in above.values())
+
+
+def test_statistics_of_a_stream_and_of_segments_are_counted(lm: BaseModel) -> None:
+    method = make(lm, statistics="train", statistics_segments=2, segment_tokens=SEGMENT)
+    fit(method, [Episode(LONG, (), ())])
+    pieces = lm.segments(LONG, SEGMENT)[:2]
+    g = [gradient(lm, piece)["lm_head.weight"] for piece in pieces]
+    expected = ((g[0].square() + g[1].square()) / 2).sqrt()
+    torch.testing.assert_close(getattr(method, "rms.lm_head.weight"), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_what_needs_no_statistics_reads_no_training_documents(lm: BaseModel) -> None:
+    for config in ({}, {"statistics": "adam"}, {"optimizer": "adamw"}):
+        method = make(lm, **config)
+        method.fit([None])  # type: ignore[list-item]
+
+
+def test_statistics_that_cannot_be_gathered_are_refused(lm: BaseModel) -> None:
+    with pytest.raises(BenchError, match="documents in the train split"):
+        make(lm, statistics="train").fit([])
+    with pytest.raises(BenchError, match="use statistics=adam"):
+        make(lm, statistics="train", learn="lora").fit(EPISODES)
+
+
+def test_accumulating_is_a_step_on_the_summed_gradients(lm: BaseModel) -> None:
+    before = weights(lm)
+    pieces = lm.segments(LONG, SEGMENT)[:4]
+    g = [gradient(lm, piece) for piece in pieces]
+    method = make(lm, learning_rate=0.1, period=3)
+    method.reset()
+    for piece in pieces[:2]:
+        method.observe(piece)
+    assert_same(weights(lm), before)
+    method.observe(pieces[2])
+    expected = {n: before[n] - 0.1 * (g[0][n] + g[1][n] + g[2][n]) for n in before}
+    assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
+    method.observe(pieces[3])
+    assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_skipping_learns_from_every_kth_segment_alone(lm: BaseModel) -> None:
+    before = weights(lm)
+    pieces = lm.segments(LONG, SEGMENT)[:3]
+    g = gradient(lm, pieces[2])
+    method = make(lm, learning_rate=0.1, period=3, between="skip")
+    method.reset()
+    built = []
+    for piece in pieces:
+        built.append(method.learns_from_scoring)
+        method.observe(piece)
+    assert built == [False, False, True], "no graph is built for what is skipped"
+    assert_same(weights(lm), {n: before[n] - 0.1 * g[n] for n in before}, atol=1e-6, rtol=1e-5)
+
+
+def test_a_skipped_segment_is_remembered_whether_or_not_it_was_scored(lm: BaseModel) -> None:
+    after = []
+    for scoring in (True, False):
+        method = make(lm, learning_rate=0.1, period=2, between="skip", context="carry")
+        Loop(method, (), [LONG], segment_tokens=SEGMENT, scoring=scoring).run()
+        after.append(weights(lm))
+    assert_same(*after, atol=1e-6, rtol=1e-5)
+
+
+def test_at_each_document_the_weights_stay_or_go_back_wholly_or_in_part(lm: BaseModel) -> None:
+    prior = weights(lm)
+    steps: dict[str, dict[str, Tensor]] = {}
+    for reset in ("never", "document", "soft"):
+        method = make(lm, learning_rate=0.1, statistics="adam", reset=reset, soft_reset=0.25)
+        scores(method, DOCUMENTS[:2])
+        adapted = weights(lm)
+        state = method.state_dict()
+        method.begin_document()
+        steps[reset] = weights(lm)
+        if reset == "never":
+            assert_same(steps[reset], adapted)
+            assert method.state_dict().keys() == state.keys()
+        elif reset == "document":
+            assert_same(steps[reset], prior)
+            assert not [name for name in method.state_dict() if name.startswith("square.")], "it starts afresh"
+        else:
+            expected = {n: adapted[n] + 0.25 * (prior[n] - adapted[n]) for n in prior}
+            assert_same(steps[reset], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_document_is_scored_by_what_the_reset_left(lm: BaseModel) -> None:
+    alone = [scores(make(lm, learning_rate=0.1), [document]) for document in DOCUMENTS]
+    assert scores(make(lm, learning_rate=0.1, reset="document")) == [score for some in alone for score in some]
+    assert scores(make(lm, learning_rate=0.1)) != [score for some in alone for score in some]
+
+
+@pytest.mark.parametrize("context", ["full", "limited", "carry"])
+def test_a_changed_future_changes_no_earlier_score(lm: BaseModel, context: str) -> None:
+    other = Document("long", LONG.text[: len(LONG.text) // 2] + " And then?")
+    one, two = (scores(make(lm, learning_rate=0.1, context=context, context_tokens=5), [d]) for d in (LONG, other))
+    same = len(lm.encode(other.text)) // SEGMENT - 2
+    assert same > 3
+    assert one[:same] == two[:same]
+    assert one != two
+
+
+def test_without_learning_what_is_carried_stands_for_the_text(lm: BaseModel) -> None:
+    short = Document("short", TEXT[0])
+    carried = scores(make(lm, learning_rate=0, context="carry"), [short])
+    assert carried == pytest.approx(scores(ClosedBook(lm), [short]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"decay": 0.1},
+        {"statistics": "adam"},
+        {"optimizer": "adamw", "period": 2},
+        {"period": 2, "between": "skip", "context": "carry"},
+        {"learn": "lora", "context": "limited"},
+    ],
+)
+def test_a_segment_costs_one_forward_pass(lm: BaseModel, config: dict[str, Any]) -> None:
+    method, calls = make(lm, **config), [0]
+    short = [Document("a", TEXT[0]), Document("b", TEXT[1])]
+    counter = lm.model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        segments = len(scores(method, short))
+    finally:
+        counter.remove()
+        method.reset()
+    assert sum(calls) == segments
+
+
+@pytest.mark.parametrize("scoring", [True, False])
+def test_learning_from_the_scoring_forward_changes_nothing(lm: BaseModel, scoring: bool) -> None:
+    method = make(lm, learning_rate=0.1, context="carry", statistics="adam", period=2, segment_tokens=SEGMENT)
+    Loop(method, (), [LONG], scoring=scoring).run()
+    found = weights(lm)
+    method.reset()
+    for piece in lm.segments(LONG, SEGMENT):
+        method.observe(piece)
+    assert_same(weights(lm), found, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"decay": 0.01},
+        {"period": 3, "optimizer": "adamw", "learning_rate": 1e-2},
+        {"period": 3, "statistics": "adam", "decay": 0.1, "context": "carry"},
+        {"period": 2, "between": "skip", "context": "carry", "reset": "soft"},
+        {"learn": "lora", "period": 3, "decay": 0.1},
+        {"learn": "mlp", "statistics": "train", "context": "limited", "reset": "document"},
+    ],
+)
+def test_a_state_saved_between_two_segments_goes_on_exactly(lm: BaseModel, config: dict[str, Any]) -> None:
+    pieces = [piece for document in (*DOCUMENTS, LONG) for piece in lm.segments(document, SEGMENT)]
+    cut = len(pieces) - 3  # in mid-document and in mid-accumulation
+    assert cut % 3 and len(lm.tokens(pieces[cut]).context_ids) > 1
+
+    def go_on(method: DynamicEvaluation, some: Sequence[Any]) -> None:
+        for piece in some:
+            if not piece.context_ids:
+                method.begin_document()
+            method.observe(piece)
+
+    def start() -> DynamicEvaluation:
+        method = make(lm, **{"learning_rate": 0.1, **config})
+        fit(method, EPISODES)
+        method.reset()
+        return method
+
+    method = start()
+    go_on(method, pieces[:cut])
+    state = method.state_dict()
+    go_on(method, pieces[cut:])
+    whole = method.state_dict()
+    method.reset()
+    resumed = start()
+    resumed.load_state_dict(state)
+    go_on(resumed, pieces[cut:])
+    assert_same(resumed.state_dict(), whole)
+    resumed.reset()
+
+
+@pytest.mark.parametrize("learn", ["all", "mlp", "middle_third", "last_quarter", "norms_and_biases"])
+def test_exactly_what_should_learn_changes(checkpoint: Path, learn: str) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    before = weights(lm)
+    method = make(lm, learn=learn, learning_rate=0.1, decay=0.01, statistics="adam", reset="soft")
+    expected = {name for name, _ in method.trainable_parameters()}
+    scores(method)
+    after = weights(lm)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    unmoved = {name for name in expected - changed if name.endswith(("key.bias", "key_value.bias", "c_attn.bias"))}
+    assert changed | unmoved == expected
+    assert (learn == "all") == (expected == before.keys())
+
+
+def test_adapters_learn_beside_weights_that_do_not(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    before, static = weights(lm), scores(ClosedBook(lm))
+    method = make(lm, learn="lora", rank=2, learning_rate=1.0)
+    assert scores(method) != static
+    assert_same(weights(lm), before)
+    adapter = {name: value for name, value in method.state_dict().items() if name.startswith("adapter.")}
+    assert adapter and all(".mlp." in name and 2 in value.shape for name, value in adapter.items())
+    method.reset()
+    assert scores(ClosedBook(lm)) == static
+
+
+def test_the_decay_of_an_adapter_is_towards_its_own_beginning(lm: BaseModel) -> None:
+    method = make(lm, learn="lora", learning_rate=0, decay=1)
+    method.reset()
+    method.observe(DOCUMENTS[0])
+    start = method.state_dict()
+    with torch.no_grad():
+        for _, p in method.trainable_parameters():
+            p.add_(0.1)
+    method.observe(DOCUMENTS[0])
+    end = method.state_dict()
+    assert all(torch.equal(end[name], start[name]) for name in start if name.startswith("adapter."))
+    method.reset()

@@ -1,0 +1,125 @@
+"""LoRA fitted per document: what each document adds, how it adds up, and that nothing is left in the model between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import Document
+from bench.adapters import Adapter
+from bench.base_model import BaseModel
+from bench.seeds import seed_for
+from methods.lora_fit import LoraFit
+from tests.conftest import TEXT
+
+DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
+OUTPUTS = [f"model.layers.{block}.self_attn.o_proj.weight" for block in range(2)]
+
+
+@pytest.fixture
+def lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+def fit(lm: BaseModel, **config: Any) -> LoraFit:
+    """A method after its reset, on a base of hidden size 32."""
+    method = LoraFit(
+        lm, LoraFit.Config(**{"learning_rate": 1e-2, "steps_per_document": 3, "rank": 2, **config}), seed=3
+    )
+    method.reset()
+    return method
+
+
+def added(lm: BaseModel) -> dict[str, Tensor]:
+    """What the weights have gained since they were loaded, where they have."""
+    gained = {name: value.detach() - lm.pristine(name) for name, value in lm.named_tensors()}
+    return {name: value for name, value in gained.items() if value.any()}
+
+
+def rank(matrix: Tensor) -> int:
+    return int(torch.linalg.matrix_rank(matrix, rtol=1e-4))
+
+
+def test_the_rank_is_a_thirty_second_of_the_hidden_size(lm: BaseModel) -> None:
+    assert fit(lm, rank=None).rank == 1
+    lm.model.config.hidden_size = 4096
+    assert fit(lm, rank=None).rank == 128, "as in the paper"
+
+
+def test_a_document_adds_the_adapter_that_plain_adam_fits_to_it(lm: BaseModel) -> None:
+    adapter = Adapter(lm, rank=2, alpha=4, targets="attention_output", seed=seed_for(3, "adapter", 0))
+    adam = torch.optim.Adam([parameter for _, parameter in adapter.named_parameters()], lr=1e-2)
+    for _ in range(3):
+        adam.zero_grad()
+        lm.loss(DOCUMENTS[0]).backward()
+        adam.step()
+    adapter.merge()
+    expected = added(lm)
+    fit(lm, scale=2).observe(DOCUMENTS[0])
+    ours = added(lm)
+    assert list(ours) == list(expected) == OUTPUTS
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert [rank(value) for value in ours.values()] == [2, 2]
+
+
+def test_adapters_are_fitted_on_top_of_each_other_and_summed(lm: BaseModel) -> None:
+    method = fit(lm)
+    method.observe(DOCUMENTS[0])
+    before = added(lm)
+    with torch.no_grad():
+        loss = lm.loss(DOCUMENTS[1])
+    method.observe(DOCUMENTS[1])
+    with torch.no_grad():
+        assert lm.loss(DOCUMENTS[1]) < loss
+    total = added(lm)
+    assert [rank(total[name] - before[name]) for name in OUTPUTS] == [2, 2]
+    assert [rank(total[name]) for name in OUTPUTS] == [4, 4], "drawn afresh, so that the sum is not confined"
+
+
+def test_the_sum_can_be_cut_to_its_best_approximation_of_the_rank(lm: BaseModel) -> None:
+    cut = fit(lm, truncate=True)
+    cut.observe(DOCUMENTS[0])
+    first = added(lm)
+    cut.observe(DOCUMENTS[1])
+    ours = added(lm)
+    assert [rank(ours[name]) for name in OUTPUTS] == [2, 2]
+    whole = fit(lm)
+    whole.observe(DOCUMENTS[0])
+    for name in OUTPUTS:
+        torch.testing.assert_close(added(lm)[name], first[name], atol=1e-6, rtol=1e-4)
+    whole.observe(DOCUMENTS[1])
+    for name, value in added(lm).items():
+        lost = torch.linalg.matrix_norm(value - ours[name])
+        expected = torch.linalg.svdvals(value)[2:].norm()
+        torch.testing.assert_close(lost, expected, atol=1e-5, rtol=1e-2)
+
+
+def test_between_documents_the_model_is_an_ordinary_one(lm: BaseModel) -> None:
+    modules = dict(lm.model.named_modules())
+    method = fit(lm)
+    method.observe(DOCUMENTS[0])
+    assert dict(lm.model.named_modules()) == modules
+    assert not any(name.startswith("optimizer.") for name in method.state_dict()), "each document has its own"
+    assert method.learns_from_scoring and dict(lm.model.named_modules()) != modules
+    method.reset()
+    assert dict(lm.model.named_modules()) == modules and lm.changed_bytes() == 0
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_saved_state_goes_on_as_if_never_interrupted(lm: BaseModel, llama: Path, truncate: bool) -> None:
+    first, resumed = (fit(each, truncate=truncate) for each in (lm, BaseModel.load(str(llama))))
+    first.observe(DOCUMENTS[0])
+    resumed.load_state_dict(first.state_dict())
+    for method in (first, resumed):
+        method.observe(DOCUMENTS[1])
+    whole, again = first.state_dict(), resumed.state_dict()
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_an_empty_document_adds_nothing(lm: BaseModel) -> None:
+    fit(lm).observe(Document("empty", ""))
+    assert added(lm) == {}
