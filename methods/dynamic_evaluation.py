@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -38,7 +38,9 @@ class DynamicEvaluation(GradientMethod):
         optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
             default="sgd", description="rule that turns (scaled) gradients into steps"
         )
-        learning_rate: float = pydantic.Field(default=0.1, ge=0, description="constant step size")
+        learning_rate: float = pydantic.Field(
+            default=0.05, ge=0, description="constant step size; 0.0003 by default where statistics or Adam scale steps"
+        )
         decay: float = pydantic.Field(
             default=0.0, ge=0, le=1, description="part of the way back to the base's weights in each step"
         )
@@ -74,6 +76,12 @@ class DynamicEvaluation(GradientMethod):
         soft_reset: float = pydantic.Field(
             default=0.5, ge=0, le=1, description="part of the way back to the base's weights at reset=soft"
         )
+
+        @pydantic.model_validator(mode="before")
+        @classmethod
+        def _rate_of_scaled_steps(cls, given: dict[str, Any]) -> dict[str, Any]:
+            scaled = given.get("statistics", "none") != "none" or given.get("optimizer", "sgd") != "sgd"
+            return {"learning_rate": 3e-4, **given} if scaled else given
 
     segments: Tensor
     """Segments observed."""

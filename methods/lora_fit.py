@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import Document, GradientMethod, MethodConfig
-from bench.adapters import Adapter, target_modules
+from bench.adapters import Adapter, Initialization, Targets, target_modules
 from bench.base_model import BaseModel
 from bench.seeds import seed_for
 
@@ -18,7 +18,7 @@ class LoraFit(GradientMethod):
     """A low-rank adapter per document, fitted to it by gradient steps from zero and added to the weights.
 
     The baseline that Generative Adapter (Chen et al. 2024) lacks: an adapter of its shape, on the attention's output
-    projections and of rank hidden size / 32, for which gradient steps take the place of the generator. As that
+    projections and of rank hidden size / 32 by default, for which gradient steps take the place of the generator. As it
     sums its contexts, the adapters are summed, each fitted on top of those before it; the sum may have any
     rank unless ``truncate`` cuts it back. Costs a forward and a backward pass per step; its state is those layers.
     """
@@ -35,6 +35,14 @@ class LoraFit(GradientMethod):
             description="rank of each adapter; null: hidden size / 32, 128 for 4,096 as in the paper",
         )
         scale: float = pydantic.Field(default=1, gt=0, description="factor of each adapter's update (alpha / rank)")
+        targets: Targets = pydantic.Field(
+            default="attention_output",
+            description="layers to adapt: attention, attention_output (its last layer, as in the paper) or mlp of each "
+            "block, all linear layers of the blocks, or everything (those, the embeddings and the output layer)",
+        )
+        initialization: Initialization = pydantic.Field(
+            default="kaiming", description="random factor: kaiming (peft's default) or orthonormal"
+        )
         truncate: bool = pydantic.Field(
             default=False, description="cut the sum to its best approximation of the rank after each document"
         )
@@ -44,15 +52,15 @@ class LoraFit(GradientMethod):
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self.rank: int = self.config.rank or max(1, lm.model.config.hidden_size // 32)
-        self.adapted = [f"{name}.weight" for name in target_modules(lm.model, "attention_output")]
+        self.adapted = [f"{name}.weight" for name in target_modules(lm.model, self.config.targets)]
         self.fitted: Tensor
         self.register("fitted", torch.tensor(0))
         self._adapter: Adapter | None = None
 
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
         if self._adapter is None:
-            alpha, seed = self.config.scale * self.rank, seed_for(self.seed, "adapter", int(self.fitted))
-            self._adapter = Adapter(self.lm, self.rank, alpha, "attention_output", seed=seed)
+            c, seed = self.config, seed_for(self.seed, "adapter", int(self.fitted))
+            self._adapter = Adapter(self.lm, self.rank, c.scale * self.rank, c.targets, c.initialization, seed)
         return self._adapter.named_parameters()
 
     def observe(self, document: Document) -> None:

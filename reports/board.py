@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.record_files import read_board, read_run, read_tuning
-from bench.records import FREE, CellSpec, RunRecord
+from bench.records import FREE, CellSpec, RunRecord, TuningRecord
 from bench.statistics import Estimate, Kind, holm, paired_difference, ratio, stream_means
 from reports.rows import Group, Items, Row, make_row, read_items
 
@@ -79,7 +79,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
     streams = tuple(sorted({record.spec.stream for group in groups for record in group.records}))
     tuning = read_tuning(runs, read_board(runs, experiment).tuning)
     entries = []
-    for group, label in zip(groups, _labels(groups), strict=True):
+    for group, label in zip(groups, _labels(groups, tuning), strict=True):
         items = read_items(runs, group)
         entries.append((make_row(runs, group, label, items, len(streams), tuning), items))
     headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
@@ -153,15 +153,31 @@ def _differences(a: CellSpec, b: CellSpec) -> list[str]:
     ]
 
 
-def _labels(groups: Sequence[Group]) -> list[str]:
-    labels = []
-    for group in groups:
-        configs = [other.config for other in groups if other.method == group.method]
-        differing = [key for key in group.config if any(c.get(key) != group.config[key] for c in configs)]
-        settings = ", ".join(f"{key}={group.config[key]}" for key in differing)
-        label = f"{group.method} ({settings})" if settings else group.method
-        labels.append(label if group.arm == "stream" else f"{label} on {group.arm}")
-    return labels
+def _labels(groups: Sequence[Group], tuning: Sequence[TuningRecord]) -> list[str]:
+    """The method, and what sets its config apart: of the settings that were not tuned, if these tell the rows apart."""
+    short = [_label(group, groups, hidden=_varied(tuning, group.method)) for group in groups]
+    return [
+        label if short.count(label) == 1 else _label(group, groups, hidden=set())
+        for group, label in zip(groups, short, strict=True)
+    ]
+
+
+def _varied(tuning: Sequence[TuningRecord], method: str) -> set[str]:
+    """The settings over which the method's trials differ."""
+    found = set()
+    for record in tuning:
+        configs = [trial["config"] for trial in record.trials if record.method == method]
+        found |= {key for config in configs for key in config if any(c.get(key) != config[key] for c in configs)}
+    return found
+
+
+def _label(group: Group, groups: Sequence[Group], hidden: set[str]) -> str:
+    configs = [other.config for other in groups if other.method == group.method]
+    differing = [key for key in group.config if any(c.get(key) != group.config[key] for c in configs)]
+    told = [key for key in differing if key not in hidden and group.config[key] not in (None, False, "none")]
+    settings = ", ".join(f"{key}={group.config[key]}" for key in told)
+    label = f"{group.method} ({settings})" if settings else group.method
+    return label if group.arm == "stream" else f"{label} on {group.arm}"
 
 
 Entries = Sequence[tuple[Row, Items]]

@@ -375,3 +375,13 @@ def test_the_decay_of_an_adapter_is_towards_its_own_beginning(lm: BaseModel) -> 
     end = method.state_dict()
     assert all(torch.equal(end[name], start[name]) for name in start if name.startswith("adapter."))
     method.reset()
+
+
+def test_scaled_steps_have_a_rate_of_their_own() -> None:
+    def rate(**config: Any) -> float:
+        chosen: float = DynamicEvaluation.Config(**config).learning_rate
+        return chosen
+
+    assert rate() == rate(decay=0.1) == 0.05
+    assert rate(statistics="adam") == rate(optimizer="adamw") == 3e-4
+    assert rate(statistics="adam", learning_rate=0.5) == 0.5

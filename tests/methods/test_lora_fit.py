@@ -98,6 +98,15 @@ def test_the_sum_can_be_cut_to_its_best_approximation_of_the_rank(lm: BaseModel)
         torch.testing.assert_close(lost, expected, atol=1e-5, rtol=1e-2)
 
 
+def test_other_layers_can_be_adapted_and_cut(lm: BaseModel) -> None:
+    method = fit(lm, targets="everything", initialization="orthonormal", truncate=True)
+    for document in DOCUMENTS[:2]:
+        method.observe(document)
+    total = added(lm)
+    assert set(total) == {name for name, value in lm.named_tensors() if value.ndim > 1}
+    assert {rank(value) for value in total.values()} == {2}
+
+
 def test_between_documents_the_model_is_an_ordinary_one(lm: BaseModel) -> None:
     modules = dict(lm.model.named_modules())
     method = fit(lm)

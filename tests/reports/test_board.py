@@ -10,7 +10,7 @@ from bench.errors import BenchError
 from bench.record_files import write_json
 from bench.records import TuningRecord
 from reports.board import build
-from tests.reports.records_factory import board, record, spec
+from tests.reports.records_factory import board, record, spec, tuned
 
 ZERO, ONE = "test-2-0", "test-2-1"
 
@@ -111,6 +111,18 @@ def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
     ids += pair(tmp_path, "uniform", (0.2, 0.2), config={"steps": 2, "lr": 0.1})
     board(tmp_path, ids)
     assert [row.label for row in build(tmp_path).rows] == ["uniform (steps=2)", "uniform (steps=1)"]
+
+
+def test_what_was_tuned_and_what_is_off_stay_out_of_a_label_that_needs_them_not(tmp_path):
+    plain, mixed = ({"control": control, "rate": rate} for control, rate in (("none", 0.2), ("shuffled", 0.4)))
+    ids = pair(tmp_path, "camels", (0.4, 0.4), config=plain) + pair(tmp_path, "camels", (0.2, 0.2), config=mixed)
+    ids += pair(tmp_path, "camels", (0.1, 0.1), "placebo", config=plain)
+    keys = [
+        tuned(tmp_path, "camels", [({**config, "rate": rate}, [0.1]) for rate in (0.2, 0.4)], config)
+        for config in (plain, mixed)
+    ]
+    board(tmp_path, ids, tuning=keys)
+    assert [row.label for row in build(tmp_path).rows] == ["camels", "camels (control=shuffled)", "camels on placebo"]
 
 
 def test_seeds_are_averaged_and_no_streams_of_their_own(tmp_path):
