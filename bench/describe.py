@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from bench import experiment, recipe, registry
 from bench.errors import BenchError, nearest
+from bench.settings import MethodConfig
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -42,13 +43,23 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
     if method.sees_evidence:
         parts.append("Control: it is given the document that answers each question.")
     parts += [escape(inspect.getdoc(method) or ""), "", "Settings (change one with --set method.key=value):"]
-    for key, field in method.Config.model_fields.items():
-        default = "null" if field.default is None else str(field.default)
+    for key, field, value in _settings(method.Config()):
+        default = "null" if value is None else str(value)
         parts.append(f"  [bold]{key}[/bold] = {escape(default)}   {escape(_range(field))}")
         grid = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in method.grid.get(key, ()))
         meaning = (field.description or "") + (f"; tuned over {grid}" if grid else "")
         parts.append(Padding(escape(meaning), (0, 0, 0, 6)))
     return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
+
+
+def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Name, field and default of every setting; those of a group by dotted names."""
+    for key, field in type(config).model_fields.items():
+        value = getattr(config, key)
+        if isinstance(value, MethodConfig):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, field, value
 
 
 def _range(field: FieldInfo) -> str:

@@ -22,7 +22,7 @@ from bench.stream import Document
 def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """An optimizer with its usual constants and a constant rate; no weight decay except AdamW's usual 0.01.
 
-    ``adafactor`` neither scales by the parameters' size nor sets a relative step (camels.md 1.4).
+    ``adafactor`` neither scales by the parameters' size nor sets a relative step.
     """
     if name == "adafactor":
         from transformers.optimization import Adafactor

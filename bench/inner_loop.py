@@ -1,6 +1,6 @@
 """Differentiating through fine-tuning: sequential gradient steps as a function of their token weights.
 
-The inner loop takes one plain SGD step per document (camels.md 3.1),
+The inner loop takes one plain SGD step per document (Hu et al. 2023),
 
     theta_i = theta_(i-1) - rate * grad L_i(theta_(i-1), w_i),    L_i = sum over tokens of w x -log p / divisor,
 

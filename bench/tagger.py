@@ -12,7 +12,7 @@ from bench.provenance import package_version
 
 SPACY_MODEL = "en_core_web_sm"
 NUMBER_TYPES = frozenset({"TIME", "PERCENT", "MONEY", "QUANTITY", "ORDINAL", "CARDINAL"})
-"""Entity types of spaCy that are amounts and no names or dates: salient spans leave them out (camels.md 4)."""
+"""Entity types of spaCy that are amounts and no names or dates: salient spans leave them out."""
 
 
 class Span(NamedTuple):

@@ -24,7 +24,7 @@ from bench.seeds import seed_for
 
 
 class Weigher(nn.Module):
-    """Importance weight of each token of a text, from the text up to and including that token (camels.md 2).
+    """Importance weight of each token of a text, from the text up to and including that token.
 
     The body of a causal language model, and a head Linear-GELU-Linear whose last layer starts at zero.
     """
@@ -47,7 +47,7 @@ class Weigher(nn.Module):
 
 
 class CamelsTraining(Training):
-    """How the weighting model is trained (camels.md 3)."""
+    """How the weighting model is trained (Hu et al. 2023)."""
 
     backbone: str | None = pydantic.Field(
         default=None, description="causal LM whose body the weighting model starts from; null: that of the base"
@@ -116,7 +116,7 @@ class Camels(GradientMethod, MetaTrained):
             }
         }
         preset: Literal["sound", "reference"] = pydantic.Field(
-            default="sound", description="the values used here, or those of the authors' code (camels.md 8.4)"
+            default="sound", description="the values used here, or those of the authors' code"
         )
         control: Literal["none", "shuffled", "mean", "bimodal"] = pydantic.Field(
             default="none",
@@ -233,9 +233,9 @@ class Camels(GradientMethod, MetaTrained):
         parts: dict[str, float],
         reached: Parameters,
     ) -> Tensor:
-        """Answer NLL after the steps, plus c_kl times the KL on another document (camels.md 3.1).
+        """Answer NLL after the steps, plus c_kl times the KL on another document (Hu et al. 2023).
 
-        Only the KL's "before" has dropout, if any has, as in the authors' code (8.2).
+        Only the KL's "before" has dropout, if any has, as in the authors' code.
         """
         plan, dropout = self.config.training, self.lm.model.training
         ids = torch.cat([elsewhere.context_ids, elsewhere.token_ids])[None, : self.lm.window]

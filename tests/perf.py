@@ -96,7 +96,7 @@ def meta_training(lm: BaseModel, stream: Stream) -> None:
     """One micro-step of camels against the same gradient with every text padded, and the authors' logging passes.
 
     Their code pads documents to 1,024 tokens and questions to 128, and per micro-step runs three more forward passes
-    that only serve the log, two of them over all documents (camels.md 1.2, 8.2).
+    that only serve the log, two of them over all documents.
     """
     lm.restore()
     kind = registry.load_method("camels")

@@ -59,7 +59,7 @@ def test_list_takes_under_half_a_second_and_imports_no_torch() -> None:
         listed = bench("list")
         times.append(time.perf_counter() - start)
     assert listed.returncode == 0
-    for name in ("closed_book", "gold_in_prompt", "uniform", "newsworld", "squad", "text", "default"):
+    for name in ("closed_book", "gold_in_prompt", "uniform", "newsworld", "squad", "text", "default", "nano-lm"):
         assert name in listed.stdout
     assert min(times) < 0.5, f"the quickest of five took {min(times):.2f} s"
     code = "import sys, run_bench; sys.argv = ['x', 'list']; run_bench.main(); assert 'torch' not in sys.modules"

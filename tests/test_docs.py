@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.registry import list_methods
 from tests.conftest import ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
 IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
 SQUAD = {
     "data": [
@@ -76,7 +78,7 @@ def default_board(clone: Path) -> dict[tuple[str, str], dict[str, float]]:
     """The embedded default, run in the copy."""
     run("python run_bench.py", clone)
     board = json.loads((clone / "out" / "leaderboard.json").read_text())
-    return {(row["method"], row["arm"]): row for row in board["rows"]}
+    return {(row["label"], row["arm"]): row for row in board["rows"]}
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_the_default_board_shows_the_signal(default_board: dict[tuple[str, str],
             ("closed_book", "stream"),
             ("gold_in_prompt", "stream"),
             ("uniform", "stream"),
-            ("uniform", "placebo"),
+            ("uniform on placebo", "placebo"),
         )
     )
     assert {row["streams"] for row in default_board.values()} == {4}
@@ -98,6 +100,30 @@ def test_the_default_board_shows_the_signal(default_board: dict[tuple[str, str],
     spread = (placebo["f1_se_stream"] ** 2 + closed["f1_se_stream"] ** 2) ** 0.5
     assert abs(placebo["f1"] - closed["f1"]) <= 2 * spread
     assert uniform["trials"] > 1
+
+
+@pytest.mark.slow
+def test_every_adaptation_method_stands_on_the_default_board(
+    default_board: dict[tuple[str, str], dict[str, float]],
+) -> None:
+    rows = [row for (_, arm), row in default_board.items() if arm == "stream"]
+    assert {row["method"] for row in rows} == {info.name for info in list_methods()}
+    assert all(row["trials"] > 1 for row in rows if row["method"] not in ("closed_book", "gold_in_prompt"))
+    assert {row["streams"] for row in rows} == {4}
+
+
+@pytest.mark.slow
+def test_meta_learned_weights_find_the_facts_and_pay(
+    default_board: dict[tuple[str, str], dict[str, float]], clone: Path
+) -> None:
+    rows = {str(row["label"]): row for row in default_board.values()}
+    camels, shuffled = rows["camels"], rows["camels (control=shuffled)"]
+    assert camels["f1_vs_reference"] >= 2 * camels["f1_vs_reference_se_stream"] > 0, "above uniform, paired"
+    assert camels["f1"] - shuffled["f1"] > 0.5 * camels["f1_vs_reference"], "in another order the gain is lost"
+    with (clone / "out" / "token_weights.csv").open() as file:
+        areas = {row["label"]: float(row["auc"]) for row in csv.DictReader(file)}
+    assert areas["camels"] >= 0.9
+    assert areas["camels (control=shuffled)"] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.slow
@@ -131,6 +157,11 @@ def test_every_command_of_the_page_runs(
             assert block is not None
             lines = [line.removeprefix("   ") for line in block[1].splitlines()]
             (clone / "methods" / "recency.py").write_text("\n".join(lines))
+
+
+def test_the_page_of_methods_has_a_row_for_each() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)
+    assert sorted(rows) == [info.name for info in list_methods()]
 
 
 def test_the_smallest_plug_in_is_twenty_lines_or_fewer() -> None:

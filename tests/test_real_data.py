@@ -48,7 +48,8 @@ def test_novels_are_scored_in_bits_per_byte_over_the_stream(real_data: Path, tmp
         short.append(tmp_path / source.name)
         short[-1].write_text(source.read_text(encoding="utf-8-sig")[:20_000], encoding="utf-8")
     done = bench(
-        *("run", "text", "--model", "nano", "--data-files", f"test={short[0]},{short[1]}"),
+        *("run", "nano-lm", "--dataset", "text", "--data-files", f"test={short[0]},{short[1]}"),
+        *("--set", "uniform.optimizer=adam"),  # its default rate is made for it
         *("--methods", "closed_book,uniform", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")),
     )
     assert done.returncode == 0, done.stderr
