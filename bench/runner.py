@@ -165,10 +165,8 @@ class Runner:
         scores = [self._trial_score(trial, metric) for trial in trials]
         sign = 1 if metric == "f1" else -1
         usable = [(sign * score, -i) for i, score in enumerate(scores) if score is not None]
-        if len(usable) < len(trials):
-            self.remarks.append(
-                f"{len(trials) - len(usable)} of {len(trials)} tuning trials of {plan.name} diverged or failed."
-            )
+        if failed := len(trials) - len(usable):
+            self.remarks.append(f"{failed} of {len(trials)} tuning trials of {self._called(plan)} diverged or failed.")
         best = trials[-max(usable)[1]].config if usable else plan.config
         if usable:
             self._remark_edges(plan, trials, best)
@@ -193,8 +191,14 @@ class Runner:
         for key, value in best.items():
             tried = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
             if len(tried) > 2 and value in (tried[0], tried[-1]):
-                where = f"The best {key} of {plan.name}, {value:g}, lies at the edge of its grid"
+                where = f"The best {key} of {self._called(plan)}, {value:g}, lies at the edge of its grid"
                 self.remarks.append(f"{where}: a wider one may do better.")
+
+    def _called(self, plan: MethodPlan) -> str:
+        """The method's name, with the settings that tell this plan from others of the same method."""
+        others = [other.config for other in self.experiment.methods if other.name == plan.name]
+        own = [f"{k}={v}" for k, v in plan.config.items() if any(config.get(k) != v for config in others)]
+        return f"{plan.name} ({', '.join(own)})" if own else plan.name
 
     def _trial_score(self, trial: Trial, metric: Literal["f1", "token_nll"]) -> float | None:
         records = [read_run(self.runs / item.id) for item in trial.cells]

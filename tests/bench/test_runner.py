@@ -227,6 +227,13 @@ def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experime
     ]
 
 
+def test_a_remark_on_one_of_several_variants_says_which(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    grid = {"learning_rate": [0.0, 1e-5, 1e-2]}
+    variants = [{"name": "uniform", "config": {"steps_per_document": n}, "grid": grid} for n in (1, 2)]
+    Runner(plan(*variants), tmp_path).run(Inline())
+    assert "uniform (steps_per_document=2)" in read_board(tmp_path).remarks[-1]
+
+
 def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     class Deadly(Inline):
         def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
