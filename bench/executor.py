@@ -19,6 +19,8 @@ from multiprocessing import connection, get_context, parent_process, resource_tr
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
+from bench import memory
+
 CHECK_SECONDS = 1.0
 """How often busy workers are checked for being alive, beside listening to them."""
 GRACE_SECONDS = 2.0
@@ -212,6 +214,7 @@ def _interrupts_held() -> Iterator[None]:
 def _work(pipe: Connection, threads: int) -> None:
     """The worker's life: do one task after the other until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory.keep_freed()
     threading.Thread(target=_follow_parent, daemon=True).start()
     while True:
         try:
@@ -232,6 +235,7 @@ def _call(task: Task, threads: int) -> Any:
     function = getattr(importlib.import_module(module), name)
     if "torch" in sys.modules:  # its own default ignores the environment where it was built without OpenMP
         sys.modules["torch"].set_num_threads(threads)
+    memory.give_back()
     return function(**task.payload)
 
 

@@ -12,18 +12,16 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench import memory
 from bench.errors import BenchError, Diverged
 from bench.nano_batches import DATASETS, Batch, Columns, Texts, Writer, build_tokenizer, load_world
 from bench.nano_card import card
@@ -237,15 +236,10 @@ def data_hash(dataset: str) -> str:
 
 @contextmanager
 def one_core_per_thread() -> Iterator[None]:
-    """Operations do not split themselves, and glibc keeps big blocks instead of asking the kernel again every step
-    (twice the speed where memory is slow to come)."""
+    """Operations do not split themselves, and freed memory stays with the process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            for option, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
-                libc.mallopt(option, value)
+    memory.keep_freed()
     try:
         yield
     finally:
