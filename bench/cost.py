@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from bench.records import Costs, Tally
 
@@ -30,13 +31,31 @@ def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape,
 
 
 _aten: Any = torch.ops.aten
-_COUNTED = {
+_COUNTED: dict[Any, Any] = {
+    **flop_registry,
     # PyTorch counts attention kernels of GPUs only
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    # else the counter takes this one apart, and counting would change the last bits of every gradient
-    _aten.silu_backward.default: lambda *_, **__: 0,
+    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
 }
+
+
+class _Counter(TorchDispatchMode):
+    """Operations of what runs inside, by PyTorch's own formulas.
+
+    Its FlopCounterMode also follows modules and takes apart what it has no formula for: that takes longer than a small
+    model's work, and changes the last bits of gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = _COUNTED.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 @dataclass
@@ -61,7 +80,7 @@ class Ledger:
     """Costs by phase: ``offline``, ``score``, ``observe`` and ``answer``.
 
     Seconds are wall time with the device synchronised at both ends. One multiply-add counts as two operations, as
-    PyTorch's FlopCounterMode counts them (matrix products and attention); they are counted in a sample of the calls.
+    PyTorch counts them (matrix products and attention); they are counted in a sample of the calls.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -76,7 +95,7 @@ class Ledger:
         """
         phase = self._phases[name]
         counting = count or phase.calls % COUNT_EVERY == 0
-        counter = FlopCounterMode(display=False, custom_mapping=_COUNTED) if counting else None
+        counter = _Counter() if counting else None
         _reset_peak(self.device)
         _synchronize(self.device)
         start = time.perf_counter()
@@ -91,7 +110,7 @@ class Ledger:
         if counter is not None:
             phase.counted_work += work
             phase.counted_seconds += elapsed
-            phase.counted_flops += counter.get_total_flops()
+            phase.counted_flops += counter.flops
 
     def seconds(self, name: str) -> float:
         """Seconds charged to a phase so far."""

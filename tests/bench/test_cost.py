@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.base_model import BaseModel
 from bench.cost import COUNT_EVERY, Ledger
@@ -27,3 +28,14 @@ def test_counting_operations_changes_no_bit_of_the_gradients(checkpoint: Path) -
     with ledger.phase("observe"):
         uncounted = gradients(lm)
     assert all(torch.equal(a, b) for a, b in zip(counted, uncounted, strict=True))
+
+
+def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    lm.model.set_attn_implementation("eager")  # PyTorch has no count for the fused kernel of CPUs
+    ledger = Ledger(lm.device)
+    with ledger.phase("observe"):
+        gradients(lm)
+    with FlopCounterMode(display=False) as theirs:
+        gradients(lm)
+    assert ledger.costs(0).observe.flops == theirs.get_total_flops() > 0
