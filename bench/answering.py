@@ -52,7 +52,7 @@ def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditio
     Raises:
         ValueError: the conditioning does not have one entry per question, or a question alone does not fit.
     """
-    for field in ("text", "prefix_embeddings", "prefix_key_values"):
+    for field in ("text", "prefix_embeddings", "prefix_key_values", "documents"):
         value = getattr(conditioning, field)
         if value is not None and len(value) != len(questions):
             raise ValueError(f"Conditioning.{field} has {len(value)} entries for {len(questions)} questions.")

@@ -79,7 +79,8 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
     method = prepare(kind)
     method.reset()
     given = fixtures.entries()
-    for document in fixtures.documents(given):
+    observed = fixtures.documents(given)
+    for document in observed:
         method.observe(document)
     questions = [as_shown(kind, entry, gold.question) for entry in given for gold in entry.questions]
     before = [dict(vars(question)) for question in questions]
@@ -94,11 +95,14 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
                 len(value) == len(questions), f"{field.name} has {len(value)} entries for {len(questions)} questions."
             )
             for each in value:
-                _check_entry(field.name, each)
+                _check_entry(field.name, each, {document.id for document in observed})
 
 
-def _check_entry(field: str, entry: Any) -> None:
-    if field == "text":
+def _check_entry(field: str, entry: Any, observed: set[str]) -> None:
+    if field == "documents":
+        good = not isinstance(entry, str) and len(set(entry)) == len(entry) and observed.issuperset(entry)
+        require(good, f"documents holds {entry!r:.60}; each entry lists ids of observed documents, each id once.")
+    elif field == "text":
         require(isinstance(entry, str), f"text holds a {type(entry).__name__}; each entry is a string.")
     elif field == "prefix_embeddings":
         good = isinstance(entry, Tensor) and entry.ndim == 2 and entry.shape[-1] == fixtures.HIDDEN

@@ -171,7 +171,8 @@ class Loop:
             made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
             predictions = answer(self.lm, made, self.decoding)
         likelihoods = answer_nll(self.lm, made, first_golds)
-        for item, prediction, prompt, nll in zip(asked, predictions, made, likelihoods, strict=True):
+        ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(asked)]
+        for item, prediction, prompt, nll, rank in zip(asked, predictions, made, likelihoods, ranks, strict=True):
             self.answer_events.append(
                 AnswerEvent(
                     probe=fraction,
@@ -183,6 +184,7 @@ class Loop:
                     answers=item.gold.answers,
                     cut_tokens=prompt.cut,
                     nll=_finite(nll, "likelihood of an answer"),
+                    retrieved=rank,
                     **metrics.score(prediction, item.gold.answers),
                 )
             )
@@ -223,6 +225,7 @@ class Loop:
             anchor_f1=anchors[last],
             anchor_nll_before=self.anchor_nll.get(0.0),
             anchor_nll=self.anchor_nll.get(last),
+            recall=mean([event.recall for event in final if event.recall is not None]),
         )
 
 

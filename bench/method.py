@@ -28,17 +28,28 @@ class Conditioning:
     - ``prefix_embeddings[i]``, shape (prefix length, hidden size), is a soft prompt before the question's tokens;
     - ``prefix_key_values[i]`` is one (keys, values) pair per layer, each (key/value heads, prefix length, head size).
 
-    With no field the question is answered closed book. Only one field may be used at a time.
+    With none of these the question is answered closed book. Only one of them may be used at a time.
+
+    ``documents[i]`` are the ids of the documents that stand behind what question i is given, the best first, each once:
+    the harness records where the right one is among them.
     """
 
     text: Sequence[str] | None = None
     prefix_embeddings: Sequence[Tensor] | None = None
     prefix_key_values: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
+    documents: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         used = [name for name in ("text", "prefix_embeddings", "prefix_key_values") if getattr(self, name) is not None]
         if len(used) > 1:
             raise ValueError(f"Conditioning takes one of text, prefix_embeddings and prefix_key_values, got {used}.")
+
+    def rank(self, index: int, document_id: str) -> int | None:
+        """Where a document is, from 1, among those behind question ``index``: 0 for nowhere, None if none are named."""
+        if self.documents is None:
+            return None
+        given = list(self.documents[index])
+        return given.index(document_id) + 1 if document_id in given else 0
 
 
 class Method(ABC):

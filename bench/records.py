@@ -56,6 +56,14 @@ class AnswerEvent(_Event):
     """Tokens of the text before the question that did not fit into the model's window."""
     nll: float
     """Mean -log p (nats) over the tokens of " " + first gold answer + end of text."""
+    retrieved: int | None = None
+    """Rank, from 1, of the question's document among those that the method gave with it: 0 if it was not among them,
+    None if the method names none."""
+
+    @property
+    def recall(self) -> float | None:
+        """1 if the question's document was given with it, else 0; None if the method names no documents."""
+        return None if self.retrieved is None else float(self.retrieved > 0)
 
 
 TokenClass = Literal["fact", "name", "filler"]
@@ -153,6 +161,8 @@ class Summary(_Event):
     anchor_nll_before: float | None
     """Nats per token of the anchor documents before the stream."""
     anchor_nll: float | None
+    recall: float | None = None
+    """Share of the questions that were given their document, where the method names documents."""
 
 
 class Failure(_Event):

@@ -27,6 +27,7 @@ def columns(board: Board) -> list[Column]:
             _score("F1", "f1", kind),
             _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference to {reference}"),
             _plain("EM", "em"),
+            _plain("recall", "recall", "share of the questions that were given their document"),
             _plain("gain", "knowledge_gain", f"(F1 - placebo's) / ({CEILING}'s - placebo's)", digits=2),
             _plain("token NLL", "token_nll", nll),
         ]

@@ -16,7 +16,7 @@ from bench.statistics import Estimate, Item, Kind, stream_error, summarize
 FLOOR = "closed_book"
 """The control that learns nothing."""
 
-ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll")
+ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall")
 TEXT_SCORES = ("token_nll", "bits_per_byte")
 ANCHOR_SCORES = ("anchor_f1_before", "anchor_f1", "forgetting", "anchor_nll_before", "anchor_nll")
 DIFFERENCES = ("f1_vs_reference", "token_nll_vs_reference")
@@ -108,7 +108,8 @@ def read_items(runs: Path, group: Group) -> Items:
         for answer in final_answers(runs, record):
             for name in ANSWER_SCORES:
                 value = answer.nll if name == "answer_nll" else getattr(answer, name)
-                items[name].append(Item(stream, f"question {answer.question_id}", answer.document_id, value))
+                if value is not None:
+                    items[name].append(Item(stream, f"question {answer.question_id}", answer.document_id, value))
         for event in read_documents(runs, record.id):
             for name, value, weight in _text_scores(event):
                 unit = f"document {event.position}, segment {event.segment}"

@@ -71,7 +71,7 @@ def write(board: Board, out: Path) -> list[Path]:
 
 LABEL_WIDTH = 18
 """Characters that a terminal too narrow for everything leaves to the labels, which fold."""
-DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "gain", "bits/byte", "s/doc", "token NLL")
+DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "recall", "gain", "bits/byte", "s/doc", "token NLL")
 """What a narrow terminal goes without, in this order; the files have it all."""
 
 

@@ -179,6 +179,29 @@ def test_the_same_seed_gives_the_same_events(lm: BaseModel) -> None:
     assert first.answer_events == second.answer_events
 
 
+def test_where_the_right_document_is_among_those_given_is_recorded(lm: BaseModel) -> None:
+    class Names(Recorder):
+        given = (["d0", "d3"], ["d3", "d0", "d1"], [], ["d0"])
+
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            return Conditioning(documents=self.given[: len(questions)])
+
+    done = loop(Names(lm), probes=(0.5, 1.0))
+    assert [event.retrieved for event in done.answer_events] == [1, 3, 1, 3, 0, 0]
+    assert done.summary().recall == 0.5, "two of four at the last probe"
+    silent = loop(Recorder(lm))
+    assert {event.retrieved for event in silent.answer_events} == {None} and silent.summary().recall is None
+
+
+def test_documents_must_be_named_for_every_question(lm: BaseModel) -> None:
+    class NamesTooFew(Recorder):
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            return Conditioning(documents=[["d0"]])
+
+    with pytest.raises(ValueError, match=r"Conditioning\.documents has 1 entries for 4 questions"):
+        loop(NamesTooFew(lm))
+
+
 def test_nan_weights_are_called_diverged_with_the_position(lm: BaseModel) -> None:
     made = Loop(Breaker(lm), ENTRIES, [e.document for e in ENTRIES])
     with pytest.raises(Diverged):

@@ -22,6 +22,7 @@ CAUGHT = [
     ("marks_documents", "observe_only_reads", "changed a document"),
     ("returns_loss", "observe_only_reads", "returned a float"),
     ("one_for_all", "condition_fits_the_questions", "text has 1 entries for 12 questions"),
+    ("names_documents_to_come", "condition_fits_the_questions", "each entry lists ids of observed documents"),
     ("mutates_questions", "condition_fits_the_questions", "changed a question"),
     ("unseeded", "same_seed_same_results", "seeded with self.seed"),
     ("unseeded_start", "same_seed_same_results", "tensor method.memory"),

@@ -71,9 +71,13 @@ def record(
     nll: Sequence[float] = (),
     comparability: str = "key",
     tokens: Sequence[TokenEvent] = (),
+    retrieved: int | None = None,
     **changes: Any,
 ) -> str:
-    """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each."""
+    """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each.
+
+    ``retrieved`` is the rank of the right document for questions scored above 0, the others' is 0.
+    """
     answers = [
         AnswerEvent(
             probe=1.0,
@@ -88,6 +92,7 @@ def record(
             em_prefix=value,
             f1_shortest=value,
             nll=1 - value,
+            retrieved=None if retrieved is None else retrieved * (value > 0),
         )
         for i, values in enumerate(f1)
         for j, value in enumerate(values)

@@ -115,6 +115,22 @@ def test_gaps_and_untuned_methods_are_marked(tmp_path):
     assert "diverged on 1 of 2" in " ".join(text.split())
 
 
+def test_recall_is_shown_where_a_method_names_documents(tmp_path):
+    f1 = [[0.5, 0.0], [1.0, 0.5]]
+    ids = [
+        record(tmp_path, spec("uniform", "test-2-0"), f1),
+        record(tmp_path, spec("index", "test-2-0"), f1, retrieved=2),
+    ]
+    board(tmp_path, ids[:1])
+    assert "recall" not in [column.heading for column in columns.columns(build(tmp_path))]
+    board(tmp_path, ids)
+    both = build(tmp_path)
+    (recall,) = [column for column in columns.columns(both) if column.heading == "recall"]
+    assert {row.label: recall.cell(row) for row in both.rows} == {"uniform": "", "index": "0.750"}
+    (found,) = [row for row in both.rows if row.label == "index"]
+    assert tables.fields(found, both)["recall_se_doc"] == pytest.approx(0.25)
+
+
 def test_text_streams_hide_the_question_columns(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0 + k]) for k in range(2)])
     headings = [column.heading for column in columns.columns(build(tmp_path))]

@@ -121,6 +121,19 @@ class OneForAll(Method):
         return Conditioning(text=["A text."])
 
 
+class NamesDocumentsToCome(Method):
+    """Names a document that it has not seen."""
+
+    name = "names_documents_to_come"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        return Conditioning(documents=[["to come"] for _ in questions])
+
+
 class WantsFloat32(Method):
     """Multiplies the weights by numbers in single precision, whatever the base is in."""
 
