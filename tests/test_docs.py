@@ -19,6 +19,8 @@ from bench.registry import list_methods
 from tests.conftest import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
+READING_AGAIN = {"bm25", "dense_retrieval", "full_context"}
+"""Methods that adapt nothing: what they know is the text itself, and one needs a package of the extras."""
 IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
 SQUAD = {
     "data": [
@@ -108,7 +110,7 @@ def test_every_adaptation_method_stands_on_the_default_board(
     default_board: dict[tuple[str, str], dict[str, float]],
 ) -> None:
     rows = [row for (_, arm), row in default_board.items() if arm == "stream"]
-    assert {row["method"] for row in rows} == {info.name for info in list_methods()}
+    assert {row["method"] for row in rows} == {info.name for info in list_methods()} - READING_AGAIN
     assert all(row["trials"] > 1 for row in rows if row["method"] not in ("closed_book", "gold_in_prompt"))
     assert {row["streams"] for row in rows} == {4}
 
