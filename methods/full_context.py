@@ -16,12 +16,12 @@ class FullContext(RetrievalMethod):
     paper = "none"
 
     def rank(self, questions: Sequence[Question]) -> Sequence[Sequence[int]]:
-        """The same for all: the newest documents, back to the first that does not fit whole beside the questions."""
+        """The same for all: the newest documents, back to that which only in part still fits beside the questions."""
         room = self.lm.window - max((len(self.lm.encode(question.text)) for question in questions), default=0)
         tail: list[int] = []
         for position in reversed(range(len(self.documents))):
             if room <= 0:
                 break
             tail.append(position)
-            room -= len(self.lm.encode(self.documents[position].text))
+            room -= len(self.lm.encode(f"{self.documents[position].text}\n"))
         return [tail] * len(questions)

@@ -51,7 +51,7 @@ def test_every_document_but_the_oldest_that_is_named_fits_whole(lm: BaseModel) -
     found = make(lm, texts).condition(QUESTIONS)
     named = list(found.documents[0])  # type: ignore[index]
     assert named == [str(59 - i) for i in range(len(named))]
-    sizes = [len(lm.encode(texts[int(name)])) for name in named]
+    sizes = [len(lm.encode(texts[int(name)] + "\n")) for name in named]
     assert sum(sizes[:-1]) < lm.window - len(lm.encode(QUESTIONS[0].text)) <= sum(sizes)
 
 
