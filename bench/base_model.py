@@ -167,8 +167,9 @@ class BaseModel:
         """
         everything = torch.cat([context_ids, token_ids])
         for start, first, stop in self.windows(len(token_ids), len(context_ids)):
-            logits = self.model(input_ids=everything[None, start : stop - 1], use_cache=False).logits[0]
-            predicted = logits[first - start - 1 :].float()
+            logits = self.model(input_ids=everything[None, start : stop - 1], use_cache=False).logits.flatten(0, 1)
+            before = first - start - 1
+            predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a copy among zeros
             yield -functional.cross_entropy(predicted, everything[first:stop], reduction="none")
 
     def log_probs(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
