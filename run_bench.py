@@ -122,7 +122,7 @@ def list_(
     from rich.markup import escape
     from rich.table import Table
 
-    from bench import experiment, recipe, registry
+    from bench import catalogue, registry
     from bench.errors import nearest
 
     kinds = ("methods", "datasets", "experiments")
@@ -135,7 +135,7 @@ def list_(
             summary = escape((f"BROKEN: {info.broken}" if info.broken else info.summary) + outside)
             table.add_row(info.name, summary, info.paper)
         console.print(table)
-    for kind, names in (("datasets", recipe.known), ("experiments", experiment.known)):
+    for kind, names in (("datasets", catalogue.datasets), ("experiments", catalogue.experiments)):
         if what in (None, kind):
             console.print(f"[bold]{kind}[/bold]  {', '.join(names())}")
 
@@ -234,9 +234,14 @@ def train(
 
         nano.train(nano.RECIPE, out or nano.RECIPE.parent, work / target)
         return
-    from bench import artifacts, training
+    from bench import artifacts, registry, training
     from bench import experiment as experiments
+    from bench.errors import nearest
 
+    plugins = [str(path) for path in plugin or []]
+    known = [info.name for info in registry.list_methods(plugins)]
+    if target not in known:
+        raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, ['nano', *known])}")
     chosen = experiments.load(experiment)
     overrides = {"model": model, "dataset": dataset, "data_files": _data_files(data_files) or None, "device": device}
     chosen.override({key: value for key, value in overrides.items() if value is not None})
@@ -246,7 +251,6 @@ def train(
         chosen.set(assignment)
     own = experiment == "default" and not (model or dataset or data_files or set_ or plugin)
     folder = out or (artifacts.COMMITTED if own else runs / artifacts.FOLDER)
-    plugins = [str(path) for path in plugin or []]
     path = training.train(target, chosen, folder, work, plugins, lambda line: print(line, flush=True))
     console.print(f"Wrote {path}", soft_wrap=True)
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
+from bench import catalogue
 from bench.decoding import Decoding
 from bench.errors import BenchError, nearest
 from bench.settings import merged, nested
 
-FOLDER = Path(__file__).parent / "experiments"
+FOLDER = catalogue.EXPERIMENTS
 
 
 class _Part(pydantic.BaseModel):
@@ -130,7 +131,7 @@ class Experiment(_Part):
 
 def known() -> list[str]:
     """Names of the experiments that come with the project."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return catalogue.experiments()
 
 
 def load(name: str) -> Experiment:

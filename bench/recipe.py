@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
+from bench import catalogue
 from bench.errors import BenchError, nearest
 
-ROOT = Path(__file__).resolve().parent.parent / "datasets"
+ROOT = catalogue.DATASETS
 """The folder of the datasets that come with the project."""
 
-FILE = "dataset.yaml"
+FILE = catalogue.RECIPE
 
 Split = Literal["qa_train", "qa_validation", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -169,7 +170,7 @@ def rows_of(place: str) -> tuple[str, slice]:
 
 def known() -> list[str]:
     """Names of the datasets that come with the project."""
-    return sorted(path.parent.name for path in ROOT.glob(f"*/{FILE}"))
+    return catalogue.datasets()
 
 
 def find(name: str) -> Recipe:
