@@ -172,7 +172,7 @@ def _padded_micro_step(lm: BaseModel, method: Any, chosen: Sequence[Episode]) ->
 def reused_scoring(lm: BaseModel, stream: Stream) -> None:
     """Tokens per second of dynamic_evaluation against the same segments scored, and then trained on, in two passes."""
     kind = registry.load_method("dynamic_evaluation")
-    text = " ".join(entry.document.text for entry in stream.entries[:DOCUMENTS])
+    text = " ".join(entry.document.text for entry in stream.entries[:15])
     documents = [Document("long", text)]
     size = 128
     tokens = len(lm.encode(text))
