@@ -21,6 +21,7 @@ from typing import Any
 
 import pydantic
 import torch
+from torch import Tensor
 
 from bench import models, recipe, source_hash
 from bench.data import MissingSplit, load_split
@@ -48,7 +49,7 @@ class Identity(pydantic.BaseModel):
     settings: dict[str, Any]
     """The method's ``training`` settings; models in them are named by their hash."""
     code: str
-    """Hash of the syntax of the method's file, the trainer and the inner loop."""
+    """Hash of the syntax of the method's file, the trainer and what else the training follows from."""
 
     @property
     def key(self) -> str:
@@ -85,7 +86,7 @@ def identify(
     settings: Any = getattr(config, "training")  # noqa: B009 (its type is the method's)
     base = settings.base or model
     named = {name: models.identity(models.locate(value)) for name, value in settings.models().items() if value}
-    code = [Path(inspect.getfile(kind)), *(Path(__file__).with_name(f"{name}.py") for name in ("meta", "inner_loop"))]
+    ours = (Path(__file__).with_name(f"{name}.py") for name in ("meta", *kind.made_with))
     return Identity(
         method=kind.name,
         dataset=found.name,
@@ -94,7 +95,9 @@ def identify(
         train_hash=_split_hash(dataset, "train", json.dumps(data_files)),
         validation_hash=_split_hash(dataset, "validation", json.dumps(data_files)),
         settings={**settings.model_dump(mode="json", exclude={"base"}), **named},
-        code=hashlib.sha256(" ".join(source_hash.file_hash(path) for path in code).encode()).hexdigest(),
+        code=hashlib.sha256(
+            " ".join(map(source_hash.file_hash, (Path(inspect.getfile(kind)), *ours))).encode()
+        ).hexdigest(),
     )
 
 
@@ -156,14 +159,16 @@ def load(folder: Path, method: MetaTrained) -> None:
 
     try:
         tensors = load_file(folder / WEIGHTS)
-        learner = dict(method.learner.named_parameters())
+        learner = method.learner.state_dict()
         if {name: p.shape for name, p in learner.items()} != {name: t.shape for name, t in tensors.items()}:
             raise BenchError(f"{folder} holds another learner than {method.name}'s. Delete it, and train again.")
     except (SafetensorError, OSError) as error:
         raise BenchError(f"{folder / WEIGHTS} is cut short or damaged ({error}). Delete it, and train again.") from None
-    with torch.no_grad():
-        for name, parameter in learner.items():
-            parameter.copy_(tensors[name])
+    method.learner.load_state_dict(tensors)
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.to(torch.bfloat16) if value.is_floating_point() else value).cpu().contiguous()
 
 
 def write(folder: Path, identity: Identity, trainer: Trainer, card: str) -> Path:
@@ -178,8 +183,7 @@ def write(folder: Path, identity: Identity, trainer: Trainer, card: str) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
-        tensors = {n: p.detach().cpu().to(torch.bfloat16).contiguous() for n, p in trainer.parameters.items()}
-        write_bytes(partial / WEIGHTS, save(tensors))
+        write_bytes(partial / WEIGHTS, save({name: _stored(value) for name, value in trainer.best.items()}))
         facts = {
             "steps": trainer.step,
             "best_step": trainer.best_step,

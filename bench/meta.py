@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -31,7 +32,11 @@ class Training(MethodConfig):
 
     steps: int = pydantic.Field(default=700, ge=0, description="outer optimizer steps")
     episodes_per_step: int = pydantic.Field(default=24, ge=1, description="documents, with their questions, in each")
-    learning_rate: float = pydantic.Field(default=1e-5, gt=0, description="of the outer optimizer, Adam; constant")
+    learning_rate: float = pydantic.Field(default=1e-5, gt=0, description="of the outer optimizer, Adam")
+    warmup: int = pydantic.Field(default=0, ge=0, description="outer steps in which the rate rises to learning_rate")
+    decay: Literal["none", "cosine"] = pydantic.Field(
+        default="none", description="the rate after that: constant, or half a cosine down to zero at the last step"
+    )
     clip_norm: float | None = pydantic.Field(default=None, gt=0, description="largest outer gradient norm; null: any")
     validate_every: int = pydantic.Field(default=100, ge=1, description="outer steps between validations")
     validation_episodes: int = pydantic.Field(default=96, ge=1, description="most validation documents to use")
@@ -47,6 +52,13 @@ class Training(MethodConfig):
         """The settings, other than ``base``, that name a model."""
         return {}
 
+    def rate(self, step: int) -> float:
+        """The outer learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / (self.warmup + 1))
+        left = (step - self.warmup) / max(1, self.steps - self.warmup)
+        fall = 0.5 + 0.5 * math.cos(math.pi * left) if self.decay == "cosine" and left > 0 else 1.0
+        return self.learning_rate * rise * fall
+
     def brief(self) -> Self:
         """The same in the fewest steps: for checks that look at everything but what was learned."""
         return self.model_copy(update={"steps": 2, "episodes_per_step": 2, "validate_every": 1})
@@ -56,13 +68,18 @@ class MetaTrained(Method):
     """A method with a learner that is meta-trained on the train split, once, by ``run_bench.py train``.
 
     What was learned is an artifact (``bench.artifacts``) that every cell loads. A subclass's ``Config`` has a field
-    ``training`` of a kind of :class:`Training`.
+    ``training`` of a kind of :class:`Training`. The learner's saved buffers are kept and resumed with its parameters.
     """
+
+    made_with: ClassVar[tuple[str, ...]] = ()
+    """Modules of ``bench``, besides the trainer, that the training follows from: a change makes artifacts stale."""
+    progress: float = 0.0
+    """The share of the outer steps that is done, while training."""
 
     @property
     @abstractmethod
     def learner(self) -> nn.Module:
-        """All that meta-training changes, in float32; it is no part of the base model."""
+        """All that meta-training changes, its parameters in float32; it is no part of the base model."""
 
     @abstractmethod
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
@@ -143,9 +160,7 @@ class Trainer:
                 self._validate()
                 self._save()
                 say(self._progress())
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.best[name])
+        self.method.learner.load_state_dict(self.best)
 
     def _finished(self) -> bool:
         stale = len([row for row in self.curve if row["step"] > self.best_step])
@@ -153,6 +168,9 @@ class Trainer:
 
     def _advance(self) -> None:
         count = self.plan.episodes_per_step
+        self.method.progress = self.step / self.plan.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.step)
         torch.manual_seed(seed_for(self.plan.seed, "outer step", self.step))
         drawn = [self._episode(2 * count * self.step + i) for i in range(2 * count)]
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,7 +211,7 @@ class Trainer:
         return f"step {self.step}/{self.plan.steps}, {left:.0f} min left: {told}"
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        return {name: value.detach().clone() for name, value in self.method.learner.state_dict().items()}
 
     def _save(self) -> None:
         """Write the checkpoint in one piece or not at all."""
@@ -231,14 +249,13 @@ class Trainer:
             raise BenchError(f"{path} is of other settings, code or data; delete it to start afresh.")
         learner, self.best, moments = (_under(prefix, tensors) for prefix in self.prefixes)
         device = next(iter(self.parameters.values())).device
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(learner[name])
-                state = _under(f"{name}.", moments)
-                if state:
-                    self.optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(device) for key, value in state.items()
-                    }
+        self.method.learner.load_state_dict(learner)
+        for name, parameter in self.parameters.items():
+            state = _under(f"{name}.", moments)
+            if state:
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(device) for key, value in state.items()
+                }
         self.best = {name: value.to(device) for name, value in self.best.items()}
         self.step, self.best_step = progress["step"], progress["best_step"]
         self.seconds, self.curve = progress["seconds"], progress["curve"]

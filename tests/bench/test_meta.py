@@ -27,6 +27,8 @@ class Line(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(3.0))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.seen: Tensor
 
 
 class Learns(MetaTrained):
@@ -53,6 +55,7 @@ class Learns(MetaTrained):
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         self.drawn.append([e.document.id for e in episodes])
         assert len(others) == len(episodes)
+        self.line.seen += 1
         noise = 1 + 0.1 * torch.randn(()) + 0.01 * sum(int(e.document.id[1:]) for e in episodes)
         loss: Tensor = noise * self.line.slope**2
         loss.backward()
@@ -81,6 +84,31 @@ def test_the_best_validated_learner_is_kept_not_the_last(lm: BaseModel) -> None:
     assert list(losses) == [0, 2, 4, 6], "validation comes before the first step too"
     assert losses[trainer.best_step] == min(losses.values()) < losses[6]
     assert abs(method.line.slope.item() - 2.0) == pytest.approx(min(losses.values()))
+    assert method.line.seen == trainer.best_step, "its buffers are those of that step"
+
+
+def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
+    plan = Training(steps=11, learning_rate=0.8, warmup=3, decay="cosine")
+    rates = [plan.rate(step) for step in range(11)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[7] == pytest.approx(0.4), "half way down"
+    assert sorted(rates[3:], reverse=True) == rates[3:]
+    assert rates[10] < 0.05
+    assert {Training(steps=5, learning_rate=0.8).rate(step) for step in range(5)} == {0.8}
+
+
+def test_the_optimizer_follows_the_rate_and_the_method_knows_how_far_it_is(lm: BaseModel) -> None:
+    followed: list[tuple[float, float]] = []
+
+    class Watched(Learns):
+        def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+            followed.append((self.progress, trainer.optimizer.param_groups[0]["lr"]))
+            return super().outer_step(episodes, others)
+
+    training = Learns.Config().training.model_copy(update={"steps": 4, "warmup": 1})
+    trainer = Trainer(Watched(lm, Learns.Config(training=training)), TRAIN, VALIDATION)
+    trainer.run()
+    assert followed == [(0.0, 0.15), (0.25, 0.3), (0.5, 0.3), (0.75, 0.3)]
 
 
 def test_patience_ends_training_early(lm: BaseModel) -> None:
@@ -115,6 +143,7 @@ def test_a_killed_run_goes_on_exactly(lm: BaseModel, tmp_path: Path) -> None:
     method, trainer = trained(lm, tmp_path / "c")
     assert len(method.drawn) == 4, "two steps were saved"
     assert torch.equal(method.line.slope, whole.line.slope)
+    assert torch.equal(method.line.seen, whole.line.seen), "buffers are saved too"
     assert trainer.curve == uninterrupted.curve
     assert list(tmp_path.iterdir()) == [tmp_path / "c"]
 
