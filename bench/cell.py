@@ -13,6 +13,7 @@ import pydantic
 import torch
 
 from bench import artifacts, models, provenance, registry, source_hash
+from bench.arms import apart
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError, Diverged, nearest
@@ -160,6 +161,7 @@ def _loop(spec: CellSpec, method: Method, given: Material) -> Loop:
         method=method,
         entries=given.stream.entries,
         documents=given.documents,
+        apart=apart(spec.arm),
         anchor=given.anchor,
         probes=spec.probes,
         scoring=spec.scoring,

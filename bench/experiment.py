@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from bench import catalogue
+from bench.arms import Arm
 from bench.decoding import Decoding
 from bench.errors import BenchError, nearest
 from bench.settings import merged, nested
@@ -64,7 +65,7 @@ class MethodPlan(_Part):
     name: str
     config: dict[str, Any] = {}
     grid: dict[str, list[Any]] | None = None
-    arms: list[Literal["stream", "placebo"]] = ["stream"]
+    arms: list[Arm] = ["stream"]
     optional: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,7 +50,9 @@ class Asked:
 class Loop:
     """One pass of one method over one stream. ``documents`` are observed; the questions are those of ``entries``.
 
-    They are the entries' own documents except on a placebo arm, where others of the same number stand in for them.
+    They are the entries' own documents except on control arms, where others or none stand in for them. With ``apart``
+    the method starts afresh every so many documents, and the questions about these are asked then: those that are
+    asked at the end of the whole stream, which later documents of it have not superseded.
     """
 
     method: Method
@@ -58,6 +60,7 @@ class Loop:
     documents: Sequence[Document]
     anchor: Sequence[Entry] = ()
     probes: Sequence[float] = (1.0,)
+    apart: int | None = None
     scoring: bool = True
     segment_tokens: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
@@ -79,11 +82,13 @@ class Loop:
         return self.document_events, self.answer_events, self.token_events
 
     def run(self) -> None:
-        """Reset the method and go through the stream once, left to right.
+        """Reset the method and go through the stream once, left to right; without documents, ask all that there is.
 
         Raises:
             Diverged: a score or a weight became NaN or infinite.
         """
+        if self.apart is not None:
+            return self._run_apart(self.apart)
         self.method.reset()
         due = [(math.ceil(probe * len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
         if self.anchor or 0.0 in self.probes:
@@ -94,6 +99,18 @@ class Loop:
             for seen, probe in due:
                 if seen == position + 1:
                     self.probe(probe, seen)
+        if not self.documents:
+            self.probe(max(self.probes), len(self.entries))
+
+    def _run_apart(self, every: int) -> None:
+        for first in range(0, len(self.documents), every):
+            self.method.reset()
+            group = range(first, min(first + every, len(self.documents)))
+            for position in group:
+                self.position = position
+                self.step(position, self.documents[position])
+            with self._answering(str(first)):
+                self.ask(max(self.probes), "stream", _due(self.entries, group))
 
     def step(self, position: int, document: Document) -> None:
         """One document: each of its segments is scored, then observed."""
@@ -141,26 +158,28 @@ class Loop:
 
     def probe(self, fraction: float, seen: int) -> None:
         """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
+        with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
+        with self._answering(str(fraction)):
+            self.ask(fraction, "stream", _due(self.entries[:seen], range(seen)))
+            if with_anchor:
+                self.ask(fraction, "anchor", _due(self.anchor, range(len(self.anchor))))
+        if with_anchor:
+            self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+
+    @contextlib.contextmanager
+    def _answering(self, when: str) -> Iterator[None]:
         self.lm.model.eval()
         for name, tensor in self.lm.named_tensors():
             if not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
-        with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
-        torch.manual_seed(seed_for(self.seed, "answering", str(fraction)))
+        torch.manual_seed(seed_for(self.seed, "answering", when))
         with contextlib.ExitStack() as stack:
             with self.ledger.phase("answer", 0, count=True):
                 stack.enter_context(self.method.answering())
-            self.ask(fraction, "stream", self.entries[:seen])
-            if with_anchor:
-                self.ask(fraction, "anchor", self.anchor)
-        if with_anchor:
-            self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+            yield
 
-    def ask(self, fraction: float, which: Literal["stream", "anchor"], entries: Sequence[Entry]) -> None:
-        """Answer and score the questions of these entries; the method sees the questions only."""
-        asked = [Asked(gold, e.document, i) for i, e in enumerate(entries) for gold in e.questions]
-        revised = superseded(item.gold for item in asked)
-        asked = [item for item in asked if item.gold.question.id not in revised]
+    def ask(self, fraction: float, which: Literal["stream", "anchor"], asked: Sequence[Asked]) -> None:
+        """Answer and score these questions; the method sees the questions only."""
         if not asked:
             return
         questions = [self._shown(item) for item in asked]
@@ -227,6 +246,17 @@ class Loop:
             anchor_nll=self.anchor_nll.get(last),
             recall=mean([event.recall for event in final if event.recall is not None]),
         )
+
+
+def _due(entries: Sequence[Entry], positions: Iterable[int]) -> list[Asked]:
+    """The questions of the entries at these positions, but for those that any of the entries supersedes."""
+    revised = superseded(gold for entry in entries for gold in entry.questions)
+    return [
+        Asked(gold, entries[i].document, i)
+        for i in positions
+        for gold in entries[i].questions
+        if gold.question.id not in revised
+    ]
 
 
 def _finite(value: float, what: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import pydantic
 
 from bench import artifacts, data, recipe, streams
+from bench.arms import shuffled
 from bench.meta import MetaTrained
 from bench.method import Method
 from bench.settings import MethodConfig
@@ -70,6 +71,10 @@ def _material(sources_json: str, arm: str) -> Material:
     documents = tuple(entry.document for entry in loaded.entries)
     if arm == "placebo":
         documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
+    elif arm == "shuffled":
+        documents = shuffled(loaded.entries)
+    elif arm == "empty":
+        documents = ()
     anchor: tuple[Entry, ...] = ()
     if sources.anchor_questions or sources.anchor_documents:
         anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents)
@@ -77,7 +82,7 @@ def _material(sources_json: str, arm: str) -> Material:
 
 
 def material(sources: Sources, arm: str) -> Material:
-    """The stream, the documents to observe (others of the split on the placebo arm) and the anchor set."""
+    """The stream, the documents to observe on this arm, and the anchor set."""
     return _material(sources.model_dump_json(), arm)
 
 

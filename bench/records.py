@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import pydantic
 
+from bench.arms import Arm
+
 RUN_SCHEMA = 1
 
 
@@ -93,7 +95,7 @@ class CellSpec(_Event):
     stream: str
     """Name of the stream, ``<split>-<n>-<k>``."""
     stream_hash: str
-    """Hash of the documents, questions, answers (and, for the placebo arm, the placebo documents)."""
+    """Hash of the documents, questions, answers and of what the arm observes."""
     anchor_hash: str
     train_hash: str
     """Hash of what a method that learns offline learned from, else ""."""
@@ -105,7 +107,7 @@ class CellSpec(_Event):
     method: str
     config: dict[str, Any]
     seed: int
-    arm: Literal["stream", "placebo"]
+    arm: Arm
     probes: tuple[float, ...]
     scoring: bool
     segment_tokens: int | None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import PROTOCOL, cell, metrics, models, recipe, registry, source_hash
+from bench.arms import Arm
 from bench.cell import Cell
 from bench.data import MissingSplit
 from bench.errors import BenchError, RunError
@@ -22,7 +23,6 @@ from bench.record_files import read_run, sweep, write_json, write_run
 from bench.records import BoardRecord, CellSpec, TuningRecord, mean
 from bench.settings import MethodConfig
 
-Arm = Literal["stream", "placebo"]
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, cells done, cells in all)."""
 

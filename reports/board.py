@@ -195,7 +195,7 @@ def _find(entries: Entries, method: str, arm: str = "stream", config: Mapping[st
 
 
 def _difference(row: Row, items: Items, entries: Entries, headline: str, reference: str) -> Scores:
-    """The paired difference to the reference. On a placebo arm other documents are scored, so only answers pair up."""
+    """The paired difference to the reference. On other arms other documents are scored, so only answers pair up."""
     other = _find(entries, reference)
     pairs_up = row.status == "complete" and (headline == "f1" or row.arm == "stream")
     if other is None or other is items or not pairs_up or headline not in items:

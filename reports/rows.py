@@ -47,7 +47,7 @@ class Row:
     config: Mapping[str, Any]
     arm: str
     control: bool
-    """Closed book, methods that see the evidence, and placebo arms."""
+    """Closed book, methods that see the evidence, and control arms."""
     status: Status
     note: str
     """What is missing and why, "" for a complete row."""
@@ -143,7 +143,7 @@ def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, t
         method=group.method,
         config=group.config,
         arm=group.arm,
-        control=group.records[0].control or group.arm == "placebo" or group.method == FLOOR,
+        control=group.records[0].control or group.arm != "stream" or group.method == FLOOR,
         status=status,
         note=note,
         streams=len({record.spec.stream for record in complete}),

@@ -171,6 +171,46 @@ def test_placebo_documents_are_observed_and_the_streams_questions_asked(lm: Base
     assert asked(method) == [("q0", "q1", "q2", "q3")]
 
 
+def test_without_documents_every_question_is_asked_once(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    made = Loop(method, ENTRIES, ())
+    made.run()
+    assert [what for what, _ in method.log if what == "observe"] == []
+    assert asked(method) == [("q0", "q1", "q2", "q3")]
+    assert made.summary().f1 is not None and made.summary().token_nll is None
+
+
+def test_apart_the_method_starts_afresh_and_each_question_is_asked_after_its_own_documents(lm: BaseModel) -> None:
+    lives: list[list[str]] = []
+
+    class Lives(Recorder):
+        def reset(self) -> None:
+            super().reset()
+            lives.append([])
+
+        def observe(self, document: Document) -> None:
+            lives[-1].append(document.id)
+
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            lives[-1] += [question.id for question in questions]
+            return Conditioning()
+
+    made = Loop(Lives(lm), ENTRIES, [entry.document for entry in ENTRIES], apart=3, anchor=ENTRIES[:1])
+    made.run()
+    assert lives == [["d0", "d1", "d2", "q0", "q1", "q2"], ["d3", "q3"]], "and no anchor, which has no place there"
+    assert [event.position for event in made.answer_events] == [0, 1, 2, 3]
+
+
+def test_apart_asks_what_the_whole_stream_asks(lm: BaseModel) -> None:
+    revised = [*ENTRIES, entry(9, revises="q1")]
+    documents = [one.document for one in revised]
+    whole, parts = Loop(Recorder(lm), revised, documents), Loop(Recorder(lm), revised, documents, apart=2)
+    for made in (whole, parts):
+        made.run()
+    ids = [[event.question_id for event in made.answer_events] for made in (whole, parts)]
+    assert ids[0] == ids[1] == ["q0", "q2", "q3", "q9"]
+
+
 def test_the_same_seed_gives_the_same_events(lm: BaseModel) -> None:
     first, second = (loop(Tuner(lm, Tuner.Config(learning_rate=1e-2)), seed=3) for _ in range(2))
     assert [e.model_dump(exclude={"observe_seconds"}) for e in first.document_events] == [

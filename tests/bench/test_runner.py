@@ -275,6 +275,28 @@ def test_the_placebo_arm_asks_the_same_questions_after_other_documents(
     assert not seen[0] & seen[1]
 
 
+def test_control_arms_ask_the_same_questions_after_what_they_name(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    arms = ["stream", "empty", "gold_only", "shuffled", "every_2"]
+    done = Runner(plan({"name": "uniform", "grid": {}, "arms": arms}), tmp_path).run(Inline())
+    cells = {cell.spec.arm: cell for cell in done.cells[::-1]}
+    answers = {arm: [e for e in read_answers(tmp_path, c.id) if e.set == "stream"] for arm, c in cells.items()}
+    order = {arm: [e.document_id for e in read_documents(tmp_path, c.id)] for arm, c in cells.items()}
+    for arm in arms[1:]:
+        assert [e.question_id for e in answers[arm]] == [e.question_id for e in answers["stream"]]
+        assert cells[arm].comparability_key == cells["stream"].comparability_key
+    assert order["empty"] == []
+    assert order["gold_only"] == order["every_2"] == order["stream"]
+    assert all(a != b for a, b in zip(order["shuffled"], order["stream"], strict=True))
+    assert set(order["shuffled"]) <= set(order["stream"])
+
+
+def test_an_unknown_arm_is_refused(plan: Callable[..., Experiment]) -> None:
+    with pytest.raises(Exception, match="arms"):
+        plan({"name": "uniform", "arms": ["every_0"]})
+
+
 def test_identity_follows_what_can_change_the_numbers(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     def first(experiment: Experiment) -> Any:
         return Runner(experiment, tmp_path).cells(experiment.methods[0], experiment.methods[0].config)[0]
