@@ -6,15 +6,19 @@ end-of-text token (specification: docs/rules.md).
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from bench.base_model import BaseModel, decode
 from bench.decoding import Decoding
@@ -88,8 +92,8 @@ def _batches(made: Sequence[Prompt], extra: Sequence[int]) -> Iterator[list[int]
 class _Rows:
     """A left-padded batch: token ids or embeddings, mask, positions, and a cache that holds key/value prefixes."""
 
-    def __init__(self, lm: BaseModel, made: Sequence[Prompt], endings: Sequence[Tensor] | None = None) -> None:
-        rows = [p.ids if endings is None else torch.cat([p.ids, endings[i]]) for i, p in enumerate(made)]
+    def __init__(self, lm: BaseModel, made: Sequence[Prompt]) -> None:
+        rows = [p.ids for p in made]
         soft = any(p.prefix is not None for p in made)
         lengths = [len(row) + (p.prefix_length if soft else 0) for row, p in zip(rows, made, strict=True)]
         width = max(lengths)
@@ -130,6 +134,33 @@ class _Rows:
             before[i, longest - prompt.prefix_length :] = 1
         self.mask = torch.cat([before, self.mask], dim=1)
 
+    def extend(self, ids: Tensor, mask: Tensor, window: int) -> None:
+        """The tokens to read next behind what the cache holds, (rows, length); ``mask`` is 0 for padding behind them.
+
+        Padding may reach beyond the window, where positions are not defined.
+        """
+        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        self.inputs = {"input_ids": ids}
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        self.positions = (self.positions[:, -1:] + steps).clamp(max=window - 1)
+
+    def select(self, going: Sequence[int]) -> None:
+        """Keep these rows only."""
+        chosen = torch.tensor(going, device=self.mask.device)
+        self.cache.batch_select_indices(chosen)
+        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
+
+    def copy(self) -> _Rows:
+        """Rows that can go on in another way than these."""
+        other = copy.copy(self)
+        other.cache = copy.copy(self.cache)
+        # these layers replace their tensors as they grow; others may write into them
+        replacing = (DynamicLayer, DynamicSlidingWindowLayer)
+        other.cache.layers = [
+            copy.copy(layer) if type(layer) in replacing else copy.deepcopy(layer) for layer in self.cache.layers
+        ]
+        return other
+
 
 def _forward(lm: BaseModel, rows: _Rows, keep: int) -> Tensor:
     """Logits at the last ``keep`` positions of every row, shape (rows, keep, vocabulary), float32."""
@@ -146,6 +177,50 @@ def _forward(lm: BaseModel, rows: _Rows, keep: int) -> Tensor:
     return logits
 
 
+class _Read:
+    """A batch of prompts that the model has read once: its answers and the likelihood of others go on from there."""
+
+    def __init__(self, lm: BaseModel, made: Sequence[Prompt]) -> None:
+        self.lm = lm
+        self.rows = _Rows(lm, made)
+        self.logits = _forward(lm, self.rows, 1)
+
+    def answers(self, limit: int) -> list[str]:
+        """The greedy continuation of every prompt, up to where it stops; finished rows leave the batch."""
+        stops = self.lm.newline_ids | {self.lm.eos_id}
+        rows, logits = self.rows.copy(), self.logits
+        written: list[list[int]] = [[] for _ in logits]
+        alive = list(range(len(written)))
+        for step in range(1, limit + 1):
+            chosen = logits[:, -1].argmax(-1)
+            going = [k for k, token in enumerate(chosen.tolist()) if token not in stops]
+            for k in going:
+                written[alive[k]].append(int(chosen[k]))
+            if not going or step == limit:
+                break
+            if len(going) < len(alive):
+                rows.select(going)
+                chosen = chosen[torch.tensor(going, device=chosen.device)]
+                alive = [alive[k] for k in going]
+            rows.extend(chosen[:, None], rows.mask.new_ones(len(alive), 1), self.lm.window)
+            logits = _forward(self.lm, rows, 1)
+        return [decode(self.lm.tokenizer, ids) for ids in written]
+
+    def nll(self, endings: Sequence[Tensor]) -> list[float]:
+        """Mean -log p (nats) over the tokens of each prompt's ending."""
+        heads = [ending[:-1] for ending in endings]  # the last token is predicted, not read
+        ids = pad_sequence(heads, batch_first=True, padding_value=self.lm.eos_id)
+        logits = self.logits
+        if ids.shape[1]:
+            rows = self.rows.copy()
+            rows.extend(ids, pad_sequence([torch.ones_like(head) for head in heads], batch_first=True), self.lm.window)
+            logits = torch.cat([logits, _forward(self.lm, rows, ids.shape[1])], dim=1)
+        return [
+            functional.cross_entropy(row[: len(ending)], ending).item()
+            for row, ending in zip(logits, endings, strict=True)
+        ]
+
+
 @torch.no_grad()
 def answer(lm: BaseModel, made: Sequence[Prompt], decoding: Decoding) -> list[str]:
     """The model's answer to every prompt, in their order.
@@ -157,34 +232,10 @@ def answer(lm: BaseModel, made: Sequence[Prompt], decoding: Decoding) -> list[st
         return [_beam(lm, prompt, decoding) for prompt in made]
     answers = [""] * len(made)
     for batch in _batches(made, [decoding.max_new_tokens] * len(made)):
-        for index, ids in zip(batch, _greedy(lm, [made[i] for i in batch], decoding.max_new_tokens), strict=True):
-            answers[index] = decode(lm.tokenizer, ids)
+        found = _Read(lm, [made[i] for i in batch]).answers(decoding.max_new_tokens)
+        for index, text in zip(batch, found, strict=True):
+            answers[index] = text
     return answers
-
-
-def _greedy(lm: BaseModel, made: Sequence[Prompt], limit: int) -> list[list[int]]:
-    """Greedy continuation of every prompt, without the token it stopped at; finished rows leave the batch."""
-    stops = lm.newline_ids | {lm.eos_id}
-    rows = _Rows(lm, made)
-    written: list[list[int]] = [[] for _ in made]
-    alive = list(range(len(made)))
-    for _ in range(limit):
-        chosen = _forward(lm, rows, 1)[:, -1].argmax(-1)
-        going = [k for k, token in enumerate(chosen.tolist()) if token not in stops]
-        for k in going:
-            written[alive[k]].append(int(chosen[k]))
-        if not going:
-            break
-        position = rows.positions[:, -1:] + 1
-        if len(going) < len(alive):
-            select = torch.tensor(going, device=lm.device)
-            rows.cache.batch_select_indices(select)
-            rows.mask, position, chosen = rows.mask[select], position[select], chosen[select]
-            alive = [alive[k] for k in going]
-        rows.inputs = {"input_ids": chosen[:, None]}
-        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(alive), 1)], dim=1)
-        rows.positions = position
-    return written
 
 
 def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
@@ -219,17 +270,46 @@ def _shortened(prompt: Prompt, ending: int, window: int) -> Prompt:
 
 
 @torch.no_grad()
-def answer_nll(lm: BaseModel, made: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+def answer_nll(lm: BaseModel, made: Sequence[Prompt], golds: Sequence[str]) -> list[float]:
     """Mean -log p (nats) over the tokens of " " + answer and end of text, for each prompt."""
-    end = torch.tensor([lm.eos_id], device=lm.device)
-    endings = [torch.cat([lm.encode(" " + text), end]) for text in answers]
+    endings = _endings(lm, golds)
     values = [0.0] * len(made)
     made = [_shortened(prompt, len(ending), lm.window) for prompt, ending in zip(made, endings, strict=True)]
     for batch in _batches(made, [len(ending) for ending in endings]):
-        chosen = [endings[i] for i in batch]
-        longest = max(len(ending) for ending in chosen)
-        logits = _forward(lm, _Rows(lm, [made[i] for i in batch], chosen), longest + 1)
-        for k, index in enumerate(batch):
-            n = len(chosen[k])
-            values[index] = functional.cross_entropy(logits[k, -n - 1 : -1], chosen[k]).item()
+        found = _Read(lm, [made[i] for i in batch]).nll([endings[i] for i in batch])
+        for index, value in zip(batch, found, strict=True):
+            values[index] = value
     return values
+
+
+def _endings(lm: BaseModel, golds: Sequence[str]) -> list[Tensor]:
+    end = torch.tensor([lm.eos_id], device=lm.device)
+    return [torch.cat([lm.encode(" " + text), end]) for text in golds]
+
+
+@torch.no_grad()
+def answer_and_nll(
+    lm: BaseModel,
+    made: Sequence[Prompt],
+    golds: Sequence[str],
+    decoding: Decoding,
+    answering: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[list[str], list[float]]:
+    """What :func:`answer` and :func:`answer_nll` give, the prompts being read once for both where that can be.
+
+    Reading and answering happen inside of ``answering()``, entered once or more; what only the likelihoods need, not.
+    """
+    endings = _endings(lm, golds)
+    fit = all(_shortened(p, len(ending), lm.window) is p for p, ending in zip(made, endings, strict=True))
+    if decoding.strategy != "greedy" or not fit:
+        with answering():
+            answers = answer(lm, made, decoding)
+        return answers, answer_nll(lm, made, golds)
+    answers, values = [""] * len(made), [0.0] * len(made)
+    for batch in _batches(made, [max(decoding.max_new_tokens, len(ending)) for ending in endings]):
+        with answering():
+            read = _Read(lm, [made[i] for i in batch])
+            found = read.answers(decoding.max_new_tokens)
+        for index, text, value in zip(batch, found, read.nll([endings[i] for i in batch]), strict=True):
+            answers[index], values[index] = text, value
+    return answers, values

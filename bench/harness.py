@@ -6,12 +6,13 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 
 from bench import metrics
-from bench.answering import answer, answer_nll, prompts
+from bench.answering import answer_and_nll, prompts
 from bench.base_model import BaseModel
 from bench.cost import Ledger
 from bench.decoding import Decoding
@@ -188,8 +189,8 @@ class Loop:
         with self.ledger.phase("answer", len(asked), count=True):
             conditioning = self.method.condition(questions)
             made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
-            predictions = answer(self.lm, made, self.decoding)
-        likelihoods = answer_nll(self.lm, made, first_golds)
+        answering = partial(self.ledger.phase, "answer", 0, count=True)
+        predictions, likelihoods = answer_and_nll(self.lm, made, first_golds, self.decoding, answering)
         ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(asked)]
         for item, prediction, prompt, nll, rank in zip(asked, predictions, made, likelihoods, ranks, strict=True):
             self.answer_events.append(

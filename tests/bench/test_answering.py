@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.answering import answer, answer_nll, prompts
+from bench.answering import Prompt, _forward, _Rows, answer, answer_and_nll, answer_nll, prompts
 from bench.base_model import BaseModel
 from bench.decoding import Decoding
 from bench.errors import BenchError
@@ -61,6 +64,62 @@ def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> Non
     golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
     alone = [answer_nll(lm, [prompt], [gold])[0] for prompt, gold in zip(made, golds, strict=True)]
     assert answer_nll(lm, made, golds) == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes])
+def test_reading_a_prompt_once_gives_what_reading_it_twice_gives(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, given(lm), 10)
+    golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
+    answers, values = answer_and_nll(lm, made, golds, GREEDY)
+    assert answers == answer(lm, made, GREEDY)
+    assert values == pytest.approx(_nll_in_one_piece(lm, made, golds), abs=1e-4)
+
+
+def _nll_in_one_piece(lm: BaseModel, made: list[Prompt], golds: list[str]) -> list[float]:
+    """Every prompt with its gold answer in one forward pass of its own, without a cache to go on from."""
+    values = []
+    for prompt, gold in zip(made, golds, strict=True):
+        target = torch.cat([lm.encode(" " + gold), torch.tensor([lm.eos_id])])
+        whole = replace(prompt, ids=torch.cat([prompt.ids, target]))
+        with torch.no_grad():
+            logits = _forward(lm, _Rows(lm, [whole]), len(target) + 1)[0, :-1]
+        values.append(torch.nn.functional.cross_entropy(logits, target).item())
+    return values
+
+
+def test_only_answering_is_charged_for(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    charged = []
+
+    @contextmanager
+    def answering() -> Iterator[None]:
+        before = len(read)
+        yield
+        charged.append(len(read) - before)
+
+    read: list[torch.Size] = []
+    forward = lm.model.forward
+
+    def counted(*args: object, input_ids: torch.Tensor, **options: object) -> object:
+        read.append(input_ids.shape)
+        return forward(*args, input_ids=input_ids, **options)
+
+    lm.model.forward = counted
+    golds = ["otter"] * len(made)
+    answer_and_nll(lm, made, golds, GREEDY, answering)
+    assert sum(charged) == len(read) - 1, "the golds are read behind the one batch"
+    assert read[-1] == (len(made), len(lm.encode(" otter"))), "and the prompts not again"
+
+
+def test_a_gold_answer_that_does_not_fit_behind_its_prompt_leaves_the_answers_alone(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    golds = [" ".join(TEXT)[:120], "otter"]
+    answers, values = answer_and_nll(lm, made, golds, GREEDY)
+    assert answers == answer(lm, made, GREEDY)
+    assert values == pytest.approx(answer_nll(lm, made, golds))
 
 
 def test_greedy_answers_are_those_of_generate(checkpoint: Path) -> None:
