@@ -117,7 +117,8 @@ class GradientMethod(Method):
                 raise Diverged(f"The loss became {loss}; a lower learning rate may help.")
             self.step()
         optimizer.zero_grad(set_to_none=True)
-        self.lm.model.eval()
+        if self.config.dropout:
+            self.lm.model.eval()
 
     def step(self) -> None:
         """One step of the optimizer on the gradients at hand, clipped if so configured."""

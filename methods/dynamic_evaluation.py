@@ -187,8 +187,8 @@ class DynamicEvaluation(GradientMethod):
             return
         self.steps += 1
         rms = self._rms(learning)
-        mean = torch.stack([value.mean() for value in rms.values()]).mean() if rms else torch.ones(())
         decay = self.config.decay
+        mean = torch.stack([value.mean() for value in rms.values()]).mean() if rms and decay else torch.ones(())
         for name, p in learning:
             if decay:
                 ratio = rms[name] / mean.clamp(min=TINY) if rms else mean
