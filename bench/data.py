@@ -29,6 +29,7 @@ Row = tuple[str, Mapping[str, Any]]
 """Where a row is (for error messages) and its cells by the names of the data."""
 
 NO_FILES: DataFiles = {}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class MissingSplit(BenchError):
@@ -231,7 +232,7 @@ def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, requ
             raise BenchError(f"{where} has no column {column!r} (our {name!r}).{nearest(column, row)}")
         return ""
     text = _plain(row[column])
-    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+    if text is not None and _SURROGATE.search(text):
         raise BenchError(f"{where}, column {column}: the text holds half a surrogate pair, which is no character.")
     if text is None:
         raise BenchError(f"{where}, column {column}: expected text, found {type(row[column]).__name__}.")

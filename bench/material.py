@@ -63,11 +63,15 @@ class Material:
         return stream_hash(self.anchor)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _material(sources_json: str, arm: str) -> Material:
     sources = Sources.model_validate_json(sources_json)
     found = recipe.find(sources.dataset)
-    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files)
+
+    def read(_: recipe.Recipe, split: str, data_files: data.DataFiles) -> tuple[Entry, ...]:
+        return split_entries(sources.dataset, split, data_files)
+
+    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files, read)
     documents = tuple(entry.document for entry in loaded.entries)
     if arm == "placebo":
         documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
@@ -77,7 +81,7 @@ def _material(sources_json: str, arm: str) -> Material:
         documents = ()
     anchor: tuple[Entry, ...] = ()
     if sources.anchor_questions or sources.anchor_documents:
-        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents)
+        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents, read)
     return Material(loaded, documents, anchor)
 
 

@@ -8,7 +8,7 @@ was drawn against later changes of the data or of the rule.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from bench.recipe import Recipe, StreamPolicy
 from bench.record_files import write_json
 from bench.seeds import seed_for
 from bench.stream import Document, Entry, Stream, stream_hash, superseded
+
+Reader = Callable[[Recipe, str, DataFiles], tuple[Entry, ...]]
+"""Gives the entries of a split, as :func:`bench.data.load_split` does."""
 
 
 class Manifest(pydantic.BaseModel):
@@ -45,8 +48,17 @@ def stream_name(split: str, documents: int | None, index: int) -> str:
     return f"{split}-{'all' if documents is None else documents}-{index}"
 
 
-def load(recipe: Recipe, split: str, documents: int | None, index: int, data_files: DataFiles = NO_FILES) -> Stream:
+def load(
+    recipe: Recipe,
+    split: str,
+    documents: int | None,
+    index: int,
+    data_files: DataFiles = NO_FILES,
+    read: Reader = load_split,
+) -> Stream:
     """One stream: the frozen one where there is a manifest for these data, else drawn (and the same for the same data).
+
+    ``read`` gives the entries of a split.
 
     A manifest binds the declared source of the recipe: data that differ from it are an error. Files that the user gave
     for the split are other data by right; a manifest holds for them only if the split is the one it was frozen from.
@@ -55,7 +67,7 @@ def load(recipe: Recipe, split: str, documents: int | None, index: int, data_fil
         BenchError: the data differ from the manifest (names the first differing document), or the split is too small.
         MissingSplit: there is no such split.
     """
-    entries = load_split(recipe, split, data_files)
+    entries = read(recipe, split, data_files)
     path = _path(recipe, stream_name(split, documents, index))
     if path.exists():
         manifest = _read(path)
@@ -209,7 +221,9 @@ def placebo(entries: Sequence[Entry], stream: Stream) -> tuple[Document, ...]:
     return tuple(chosen)
 
 
-def anchor(recipe: Recipe, data_files: DataFiles, questions: int, documents: int) -> tuple[Entry, ...]:
+def anchor(
+    recipe: Recipe, data_files: DataFiles, questions: int, documents: int, read: Reader = load_split
+) -> tuple[Entry, ...]:
     """Old knowledge: a fixed sample of documents of the split that the recipe names, with so many questions at most.
 
     Questions that another one of the split supersedes are left out. Empty where the recipe names no such split, or
@@ -221,7 +235,7 @@ def anchor(recipe: Recipe, data_files: DataFiles, questions: int, documents: int
     if recipe.anchor is None:
         return ()
     try:
-        entries = load_split(recipe, recipe.anchor.split, data_files)
+        entries = read(recipe, recipe.anchor.split, data_files)
     except MissingSplit:
         return ()
 

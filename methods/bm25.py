@@ -1,4 +1,3 @@
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,8 +8,7 @@ from torch import Tensor
 from bench import BaseModel, MethodConfig, Question
 from bench.errors import BenchError
 from bench.retrieval import RetrievalMethod, best
-
-_WORD = re.compile(r"\b\w\w+\b")
+from bench.words import words
 
 
 class Bm25(RetrievalMethod):
@@ -47,17 +45,13 @@ class Bm25(RetrievalMethod):
 
     def scores(self, texts: Sequence[str]) -> list[Tensor]:
         """The score of every document, shape (documents,), for each text that asks."""
-        config, words = self.config, [_words(document.text) for document in self.documents]
-        if not any(words):
-            return [torch.zeros(len(words))] * len(texts)
+        config, held = self.config, [words(document.text) for document in self.documents]
+        if not any(held):
+            return [torch.zeros(len(held))] * len(texts)
         index = _package().BM25(k1=config.k1, b=config.b, delta=config.delta, method=config.method)
-        index.index(words, show_progress=False)
-        asked = [index.get_tokens_ids(_words(text)) for text in texts]
+        index.index(held, show_progress=False)
+        asked = [index.get_tokens_ids(words(text)) for text in texts]
         return [torch.from_numpy(index.get_scores_from_ids(known)) for known in asked]
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
 
 
 def _package() -> Any:

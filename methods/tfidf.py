@@ -1,5 +1,4 @@
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, Document, Episode, GradientMethod, MethodConfig, TokenBatch
-
-_WORD = re.compile(r"\b\w\w+\b")
+from bench.words import WORD, words
 
 
 class Tfidf(GradientMethod):
@@ -84,7 +82,7 @@ class Tfidf(GradientMethod):
 
     def count(self, texts: Iterable[str]) -> None:
         """Add documents to those in which words are counted."""
-        hashes = [_hashes(set(_words(text))) for text in texts]
+        hashes = [_hashes(set(words(text))) for text in texts]
         known = [self.words, *hashes]
         counts = torch.cat([self.counts, torch.ones(sum(map(len, hashes)), dtype=torch.long)])
         self.words, places = torch.cat(known).unique(return_inverse=True)
@@ -93,7 +91,7 @@ class Tfidf(GradientMethod):
 
     def entries(self, text: str) -> dict[str, float]:
         """The TF-IDF of every word of a document."""
-        frequency = Counter(_words(text))
+        frequency = Counter(words(text))
         hashes = _hashes(frequency)
         places = torch.searchsorted(self.words, hashes).clamp(max=len(self.words) - 1)
         holding = torch.where(self.words[places] == hashes, self.counts[places], 0)
@@ -105,18 +103,14 @@ class Tfidf(GradientMethod):
         """The largest entry above the threshold among each token's characters, else 0."""
         text, entries, threshold = batch.document.text, self.entries(batch.document.text), self.threshold.item()
         weights = [0.0] * len(text)
-        for match in _WORD.finditer(text):
+        for match in WORD.finditer(text):
             value = entries[match[0].lower()]
             if value > threshold:
                 weights[match.start() : match.end()] = [value] * len(match[0])
         return batch.per_token(weights)
 
 
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
-
-
-def _hashes(words: Iterable[str]) -> Tensor:
+def _hashes(found: Iterable[str]) -> Tensor:
     """Words as numbers, so that counts are tensors: 63 bits of a hash, in which no two words are likely to meet."""
-    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
+    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in found)
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.long)

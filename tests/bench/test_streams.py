@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import recipe, streams
+from bench import material, recipe, streams
 from bench.data import MissingSplit, load_split
 from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
@@ -336,3 +336,23 @@ def test_a_damaged_manifest_is_refused(write: Write, change: Callable[[str], str
 def test_a_missing_split_is_said_to_be_missing(write: Write) -> None:
     with pytest.raises(MissingSplit):
         streams.load(write(), "validation", 4, 0)
+
+
+def test_cells_read_each_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(*given: Any) -> Any:
+        read.append(given[1])
+        return load_split(*given)
+
+    monkeypatch.setattr("bench.data.load_split", counted)
+    material._split.cache_clear()
+    material._material.cache_clear()
+    for index in range(3):
+        sources = material.Sources(
+            dataset="newsworld", model="nano", split="test", documents=200, index=index, anchor_documents=5
+        )
+        alone = streams.load(recipe.find("newsworld"), "test", 200, index)
+        assert material.material(sources, "stream").stream == alone
+        assert material.material(sources, "placebo").documents
+    assert len(read) == len(set(read)) == 2, "the streams' and the anchor's"
