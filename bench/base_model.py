@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,6 +21,8 @@ from bench.errors import BenchError
 from bench.stream import Document, Segment
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+READ_AT_ONCE = 1024
+"""Most tokens of short texts, with their padding, that are read at once where only their likelihood is asked for."""
 FALLBACK_WINDOW = 1024
 """Window for models whose configuration states no maximum length (relative or no position encoding)."""
 
@@ -177,6 +180,32 @@ class BaseModel:
         before = torch.tensor([self.bos_id], device=self.device) if context is None else context
         pieces = list(self.window_log_probs(ids, before))
         return torch.cat(pieces) if pieces else torch.zeros(0, device=self.device)
+
+    @torch.no_grad()
+    def total_nll(self, batches: Sequence[TokenBatch]) -> float:
+        """Sum of -log p (nats) over all tokens of several texts under fixed weights, texts of like length read at once.
+
+        A text longer than the model's window is read as :meth:`windows` says.
+        """
+        spans = [
+            (everything[start : stop - 1], everything[first:stop])
+            for batch in batches
+            for everything in [torch.cat([batch.context_ids, batch.token_ids])]
+            for start, first, stop in self.windows(len(batch), len(batch.context_ids))
+        ]
+        spans.sort(key=lambda span: -len(span[0]))
+        total = 0.0
+        while spans:
+            rows = max(1, READ_AT_ONCE // len(spans[0][0]))
+            inputs, targets = zip(*spans[:rows], strict=True)
+            del spans[:rows]
+            # padding stands on the right, where a causal model does not see it from the left
+            ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            for row, read, target in zip(logits, inputs, targets, strict=True):
+                predicted = row[len(read) - len(target) : len(read)].float()
+                total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
+        return total
 
     def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:
         """Mean over the document's tokens of weight times -log p (nats); differentiable scalar, 0 without tokens.

@@ -216,13 +216,9 @@ class Loop:
         return question
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
-        with torch.no_grad():
-            sums = [
-                (-self.lm.log_probs(b.token_ids, b.context_ids).double().sum().item(), len(b))
-                for b in map(self.lm.tokens, documents)
-            ]
-        tokens = sum(count for _, count in sums)
-        return _finite(sum(total for total, _ in sums) / tokens, "likelihood of the anchor set") if tokens else None
+        batches = list(map(self.lm.tokens, documents))
+        tokens = sum(map(len, batches))
+        return _finite(self.lm.total_nll(batches) / tokens, "likelihood of the anchor set") if tokens else None
 
     def summary(self) -> Summary:
         """Means at the last probe, and over all documents."""

@@ -40,6 +40,19 @@ def test_log_probs_equal_a_forward_pass_per_token(checkpoint: Path) -> None:
     torch.testing.assert_close(lm.log_probs(ids).double(), reference_log_probs(lm, ids.tolist()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+def test_texts_read_at_once_are_as_likely_as_each_alone(
+    checkpoint: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.base_model.READ_AT_ONCE", at_once)
+    lm = BaseModel.load(str(checkpoint))
+    batches = [lm.tokens(document(text)) for text in (TEXT[0], "", LONG, "otter", *TEXT)]
+    assert len(lm.windows(len(batches[2]), 1)) > 1, "the long one is read in windows"
+    alone = [-lm.log_probs(batch.token_ids, batch.context_ids).sum().item() for batch in batches]
+    assert lm.total_nll(batches) == pytest.approx(sum(alone), rel=1e-6)
+    assert lm.total_nll(batches[1:2]) == 0
+
+
 @torch.no_grad()
 def test_log_probs_with_context_are_the_tail_of_those_without(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
