@@ -161,7 +161,7 @@ class Loop:
         """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
         with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
         with self._answering(str(fraction)):
-            self.ask(fraction, "stream", _due(self.entries[:seen], range(seen)))
+            self.ask(fraction, "stream", _due(self.entries[:seen], range(min(seen, len(self.entries)))))
             if with_anchor:
                 self.ask(fraction, "anchor", _due(self.anchor, range(len(self.anchor))))
         if with_anchor:
