@@ -97,7 +97,15 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         )
         for row, items in entries
     ]
-    rows.sort(key=lambda row: (row.control, row.status != "complete", sign * (row.value(headline) or 0), row.label))
+    rows.sort(
+        key=lambda row: (
+            row.control,
+            row.status != "complete",
+            headline not in row.scores,
+            sign * (row.value(headline) or 0),
+            row.label,
+        )
+    )
     return Board(
         experiment=name,
         protocol=spec.protocol,
@@ -109,6 +117,19 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         rows=tuple(rows),
         remarks=(*remarks, *_mixtures(groups)),
     )
+
+
+def with_records(board: Board, runs: Path) -> list[tuple[Row, list[RunRecord]]]:
+    """Each of the board's rows with its complete records.
+
+    Raises:
+        BenchError: as :func:`load`.
+    """
+    groups, _, _ = load(runs, board.experiment)
+    return [
+        (row, next(g for g in groups if (g.method, g.config, g.arm) == (row.method, row.config, row.arm)).complete())
+        for row in board.rows
+    ]
 
 
 def _mixtures(groups: Sequence[Group]) -> list[str]:

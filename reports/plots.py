@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.record_files import write_bytes
-from reports import score_plots, token_plots, tuning_plots
+from reports import arm_plots, cost_plots, memory_plots, score_plots, token_plots, tuning_plots
 from reports.board import Board
 from reports.style import STYLE, Drawings
 
-NAMES = (*score_plots.NAMES, *token_plots.NAMES, *tuning_plots.NAMES)
+PARTS = (score_plots, arm_plots, memory_plots, cost_plots, token_plots, tuning_plots)
+NAMES = tuple(name for part in PARTS for name in part.NAMES)
 FORMATS = ("pdf", "svg", "png")
 FILES = tuple(f"{name}.{ending}" for name in NAMES for ending in FORMATS)
 
@@ -52,8 +53,4 @@ def due(board: Board, runs: Path) -> set[str]:
 
 
 def _drawings(board: Board, runs: Path) -> Drawings:
-    return {
-        **score_plots.drawings(board, runs),
-        **token_plots.drawings(board, runs),
-        **tuning_plots.drawings(board, runs),
-    }
+    return {name: draw for part in PARTS for name, draw in part.drawings(board, runs).items()}

@@ -186,17 +186,18 @@ def _costs(runs: Path, records: Sequence[RunRecord]) -> dict[str, float]:
     if not known:
         return {}
     costs = [cost for cost, _ in known]
-    documents = sum(summary.documents for _, summary in known) or 1
+    documents = sum(summary.documents for _, summary in known)
     questions = sum(len(read_answers(runs, record.id)) for record in records)
     phases = ("offline", "score", "observe", "answer")
     found = {
-        "seconds_per_document": sum(cost.observe.seconds for cost in costs) / documents,
-        "flops_per_document": sum(cost.observe.flops for cost in costs) / documents,
         "offline_seconds": sum(cost.offline.seconds for cost in costs) / len(costs),
         "offline_flops": sum(cost.offline.flops for cost in costs) / len(costs),
         "peak_bytes": max(getattr(cost, phase).peak_bytes for cost in costs for phase in phases),
         "state_bytes": max(cost.state_bytes for cost in costs),
     }
+    if documents:
+        found["seconds_per_document"] = sum(cost.observe.seconds for cost in costs) / documents
+        found["flops_per_document"] = sum(cost.observe.flops for cost in costs) / documents
     if questions:
         found["seconds_per_question"] = sum(cost.answer.seconds for cost in costs) / questions
     return found

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from bench.record_files import read_documents
 from bench.records import RunRecord
 from bench.statistics import Estimate, stream_error
-from reports.board import CEILING, Board, load
+from reports.board import CEILING, Board, with_records
 from reports.rows import FLOOR, Row, final_answers
-from reports.style import BLUE, DASHED, GREY, Drawings, error, heading, name_axes, panels, readable, title
+from reports.style import BLUE, DASHED, GREY, Drawings, band, error, f1, heading, name_axes, panels, readable, title
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = ("f1_by_method", "f1_by_position", "token_nll_by_position", "token_nll_gain_by_position")
@@ -73,7 +72,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
         "token_nll_gain_by_position": lambda: _panels(board, curves["gain"], gain),
     }
     drawable = {
-        "f1_by_method": any("f1" in row.scores for row in board.rows),
+        "f1_by_method": bool(_compared(board)),
         "f1_by_position": bool(curves["f1"]),
         "token_nll_by_position": bool(curves["token_nll"]),
         "token_nll_gain_by_position": len(curves["gain"]) > 1,  # another than the unadapted model itself
@@ -81,11 +80,16 @@ def drawings(board: Board, runs: Path) -> Drawings:
     return {name: draw[name] for name in NAMES if drawable[name]}
 
 
+def _compared(board: Board) -> list[Row]:
+    """The rows with F1, without those arms that have plots of their own."""
+    return [row for row in board.rows if "f1" in row.scores and row.arm in ("stream", "placebo")]
+
+
 def _by_method(board: Board) -> Figure:
     """F1 of every row with SE_stream, the closed book as a line; a ceiling far above is a number, not a bar."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in board.rows if "f1" in row.scores]
+    rows = _compared(board)
     tops = {row.label: _top(board, row) for row in rows}
     others = max((tops[row.label] for row in rows if row.method != CEILING), default=0.0)
     far = {row.label for row in rows if row.method == CEILING and tops[row.label] > 2 * others > 0}
@@ -95,7 +99,7 @@ def _by_method(board: Board) -> Figure:
     figure = Figure(figsize=(3.4, 0.45 + height * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        estimate = _f1(board, row)
+        estimate = f1(board, row)
         if row.label in far:
             axes.annotate(
                 f"{estimate.mean:.2f}",
@@ -132,7 +136,7 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: floa
     for axes, curve in zip(grid, shown, strict=True):
         if beside is not None:
             axes.plot(*_xy(beside), color=GREY, linewidth=0.8, linestyle=DASHED)
-        _band(axes, curve)
+        band(axes, *curve.points())
         heading(axes, curve.label)
         axes.set_xlim(0, curve.units)
     if bottom is not None:
@@ -140,14 +144,6 @@ def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: floa
     dashed = "" if beside is None else f"; dashed: {readable(FLOOR)}"
     name_axes(figure, f"{shown[0].unit}'s position in the stream ({error(board)}{dashed})", ylabel)
     return figure
-
-
-def _band(axes: Axes, curve: Curve) -> None:
-    x, estimates = curve.points()
-    axes.plot(*_xy(curve), color=BLUE, marker="o", markersize=2)
-    lows = [estimate.mean - (estimate.se or 0) for estimate in estimates]
-    highs = [estimate.mean + (estimate.se or 0) for estimate in estimates]
-    axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
 
 
 def _xy(curve: Curve) -> tuple[list[float], list[float]]:
@@ -160,13 +156,11 @@ Curves = Mapping[str, Mapping[str, Curve]]
 
 
 def _curves(board: Board, runs: Path) -> Curves:
-    """Curves of the board's rows. The ceiling and placebo arms have none: nothing there depends on position."""
-    groups, _, _ = load(runs, board.experiment)
+    """Curves of the board's rows. The ceiling and control arms have none: nothing there depends on position."""
     curves: dict[str, dict[str, Curve]] = {"f1": {}, "token_nll": {}, "gain": {}}
-    for row in board.rows:
+    for row, records in with_records(board, runs):
         if row.arm != "stream" or row.method == CEILING or not row.streams:
             continue
-        records = next(g for g in groups if (g.method, g.config, g.arm) == (row.method, row.config, row.arm)).complete()
         documents = max((record.summary.documents for record in records if record.summary), default=0)
         answers = [(record.spec.stream, *found) for record in records for found in _answers(runs, record)]
         tokens = [(record.spec.stream, *found) for record in records for found in _tokens(runs, record)]
@@ -207,10 +201,6 @@ def _binned(found: Iterable[tuple[str, int, float, float]], units: int) -> dict[
     return {name: [v / w if w else None for v, w in row] for name, row in sorted(sums.items())}
 
 
-def _f1(board: Board, row: Row) -> Estimate:
-    return row.estimate("f1", board.error) or row.scores["f1"][0]
-
-
 def _top(board: Board, row: Row) -> float:
-    estimate = _f1(board, row)
+    estimate = f1(board, row)
     return estimate.mean + (estimate.se or 0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.statistics import Estimate
 from reports.board import Board
 from reports.rows import Row
 
@@ -18,7 +19,7 @@ Drawings = Mapping[str, Callable[[], "Figure"]]
 """What the records allow to be drawn, by the name of the plot."""
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # distinct to colour-blind readers too
-DASHED = (0, (4, 3))
+DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -59,6 +60,27 @@ def heading(axes: Axes, text: str) -> None:
     axes.set_title(textwrap.fill(text, 26), loc="left", pad=2)
 
 
+def band(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: str = BLUE) -> None:
+    """Means with a band of one standard error around them."""
+    axes.plot(x, [estimate.mean for estimate in estimates], color=colour, marker="o", markersize=2)
+    lows = [estimate.mean - (estimate.se or 0) for estimate in estimates]
+    highs = [estimate.mean + (estimate.se or 0) for estimate in estimates]
+    axes.fill_between(x, lows, highs, color=colour, alpha=0.25, linewidth=0)
+
+
+def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
+    """A logarithmic x axis with a tick at each of these ascending values, and its text where that leaves room."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    shown: list[str] = []
+    last = 0.0
+    for value, text in zip(values, texts, strict=True):
+        room = math.log(value / last) / math.log(values[-1] / values[0]) if last else 1
+        shown.append(text if room > 0.04 + 0.04 * len(text) else "")
+        last = value if shown[-1] else last
+    axes.set_xticks(values, shown)
+
+
 def name_axes(figure: Figure, x: str, y: str) -> None:
     """Labels for all of a figure's panels."""
     figure.supxlabel(textwrap.fill(x, round(15 * figure.get_figwidth())), fontsize=8)
@@ -73,6 +95,11 @@ def title(row: Row) -> str:
 def readable(label: str) -> str:
     """A label in words."""
     return label.replace("_", " ")
+
+
+def f1(board: Board, row: Row) -> Estimate:
+    """A row's F1 with the board's error."""
+    return row.estimate("f1", board.error) or row.scores["f1"][0]
 
 
 def error(board: Board) -> str:

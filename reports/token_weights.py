@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.arms import apart
 from bench.record_files import read_tokens, write_bytes
 from bench.records import TokenClass, TokenEvent
 from bench.statistics import Estimate, roc_auc, stream_error
-from reports.board import Board, load
+from reports.board import Board, with_records
 from reports.rows import Row
 from reports.tables import pipes
 
@@ -80,12 +81,12 @@ def weighings(board: Board, runs: Path) -> list[Weighing]:
     Raises:
         BenchError: the token events of a run are missing or torn.
     """
-    groups, _, _ = load(runs, board.experiment)
     found = []
-    for row in board.rows:
-        group = next(g for g in groups if (g.method, g.config, g.arm) == (row.method, row.config, row.arm))
+    for row, records in with_records(board, runs):
+        if apart(row.arm):
+            continue  # each document as the stream's first one
         events: dict[str, list[TokenEvent]] = defaultdict(list)
-        for record in sorted(group.complete(), key=lambda record: (record.spec.stream, record.spec.seed)):
+        for record in sorted(records, key=lambda record: (record.spec.stream, record.spec.seed)):
             if some := read_tokens(runs, record.id):
                 events[record.spec.stream] += some
         if events:

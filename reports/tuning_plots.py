@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from bench.record_files import read_board, read_run, read_tuning
 from bench.records import TuningRecord
 from bench.statistics import Estimate, stream_error
 from reports.board import Board
-from reports.style import BLUE, GREY, Drawings, heading, name_axes, panels, readable
+from reports.style import BLUE, GREY, Drawings, heading, log_ticks, name_axes, panels, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,23 +101,10 @@ def _draw(found: Sequence[Sensitivity]) -> Figure:
     return figure
 
 
-def _ticks(rates: Sequence[float]) -> tuple[list[float], list[str]]:
-    """A tick at each rate, with its number where there is room beside the number before."""
-    labels: list[str] = []
-    last = 0.0
-    for rate in rates:
-        text = f"{rate:.3g}".replace("e-0", "e-")
-        room = math.log(rate / last) / math.log(rates[-1] / rates[0]) if last else 1
-        labels.append(text if room > 0.04 + 0.04 * len(text) else "")
-        last = rate if labels[-1] else last
-    return list(rates), labels
-
-
 def _curve(axes: Axes, sensitivity: Sensitivity) -> None:
     scored = [(rate, estimate) for rate, estimate in sensitivity.points if estimate is not None]
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.set_xticks(*_ticks([rate for rate, _ in sensitivity.points]))
+    rates = [rate for rate, _ in sensitivity.points]
+    log_ticks(axes, rates, [f"{rate:.3g}".replace("e-0", "e-") for rate in rates])
     axes.errorbar(
         [rate for rate, _ in scored],
         [estimate.mean for _, estimate in scored],

@@ -1,0 +1,55 @@
+"""What methods cost: memory and time, side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.board import Board
+from reports.rows import Row
+from reports.style import BLUE, GREY, WIDTH, Drawings, readable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("cost_by_method",)
+
+SHOWN = {
+    "state_bytes": "state (bytes)",
+    "seconds_per_document": "observing (s per document)",
+    "seconds_per_question": "answering (s per question)",
+}
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plot, where the board has costs."""
+    rows = [row for row in board.rows if row.arm == "stream" and row.costs]
+    return {NAMES[0]: lambda: _draw(rows)} if rows else {}
+
+
+def _draw(rows: Sequence[Row]) -> Figure:
+    """A panel for each cost and a dot for each method, on logarithmic axes; what costs nothing is a 0 at their edge."""
+    from matplotlib.figure import Figure
+
+    shown = {name: label for name, label in SHOWN.items() if any(row.costs.get(name) for row in rows)}
+    labels = [textwrap.fill(readable(row.label), 30) for row in rows]
+    height = 0.2 * max(1 + 0.6 * label.count("\n") for label in labels)
+    figure = Figure(figsize=(WIDTH, 0.5 + height * len(rows)), layout="constrained")
+    grid = figure.subplots(1, max(1, len(shown)), sharey=True, squeeze=False)[0]
+    for axes, (name, label) in zip(grid, shown.items(), strict=False):
+        axes.set_xscale("log")
+        axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
+        axes.set_axisbelow(True)
+        for y, row in enumerate(rows):
+            value, colour = row.costs.get(name), GREY if row.control else BLUE
+            if value:
+                axes.plot(value, y, "o", color=colour, markersize=4)
+            elif value == 0:
+                axes.text(0.02, y, "0", color=colour, fontsize=7, va="center", transform=axes.get_yaxis_transform())
+        axes.set_xlabel(label)
+        axes.tick_params(axis="y", length=0)
+    grid[0].set_yticks(range(len(rows)), labels)
+    grid[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
