@@ -26,7 +26,8 @@ SHOWN = {
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, where the board has costs."""
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
-    return {NAMES[0]: lambda: _draw(rows)} if rows else {}
+    costly = any(row.costs.get(name) for row in rows for name in SHOWN)
+    return {NAMES[0]: lambda: _draw(rows)} if costly else {}
 
 
 def _draw(rows: Sequence[Row]) -> Figure:
@@ -37,7 +38,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
     labels = [textwrap.fill(readable(row.label), 30) for row in rows]
     height = 0.2 * max(1 + 0.6 * label.count("\n") for label in labels)
     figure = Figure(figsize=(WIDTH, 0.5 + height * len(rows)), layout="constrained")
-    grid = figure.subplots(1, max(1, len(shown)), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, label) in zip(grid, shown.items(), strict=False):
         axes.set_xscale("log")
         axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
@@ -47,7 +48,15 @@ def _draw(rows: Sequence[Row]) -> Figure:
             if value:
                 axes.plot(value, y, "o", color=colour, markersize=4)
             elif value == 0:
-                axes.text(0.02, y, "0", color=colour, fontsize=7, va="center", transform=axes.get_yaxis_transform())
+                axes.annotate(
+                    "0",
+                    xy=(0.03, y),
+                    xycoords=("axes fraction", "data"),
+                    va="center_baseline",
+                    color=colour,
+                    fontsize=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                )
         axes.set_xlabel(label)
         axes.tick_params(axis="y", length=0)
     grid[0].set_yticks(range(len(rows)), labels)

@@ -66,7 +66,7 @@ class Line:
     recall: Points = ()
     """Where the method names the documents that it gives."""
     chosen: float | None = None
-    """The place that tuning chose."""
+    """The place that tuning chose, where these are its trials on the validation streams."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
@@ -139,15 +139,15 @@ def _lags(board: Board, asked: Mapping[str, Sequence[Asked]]) -> Figure:
 
     lines = {label: Line(label, *_scores(some, place)) for label, some in asked.items()}
     name = "documents seen since the question's own, all probes together"
-    return _panels(board, lines, name, edges[1:])
+    return _panels(board, lines, name, {max(edge, 1): str(edge) for edge in edges[:-1]})
 
 
 def _bank_sizes(board: Board, lines: Mapping[str, Line]) -> Figure:
     sizes = sorted({x for line in lines.values() for x, _ in line.f1})
-    return _panels(board, lines, "documents seen, on which all questions are asked", sizes)
+    return _panels(board, lines, "documents seen, all of which are asked about", {size: f"{size:g}" for size in sizes})
 
 
-def _panels(board: Board, lines: Mapping[str, Line], x: str, ticks: Sequence[float]) -> Figure:
+def _panels(board: Board, lines: Mapping[str, Line], x: str, ticks: Mapping[float, str]) -> Figure:
     """One small panel for each method on the same axes, with the unadapted model's scores, if any, dashed."""
     floor = next((title(row) for row in board.rows if row.method == FLOOR and row.arm == "stream"), None)
     beside = lines.get(floor or "")
@@ -160,7 +160,7 @@ def _panels(board: Board, lines: Mapping[str, Line], x: str, ticks: Sequence[flo
             axes.plot(*_xy(line.recall), color=ORANGE, linewidth=0.8)
         band(axes, [x for x, _ in line.f1], [estimate for _, estimate in line.f1])
         heading(axes, line.label)
-    log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
+    log_ticks(grid[0], [*ticks], [*ticks.values()])
     grid[0].set_ylim(bottom=0)
     notes = [error(board)]
     notes += [] if beside is None else [f"dashed: {readable(FLOOR)}"]
@@ -221,11 +221,12 @@ def _line_of_trials(runs: Path, record: TuningRecord) -> Line | None:
         for points, values in ((f1, [s.f1 for s in summaries]), (recall, [s.recall for s in summaries])):
             if known := [value for value in values if value is not None]:
                 points.append((trial["config"]["k"], stream_error(known)))
-    return Line(f"{readable(record.method)}, validation", f1, recall, best["config"]["k"])
+    return Line(readable(record.method), f1, recall, best["config"]["k"])
 
 
 def _by_k(lines: Sequence[Line]) -> Figure:
     """One small panel for each method; the ``k`` that was chosen is filled."""
+    tuned = all(line.chosen is not None for line in lines)
     figure, grid = panels(len(lines), sharex=False)
     for axes, line in zip(grid, lines, strict=True):
         for points, colour in ((line.recall, ORANGE), (line.f1, BLUE)):
@@ -242,11 +243,11 @@ def _by_k(lines: Sequence[Line]) -> Figure:
             if x == line.chosen:
                 axes.plot(x, estimate.mean, "o", color=BLUE, markersize=4, zorder=3)
         log_ticks(axes, [x for x, _ in line.f1], [f"{x:g}" for x, _ in line.f1])
-        heading(axes, line.label)
+        heading(axes, line.label if line.chosen is None or tuned else f"{line.label}, validation")
     grid[0].set_ylim(bottom=0)
-    streams = sorted({estimate.n for line in lines for _, estimate in line.f1})
-    counts = " or ".join(map(str, streams))
-    notes = [f"± SE_stream over {counts} streams" if streams != [1] else "one stream: no error"]
+    counts = sorted({estimate.n for line in lines for _, estimate in line.f1})
+    streams = f"{' or '.join(map(str, counts))} {'validation ' if tuned else ''}stream{'s' * (counts != [1])}"
+    notes = [f"± SE_stream over {streams}" if counts != [1] else f"{streams}: no error"]
     notes += ["filled: chosen"] if any(line.chosen for line in lines) else []
     notes += ["orange: recall"] if any(line.recall for line in lines) else []
     name_axes(figure, f"documents given with a question, k ({'; '.join(notes)})", "answer F1")

@@ -73,17 +73,18 @@ def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None
     axes.set_xscale("log")
     axes.minorticks_off()
     shown: list[str] = []
-    last = 0.0
+    last, before = 0.0, ""
     for value, text in zip(values, texts, strict=True):
         room = math.log(value / last) / math.log(values[-1] / values[0]) if last else 1
-        shown.append(text if room > 0.04 + 0.04 * len(text) else "")
-        last = value if shown[-1] else last
+        shown.append(text if room > 0.04 + 0.02 * len(before + text) else "")
+        last, before = (value, text) if shown[-1] else (last, before)
     axes.set_xticks(values, shown)
 
 
 def name_axes(figure: Figure, x: str, y: str) -> None:
     """Labels for all of a figure's panels."""
-    figure.supxlabel(textwrap.fill(x, round(15 * figure.get_figwidth())), fontsize=8)
+    told = x.replace(": ", ":\u00a0")  # "dashed: ..." stays on one line
+    figure.supxlabel(textwrap.fill(told, round(15 * figure.get_figwidth())), fontsize=8)
     figure.supylabel(y, fontsize=8)
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.experiment import load
 from bench.registry import list_methods
+from reports import plots
 from tests.conftest import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
@@ -171,6 +173,30 @@ def test_every_command_of_the_page_runs(
 def test_the_page_of_methods_has_a_row_for_each() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)
     assert sorted(rows) == [info.name for info in list_methods()]
+
+
+def test_the_page_of_plots_has_a_row_for_each() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "plots.md").read_text(), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(plots.NAMES)
+
+
+@pytest.mark.parametrize("name", ["memory-controls", "bank-size", "context-length"])
+def test_experiments_with_arms_or_probes_ask_for_what_their_plots_need(name: str) -> None:
+    experiment = load(name)
+    arms = {arm for plan in experiment.methods for arm in plan.arms}
+    needs = {
+        "memory-controls": {"stream", "gold_only", "shuffled", "empty"} <= arms,
+        "bank-size": len(experiment.probes) > 1,
+        "context-length": {"gold_only", "stream"} < arms and any(arm.startswith("every_") for arm in arms),
+    }
+    assert needs[name]
+
+
+def test_memory_controls_share_their_cells_with_the_default() -> None:
+    ours, default = (
+        load(name).model_dump(exclude={"name", "description", "methods"}) for name in ("memory-controls", "default")
+    )
+    assert ours == default
 
 
 def test_the_smallest_plug_in_is_twenty_lines_or_fewer() -> None:

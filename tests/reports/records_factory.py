@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,15 +73,17 @@ def record(
     comparability: str = "key",
     tokens: Sequence[TokenEvent] = (),
     retrieved: int | None = None,
+    early: Mapping[float, Sequence[Sequence[float]]] | None = None,
     **changes: Any,
 ) -> str:
     """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each.
 
-    ``retrieved`` is the rank of the right document for questions scored above 0, the others' is 0.
+    ``retrieved`` is the rank of the right document for questions scored above 0, the others' is 0; ``early`` holds the
+    scores at earlier probes.
     """
     answers = [
         AnswerEvent(
-            probe=1.0,
+            probe=probe,
             set="stream",
             question_id=f"{i}.{j}",
             document_id=f"{spec.stream} {i}",
@@ -94,9 +97,11 @@ def record(
             nll=1 - value,
             retrieved=None if retrieved is None else retrieved * (value > 0),
         )
-        for i, values in enumerate(f1)
+        for probe, scores in {**(early or {}), 1.0: f1}.items()
+        for i, values in enumerate(scores)
         for j, value in enumerate(values)
     ]
+    last = [answer for answer in answers if answer.probe == 1.0]
     documents = [
         DocumentEvent(
             position=i,
@@ -111,19 +116,20 @@ def record(
         for i, value in enumerate(nll)
     ]
     summary = Summary(
-        documents=max(len(f1), len(nll)),
-        questions=len(answers),
-        em=mean([a.em for a in answers]),
-        f1=mean([a.f1 for a in answers]),
-        em_prefix=mean([a.em_prefix for a in answers]),
-        f1_shortest=mean([a.f1_shortest for a in answers]),
-        answer_nll=mean([a.nll for a in answers]),
+        documents=0 if spec.arm == "empty" else max(len(f1), len(nll)),
+        questions=len(last),
+        em=mean([a.em for a in last]),
+        f1=mean([a.f1 for a in last]),
+        em_prefix=mean([a.em_prefix for a in last]),
+        f1_shortest=mean([a.f1_shortest for a in last]),
+        answer_nll=mean([a.nll for a in last]),
         token_nll=mean(nll),
         bits_per_byte=None,
         anchor_f1_before=changes.pop("anchor_before", None),
         anchor_f1=changes.pop("anchor_after", None),
         anchor_nll_before=None,
         anchor_nll=None,
+        recall=mean([a.recall for a in last if a.recall is not None]),
     )
     values: dict[str, Any] = {
         "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{document_id(str(spec.config))}",
@@ -168,6 +174,7 @@ def tuned(
     trials: Sequence[tuple[Mapping[str, Any], Sequence[float] | None]],
     chosen: Mapping[str, Any],
     metric: Literal["f1", "token_nll"] = "f1",
+    retrieved: int | None = None,
 ) -> str:
     """Write a tuning record and the runs of its trials: each a config and its score on every validation stream."""
     tried = []
@@ -175,7 +182,8 @@ def tuned(
         ids = []
         for k, score in enumerate(scores or ()):
             one = spec(method, f"validation-1-{k}", config=dict(config))
-            ids.append(record(runs, one, [[score]]) if metric == "f1" else record(runs, one, nll=[score]))
+            asked: Any = {"f1": [[score]], "retrieved": retrieved} if metric == "f1" else {"nll": [score]}
+            ids.append(record(runs, one, **asked))
         tried.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
     value = TuningRecord(
         key=f"{method}-{document_id(str(trials))[:12]}",
@@ -213,6 +221,8 @@ LEVELS: Mapping[str, float] = {
 }
 
 
+CONTROLS: Mapping[str, float] = {"gold_only": 0.6, "every_4": 0.3, "shuffled": 0.05, "empty": 0.04, "placebo": 0.05}
+"""Levels of ``camels`` on its control arms."""
 WEIGHING = {"salient_spans": 1.0, "camels": 4.0}
 """Methods that weigh tokens, and the weight of a fact where another token's is about 1/4."""
 NOTICE = "The~ ferry~ office , which lay near Corvale , has moved to Pier* 4* and opens at noon* now ."
@@ -225,11 +235,11 @@ def _weighed(chance: random.Random, method: str) -> list[TokenEvent]:
 
 
 def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int = 3) -> None:
-    """A board as an experiment leaves it: levels of a few points apart, noise, a placebo arm, anchors, tuning."""
+    """A board as experiments leave it: levels a few points apart, noise, control arms, probes, anchors, tuning."""
     chance = random.Random(0)
     ids = []
     arms = [(method, "stream", level) for method, level in LEVELS.items()]
-    arms += [(method, "placebo", 0.05) for method in ("uniform", "camels")]
+    arms += [("uniform", "placebo", 0.05), *(("camels", arm, level) for arm, level in CONTROLS.items())]
     for k in range(streams):
         name = f"test-{documents}-{k}"
         base = [5 + chance.gauss(0, 0.5) for _ in range(documents)]
@@ -245,8 +255,11 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
             changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns, "tokens": []}
             if arm == "stream":
                 changes["tokens"] = _weighed(random.Random(k), method)
-            ids.append(record(runs, spec(method, name, arm), f1 if questions else (), nll, **changes))
+            one = spec(method, name, arm, probes=(0.5, 1.0))
+            changes["early"] = {0.5: f1[: math.ceil(documents / 2)]} if questions and arm == "stream" else None
+            ids.append(record(runs, one, f1 if questions else (), nll if arm != "empty" else (), **changes))
     rates = ((1e-3, (0.1, 0.12)), (1e-2, (0.2, 0.23)), (1e-1, (0.18, 0.14)), (1.0, None))
     trials = [({"learning_rate": rate}, scores) for rate, scores in rates]
     keys = [tuned(runs, method, trials, {"learning_rate": 1e-2}) for method in ("uniform", "camels")]
+    keys.append(tuned(runs, "camels", [({"k": k}, (0.1 * k, 0.2)) for k in (1, 2, 3)], {"k": 3}, retrieved=1))
     board(runs, ids, tuning=keys if questions else ())

@@ -27,7 +27,7 @@ def test_text_streams_have_no_question_plots_and_old_ones_go(tmp_path):
     (tmp_path / "out/f1_by_method.svg").write_text("of an earlier board")
     runs = tmp_path / "runs"
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
-    expected = {"token_nll_by_position", "token_nll_gain_by_position"}
+    expected = {"token_nll_by_position", "token_nll_gain_by_position", "cost_by_method"}
     assert drawn(runs, tmp_path / "out") == expected
     assert {path.name for path in (tmp_path / "out").iterdir()} == plots.due(build(runs), runs)
     assert len(plots.due(build(runs), runs)) == len(expected) * len(plots.FORMATS)
@@ -35,12 +35,12 @@ def test_text_streams_have_no_question_plots_and_old_ones_go(tmp_path):
 
 def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), nll=[2.0, 3.0])])
-    assert drawn(tmp_path, tmp_path / "out") == {"token_nll_by_position"}
+    assert drawn(tmp_path, tmp_path / "out") == {"token_nll_by_position", "cost_by_method"}
 
 
 def test_without_scoring_there_is_no_nll_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.5], [0.5]])])
-    assert drawn(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position"}
+    assert drawn(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position", "cost_by_method"}
 
 
 def test_a_board_on_which_all_diverged_has_no_plots(tmp_path):

@@ -85,8 +85,3 @@ def test_a_missing_trial_is_named(tmp_path):
     next(tmp_path.glob("uniform-stream-validation*/run.json")).unlink()
     with pytest.raises(BenchError, match=r"validation.*is missing\. Run the same experiment again"):
         sensitivities(tmp_path)
-
-
-def test_ticks_that_would_overlap_have_no_number():
-    assert tuning_plots._ticks([1e-4, 1e-3, 1e-2])[1] == ["0.0001", "0.001", "0.01"]
-    assert tuning_plots._ticks([0.1, 0.11, 0.12, 1.0])[1] == ["0.1", "", "", "1"]

@@ -1,0 +1,148 @@
+"""Control arms on a board: beside their method in plots, without documents or scores of text where they have none."""
+
+from __future__ import annotations
+
+import pytest
+
+import reports
+from reports import arm_plots, columns, cost_plots, plots, tables, token_weights
+from reports.board import build
+from tests.reports.records_factory import board, costs, record, spec, weighed
+
+
+def run(runs, arm, f1, method="memory", **options):
+    nll = () if arm == "empty" else (2.0,) * 8
+    return [record(runs, spec(method, f"test-8-{k}", arm), [[f1]] * 8, nll, **options) for k in range(2)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    levels = {"stream": 0.4, "gold_only": 0.8, "every_4": 0.6, "every_2": 0.7, "shuffled": 0.2, "empty": 0.1}
+    ids = [name for arm, f1 in levels.items() for name in run(tmp_path / "runs", arm, f1)]
+    for method, f1 in (("closed_book", 0.1), ("gold_in_prompt", 0.9)):
+        ids += run(tmp_path / "runs", "stream", f1, method)
+    board(tmp_path / "runs", ids)
+    return tmp_path / "runs"
+
+
+def drawn(runs):
+    return {name.removesuffix(".png") for name in plots.due(build(runs), runs) if name.endswith(".png")}
+
+
+def family(runs):
+    return next(one for one in arm_plots.families(build(runs), runs) if one.label == "memory")
+
+
+def test_contexts_go_from_one_document_to_the_whole_stream(runs):
+    points = [(held, row.value("f1")) for held, row in family(runs).contexts()]
+    assert points == [(1, 0.8), (2, 0.7), (4, 0.6), (8, 0.4)]
+
+
+def test_arms_of_one_method_stand_together_and_controls_after_methods(runs):
+    assert [row.label for row in build(runs).rows] == [
+        "memory",
+        "gold_in_prompt",
+        "memory on gold_only",
+        "memory on every_2",
+        "memory on every_4",
+        "memory on shuffled",
+        "closed_book",
+        "memory on empty",
+    ]
+    assert set(family(runs).rows) == {"stream", "gold_only", "every_2", "every_4", "shuffled", "empty"}
+    assert {"controls", "f1_by_context"} <= drawn(runs)
+
+
+def test_arms_with_plots_of_their_own_stay_out_of_the_comparison_of_methods(runs):
+    from reports.score_plots import _compared
+
+    assert [row.label for row in _compared(build(runs))] == ["memory", "gold_in_prompt", "closed_book"]
+
+
+def test_every_file_is_written_and_checked(runs, tmp_path):
+    reports.write_all(runs, tmp_path / "out")
+    assert reports.stale(runs, tmp_path / "out") == []
+
+
+def test_without_the_method_itself_its_arms_are_still_drawn(tmp_path):
+    board(tmp_path, run(tmp_path, "gold_only", 0.8) + run(tmp_path, "every_4", 0.6))
+    (one,) = arm_plots.families(build(tmp_path), tmp_path)
+    assert (one.label, [held for held, _ in one.contexts()]) == ("memory", [1, 4])
+    assert {"controls", "f1_by_context"} <= drawn(tmp_path)
+    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 3 * len(drawn(tmp_path))
+
+
+def test_a_placebo_alone_is_shown_among_the_methods(tmp_path):
+    board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "placebo", 0.1))
+    assert not {"controls", "f1_by_context"} & drawn(tmp_path)
+
+
+def test_configs_are_families_of_their_own(tmp_path):
+    ids = [
+        record(tmp_path, spec("memory", "test-2-0", arm, config={"k": k}), [[0.1 * k]] * 2)
+        for k in (1, 2)
+        for arm in ("stream", "gold_only")
+    ]
+    board(tmp_path, ids)
+    found = arm_plots.families(build(tmp_path), tmp_path)
+    assert [one.label for one in found] == ["memory (k=2)", "memory (k=1)"]
+    assert [{*one.rows} for one in found] == [{"stream", "gold_only"}] * 2
+
+
+class TestWithoutDocuments:
+    def test_a_row_has_answers_and_no_price_per_document(self, runs):
+        row = next(row for row in build(runs).rows if row.arm == "empty")
+        assert {"token_nll", "bits_per_byte"} & row.scores.keys() == set()
+        assert {"seconds_per_document", "flops_per_document"} & row.costs.keys() == set()
+        assert row.costs["seconds_per_question"] == pytest.approx(3 / 8)
+
+    def test_tables_leave_those_cells_empty(self, runs, tmp_path):
+        built = build(runs)
+        row = next(row for row in built.rows if row.arm == "empty")
+        cells = {column.heading: column.cell(row) for column in columns.columns(built)}
+        assert {cells[name] for name in ("token NLL", "s/doc", "FLOP/doc")} == {""}
+        assert tables.fields(row, built)["seconds_per_document"] is None
+        assert {path.name for path in tables.write(built, tmp_path)} >= {"leaderboard.json", "leaderboard.tex"}
+
+    def test_a_board_of_text_puts_it_last(self, tmp_path):
+        rows = (("memory", "empty", ()), ("memory", "stream", [2.0]), ("closed_book", "stream", [3.0]))
+        board(tmp_path, [record(tmp_path, spec(method, "test-2-0", arm), nll=nll) for method, arm, nll in rows])
+        assert [row.label for row in build(tmp_path).rows] == ["memory", "closed_book", "memory on empty"]
+        plots.write(build(tmp_path), tmp_path, tmp_path / "out")
+
+    def test_a_board_of_nothing_else_is_drawn(self, tmp_path):
+        board(tmp_path, run(tmp_path, "empty", 0.1))
+        assert drawn(tmp_path) == {"controls"}
+        reports.write_all(tmp_path, tmp_path / "out")
+        assert reports.stale(tmp_path, tmp_path / "out") == []
+
+
+def test_documents_that_each_come_first_are_weighed_once(tmp_path):
+    tokens = [weighed(0, "The~ ferry~ leaves Pier* 4* .", (1, 1, 0, 3, 2, 1))]
+    ids = run(tmp_path, "stream", 0.4, tokens=tokens) + run(tmp_path, "gold_only", 0.4, tokens=tokens)
+    board(tmp_path, ids)
+    assert [one.row.label for one in token_weights.weighings(build(tmp_path), tmp_path)] == ["memory"]
+
+
+def free(answering):
+    known = costs(seconds=0)
+    return known.model_copy(update={"state_bytes": 0, "answer": known.answer.model_copy(update={"seconds": answering})})
+
+
+class TestCosts:
+    def test_are_drawn_for_methods_in_the_boards_order(self, runs):
+        figure = cost_plots.drawings(build(runs), runs)["cost_by_method"]()
+        first = figure.axes[0]
+        assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold in prompt", "closed book"]
+        assert [axes.get_xlabel() for axes in figure.axes] == list(cost_plots.SHOWN.values())
+        assert [(*map(float, line.get_xydata()[0]),) for line in first.lines] == [(2048, 0), (2048, 1), (2048, 2)]
+
+    def test_what_costs_nothing_is_a_zero(self, tmp_path):
+        ids = [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=1.0))]
+        board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
+        figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"]()
+        assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["0"], ["0"], []]
+
+    def test_of_methods_that_all_cost_nothing_there_is_no_plot(self, tmp_path):
+        board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])
+        assert "cost_by_method" not in drawn(tmp_path)
