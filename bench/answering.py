@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,12 +33,18 @@ BATCH_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question as the model reads it. ``cut`` counts text tokens that did not fit into the model's window."""
+    """One question as the model reads it. ``cut`` counts text tokens that did not fit into the model's window.
+
+    Where there is a prompt ``against`` it, the model answers from (1 + ``contrast``) times the logits behind this one
+    minus ``contrast`` times those behind that one.
+    """
 
     ids: Tensor
     prefix: Tensor | None = None
     key_values: Sequence[tuple[Tensor, Tensor]] | None = None
     cut: int = 0
+    against: Prompt | None = None
+    contrast: float = 0.0
 
     @property
     def prefix_length(self) -> int:
@@ -72,7 +78,11 @@ def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditio
         cut = max(0, len(ids) - room)
         if cut and len(lm.encode(question.text)) > room:
             raise ValueError(f"Question {question.id} does not fit into the model's window of {lm.window} tokens.")
-        made.append(Prompt(torch.cat([begin, ids[cut:]]), prefix, key_values, cut))
+        prompt = replace(prompt, ids=torch.cat([begin, ids[cut:]]), cut=cut)
+        if conditioning.contrast is not None:
+            bare = Prompt(torch.cat([begin, lm.encode(question.text)]))
+            prompt = replace(prompt, against=bare, contrast=conditioning.contrast)
+        made.append(prompt)
     return made
 
 
@@ -90,9 +100,16 @@ def _batches(made: Sequence[Prompt], extra: Sequence[int]) -> Iterator[list[int]
 
 
 class _Rows:
-    """A left-padded batch: token ids or embeddings, mask, positions, and a cache that holds key/value prefixes."""
+    """A left-padded batch: token ids or embeddings, mask, positions, and a cache that holds key/value prefixes.
+
+    Where prompts have one against them, these follow as a second half of the batch.
+    """
 
     def __init__(self, lm: BaseModel, made: Sequence[Prompt]) -> None:
+        self.contrast: Tensor | None = None
+        if any(p.against is not None for p in made):
+            self.contrast = torch.tensor([p.contrast for p in made], device=lm.device)[:, None, None]
+            made = [*made, *(p if p.against is None else p.against for p in made)]
         rows = [p.ids for p in made]
         soft = any(p.prefix is not None for p in made)
         lengths = [len(row) + (p.prefix_length if soft else 0) for row, p in zip(rows, made, strict=True)]
@@ -139,6 +156,8 @@ class _Rows:
 
         Padding may reach beyond the window, where positions are not defined.
         """
+        if self.contrast is not None:
+            ids, mask = ids.repeat(2, 1), mask.repeat(2, 1)
         steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
         self.inputs = {"input_ids": ids}
         self.mask = torch.cat([self.mask, mask], dim=1)
@@ -147,6 +166,9 @@ class _Rows:
     def select(self, going: Sequence[int]) -> None:
         """Keep these rows only."""
         chosen = torch.tensor(going, device=self.mask.device)
+        if self.contrast is not None:
+            half = len(self.contrast)
+            self.contrast, chosen = self.contrast[chosen], torch.cat([chosen, half + chosen])
         self.cache.batch_select_indices(chosen)
         self.mask, self.positions = self.mask[chosen], self.positions[chosen]
 
@@ -162,19 +184,24 @@ class _Rows:
         return other
 
 
-def _forward(lm: BaseModel, rows: _Rows, keep: int) -> Tensor:
-    """Logits at the last ``keep`` positions of every row, shape (rows, keep, vocabulary), float32."""
+def forward(
+    lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
+) -> Tensor:
+    """Logits at the last ``keep`` positions of left-padded rows, shape (rows, keep, vocabulary), float32."""
     options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
     output = lm.model(
-        **rows.inputs,
-        attention_mask=rows.mask,
-        position_ids=rows.positions,
-        past_key_values=rows.cache,
-        use_cache=True,
-        **options,
+        **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
     )
     logits: Tensor = output.logits[:, -keep:].float()
     return logits
+
+
+def _forward(lm: BaseModel, rows: _Rows, keep: int) -> Tensor:
+    logits = forward(lm, rows.inputs, rows.mask, rows.positions, rows.cache, keep)
+    if rows.contrast is None:
+        return logits
+    behind, against = logits.chunk(2)
+    return (1 + rows.contrast) * behind - rows.contrast * against
 
 
 class _Read:
@@ -240,8 +267,10 @@ def answer(lm: BaseModel, made: Sequence[Prompt], decoding: Decoding) -> list[st
 
 def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
     """Beam search for one prompt through ``generate`` of transformers."""
-    if prompt.prefix is not None or prompt.key_values is not None:
-        raise BenchError("Beam search is offered for text prompts only; use greedy decoding with soft prompts.")
+    if prompt.prefix is not None or prompt.key_values is not None or prompt.against is not None:
+        raise BenchError(
+            "Beam search is offered for text prompts only; use greedy decoding with soft prompts and contrasts."
+        )
     options: dict[str, Any] = {"num_beams": decoding.beams, "early_stopping": True}
     if decoding.strategy == "diverse_beam":
         options.update(num_beam_groups=decoding.groups, diversity_penalty=decoding.diversity_penalty)
@@ -266,7 +295,10 @@ def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
 def _shortened(prompt: Prompt, ending: int, window: int) -> Prompt:
     """The prompt without those tokens after its first that a very long gold answer leaves no room for."""
     over = max(0, prompt.prefix_length + len(prompt.ids) + ending - window)
-    return replace(prompt, ids=torch.cat([prompt.ids[:1], prompt.ids[1 + over :]])) if over else prompt
+    against = None if prompt.against is None else _shortened(prompt.against, ending, window)
+    if not over and against is prompt.against:
+        return prompt
+    return replace(prompt, ids=torch.cat([prompt.ids[:1], prompt.ids[1 + over :]]), against=against)
 
 
 @torch.no_grad()

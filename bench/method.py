@@ -32,17 +32,23 @@ class Conditioning:
 
     ``documents[i]`` are the ids of the documents that stand behind what question i is given, the best first, each once:
     the harness records where the right one is among them.
+
+    With ``contrast`` = a the model answers from (1 + a) times its logits minus a times those without any of the above
+    (context-aware decoding, Shi et al. 2024).
     """
 
     text: Sequence[str] | None = None
     prefix_embeddings: Sequence[Tensor] | None = None
     prefix_key_values: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
     documents: Sequence[Sequence[str]] | None = None
+    contrast: float | None = None
 
     def __post_init__(self) -> None:
         used = [name for name in ("text", "prefix_embeddings", "prefix_key_values") if getattr(self, name) is not None]
         if len(used) > 1:
             raise ValueError(f"Conditioning takes one of text, prefix_embeddings and prefix_key_values, got {used}.")
+        if self.contrast is not None and not 0 <= self.contrast < float("inf"):
+            raise ValueError(f"Conditioning.contrast is {self.contrast}; it must be 0 or a positive number.")
 
     def rank(self, index: int, document_id: str) -> int | None:
         """Where a document is, from 1, among those behind question ``index``: 0 for nowhere, None if none are named."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench.answering import Prompt, _forward, _Rows, answer, answer_and_nll, answer_nll, prompts
-from bench.base_model import BaseModel
+from bench.base_model import BaseModel, decode
 from bench.decoding import Decoding
 from bench.errors import BenchError
 from bench.method import Conditioning
@@ -54,7 +55,22 @@ def nothing(lm: BaseModel) -> Conditioning:
     return Conditioning()
 
 
-@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes])
+def contrasted_texts(lm: BaseModel) -> Conditioning:
+    return replace(texts(lm), contrast=0.7)
+
+
+def contrasted_soft_prompts(lm: BaseModel) -> Conditioning:
+    return replace(soft_prompts(lm), contrast=0.7)
+
+
+def contrasted_prefixes(lm: BaseModel) -> Conditioning:
+    return replace(key_value_prefixes(lm), contrast=0.7)
+
+
+CONTRASTED = [contrasted_texts, contrasted_soft_prompts, contrasted_prefixes]
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
 def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
     lm = BaseModel.load(str(checkpoint))
     made = prompts(lm, QUESTIONS, given(lm), 10)
@@ -66,7 +82,44 @@ def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> Non
     assert answer_nll(lm, made, golds) == pytest.approx(alone, abs=1e-4)
 
 
-@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes])
+@pytest.mark.parametrize("given", CONTRASTED)
+@torch.no_grad()
+def test_contrasted_answers_and_likelihoods_are_those_of_the_two_logits(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    conditioning = given(lm)
+    behind = prompts(lm, QUESTIONS, replace(conditioning, contrast=None), 10)
+    against = prompts(lm, QUESTIONS, Conditioning(), 10)
+
+    def logits(prompt: Prompt, written: list[int]) -> Tensor:
+        ids = torch.cat([prompt.ids, torch.tensor(written, dtype=torch.long)])
+        return _forward(lm, _Rows(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
+
+    def step(i: int, written: list[int]) -> Tensor:
+        return 1.7 * logits(behind[i], written) - 0.7 * logits(against[i], written)
+
+    made = prompts(lm, QUESTIONS, conditioning, 10)
+    for i, found in enumerate(answer(lm, made, GREEDY)):
+        written: list[int] = []
+        while len(written) < 10 and (token := int(step(i, written).argmax())) not in lm.newline_ids | {lm.eos_id}:
+            written.append(token)
+        assert found == decode(lm.tokenizer, written)
+    ending = [*lm.encode(" an otter").tolist(), lm.eos_id]
+    nll = [-step(3, ending[:j]).log_softmax(-1)[token].item() for j, token in enumerate(ending)]
+    found_nll = answer_nll(lm, made, ["an otter"] * 11)[3]
+    assert found_nll == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+
+
+def test_a_contrast_of_zero_is_none_and_beams_and_negative_ones_are_refused(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    plain, zero = (prompts(lm, QUESTIONS, replace(texts(lm), contrast=a), 10) for a in (None, 0.0))
+    assert answer(lm, plain, GREEDY) == answer(lm, zero, GREEDY)
+    with pytest.raises(BenchError, match="greedy"):
+        answer(lm, zero, Decoding(strategy="beam", beams=2))
+    with pytest.raises(ValueError, match="contrast is -1"):
+        Conditioning(contrast=-1.0)
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
 def test_reading_a_prompt_once_gives_what_reading_it_twice_gives(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
     lm = BaseModel.load(str(checkpoint))
     made = prompts(lm, QUESTIONS, given(lm), 10)
@@ -82,6 +135,8 @@ def _nll_in_one_piece(lm: BaseModel, made: list[Prompt], golds: list[str]) -> li
     for prompt, gold in zip(made, golds, strict=True):
         target = torch.cat([lm.encode(" " + gold), torch.tensor([lm.eos_id])])
         whole = replace(prompt, ids=torch.cat([prompt.ids, target]))
+        if prompt.against is not None:
+            whole = replace(whole, against=replace(prompt.against, ids=torch.cat([prompt.against.ids, target])))
         with torch.no_grad():
             logits = _forward(lm, _Rows(lm, [whole]), len(target) + 1)[0, :-1]
         values.append(torch.nn.functional.cross_entropy(logits, target).item())
