@@ -20,6 +20,7 @@ from reports.style import (
     band,
     error,
     f1,
+    from_zero,
     heading,
     log_ticks,
     name_axes,
@@ -48,11 +49,10 @@ class Family:
     """In a stream."""
 
     def contexts(self) -> list[tuple[int, Row]]:
-        """The rows by how many documents are held when a question is asked."""
-        held = {arm: apart(arm) for arm in self.rows if arm == "gold_only" or arm.startswith("every_")}
-        if "stream" in self.rows:
-            held["stream"] = self.documents
-        return sorted((count or 0, self.rows[arm]) for arm, count in held.items())
+        """The rows by how many documents are held when a question is asked: one for each number."""
+        arms = [arm for arm in self.rows if arm in ("gold_only", "stream") or arm.startswith("every_")]
+        held = {min(apart(arm) or self.documents, self.documents): self.rows[arm] for arm in arms}
+        return sorted(held.items(), key=lambda pair: pair[0])
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
@@ -122,7 +122,7 @@ def _contexts(board: Board, found: Sequence[Family]) -> Figure:
     ticks = sorted({held for family in found for held, _ in family.contexts()})
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
     notes = _lines(board, grid, (FLOOR, CEILING))
-    grid[0].set_ylim(bottom=0)
+    from_zero(grid[0])
     name_axes(figure, f"documents held when asked ({'; '.join([_error(board), *notes])})", "answer F1")
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
         for y, row in enumerate(rows):
             value, colour = row.costs.get(name), GREY if row.control else BLUE
             if value:
-                axes.plot(value, y, "o", color=colour, markersize=4)
+                axes.plot(value, y, "o", color=colour, markersize=4, clip_on=False)
             elif value == 0:
                 axes.annotate(
                     "0",
@@ -57,6 +58,9 @@ def _draw(rows: Sequence[Row]) -> Figure:
                     fontsize=7,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
                 )
+        values = [value for row in rows if (value := row.costs.get(name))]
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
         axes.set_xlabel(label)
         axes.tick_params(axis="y", length=0)
     grid[0].set_yticks(range(len(rows)), labels)

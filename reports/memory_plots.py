@@ -24,6 +24,7 @@ from reports.style import (
     Drawings,
     band,
     error,
+    from_zero,
     heading,
     log_ticks,
     name_axes,
@@ -161,7 +162,7 @@ def _panels(board: Board, lines: Mapping[str, Line], x: str, ticks: Mapping[floa
         band(axes, [x for x, _ in line.f1], [estimate for _, estimate in line.f1])
         heading(axes, line.label)
     log_ticks(grid[0], [*ticks], [*ticks.values()])
-    grid[0].set_ylim(bottom=0)
+    from_zero(grid[0])
     notes = [error(board)]
     notes += [] if beside is None else [f"dashed: {readable(FLOOR)}"]
     notes += ["orange: recall"] if any(line.recall for line in shown) else []
@@ -244,7 +245,7 @@ def _by_k(lines: Sequence[Line]) -> Figure:
                 axes.plot(x, estimate.mean, "o", color=BLUE, markersize=4, zorder=3)
         log_ticks(axes, [x for x, _ in line.f1], [f"{x:g}" for x, _ in line.f1])
         heading(axes, line.label if line.chosen is None or tuned else f"{line.label}, validation")
-    grid[0].set_ylim(bottom=0)
+    from_zero(grid[0])
     counts = sorted({estimate.n for line in lines for _, estimate in line.f1})
     streams = f"{' or '.join(map(str, counts))} {'validation ' if tuned else ''}stream{'s' * (counts != [1])}"
     notes = [f"± SE_stream over {streams}" if counts != [1] else f"{streams}: no error"]

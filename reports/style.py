@@ -81,6 +81,11 @@ def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None
     axes.set_xticks(values, shown)
 
 
+def from_zero(axes: Axes) -> None:
+    """Let the y axis, when all is drawn, begin at 0 and leave room for markers at the top."""
+    axes.set_ylim(0, 1.03 * axes.get_ylim()[1])
+
+
 def name_axes(figure: Figure, x: str, y: str) -> None:
     """Labels for all of a figure's panels."""
     told = x.replace(": ", ":\u00a0")  # "dashed: ..." stays on one line

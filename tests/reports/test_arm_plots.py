@@ -38,6 +38,13 @@ def test_contexts_go_from_one_document_to_the_whole_stream(runs):
     assert points == [(1, 0.8), (2, 0.7), (4, 0.6), (8, 0.4)]
 
 
+def test_no_more_documents_are_held_than_the_stream_has(tmp_path):
+    board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "every_8", 0.4) + run(tmp_path, "every_64", 0.4))
+    (one,) = arm_plots.families(build(tmp_path), tmp_path)
+    assert [held for held, _ in one.contexts()] == [8]
+    plots.write(build(tmp_path), tmp_path, tmp_path / "out")
+
+
 def test_arms_of_one_method_stand_together_and_controls_after_methods(runs):
     assert [row.label for row in build(runs).rows] == [
         "memory",
