@@ -57,7 +57,7 @@ def _chosen(model: Any, targets: Targets) -> Iterator[nn.Module]:
 
 
 class Adapter:
-    """LoRA on the modules of ``lm.model`` (Hu et al. 2021): y = W x + alpha / rank B A x, learned in B and A alone.
+    """LoRA on modules of ``lm.model``, or those named (Hu et al. 2021): y = W x + alpha / rank B A x, A and B learning.
 
     It is put in on construction and changes nothing until it learns: one factor is zero, the other drawn from ``seed``
     alone. ``lm`` goes on to name the base's tensors as before. Where the drawn factor is orthonormal, the first
@@ -70,13 +70,13 @@ class Adapter:
         lm: BaseModel,
         rank: int,
         alpha: float,
-        targets: Targets,
+        targets: Targets | list[str],
         initialization: Initialization = "kaiming",
         seed: int = 0,
     ) -> None:
         import peft  # takes seconds to import
 
-        names = target_modules(lm.model, targets)
+        names = targets if isinstance(targets, list) else target_modules(lm.model, targets)
         config: Any = peft.LoraConfig(r=rank, target_modules=names)
         config.lora_alpha = alpha  # any number serves, whatever its type says
         self.lm = lm
