@@ -1,0 +1,145 @@
+"""What memory-bank methods compute with: cross-attention from questions to the rows of a bank, and prefix heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+KeyValues = Sequence[tuple[Tensor, Tensor]]
+"""Per layer keys and values, each (B, key/value heads, positions, head size)."""
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention to the rows of a bank, then a pre-norm feed-forward net (GELU), both residual."""
+
+    def __init__(self, width: int, heads: int, head_width: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm, self.row_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, heads * head_width, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+        # from the start what is alike finds each other, and what is found is passed on as it is
+        nn.init.orthogonal_(self.query.weight)
+        nn.init.orthogonal_(self.value.weight)
+        with torch.no_grad():
+            self.key.weight.copy_(self.query.weight)
+            self.out.weight.copy_(self.value.weight.T)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Queries (B, T, width) after reading rows (B or 1, R, width); without rows only the feed-forward net acts.
+
+        ``bias``, of shape (B or 1, heads or 1, T or 1, R), is added to the attention's logits: -inf hides a row, of
+        which each query must see at least one.
+        """
+        if rows.shape[1]:
+            queries = queries + self.attend(self.query_norm(queries), self.row_norm(rows), bias)
+        read: Tensor = queries + self.feed_forward(queries)
+        return read
+
+    def weights(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """How the attention is spread, for queries (B, T, width) and rows (R, width): (B, heads, T, R), each sum 1."""
+        q = self.query(self.query_norm(queries)).unflatten(-1, (self.heads, -1))
+        k = self.key(self.row_norm(rows)).unflatten(-1, (self.heads, -1))
+        spread: Tensor = (torch.einsum("bthw,rhw->bhtr", q, k) * k.shape[-1] ** -0.5).softmax(-1)
+        return spread
+
+    def attend(self, queries: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """The attention alone, shape (B, T, width)."""
+        batch, length = queries.shape[:2]
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(queries), self.key(rows), self.value(rows))
+        )
+        shared = len(rows) == 1
+        if shared:  # all queries side by side, so that the rows need not be copied for each question
+            q = q.transpose(0, 1).flatten(1, 2)[None]
+            if bias is not None and (bias.shape[0], bias.shape[2]) != (1, 1):
+                wide = bias.expand(batch, -1, length, -1)
+                bias = wide.transpose(0, 1).flatten(1, 2)[None]
+        read = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if shared:
+            read = read[0].unflatten(1, (batch, length)).transpose(0, 1)
+        out: Tensor = self.out(read.transpose(1, 2).flatten(2))
+        return out
+
+
+class Aggregator(nn.Module):
+    """Cross-attention blocks, one after another. None knows a row's place, so the order of rows has no effect."""
+
+    def __init__(self, blocks: int, width: int, heads: int, head_width: int, hidden: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, head_width, hidden) for _ in range(blocks))
+
+    def forward(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the queries recall, shape (B, T, width); see :meth:`CrossBlock.forward`."""
+        for block in self.blocks:
+            queries = block(queries, rows, bias)
+        return queries
+
+    def spread(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """How the first block's attention is spread over rows (R, width): (B, heads, T, R)."""
+        first = self.blocks[0]
+        assert isinstance(first, CrossBlock)
+        return first.weights(queries, rows)
+
+
+class Heads(nn.Module):
+    """A residual net LayerNorm, linear, activation, linear of its own for each position, all computed side by side.
+
+    Where the widths differ, what is added to it goes through a linear map, again one for each position.
+    """
+
+    def __init__(
+        self, positions: int, width: int, hidden: int, out: int, activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.scale, self.shift = nn.Parameter(torch.ones(positions, width)), nn.Parameter(torch.zeros(positions, width))
+        self.first, self.second = (
+            nn.Parameter(torch.empty(positions, fan_in, fan_out).uniform_(-(fan_in**-0.5), fan_in**-0.5))
+            for fan_in, fan_out in ((width, hidden), (hidden, out))
+        )
+        self.first_bias = nn.Parameter(torch.zeros(positions, hidden))
+        self.second_bias = nn.Parameter(torch.zeros(positions, out))
+        self.skip = None if width == out else nn.Parameter(torch.randn(positions, width, out) * width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, positions, width) -> (B, positions, out)."""
+        normed = functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+        inner = self.activation(torch.einsum("bpw,pwh->bph", normed, self.first) + self.first_bias)
+        kept = x if self.skip is None else torch.einsum("bpw,pwo->bpo", x, self.skip)
+        out: Tensor = kept + torch.einsum("bph,pho->bpo", inner, self.second) + self.second_bias
+        return out
+
+
+class PrefixHead(nn.Module):
+    """What was aggregated as key/value prefixes: each (layer, key or value, position) is a slot with its own net.
+
+    The T vectors are repeated to fill the slots, in order; where the division leaves a rest, the first ones once more.
+    """
+
+    def __init__(self, config: Any, tokens: int, width: int, hidden: int, positions: int) -> None:
+        super().__init__()
+        attention_heads = config.num_attention_heads
+        heads: int = getattr(config, "num_key_value_heads", None) or attention_heads
+        head_size: int = getattr(config, "head_dim", None) or config.hidden_size // attention_heads
+        self.shape = (config.num_hidden_layers, 2, positions, heads, head_size)
+        slots = config.num_hidden_layers * 2 * positions
+        times, rest = divmod(slots, tokens)
+        repeats = torch.tensor([times + (i < rest) for i in range(tokens)])
+        self.source: Tensor
+        self.register_buffer("source", torch.arange(tokens).repeat_interleave(repeats), persistent=False)
+        self.nets = Heads(slots, width, hidden, heads * head_size, functional.gelu)
+
+    def forward(self, aggregated: Tensor) -> KeyValues:
+        """(B, T, width) -> the prefix of every layer."""
+        slots = self.nets(aggregated[:, self.source]).unflatten(-1, self.shape[-2:]).unflatten(1, self.shape[:3])
+        layers = slots.permute(1, 2, 0, 4, 3, 5)  # layer, key or value, B, head, position, head size
+        return [(layer[0], layer[1]) for layer in layers]
