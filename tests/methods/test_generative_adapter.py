@@ -13,16 +13,9 @@ from bench import Document, Episode, Question
 from bench.base_model import BaseModel
 from bench.cell import state_bytes
 from bench.errors import BenchError
+from bench.generator import Generator, GeneratorTraining, PartialIsometry, Written, kept_values
 from bench.meta import Trainer
-from methods.generative_adapter import (
-    GenerativeAdapter,
-    Generator,
-    GeneratorTraining,
-    PartialIsometry,
-    Written,
-    alignment,
-    kept_values,
-)
+from methods.generative_adapter import GenerativeAdapter, alignment
 from tests.conftest import TEXT
 
 LONG = Document("long", " ".join(TEXT))
