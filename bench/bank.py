@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from bench.aggregation import KeyValues
-from bench.answering import forward
 from bench.base_model import BaseModel
 from bench.meta import MetaTrained
 from bench.method import Conditioning
+from bench.prompt_rows import forward
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode, Question, document_id
 

@@ -58,10 +58,8 @@ def load(
 ) -> Stream:
     """One stream: the frozen one where there is a manifest for these data, else drawn (and the same for the same data).
 
-    ``read`` gives the entries of a split.
-
-    A manifest binds the declared source of the recipe: data that differ from it are an error. Files that the user gave
-    for the split are other data by right; a manifest holds for them only if the split is the one it was frozen from.
+    ``read`` gives the entries of a split. A manifest binds the recipe's declared source: data that differ from it are
+    an error. Files that the user gave are other data by right; it holds for them only if it was frozen from the same.
 
     Raises:
         BenchError: the data differ from the manifest (names the first differing document), or the split is too small.
@@ -210,10 +208,10 @@ def placebo(entries: Sequence[Entry], stream: Stream) -> tuple[Document, ...]:
     rest: list[tuple[int, int, Document]] = []
     for document in pool:
         tie = seed_for("placebo", stream.dataset, stream.name, document.id)
-        insort(rest, (_size(document), tie, document), key=lambda item: item[:2])
+        insort(rest, (len(document.text.encode()), tie, document), key=lambda item: item[:2])
     chosen = []
     for entry in stream.entries:
-        size = _size(entry.document)
+        size = len(entry.document.text.encode())
         place = bisect_left(rest, size, key=lambda item: item[0])
         if place == len(rest) or (place > 0 and size - rest[place - 1][0] <= rest[place][0] - size):
             place -= 1
@@ -290,10 +288,6 @@ def _read(path: Path) -> Manifest:
 
 def _content(entry: Entry) -> str:
     return stream_hash((entry,))[:16]
-
-
-def _size(document: Document) -> int:
-    return len(document.text.encode())
 
 
 def _path(recipe: Recipe, name: str) -> Path:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.answering import Prompt, _forward, _Rows, answer, answer_and_nll, answer_nll, prompts
+from bench.answering import Prompt, answer, answer_and_nll, answer_nll, prompts
 from bench.base_model import BaseModel, decode
 from bench.decoding import Decoding
 from bench.errors import BenchError
 from bench.method import Conditioning
+from bench.prompt_rows import Rows, logits_of
 from bench.stream import Question
 from tests.conftest import TEXT
 
@@ -92,7 +93,7 @@ def test_contrasted_answers_and_likelihoods_are_those_of_the_two_logits(checkpoi
 
     def logits(prompt: Prompt, written: list[int]) -> Tensor:
         ids = torch.cat([prompt.ids, torch.tensor(written, dtype=torch.long)])
-        return _forward(lm, _Rows(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
+        return logits_of(lm, Rows(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
 
     def step(i: int, written: list[int]) -> Tensor:
         return 1.7 * logits(behind[i], written) - 0.7 * logits(against[i], written)
@@ -138,7 +139,7 @@ def _nll_in_one_piece(lm: BaseModel, made: list[Prompt], golds: list[str]) -> li
         if prompt.against is not None:
             whole = replace(whole, against=replace(prompt.against, ids=torch.cat([prompt.against.ids, target])))
         with torch.no_grad():
-            logits = _forward(lm, _Rows(lm, [whole]), len(target) + 1)[0, :-1]
+            logits = logits_of(lm, Rows(lm, [whole]), len(target) + 1)[0, :-1]
         values.append(torch.nn.functional.cross_entropy(logits, target).item())
     return values
 
