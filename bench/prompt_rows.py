@@ -118,7 +118,7 @@ def forward(
 
 
 def logits_of(lm: BaseModel, rows: Rows, keep: int) -> Tensor:
-    """The same of such a batch, shape (prompts, keep, vocabulary), contrasted where there are prompts against others."""
+    """The same of such a batch, (prompts, keep, vocabulary), contrasted where there are prompts against others."""
     logits = forward(lm, rows.inputs, rows.mask, rows.positions, rows.cache, keep)
     if rows.contrast is None:
         return logits

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, pad
 
-from bench import models, recipe, registry, streams
+from bench import experiment, models, recipe, registry, streams
 from bench.answering import answer, prompts
+from bench.bank import MemoryMethod
 from bench.base_model import BaseModel
+from bench.cell import state_bytes
 from bench.decoding import Decoding
 from bench.harness import Loop
 from bench.inner_loop import twice_differentiable
@@ -189,6 +191,71 @@ def reused_scoring(lm: BaseModel, stream: Stream) -> None:
     print(f"scored, then trained          {tokens / twice:8.0f} tokens/s      ratio {ratio:.2f} (goal 1.3)")
 
 
+SIZES = (100, 1_000, 10_000)
+MEMORIES = ("generative_adapter", "cmt", "mac", "mbc")
+
+
+def memories(lm: BaseModel, stream: Stream) -> None:
+    """Documents and questions per second of untrained memories, and bytes of their state, by documents held.
+
+    They are as the default board has them. The first documents are observed; the rest of a large bank is made of
+    entries that were, with a little noise, since what is in them does not change the time.
+    """
+    plans = {plan.name: plan for plan in experiment.load("default").methods}
+    questions = [gold.question for entry in stream.entries for gold in entry.questions][:QUESTIONS]
+    documents = [entry.document for entry in stream.entries[:DOCUMENTS]]
+    for name in MEMORIES:
+        kind = registry.load_method(name)
+        method: Any = kind(lm, kind.Config(**plans[name].config))
+        for size in SIZES:
+            method.reset()
+            observing = seconds(lambda method=method: [method.observe(document) for document in documents])
+            _fill(method, size)
+            answering = min(seconds(lambda method=method: method.condition(questions)) for _ in range(3))
+            more = [Document(f"more {i}", f"{document.text} {i}") for i, document in enumerate(documents[:20])]
+            held = seconds(lambda method=method, more=more: [method.observe(document) for document in more])
+            print(
+                f"{name:<20} {size:>6} documents: {DOCUMENTS / observing:6.0f} documents/s from the first on, "
+                f"{len(more) / held:6.0f} from there; {QUESTIONS / answering:7.0f} questions/s; "
+                f"{state_bytes(method):>11,} bytes"
+            )
+        method.reset()
+
+
+def _fill(method: Any, size: int) -> None:
+    """Bring a bank to ``size`` entries by repeating what it holds."""
+    if isinstance(method, MemoryMethod):
+        held = len(method.entries)
+        for i in range(held, size):
+            method.entries.append((f"filled {i}", f"filled {i}"))
+        if hasattr(method, "rows"):
+            for first in range(held, size, held):
+                rows = method.rows[:held][: size - first]
+                method.remember(rows + 0.01 * torch.randn_like(rows))
+        else:
+            method.counts = method.counts * size // held
+
+
+def top_k(lm: BaseModel, stream: Stream) -> None:
+    """Questions per second of ``cmt`` over 10,000 documents, the best k aggregated against all of them."""
+    plan = next(plan for plan in experiment.load("default").methods if plan.name == "cmt")
+    kind = registry.load_method("cmt")
+    questions = [gold.question for entry in stream.entries for gold in entry.questions][:16]
+
+    def asking(k: int | None) -> Callable[[], object]:
+        method: Any = kind(lm, kind.Config(**{**plan.config, "k": k}))
+        method.reset()
+        for entry in stream.entries[:DOCUMENTS]:
+            method.observe(entry.document)
+        _fill(method, SIZES[-1])
+        return lambda: method.condition(questions)
+
+    k = plan.config["k"]
+    best, everything, ratio = in_turn(asking(k), asking(None), repeats=3)
+    print(f"cmt, the best {k} of 10,000     {len(questions) / best:8.1f} questions/s")
+    print(f"cmt, all 10,000               {len(questions) / everything:8.1f} questions/s   ratio {ratio:.1f}")
+
+
 def main() -> None:
     lm = BaseModel.load(str(models.locate("nano")))
     stream = streams.load(recipe.find("newsworld"), "test", 200, 0, {})
@@ -197,6 +264,8 @@ def main() -> None:
     batched_answering(lm, stream)
     meta_training(lm, stream)
     reused_scoring(lm, stream)
+    memories(lm, stream)
+    top_k(lm, stream)
 
 
 if __name__ == "__main__":
