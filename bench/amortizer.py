@@ -1,0 +1,66 @@
+"""The network that makes a few vectors of a text: a T5 encoder-decoder with learned decoder inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoTokenizer, T5Model
+
+from bench.aggregation import Heads
+from bench.base_model import BaseModel
+from bench.errors import BenchError
+
+
+class Amortizer(nn.Module):
+    """A text as T vectors: a T5 reads it, its decoder has T learned inputs, and each output a residual net of its own.
+
+    A checkpoint embeds its own tokens; a T5 from scratch is given the base's embeddings, each divided by its root mean
+    square (names that training never met differ in scale from other words).
+    """
+
+    def __init__(self, body: Any, tokenizer: Any, tokens: int, width: int) -> None:
+        super().__init__()
+        self.body, self.tokenizer = body, tokenizer
+        size = body.config.d_model
+        self.inputs = nn.Parameter(0.02 * torch.randn(tokens, size))
+        self.nets = Heads(tokens, size, width, width, torch.tanh)
+
+    def forward(self, ids: Tensor, mask: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Token ids and their mask (B, tokens) -> (B, T, width); ``embed`` is the base's embedding of tokens."""
+        inputs = self.inputs.expand(len(ids), -1, -1)
+        given = {"input_ids": ids} if self.tokenizer is not None else {"inputs_embeds": embed(ids)}
+        read = self.body(**given, attention_mask=mask, decoder_inputs_embeds=inputs, use_cache=False)
+        out: Tensor = self.nets(read.last_hidden_state)
+        return out
+
+
+@torch.no_grad()
+def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
+    """The base's input embeddings of tokens, each of root mean square 1, in float32."""
+    embedded = lm.embeddings(ids).float()
+    return functional.rms_norm(embedded, embedded.shape[-1:], eps=1e-8)
+
+
+def checkpoint(folder: Path) -> tuple[Any, Any]:
+    """A T5 and its tokenizer.
+
+    Raises:
+        BenchError: the folder holds none.
+    """
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind != "t5":
+            raise ValueError(f"it holds a model of type {kind}")
+        body: Any = T5Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BenchError(
+            f"No T5 could be read from {folder} ({str(error).splitlines()[0]}). Give a folder that save_pretrained "
+            f"wrote, with config.json, a tokenizer and .safetensors weights, or leave it out."
+        ) from None
+    return body, tokenizer

@@ -1,0 +1,287 @@
+"""MAC: amortised rows, aggregation in groups, backpropagation dropout, a frozen base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+import torch
+from torch import Tensor
+
+from bench import Document, Episode, Question
+from bench.amortized import AmortizedTraining
+from bench.amortizer import unit_embeddings
+from bench.bank import padded
+from bench.base_model import BaseModel
+from bench.errors import BenchError
+from bench.meta import Trainer
+from methods.mac import Mac
+from tests.conftest import TEXT, make_checkpoint
+
+EPISODES = [
+    Episode(Document(str(i), text), (Question(str(i), f"Who saw {text[:9]}?"),), ((f"an otter number {i}", f"no {i}"),))
+    for i, text in enumerate(TEXT)
+] + [Episode(Document("3", "A fourth text about the mill."), (Question("3", "When?"),), (("1899",),))]
+SMALL = {
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_heads": 2,
+    "encoder_hidden": 16,
+    "tokens": 3,
+    "blocks": 2,
+    "heads": 2,
+    "head_width": 8,
+    "hidden": 16,
+    "prefix_hidden": 8,
+}
+QUESTIONS = [Question("0", "Who repaired the bridge?"), Question("1", "When was it?")]
+
+
+def make(lm: BaseModel, group: int | None = None, **settings: object) -> Mac:
+    method = Mac(lm, Mac.Config(group=group, training={**SMALL, **settings}))
+    method.reset()
+    return method
+
+
+@pytest.fixture
+def lm(checkpoint: Path) -> BaseModel:
+    return BaseModel.load(str(checkpoint))
+
+
+@pytest.fixture
+def llama_lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+def prefixes(method: Mac) -> list[Tensor]:
+    given = method.condition(QUESTIONS).prefix_key_values
+    assert given is not None
+    return [tensor for layers in given for pair in layers for tensor in pair]
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 1e-5
+
+
+def test_a_question_gets_two_positions_per_layer(lm: BaseModel) -> None:
+    method = make(lm)
+    method.observe(EPISODES[0].document)
+    assert [tensor.shape[-2] for tensor in prefixes(method)] == [2] * 8
+
+
+def test_the_order_of_documents_does_not_matter(lm: BaseModel) -> None:
+    found = []
+    for order in (EPISODES, EPISODES[::-1]):
+        method = make(lm)
+        for episode in order:
+            method.observe(episode.document)
+        found.append(prefixes(method))
+    assert_same(*found)
+
+
+def test_a_document_seen_twice_counts_once(llama_lm: BaseModel) -> None:
+    method = make(llama_lm)
+    for text in (TEXT[0], TEXT[1], TEXT[0]):
+        method.observe(Document(text[:3], text))
+    assert method.rows.shape == (2, 3, 32)
+
+
+@pytest.mark.parametrize("longest", [256, 1022])
+def test_padding_is_not_read(lm: BaseModel, longest: int) -> None:
+    method = make(lm)
+    (window,) = method.windows(EPISODES[0].document)
+    alone = method.encode(*padded([window]))
+    filler = torch.full((longest,), 7)
+    together = method.encode(*padded([window, filler]))[:1]
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 1665])
+def test_groups_read_every_document_once(llama_lm: BaseModel, count: int) -> None:
+    method = make(llama_lm, group=16)
+    method.rows = torch.randn(count, 3, 32)
+    read: list[Tensor] = []
+    whole = method.aggregator.forward
+
+    def counted(queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        read.append(rows)
+        return whole(queries, rows, bias)
+
+    method.aggregator.forward = counted  # type: ignore[method-assign]
+    prefixes(method)
+    seen = torch.cat([rows[0] for rows in read if len(rows) == 1])  # from the second level on rows are the question's
+    assert torch.equal(seen, method.rows.flatten(0, 1))
+    assert max(rows.shape[1] for rows in read) <= 16 * 3
+    expected = {1: 1, 16: 1, 17: 2 + 1, 1665: 105 + 7 + 1}
+    assert len(read) == expected[count]
+
+
+def test_a_bank_that_fits_into_a_group_is_read_flat(llama_lm: BaseModel) -> None:
+    flat, grouped = make(llama_lm), make(llama_lm, group=4)
+    flat.rows = grouped.rows = torch.randn(4, 3, 32)
+    assert_same(prefixes(flat), prefixes(grouped))
+    flat.rows = grouped.rows = torch.randn(5, 3, 32)
+    assert max((a - b).abs().max() for a, b in zip(prefixes(flat), prefixes(grouped), strict=True)) > 1e-4
+
+
+def test_documents_without_gradient_count_in_the_loss_alone(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, backprop_ratio=0.5)
+    held: list[Tensor] = []
+    whole = method.encode
+
+    def encode(ids: Tensor, mask: Tensor) -> Tensor:
+        rows = whole(ids, mask).detach().requires_grad_(torch.is_grad_enabled())
+        held.append(rows)
+        return rows
+
+    method.encode = encode  # type: ignore[method-assign]
+    loss = method.outer_step(EPISODES, [])["loss"]
+    with_gradient, without = held
+    assert with_gradient.grad is not None and with_gradient.grad.abs().sum() > 0
+    assert not without.requires_grad and without.grad is None
+    other = method.outer_step([*EPISODES[:2], EPISODES[3], EPISODES[3]], [])["loss"]
+    assert loss != pytest.approx(other, rel=1e-7), "yet it depends on them"
+
+
+def test_the_curriculum_shows_ever_more_documents(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, own_until=0.2, all_from=0.8)
+    owners = torch.tensor([0, 1, 2, 3, 3])  # the last document has two entries
+    seen = {}
+    for method.progress in (0.0, 0.2, 0.5, 0.8):
+        bias = method.hidden(torch.arange(4), owners, 4)
+        seen[method.progress] = None if bias is None else (bias[:, ::3] == 0).int().tolist()
+        assert bias is None or torch.equal(bias, bias[:, ::3].repeat_interleave(3, 1))
+    own = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
+    assert seen[0.0] == seen[0.2] == own
+    assert seen[0.5] == [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]
+    assert seen[0.8] is None
+
+
+def test_the_focus_is_on_a_row_of_ones_own_document(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, focus=0.5, heads=1)
+    torch.manual_seed(0)
+    queries, sought, bank = torch.randn(2, 3, 32), torch.randn(2, 3, 32), torch.randn(4, 3, 32)
+    block = method.aggregator.blocks[0]
+    asked, answer = (
+        (block.query(block.query_norm(q)) @ block.key(block.row_norm(bank.flatten(0, 1))).T / 8**0.5)
+        .softmax(-1)
+        .mean(1)
+        for q in (queries, sought)
+    )
+    both = asked * answer
+    expected = -(both[0, 3:6].sum().log() + both[1, 6:12].sum().log()) / 2
+    own = torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1]]).bool()
+    torch.testing.assert_close(method.distraction(queries, sought, bank, own), expected)
+    parts = method.outer_step(EPISODES, [])
+    assert parts["loss"] > parts["answer_nll"] + 0.1
+
+
+def test_an_own_bank_is_that_of_the_document_alone(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, own_until=0.9, all_from=1.0)
+    loss = method.outer_step(EPISODES, [])["loss"]
+    with torch.no_grad():
+        alone = [method.validate([episode])["loss"] for episode in EPISODES]
+    assert loss == pytest.approx(sum(alone) / 4, rel=1e-4)
+
+
+def test_training_and_streaming_leave_the_base_as_it_was(lm: BaseModel) -> None:
+    before = lm.weights_hash()
+    method = make(lm, steps=2, episodes_per_step=2, validate_every=1)
+    Trainer(method, EPISODES, EPISODES).run()
+    for episode in EPISODES:
+        method.observe(episode.document)
+    method.condition(QUESTIONS)
+    assert lm.weights_hash() == before
+    assert all(p.grad is None and p.requires_grad for p in lm.model.parameters())
+
+
+def test_one_by_one_makes_the_bank_of_the_batch(lm: BaseModel) -> None:
+    method = make(lm)
+    batch = method.bank_of([episode.document for episode in EPISODES]).detach()
+    for episode in EPISODES:
+        method.observe(episode.document)
+    torch.testing.assert_close(method.rows, batch, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> None:
+    method = make(llama_lm)
+    empty = prefixes(method)
+    method.observe(EPISODES[0].document)
+    assert max((a - b).abs().max() for a, b in zip(empty, prefixes(method), strict=True)) > 1e-4
+    with torch.no_grad():
+        alone = method.queries([question.text for question in QUESTIONS])
+        for block in method.aggregator.blocks:
+            alone = alone + block.feed_forward(alone)
+        made = method.prefix(alone)
+    assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in made for side in (0, 1)])
+
+
+def test_meta_training_lowers_the_loss(llama_lm: BaseModel) -> None:
+    settings = {"steps": 30, "learning_rate": 5e-3, "episodes_per_step": 4, "validate_every": 10}
+    method = make(llama_lm, **settings, shared=True)
+    trainer = Trainer(method, EPISODES, EPISODES)
+    trainer.run()
+    losses = [row["validation_loss"] for row in trainer.curve]
+    assert min(losses) < losses[0] - 0.5
+
+
+def test_one_network_may_read_both(llama_lm: BaseModel) -> None:
+    own, shared = (
+        sum(p.numel() for p in make(llama_lm, shared=shared).learner.parameters()) for shared in (False, True)
+    )
+    twice = sum(p.numel() for p in make(llama_lm).documents.parameters())
+    assert own - shared == twice
+
+
+def test_embeddings_are_brought_to_one_scale(lm: BaseModel) -> None:
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[5] *= 100
+    embedded = unit_embeddings(lm, torch.tensor([[5, 6]]))
+    torch.testing.assert_close(embedded.pow(2).mean(-1), torch.ones(1, 2), rtol=1e-4, atol=0)
+
+
+def test_a_t5_checkpoint_reads_its_own_tokens(llama_lm: BaseModel, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, T5Config, T5Model
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(make_checkpoint(tmp_path / "llm", "llama"))
+    t5 = T5Model(T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, **sizes))
+    t5.save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    method = make(llama_lm, amortizer=str(tmp_path / "t5"), question_encoder=str(tmp_path / "t5"))
+    torch.testing.assert_close(dict(method.documents.body.named_parameters())["shared.weight"], t5.shared.weight)
+    method.observe(Document("long", TEXT[0] * 120))
+    lengths = [len(window) for window in method.windows(Document("long", TEXT[0] * 120))]
+    assert max(lengths) == 1022 and len(method.entries) == len(lengths) > 1 and method.rows.shape[1:] == (3, 32)
+    assert len(prefixes(method)) == 8
+    with pytest.raises(BenchError, match="No T5"):
+        make(llama_lm, amortizer=str(tmp_path / "llm"))
+
+
+def test_names_are_renamed_for_a_step_and_nothing_else(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, rename=True)
+    episodes = [
+        Episode(Document("0", "the mill at Corvale"), (Question("0", "the mill at?"),), (("Corvale",),)),
+        Episode(Document("1", "the ferry at noon"), (Question("1", "When left the ferry?"),), (("noon",),)),
+    ]
+    own = [llama_lm.encode(text).tolist() for text in (" mill", " ferry")]
+    common = llama_lm.encode(" at")
+    plain = unit_embeddings(llama_lm, common)
+    with method.renaming(episodes):
+        first = dict(method.renamed)
+        assert set(own[0]) <= set(first) and not set(common.tolist()) & set(first)
+        assert not set(llama_lm.encode(" noon").tolist()) & set(first), "the question does not say it"
+        embedded = method.embed(torch.tensor([own[0], own[0]]))
+        assert torch.equal(embedded[0], embedded[1]) and torch.equal(embedded[0][0], first[own[0][0]])
+        assert torch.equal(method.embed(common), plain)
+    assert method.renamed == {}
+    with method.renaming(episodes):
+        assert not torch.equal(method.renamed[own[0][0]], first[own[0][0]])
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match="shared"):
+        AmortizedTraining(shared=True, amortizer="t5")
+    with pytest.raises(pydantic.ValidationError, match="own_until"):
+        AmortizedTraining(own_until=0.5, all_from=0.3)
