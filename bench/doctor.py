@@ -16,7 +16,6 @@ from bench.source_hash import ROOT
 
 OPTIONAL = {
     "spacy": "finding salient spans with a trained tagger",
-    "bm25s": "retrieving documents with BM25",
     "ray": "running on several machines",
 }
 """What each package of the extras is for."""
