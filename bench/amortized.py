@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pydantic
 import torch
@@ -17,7 +17,7 @@ from transformers import T5Config, T5Model
 
 from bench import models
 from bench.aggregation import Aggregator, PrefixHead
-from bench.amortizer import Amortizer, checkpoint, unit_embeddings
+from bench.amortizer import Amortizer, checkpoint, hand_on, unit_embeddings
 from bench.bank import MemoryMethod, Recalled, answer_nll, frozen, padded, questions_of
 from bench.base_model import BaseModel
 from bench.meta import Training
@@ -25,6 +25,8 @@ from bench.seeds import seed_for
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode
 
+TOKENS = 4096
+"""Most tokens of the vocabulary whose keys and values the prefix head may start from."""
 WINDOW = 1022
 """Tokens of a T5 checkpoint's own that it reads at a time."""
 
@@ -49,6 +51,11 @@ class AmortizedTraining(Training):
     hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
     prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
     prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
+    prefix_start: Literal["identity", "base"] = pydantic.Field(
+        default="identity",
+        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a token "
+        "whose embedding is the vector (fitted by least squares)",
+    )
     backprop_ratio: float = pydantic.Field(
         default=1.0,
         gt=0,
@@ -105,6 +112,8 @@ class AmortizedMemory(MemoryMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.config.training.seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
+            if self.config.training.prefix_start == "base":
+                self._start_as_tokens()
         self.prepare_bank()
 
     def build(self) -> nn.Module:
@@ -116,6 +125,24 @@ class AmortizedMemory(MemoryMethod):
         self.prefix = PrefixHead(base, plan.tokens, base.hidden_size, plan.prefix_hidden, plan.prefix_positions)
         parts = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         return nn.ModuleDict(parts if plan.shared else {**parts, "questions": self.questions})
+
+    @torch.no_grad()
+    def _start_as_tokens(self) -> None:
+        """Let the prefix head start as a linear map from unit embeddings to the keys and values of their tokens."""
+        layers, _, positions, heads, size = self.prefix.shape
+        ids = torch.randperm(len(self.lm.tokenizer))[:TOKENS].to(self.lm.device)
+        targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=self.lm.device)
+        for position in range(positions):
+            place = torch.full((len(ids), 1), position, device=self.lm.device)
+            cache = self.lm.model(input_ids=ids[:, None], position_ids=place, use_cache=True).past_key_values
+            for layer, kept in enumerate(cache.layers):
+                for side, made in enumerate((kept.keys, kept.values)):
+                    targets[layer, side, position] = made[:, :, 0].flatten(1).float()
+        slots = targets.flatten(0, 2)
+        embedded = unit_embeddings(self.lm, ids).expand(len(slots), -1, -1)
+        nets = self.prefix.nets
+        nets.skip = nn.Parameter(torch.linalg.lstsq(embedded, slots).solution.contiguous())
+        nets.second.zero_()
 
     def _amortizer(self, name: str | None) -> Amortizer:
         plan, width = self.config.training, self.lm.model.config.hidden_size
@@ -133,7 +160,10 @@ class AmortizedMemory(MemoryMethod):
             pad_token_id=0,
             eos_token_id=0,
         )
-        return Amortizer(T5Model(config), None, plan.tokens, width)
+        body = T5Model(config)
+        for block in body.decoder.block:
+            hand_on(block.layer[1].EncDecAttention)
+        return Amortizer(body, None, plan.tokens, width)
 
     @property
     def learner(self) -> nn.Module:
@@ -272,7 +302,7 @@ class AmortizedMemory(MemoryMethod):
         plan = self.config.training
         if self.progress >= plan.all_from:
             return None
-        grown = (self.progress - plan.own_until) / (plan.all_from - plan.own_until)
+        grown = (self.progress - plan.own_until) / max(1e-9, plan.all_from - plan.own_until)
         far = (owners - own[:, None]) % count >= round(count ** max(0.0, grown))
         bias = torch.zeros(far.shape, device=far.device).masked_fill(far, -torch.inf)
         return bias.repeat_interleave(plan.tokens, 1)

@@ -40,6 +40,15 @@ class Amortizer(nn.Module):
 
 
 @torch.no_grad()
+def hand_on(attention: Any) -> None:
+    """Let a T5's attention start, as the aggregator's, by finding what is alike and handing it on as it is."""
+    nn.init.orthogonal_(attention.k.weight)
+    nn.init.orthogonal_(attention.v.weight)
+    attention.q.weight.copy_(attention.k.weight * attention.key_value_proj_dim**-0.5)
+    attention.o.weight.copy_(attention.v.weight.T)
+
+
+@torch.no_grad()
 def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
     """The base's input embeddings of tokens, each of root mean square 1, in float32."""
     embedded = lm.embeddings(ids).float()

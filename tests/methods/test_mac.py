@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pydantic
@@ -215,6 +216,22 @@ def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> No
             alone = alone + block.feed_forward(alone)
         made = method.prefix(alone)
     assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in made for side in (0, 1)])
+
+
+def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, prefix_start="base", tokens=1)
+    ids = torch.tensor([17, 4])
+    with torch.no_grad():
+        made = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
+        cache = llama_lm.model(input_ids=ids[:, None], use_cache=True).past_key_values
+    # the first layer's keys and values are linear in the normed embedding; those of position 0 are not rotated
+    for found, kept in zip(made[0], (cache.layers[0].keys, cache.layers[0].values), strict=True):
+        torch.testing.assert_close(found[:, :, :1], kept, rtol=1e-3, atol=1e-3)
+
+
+def test_every_share_of_documents_may_be_seen_at_once_or_never(llama_lm: BaseModel) -> None:
+    method = make(llama_lm, own_until=1.0, all_from=1.0)
+    assert math.isfinite(method.outer_step(EPISODES, [])["loss"])
 
 
 def test_meta_training_lowers_the_loss(llama_lm: BaseModel) -> None:
