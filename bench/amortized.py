@@ -53,8 +53,8 @@ class AmortizedTraining(Training):
     prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
     prefix_start: Literal["identity", "base"] = pydantic.Field(
         default="identity",
-        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a token "
-        "whose embedding is the vector (fitted by least squares)",
+        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a "
+        "token whose embedding is the vector (fitted by least squares)",
     )
     backprop_ratio: float = pydantic.Field(
         default=1.0,

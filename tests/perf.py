@@ -25,7 +25,7 @@ from bench.harness import Loop
 from bench.inner_loop import twice_differentiable
 from bench.material import episodes
 from bench.method import Conditioning, Method
-from bench.stream import Document, Episode, Stream
+from bench.stream import Document, Episode, Question, Stream
 
 REPEATS = 5
 DOCUMENTS = 100
@@ -214,8 +214,8 @@ SMALL = {
 def memories(lm: BaseModel, stream: Stream) -> None:
     """Documents and questions per second of untrained memories, and bytes of their state, by documents held.
 
-    They are as the default board has them, or :data:`SMALL`. The first documents are observed; the rest of a large bank is made of
-    entries that were, with a little noise, since what is in them does not change the time.
+    They are as the default board has them, or :data:`SMALL`. The first documents are observed; the rest of a large
+    bank is made of entries that were, with a little noise, since what is in them does not change the time.
     """
     configs = {plan.name: plan.config for plan in experiment.load("default").methods}
     questions = [gold.question for entry in stream.entries for gold in entry.questions][:QUESTIONS]
@@ -227,7 +227,7 @@ def memories(lm: BaseModel, stream: Stream) -> None:
             method.reset()
             observing = seconds(lambda method=method: [method.observe(document) for document in documents])
             _fill(method, size)
-            answering = min(seconds(lambda method=method: method.condition(questions)) for _ in range(3))
+            answering = min(seconds(lambda method=method: _asked(method, questions)) for _ in range(3))
             more = [Document(f"more {i}", f"{document.text} {i}") for i, document in enumerate(documents[:20])]
             held = seconds(lambda method=method, more=more: [method.observe(document) for document in more])
             print(
@@ -236,6 +236,10 @@ def memories(lm: BaseModel, stream: Stream) -> None:
                 f"{state_bytes(method):>11,} bytes"
             )
         method.reset()
+
+
+def _asked(method: Any, questions: Sequence[Question]) -> None:
+    answer(method.lm, prompts(method.lm, questions, method.condition(questions), 16), Decoding())
 
 
 def _fill(method: Any, size: int) -> None:
