@@ -160,7 +160,7 @@ class AmortizedMemory(MemoryMethod):
             pad_token_id=0,
             eos_token_id=0,
         )
-        body = T5Model(config)
+        body: Any = T5Model(config)
         for block in body.decoder.block:
             hand_on(block.layer[1].EncDecAttention)
         return Amortizer(body, None, plan.tokens, width)

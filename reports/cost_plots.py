@@ -34,6 +34,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
 def _draw(rows: Sequence[Row]) -> Figure:
     """A panel for each cost and a dot for each method, on logarithmic axes; what costs nothing is a 0 at their edge."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     shown = {name: label for name, label in SHOWN.items() if any(row.costs.get(name) for row in rows)}
     labels = [textwrap.fill(readable(row.label), 30) for row in rows]
@@ -61,6 +62,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
         values = [value for row in rows if (value := row.costs.get(name))]
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
+        axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would name every tick
         axes.set_xlabel(label)
         axes.tick_params(axis="y", length=0)
     grid[0].set_yticks(range(len(rows)), labels)
