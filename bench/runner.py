@@ -190,7 +190,8 @@ class Runner:
     def _remark_edges(self, plan: MethodPlan, trials: Sequence[Trial], best: Mapping[str, Any]) -> None:
         for key, value in best.items():
             tried = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
-            if len(tried) > 2 and value in (tried[0], tried[-1]):
+            fewest = isinstance(value, int) and value == 1  # of counts, of which there are no fewer
+            if len(tried) > 2 and value in (tried[0], tried[-1]) and not fewest:
                 where = f"The best {key} of {self._called(plan)}, {value:g}, lies at the edge of its grid"
                 self.remarks.append(f"{where}: a wider one may do better.")
 

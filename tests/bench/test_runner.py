@@ -227,6 +227,13 @@ def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experime
     ]
 
 
+def test_a_count_of_one_is_no_edge(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    still = {"name": "uniform", "config": {"learning_rate": 0.0}, "grid": {"steps_per_document": [1, 2, 3]}}
+    done = Runner(plan(still), tmp_path).run(Inline())
+    assert done.cells[0].spec.config["steps_per_document"] == 1, "of equal scores the earlier"
+    assert read_board(tmp_path).remarks == []
+
+
 def test_a_remark_on_one_of_several_variants_says_which(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     grid = {"learning_rate": [0.0, 1e-5, 1e-2]}
     variants = [{"name": "uniform", "config": {"steps_per_document": n}, "grid": grid} for n in (1, 2)]
