@@ -138,9 +138,11 @@ def test_closing_the_iterator_ends_the_workers(jobs: Path) -> None:
 
 
 SCRIPT = """
+import signal
 import sys
 from bench.executor import LocalPool, Task
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     tasks = [Task(str(i), "pool_jobs:sleep", {"seconds": 60, "folder": sys.argv[1]}) for i in range(2)]
     list(LocalPool(jobs=2).run(tasks))
 """
