@@ -122,6 +122,8 @@ def test_an_interrupt_ends_with_130_and_a_sentence(experiment: Path, tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # a shell's background jobs, and what they start, inherit that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert "cells" in process.stdout.readline()
