@@ -73,7 +73,7 @@ def run(command: str, folder: Path) -> str:
     words = shlex.split(command)
     if words[0] == "python":
         words[0] = sys.executable
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
