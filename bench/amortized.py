@@ -17,7 +17,7 @@ from transformers import T5Config, T5Model
 
 from bench import models
 from bench.aggregation import Aggregator, PrefixHead
-from bench.amortizer import Amortizer, checkpoint, hand_on, unit_embeddings
+from bench.amortizer import Amortizer, checkpoint, hand_on, start_as_tokens, unit_embeddings
 from bench.bank import MemoryMethod, Recalled, answer_nll, frozen, padded, questions_of
 from bench.base_model import BaseModel
 from bench.meta import Training
@@ -25,8 +25,6 @@ from bench.seeds import seed_for
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode
 
-TOKENS = 4096
-"""Most tokens of the vocabulary whose keys and values the prefix head may start from."""
 WINDOW = 1022
 """Tokens of a T5 checkpoint's own that it reads at a time."""
 
@@ -113,7 +111,7 @@ class AmortizedMemory(MemoryMethod):
             torch.manual_seed(seed_for(self.config.training.seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
             if self.config.training.prefix_start == "base":
-                self._start_as_tokens()
+                start_as_tokens(self.prefix, lm)
         self.prepare_bank()
 
     def build(self) -> nn.Module:
@@ -125,24 +123,6 @@ class AmortizedMemory(MemoryMethod):
         self.prefix = PrefixHead(base, plan.tokens, base.hidden_size, plan.prefix_hidden, plan.prefix_positions)
         parts = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         return nn.ModuleDict(parts if plan.shared else {**parts, "questions": self.questions})
-
-    @torch.no_grad()
-    def _start_as_tokens(self) -> None:
-        """Let the prefix head start as a linear map from unit embeddings to the keys and values of their tokens."""
-        layers, _, positions, heads, size = self.prefix.shape
-        ids = torch.randperm(len(self.lm.tokenizer))[:TOKENS].to(self.lm.device)
-        targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=self.lm.device)
-        for position in range(positions):
-            place = torch.full((len(ids), 1), position, device=self.lm.device)
-            cache = self.lm.model(input_ids=ids[:, None], position_ids=place, use_cache=True).past_key_values
-            for layer, kept in enumerate(cache.layers):
-                for side, made in enumerate((kept.keys, kept.values)):
-                    targets[layer, side, position] = made[:, :, 0].flatten(1).float()
-        slots = targets.flatten(0, 2)
-        embedded = unit_embeddings(self.lm, ids).expand(len(slots), -1, -1)
-        nets = self.prefix.nets
-        nets.skip = nn.Parameter(torch.linalg.lstsq(embedded, slots).solution.contiguous())
-        nets.second.zero_()
 
     def _amortizer(self, name: str | None) -> Amortizer:
         plan, width = self.config.training, self.lm.model.config.hidden_size

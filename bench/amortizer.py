@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoTokenizer, T5Model
 
-from bench.aggregation import Heads
+from bench.aggregation import Heads, PrefixHead
 from bench.base_model import BaseModel
 from bench.errors import BenchError
+
+TOKENS = 4096
+"""Most tokens of the vocabulary whose keys and values a prefix head may start from."""
 
 
 class Amortizer(nn.Module):
@@ -53,6 +56,24 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
     """The base's input embeddings of tokens, each of root mean square 1, in float32."""
     embedded = lm.embeddings(ids).float()
     return functional.rms_norm(embedded, embedded.shape[-1:], eps=1e-8)
+
+
+@torch.no_grad()
+def start_as_tokens(prefix: PrefixHead, lm: BaseModel) -> None:
+    """Let the prefix head start as a linear map from unit embeddings to the keys and values of their tokens."""
+    layers, _, positions, heads, size = prefix.shape
+    ids = torch.randperm(len(lm.tokenizer))[:TOKENS].to(lm.device)
+    targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=lm.device)
+    for position in range(positions):
+        place = torch.full((len(ids), 1), position, device=lm.device)
+        cache = lm.model(input_ids=ids[:, None], position_ids=place, use_cache=True).past_key_values
+        for layer, kept in enumerate(cache.layers):
+            for side, made in enumerate((kept.keys, kept.values)):
+                targets[layer, side, position] = made[:, :, 0].flatten(1).float()
+    slots = targets.flatten(0, 2)
+    embedded = unit_embeddings(lm, ids).expand(len(slots), -1, -1)
+    prefix.nets.skip = nn.Parameter(torch.linalg.lstsq(embedded, slots).solution.contiguous())
+    prefix.nets.second.zero_()
 
 
 def checkpoint(folder: Path) -> tuple[Any, Any]:

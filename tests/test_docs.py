@@ -192,8 +192,8 @@ def test_every_command_of_the_page_runs(
 
 
 def test_the_page_of_methods_has_a_row_for_each() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)
-    assert sorted(rows) == [info.name for info in list_methods()]
+    first = (ROOT / "docs" / "methods.md").read_text().split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", first, flags=re.MULTILINE)) == [info.name for info in list_methods()]
 
 
 def test_the_page_of_plots_has_a_row_for_each() -> None:
