@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -104,6 +104,7 @@ class Loop:
             self.probe(max(self.probes), len(self.entries))
 
     def _run_apart(self, every: int) -> None:
+        due = _due(self.entries)
         for first in range(0, len(self.documents), every):
             self.method.reset()
             group = range(first, min(first + every, len(self.documents)))
@@ -111,7 +112,7 @@ class Loop:
                 self.position = position
                 self.step(position, self.documents[position])
             with self._answering(str(first)):
-                self.ask(max(self.probes), "stream", _due(self.entries, group))
+                self.ask(max(self.probes), "stream", [item for item in due if item.position in group])
 
     def step(self, position: int, document: Document) -> None:
         """One document: each of its segments is scored, then observed."""
@@ -161,9 +162,9 @@ class Loop:
         """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
         with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
         with self._answering(str(fraction)):
-            self.ask(fraction, "stream", _due(self.entries[:seen], range(min(seen, len(self.entries)))))
+            self.ask(fraction, "stream", _due(self.entries[:seen]))
             if with_anchor:
-                self.ask(fraction, "anchor", _due(self.anchor, range(len(self.anchor))))
+                self.ask(fraction, "anchor", _due(self.anchor))
         if with_anchor:
             self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
 
@@ -245,15 +246,11 @@ class Loop:
         )
 
 
-def _due(entries: Sequence[Entry], positions: Iterable[int]) -> list[Asked]:
-    """The questions of the entries at these positions, but for those that any of the entries supersedes."""
-    revised = superseded(gold for entry in entries for gold in entry.questions)
-    return [
-        Asked(gold, entries[i].document, i)
-        for i in positions
-        for gold in entries[i].questions
-        if gold.question.id not in revised
-    ]
+def _due(entries: Sequence[Entry]) -> list[Asked]:
+    """The questions of the entries, but for those that another one of them supersedes."""
+    asked = [Asked(gold, entry.document, i) for i, entry in enumerate(entries) for gold in entry.questions]
+    revised = superseded(item.gold for item in asked)
+    return [item for item in asked if item.gold.question.id not in revised]
 
 
 def _finite(value: float, what: str) -> float:
