@@ -28,6 +28,7 @@ from reports.style import (
     heading,
     log_ticks,
     name_axes,
+    open_circles,
     panels,
     readable,
     title,
@@ -230,16 +231,8 @@ def _by_k(lines: Sequence[Line]) -> Figure:
     tuned = all(line.chosen is not None for line in lines)
     figure, grid = panels(len(lines), sharex=False)
     for axes, line in zip(grid, lines, strict=True):
-        for points, colour in ((line.recall, ORANGE), (line.f1, BLUE)):
-            axes.errorbar(
-                *_xy(points),
-                yerr=[estimate.se or 0 for _, estimate in points],
-                color=colour,
-                marker="o",
-                markersize=3,
-                markerfacecolor="white",
-                elinewidth=0.8,
-            )
+        for some, colour in ((line.recall, ORANGE), (line.f1, BLUE)):
+            open_circles(axes, [x for x, _ in some], [estimate for _, estimate in some], colour)
         for x, estimate in line.f1:
             if x == line.chosen:
                 axes.plot(x, estimate.mean, "o", color=BLUE, markersize=4, zorder=3)

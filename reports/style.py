@@ -68,6 +68,20 @@ def band(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: 
     axes.fill_between(x, lows, highs, color=colour, alpha=0.25, linewidth=0)
 
 
+def open_circles(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: str = BLUE) -> None:
+    """Means as open circles on a line, each with one standard error."""
+    axes.errorbar(
+        x,
+        [estimate.mean for estimate in estimates],
+        yerr=[estimate.se or 0 for estimate in estimates],
+        color=colour,
+        marker="o",
+        markersize=3,
+        markerfacecolor="white",
+        elinewidth=0.8,
+    )
+
+
 def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
     """A logarithmic x axis with a tick at each of these ascending values, and its text where that leaves room."""
     axes.set_xscale("log")

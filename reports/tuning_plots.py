@@ -12,7 +12,7 @@ from bench.record_files import read_board, read_run, read_tuning
 from bench.records import TuningRecord
 from bench.statistics import Estimate, stream_error
 from reports.board import Board
-from reports.style import BLUE, GREY, Drawings, heading, log_ticks, name_axes, panels, readable
+from reports.style import BLUE, GREY, Drawings, heading, log_ticks, name_axes, open_circles, panels, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,16 +105,7 @@ def _curve(axes: Axes, sensitivity: Sensitivity) -> None:
     scored = [(rate, estimate) for rate, estimate in sensitivity.points if estimate is not None]
     rates = [rate for rate, _ in sensitivity.points]
     log_ticks(axes, rates, [f"{rate:.3g}".replace("e-0", "e-") for rate in rates])
-    axes.errorbar(
-        [rate for rate, _ in scored],
-        [estimate.mean for _, estimate in scored],
-        yerr=[estimate.se or 0 for _, estimate in scored],
-        color=BLUE,
-        marker="o",
-        markersize=3,
-        markerfacecolor="white",
-        elinewidth=0.8,
-    )
+    open_circles(axes, [rate for rate, _ in scored], [estimate for _, estimate in scored])
     for rate, estimate in sensitivity.points:
         if estimate is None:
             axes.plot(rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
