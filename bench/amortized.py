@@ -259,7 +259,8 @@ class AmortizedMemory(MemoryMethod):
         """
         asked, answer = (self.aggregator.spread(q, bank.flatten(0, 1)).mean((1, 2)) for q in (queries, sought))
         chance = (asked * answer).unflatten(-1, bank.shape[:2]).sum(-1)
-        mean: Tensor = -(chance * own).sum(1).log().mean()
+        tiny = torch.finfo(chance.dtype).tiny  # products of small chances may vanish
+        mean: Tensor = -(chance * own).sum(1).clamp(min=tiny).log().mean()
         return mean
 
     def penalty(self, rows: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ class RunError(Exception):
     """A run that failed although the request was right. Exit code 1."""
 
 
-class Diverged(Exception):
-    """A loss or a state became NaN or infinite; the cell is recorded as diverged."""
+class Diverged(RunError):
+    """A loss or a state became NaN or infinite. In a run, the cell is recorded as diverged."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

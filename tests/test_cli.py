@@ -186,6 +186,17 @@ def test_an_unknown_option_is_a_wrong_request() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_training_that_diverges_fails_with_a_remedy(tmp_path: Path) -> None:
+    settings = ("learning_rate=1.0e+30", "steps=3", "episodes_per_step=2", "validation_episodes=2")
+    done = bench(
+        "train", "cmt", *(part for setting in settings for part in ("--set", f"cmt.training.{setting}")),
+        "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "a lower learning rate may help" in done.stderr
+    assert "inside the benchmark" not in done.stderr
+
+
 def test_debug_shows_the_traceback() -> None:
     done = bench("--debug", "describe", "uniforn")
     assert done.returncode == 2
