@@ -115,7 +115,8 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         method = construct(kind, lm, validate_config(kind, this.spec.config), this.spec.seed)
         loop = _loop(this.spec, method, given)
         if isinstance(method, MetaTrained):
-            artifacts.load(trained(type(method), method.config, this.sources, Path(runs)), method)
+            if folder := trained(type(method), method.config, this.sources, Path(runs)):
+                artifacts.load(folder, method)
         elif kind.learns_offline(method.config):
             with loop.ledger.phase("offline"):
                 fit(method, episodes(offline_entries(kind, this.sources)))

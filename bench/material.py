@@ -109,12 +109,14 @@ def episodes(entries: Sequence[Entry]) -> list[Episode]:
     ]
 
 
-def trained(method: type[MetaTrained], config: MethodConfig, sources: Sources, runs: Path) -> Path:
-    """The artifact that holds what the method was meta-trained to.
+def trained(method: type[MetaTrained], config: Any, sources: Sources, runs: Path) -> Path | None:
+    """The artifact that holds what the method was meta-trained to; None for no steps: the learner as constructed.
 
     Raises:
         BenchError: there is none for this base, data and settings.
     """
+    if not config.training.steps:
+        return None
     wanted = artifacts.identify(method, config, sources.dataset, sources.data_files, sources.model)
     return artifacts.find(wanted, (artifacts.COMMITTED, runs / artifacts.FOLDER))
 
@@ -122,7 +124,8 @@ def trained(method: type[MetaTrained], config: MethodConfig, sources: Sources, r
 def train_hash(method: type[Method], config: MethodConfig, sources: Sources, runs: Path) -> str:
     """Hash of what the method learned or learns from offline, "" for one that does not."""
     if issubclass(method, MetaTrained):
-        return artifacts.weights_hash(trained(method, config, sources, runs))
+        folder = trained(method, config, sources, runs)
+        return artifacts.weights_hash(folder) if folder else ""
     return stream_hash(offline_entries(method, sources)) if method.learns_offline(config) else ""
 
 

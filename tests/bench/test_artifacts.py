@@ -94,6 +94,14 @@ def test_a_run_asks_for_training_and_then_uses_it(plan: Callable[..., Experiment
     assert {cell.spec.train_hash for cell in done.cells} == {artifacts.weights_hash(made)}
 
 
+def test_without_training_steps_the_learner_runs_as_it_is_constructed(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    done = Runner(plan({"training": {"steps": 0}}), tmp_path, [plugin]).run(Inline())
+    assert [read_run(tmp_path / cell.id).notes["shift"] for cell in done.cells] == [1.0, 1.0]
+    assert {cell.spec.train_hash for cell in done.cells} == {""}
+
+
 def test_other_settings_and_another_base_need_training_of_their_own(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
