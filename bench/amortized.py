@@ -211,13 +211,13 @@ class AmortizedMemory(MemoryMethod):
         made: Tensor = self.questions(*self.question_ids(questions), self.embed)
         return made
 
-    def stored(self, rows: Tensor) -> Tensor:
-        """What the bank makes of rows: differentiable, of the same shape."""
-        return rows
+    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the bank makes of rows, differentiable and of the same shape; and what it keeps of each entry."""
+        return rows, rows
 
     def bank_of(self, documents: Sequence[Document]) -> Tensor:
         """Rows of several documents as the bank has them."""
-        return self.stored(super().bank_of(documents))
+        return self.stored(super().bank_of(documents))[0]
 
     def aggregate(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Queries (B, T, width) after attending to rows (entries, T, width).
@@ -238,14 +238,15 @@ class AmortizedMemory(MemoryMethod):
             rows, owners = self.rows_of(episodes[:count])
             with torch.no_grad():
                 more, their_owners = self.rows_of(episodes[count:])
-            bank, owners = self.stored(torch.cat([rows, more])), torch.cat([owners, their_owners + count])
+            bank, kept = self.stored(torch.cat([rows, more]))
+            owners = torch.cat([owners, their_owners + count])
             asked = questions_of(episodes[:count])
             texts, golds = [question for question, _ in asked], [answer for _, answer in asked]
             own = torch.tensor([i for i, e in enumerate(episodes[:count]) for _ in e.questions], device=owners.device)
             queries = self.queries(texts)
             read = self.aggregate(queries, bank, self.hidden(own, owners, len(episodes)))
             answers = answer_nll(self.lm, texts, golds, Recalled(key_values=self.prefix(read))).mean()
-            loss = answers + self.penalty(rows)
+            loss = answers + self.penalty(rows, kept[: len(rows)])
             if plan.focus:
                 sought = self.queries([f" {answer}" for answer in golds])
                 loss = loss + plan.focus * self.distraction(queries, sought, bank, owners == own[:, None])
@@ -262,8 +263,8 @@ class AmortizedMemory(MemoryMethod):
         mean: Tensor = -(chance * own).sum(1).log().mean()
         return mean
 
-    def penalty(self, rows: Tensor) -> Tensor:
-        """What is added to the loss of a training step, for the rows that get gradients."""
+    def penalty(self, rows: Tensor, kept: Tensor) -> Tensor:
+        """What is added to the loss of a training step, for the rows that get gradients and what is kept of them."""
         return rows.new_zeros(())
 
     def rows_of(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:

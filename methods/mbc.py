@@ -23,10 +23,11 @@ class Codebook(nn.Module):
         return distance.argmin(1).view(rows.shape[:-1])
 
     @torch.no_grad()
-    def revive(self, rows: Tensor, decay: float, least: float) -> None:
-        """Follow each code's share of the rows, and put random rows in the place of codes that hardly any row takes."""
+    def revive(self, rows: Tensor, codes: Tensor, decay: float, least: float) -> None:
+        """Follow each code's share of the rows (..., width), given the rows' codes (...), and put random rows in the
+        place of codes that hardly any row takes."""
         flat = rows.flatten(0, -2)
-        shares = torch.bincount(self.nearest(flat), minlength=len(self.usage)) / len(flat)
+        shares = torch.bincount(codes.flatten(), minlength=len(self.usage)) / len(flat)
         self.usage.mul_(decay).add_(shares, alpha=1 - decay)
         dead = self.usage < least
         count = int(dead.sum())
@@ -97,17 +98,16 @@ class Mbc(AmortizedMemory):
         taken = rows.nonzero()[:, 0]
         return super().aggregate(queries, self.codebook.vectors[taken][:, None], rows[taken].float().log()[None])
 
-    def stored(self, rows: Tensor) -> Tensor:
-        """The codes nearest to the rows; their gradient goes to the rows as if they had been left alone."""
-        codes = self.codebook.vectors[self.codebook.nearest(rows)]
-        return rows + (codes - rows).detach()
+    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors nearest to the rows, with a gradient as if the rows had been left alone; and which these are."""
+        codes = self.codebook.nearest(rows)
+        return rows + (self.codebook.vectors[codes] - rows).detach(), codes
 
-    def penalty(self, rows: Tensor) -> Tensor:
-        """Codes are drawn to their rows, and more weakly rows to their codes; then codes without rows are replaced."""
-        plan = self.config.training
-        codes = self.codebook.vectors[self.codebook.nearest(rows)]
-        drawn = functional.mse_loss(codes, rows.detach())
-        drawn = drawn + plan.commitment * functional.mse_loss(rows, codes.detach())
-        self.codebook.revive(rows.detach(), plan.usage_decay, plan.least_usage)
+    def penalty(self, rows: Tensor, kept: Tensor) -> Tensor:
+        """Vectors are drawn to their rows, and more weakly rows to them; then codes without rows are replaced."""
+        plan, vectors = self.config.training, self.codebook.vectors[kept]
+        drawn = functional.mse_loss(vectors, rows.detach())
+        drawn = drawn + plan.commitment * functional.mse_loss(rows, vectors.detach())
+        self.codebook.revive(rows.detach(), kept, plan.usage_decay, plan.least_usage)
         loss: Tensor = plan.codebook_weight * drawn
         return loss

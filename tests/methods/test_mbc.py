@@ -75,8 +75,9 @@ def test_the_state_does_not_grow_with_the_bank(lm: BaseModel) -> None:
 def test_gradients_pass_through_the_codes(lm: BaseModel) -> None:
     method = make(lm)
     rows = torch.randn(4, 3, 32, requires_grad=True)
-    quantized = method.stored(rows)
-    torch.testing.assert_close(quantized, method.codebook.vectors[method.codebook.nearest(rows)])
+    quantized, codes = method.stored(rows)
+    assert torch.equal(codes, method.codebook.nearest(rows))
+    torch.testing.assert_close(quantized, method.codebook.vectors[codes])
     quantized.sum().backward()
     assert torch.equal(rows.grad, torch.ones_like(rows)) and method.codebook.vectors.grad is None
 
@@ -85,7 +86,7 @@ def test_the_codebooks_loss_by_hand(lm: BaseModel) -> None:
     method = make(lm, codes=1, least_usage=0)
     rows = method.codebook.vectors.detach() + torch.full((2, 1, 32), 2.0)
     rows.requires_grad_(True)
-    loss = method.penalty(rows)
+    loss = method.penalty(rows, torch.zeros(2, 1, dtype=torch.long))
     assert loss.item() == pytest.approx(4 + 0.25 * 4)
     loss.backward()
     torch.testing.assert_close(rows.grad, torch.full((2, 1, 32), 0.25 * 2 * 2.0 / 64))
@@ -98,11 +99,25 @@ def test_codes_that_no_row_takes_are_replaced_by_rows() -> None:
         book.vectors.copy_(torch.tensor([[1.0, 0], [50, 50], [60, 60]]))
         book.usage.copy_(torch.tensor([0.9, 0.1, 1e-5]))
     rows = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
-    book.revive(rows, decay=0.5, least=0.01)
+    book.revive(rows, torch.tensor([[0, 0]]), decay=0.5, least=0.01)
     assert book.vectors[:2].tolist() == [[1, 0], [50, 50]]
     assert book.vectors[2].tolist() in rows[0].tolist()
     mean = (0.95 + 0.05 + 5e-6) / 3
     torch.testing.assert_close(book.usage, torch.tensor([0.95, 0.05, mean]))
+
+
+def test_a_training_step_looks_up_its_codes_once(lm: BaseModel) -> None:
+    method = make(lm, backprop_ratio=0.5)
+    looked_up: list[torch.Size] = []
+    whole = method.codebook.nearest
+
+    def nearest(rows: torch.Tensor) -> torch.Tensor:
+        looked_up.append(rows.shape)
+        return whole(rows)
+
+    method.codebook.nearest = nearest  # type: ignore[method-assign]
+    method.outer_step(EPISODES, [])
+    assert looked_up == [(4, 3, 32)]
 
 
 def test_the_codebook_is_frozen_while_documents_stream(lm: BaseModel) -> None:
