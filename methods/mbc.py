@@ -1,9 +1,13 @@
+from collections.abc import Sequence
+
 import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import Conditioning, Episode, Question
 from bench.amortized import AmortizedMemory, AmortizedTraining
+from bench.hooked_lora import HookedLora, key_value_places
 
 
 class Codebook(nn.Module):
@@ -50,6 +54,14 @@ class MbcTraining(AmortizedTraining):
         ge=0,
         description="share of the rows under which a code is replaced by a row of the step's; 0: never",
     )
+    lora_rank: int = pydantic.Field(
+        default=0, ge=0, description="of adapters on the base's keys and values, which fine-tune it; 0: none"
+    )
+    lora_alpha: float = pydantic.Field(default=32, gt=0, description="their output is scaled by alpha / rank")
+    lora_layers: int | None = pydantic.Field(
+        default=None, ge=1, description="the last so many blocks have them; null: all"
+    )
+    lora_dropout: float = pydantic.Field(default=0.05, ge=0, lt=1, description="within them, while training")
 
 
 class Mbc(AmortizedMemory):
@@ -59,11 +71,15 @@ class Mbc(AmortizedMemory):
     attention over the rows is attention over the codes with the logarithm of their counts added to the logits. The
     codebook is trained with the straight-through estimator, and is frozen while documents stream (arXiv 2601.00756).
     Costs what `mac` costs; the state is one integer per code however long the stream, beside the names of documents.
+
+    With ``training.lora_rank`` the base gets low-rank adapters on its keys and values, which are trained with the rest
+    and act on whatever it reads from the first document or question to the next reset: on documents that are scored,
+    on other text, and with an empty bank too. That fine-tunes the base to answer, hence it is off by default.
     """
 
     name = "mbc"
     paper = "mbc2026"
-    made_with = ("bank", "aggregation", "amortizer", "amortized")
+    made_with = ("bank", "aggregation", "amortizer", "amortized", "hooked_lora", "adapters", "parameters")
 
     class Config(AmortizedMemory.Config):
         """Hyper-parameters of MBC."""
@@ -71,11 +87,41 @@ class Mbc(AmortizedMemory):
         training: MbcTraining = pydantic.Field(default=MbcTraining(), description="the networks, and their training")
 
     def build(self) -> nn.Module:
-        """The codebook too."""
-        networks = super().build()
-        self.codebook = Codebook(self.config.training.codes, self.row_shape[1])
+        """The codebook and the adapters too."""
+        networks, plan = super().build(), self.config.training
+        self.codebook = Codebook(plan.codes, self.row_shape[1])
+        places = key_value_places(self.lm, plan.lora_layers) if plan.lora_rank else []
+        self.lora = HookedLora(places, plan.lora_rank, plan.lora_alpha, plan.lora_dropout)
         networks.add_module("codebook", self.codebook)
+        networks.add_module("lora", self.lora)
         return networks
+
+    def reset(self) -> None:
+        """Take the adapters out of the base too."""
+        self.lora.remove()
+        super().reset()
+
+    def begin_document(self) -> None:
+        """The adapters act before the document is scored."""
+        self.lora.attach()
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        """The adapters act when the questions are answered, even if no document came before."""
+        self.lora.attach()
+        return super().condition(questions)
+
+    def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+        """Answer NLL over the bank of the step's documents, the adapters acting with dropout and learning too."""
+        self.lora.train()
+        with self.lora.attached():
+            parts = super().outer_step(episodes, others)
+        self.lora.eval()
+        return parts
+
+    def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Answer NLL over one bank of all validation documents, the adapters acting."""
+        with self.lora.attached():
+            return super().validate(episodes)
 
     def prepare_bank(self) -> None:
         """The state: how many rows took each code, shape (codes,)."""
