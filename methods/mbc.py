@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import pydantic
 import torch
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import Conditioning, Episode, Question
-from bench.amortized import AmortizedMemory, AmortizedTraining
+from bench.amortized import AmortizedMemory
+from bench.amortizer import REFERENCE, AmortizedTraining
 from bench.hooked_lora import HookedLora, key_value_places
 
 
@@ -84,6 +86,18 @@ class Mbc(AmortizedMemory):
     class Config(AmortizedMemory.Config):
         """Hyper-parameters of MBC."""
 
+        presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+            "reference": {
+                "training": {
+                    **REFERENCE,
+                    "amortizer": "t5-small",
+                    "question_encoder": "t5-small",
+                    "lora_rank": 16,
+                    "lora_layers": 6,
+                    "patience": 10,
+                }
+            }
+        }
         training: MbcTraining = pydantic.Field(default=MbcTraining(), description="the networks, and their training")
 
     def build(self) -> nn.Module:
