@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -17,80 +17,15 @@ from transformers import T5Config, T5Model
 
 from bench import models
 from bench.aggregation import Aggregator, PrefixHead
-from bench.amortizer import Amortizer, checkpoint, hand_on, start_as_tokens, unit_embeddings
+from bench.amortizer import AmortizedTraining, Amortizer, checkpoint, hand_on, start_as_tokens, unit_embeddings
 from bench.bank import MemoryMethod, Recalled, answer_nll, frozen, padded, questions_of
 from bench.base_model import BaseModel
-from bench.meta import Training
 from bench.seeds import seed_for
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode
 
 WINDOW = 1022
 """Tokens of a T5 checkpoint's own that it reads at a time."""
-
-
-class AmortizedTraining(Training):
-    """The networks around the frozen base, and how they are trained."""
-
-    amortizer: str | None = pydantic.Field(
-        default=None,
-        description="T5 checkpoint that reads documents; null: one from scratch, over the base's embeddings",
-    )
-    question_encoder: str | None = pydantic.Field(default=None, description="the same for questions")
-    shared: bool = pydantic.Field(default=False, description="one network reads both documents and questions")
-    encoder_layers: int = pydantic.Field(default=6, ge=0, description="encoder layers of a T5 from scratch")
-    decoder_layers: int = pydantic.Field(default=6, ge=1, description="decoder layers of a T5 from scratch")
-    encoder_heads: int = pydantic.Field(default=8, ge=1, description="attention heads of a T5 from scratch")
-    encoder_hidden: int = pydantic.Field(default=2048, ge=1, description="feed-forward width of a T5 from scratch")
-    tokens: int = pydantic.Field(default=12, ge=1, description="T, vectors that a document or a question becomes")
-    blocks: int = pydantic.Field(default=4, ge=1, description="cross-attention blocks of the aggregator")
-    heads: int = pydantic.Field(default=8, ge=1, description="attention heads of the aggregator")
-    head_width: int = pydantic.Field(default=96, ge=1, description="width of each of them")
-    hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
-    prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
-    prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
-    prefix_start: Literal["identity", "base"] = pydantic.Field(
-        default="identity",
-        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a "
-        "token whose embedding is the vector (fitted by least squares)",
-    )
-    backprop_ratio: float = pydantic.Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="share of a step's documents that get gradients and are asked about; the rest are distractors",
-    )
-    focus: float = pydantic.Field(
-        default=0.0,
-        ge=0,
-        description="weight of -log of the chance that a question and its answer look at the same row, one of the "
-        "question's document, in the first block",
-    )
-    rename: bool = pydantic.Field(
-        default=False,
-        description="give tokens that a question shares with its own document alone a new random embedding in each "
-        "step, so that names can be matched but not memorised (T5 from scratch only)",
-    )
-    own_until: float = pydantic.Field(
-        default=0.0, ge=0, le=1, description="share of the steps in which a question sees its own document alone"
-    )
-    all_from: float = pydantic.Field(
-        default=0.0, ge=0, le=1, description="share of the steps after which it sees all; in between ever more"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.shared and self.amortizer != self.question_encoder:
-            raise ValueError("shared needs the same amortizer and question_encoder")
-        if self.rename and (self.amortizer or self.question_encoder):
-            raise ValueError("rename needs networks from scratch, over the base's embeddings")
-        if self.all_from < self.own_until:
-            raise ValueError("all_from must not be less than own_until")
-        return self
-
-    def models(self) -> dict[str, str | None]:
-        """The T5 checkpoints."""
-        return {"amortizer": self.amortizer, "question_encoder": self.question_encoder}
 
 
 class AmortizedMemory(MemoryMethod):
@@ -100,6 +35,9 @@ class AmortizedMemory(MemoryMethod):
     class Config(MemoryMethod.Config):
         """Hyper-parameters that all such methods share."""
 
+        preset: Literal["sound", "reference"] = pydantic.Field(
+            default="sound", description="the values used here, or those of the authors' code for distilgpt2"
+        )
         training: AmortizedTraining = pydantic.Field(
             default=AmortizedTraining(), description="the networks, and how they are trained"
         )
@@ -117,17 +55,17 @@ class AmortizedMemory(MemoryMethod):
     def build(self) -> nn.Module:
         """All that is trained."""
         plan, base = self.config.training, self.lm.model.config
-        self.documents = self._amortizer(plan.amortizer)
-        self.questions = self.documents if plan.shared else self._amortizer(plan.question_encoder)
+        self.documents = self._amortizer("amortizer")
+        self.questions = self.documents if plan.shared else self._amortizer("question_encoder")
         self.aggregator = Aggregator(plan.blocks, base.hidden_size, plan.heads, plan.head_width, plan.hidden)
         self.prefix = PrefixHead(base, plan.tokens, base.hidden_size, plan.prefix_hidden, plan.prefix_positions)
         parts = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         return nn.ModuleDict(parts if plan.shared else {**parts, "questions": self.questions})
 
-    def _amortizer(self, name: str | None) -> Amortizer:
+    def _amortizer(self, setting: str) -> Amortizer:
         plan, width = self.config.training, self.lm.model.config.hidden_size
-        if name is not None:
-            return Amortizer(*checkpoint(models.locate(name)), plan.tokens, width)
+        if (name := plan.models()[setting]) is not None:
+            return Amortizer(*checkpoint(models.locate(name, f"training.{setting}")), plan.tokens, width)
         config = T5Config(
             vocab_size=1,  # its own embeddings are not used
             d_model=width,
@@ -211,13 +149,13 @@ class AmortizedMemory(MemoryMethod):
         made: Tensor = self.questions(*self.question_ids(questions), self.embed)
         return made
 
-    def stored(self, rows: Tensor) -> Tensor:
-        """What the bank makes of rows: differentiable, of the same shape."""
-        return rows
+    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the bank makes of rows, differentiable and of the same shape; and what it keeps of each entry."""
+        return rows, rows
 
     def bank_of(self, documents: Sequence[Document]) -> Tensor:
         """Rows of several documents as the bank has them."""
-        return self.stored(super().bank_of(documents))
+        return self.stored(super().bank_of(documents))[0]
 
     def aggregate(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Queries (B, T, width) after attending to rows (entries, T, width).
@@ -228,9 +166,19 @@ class AmortizedMemory(MemoryMethod):
         return read
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """Answer NLL over the bank of the step's documents.
+        """Answer NLL over the bank of the step's documents, or the mean over its banks."""
+        plan = self.config.training
+        size = plan.bank_documents or len(episodes)
+        banks = [episodes[i : i + size] for i in range(0, len(episodes), size)]
+        self.lm.model.train(plan.dropout)
+        parts = [self.bank_step(bank, len(banks)) for bank in banks]
+        self.lm.model.eval()
+        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
-        Only the first share of them get gradients and are asked about (backpropagation dropout); nothing is rescaled.
+    def bank_step(self, episodes: Sequence[Episode], banks: int) -> dict[str, float]:
+        """Add the gradient of the answer NLL over the bank of these documents, divided by the number of ``banks``.
+
+        Only the first share of them get gradients and are asked about (backpropagation dropout); that is not rescaled.
         """
         plan = self.config.training
         count = max(1, round(plan.backprop_ratio * len(episodes)))
@@ -238,18 +186,18 @@ class AmortizedMemory(MemoryMethod):
             rows, owners = self.rows_of(episodes[:count])
             with torch.no_grad():
                 more, their_owners = self.rows_of(episodes[count:])
-            bank, owners = self.stored(torch.cat([rows, more])), torch.cat([owners, their_owners + count])
-            asked = questions_of(episodes[:count])
-            texts, golds = [question for question, _ in asked], [answer for _, answer in asked]
+            bank, kept = self.stored(torch.cat([rows, more]))
+            owners = torch.cat([owners, their_owners + count])
+            texts, golds = zip(*questions_of(episodes[:count]), strict=True)
             own = torch.tensor([i for i, e in enumerate(episodes[:count]) for _ in e.questions], device=owners.device)
             queries = self.queries(texts)
             read = self.aggregate(queries, bank, self.hidden(own, owners, len(episodes)))
             answers = answer_nll(self.lm, texts, golds, Recalled(key_values=self.prefix(read))).mean()
-            loss = answers + self.penalty(rows)
+            loss = answers + self.penalty(rows, kept[: len(rows)])
             if plan.focus:
                 sought = self.queries([f" {answer}" for answer in golds])
                 loss = loss + plan.focus * self.distraction(queries, sought, bank, owners == own[:, None])
-            loss.backward()
+            (loss / banks).backward()
         return {"loss": loss.item(), "answer_nll": answers.item()}
 
     def distraction(self, queries: Tensor, sought: Tensor, bank: Tensor, own: Tensor) -> Tensor:
@@ -263,8 +211,8 @@ class AmortizedMemory(MemoryMethod):
         mean: Tensor = -(chance * own).sum(1).clamp(min=tiny).log().mean()
         return mean
 
-    def penalty(self, rows: Tensor) -> Tensor:
-        """What is added to the loss of a training step, for the rows that get gradients."""
+    def penalty(self, rows: Tensor, kept: Tensor) -> Tensor:
+        """What is added to the loss of a training step, for the rows that get gradients and what is kept of them."""
         return rows.new_zeros(())
 
     def rows_of(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:

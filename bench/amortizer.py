@@ -1,11 +1,12 @@
-"""The network that makes a few vectors of a text: a T5 encoder-decoder with learned decoder inputs."""
+"""The network that makes a few vectors of a text: a T5 encoder-decoder with learned decoder inputs; its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
+import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,9 +15,92 @@ from transformers import AutoConfig, AutoTokenizer, T5Model
 from bench.aggregation import Heads, PrefixHead
 from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.meta import Training
 
 TOKENS = 4096
 """Most tokens of the vocabulary whose keys and values a prefix head may start from."""
+
+
+REFERENCE: Mapping[str, Any] = {
+    "dropout": True,
+    "bank_documents": 16,
+    "episodes_per_step": 64,
+    "clip_norm": 100.0,
+    "steps": 31_200,
+    "warmup": 312,
+    "validate_every": 624,
+    "validation_episodes": 5_588,
+}
+"""How the authors' code trains for distilgpt2, where that is not the default: the steps of 50 epochs of the 39,893 rows
+of SQuAD's train split, 1 % of them as warm-up, and after each epoch a validation on the whole validation split."""
+
+
+class AmortizedTraining(Training):
+    """The networks around the frozen base, and how they are trained."""
+
+    amortizer: str | None = pydantic.Field(
+        default=None,
+        description="T5 checkpoint that reads documents; null: one from scratch, over the base's embeddings",
+    )
+    question_encoder: str | None = pydantic.Field(default=None, description="the same for questions")
+    shared: bool = pydantic.Field(default=False, description="one network reads both documents and questions")
+    encoder_layers: int = pydantic.Field(default=6, ge=0, description="encoder layers of a T5 from scratch")
+    decoder_layers: int = pydantic.Field(default=6, ge=1, description="decoder layers of a T5 from scratch")
+    encoder_heads: int = pydantic.Field(default=8, ge=1, description="attention heads of a T5 from scratch")
+    encoder_hidden: int = pydantic.Field(default=2048, ge=1, description="feed-forward width of a T5 from scratch")
+    tokens: int = pydantic.Field(default=12, ge=1, description="T, vectors that a document or a question becomes")
+    blocks: int = pydantic.Field(default=4, ge=1, description="cross-attention blocks of the aggregator")
+    heads: int = pydantic.Field(default=8, ge=1, description="attention heads of the aggregator")
+    head_width: int = pydantic.Field(default=96, ge=1, description="width of each of them")
+    hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
+    prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
+    prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
+    prefix_start: Literal["identity", "base"] = pydantic.Field(
+        default="identity",
+        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a "
+        "token whose embedding is the vector (fitted by least squares)",
+    )
+    backprop_ratio: float = pydantic.Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of a bank's documents that get gradients and are asked about; the rest are distractors",
+    )
+    bank_documents: int | None = pydantic.Field(
+        default=None, ge=1, description="documents in each of a step's banks, whose gradients are averaged; null: all"
+    )
+    dropout: bool = pydantic.Field(default=False, description="dropout in the frozen base while training")
+    focus: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        description="weight of -log of the chance that a question and its answer look at the same row, one of the "
+        "question's document, in the first block",
+    )
+    rename: bool = pydantic.Field(
+        default=False,
+        description="give tokens that a question shares with its own document alone a new random embedding in each "
+        "step, so that names can be matched but not memorised (T5 from scratch only)",
+    )
+    own_until: float = pydantic.Field(
+        default=0.0, ge=0, le=1, description="share of the steps in which a question sees its own document alone"
+    )
+    all_from: float = pydantic.Field(
+        default=0.0, ge=0, le=1, description="share of the steps after which it sees all; in between ever more"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.shared and self.amortizer != self.question_encoder:
+            raise ValueError("shared needs the same amortizer and question_encoder")
+        if self.rename and (self.amortizer or self.question_encoder):
+            raise ValueError("rename needs networks from scratch, over the base's embeddings")
+        if self.all_from < self.own_until:
+            raise ValueError("all_from must not be less than own_until")
+        return self
+
+    def models(self) -> dict[str, str | None]:
+        """The T5 checkpoints."""
+        return {"amortizer": self.amortizer, "question_encoder": self.question_encoder}
 
 
 class Amortizer(nn.Module):

@@ -85,7 +85,11 @@ def identify(
     found = recipe.find(dataset)
     settings: Any = getattr(config, "training")  # noqa: B009 (its type is the method's)
     base = settings.base or model
-    named = {name: models.identity(models.locate(value)) for name, value in settings.models().items() if value}
+    named = {
+        name: models.identity(models.locate(value, f"{kind.name}.training.{name}"))
+        for name, value in settings.models().items()
+        if value
+    }
     ours = (Path(__file__).with_name(f"{name}.py") for name in ("meta", *kind.made_with))
     return Identity(
         method=kind.name,

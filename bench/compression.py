@@ -7,9 +7,7 @@ ways are sensible.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 import torch
@@ -20,6 +18,7 @@ from bench.adapters import target_modules
 from bench.aggregation import Aggregator, CrossBlock, PrefixHead
 from bench.bank import Recalled
 from bench.base_model import BaseModel
+from bench.hooked_lora import HookedLora, Place
 from bench.meta import Training
 
 
@@ -132,31 +131,11 @@ class DecoderCompressor(nn.Module):
 
     def __init__(self, lm: BaseModel, plan: CompressionTraining) -> None:
         super().__init__()
-        self.lm, self.scale = (lm,), plan.alpha / plan.rank
+        self.lm = (lm,)  # in a tuple: the base is no part of the learner
         table = lm.model.get_input_embeddings().weight
         self.soft_tokens = nn.Parameter(torch.randn(plan.memory_tokens, table.shape[1]) * table.float().std().item())
-        self.adapted = [lm.model.get_submodule(name) for name in target_modules(lm.model, "attention")]
-        downs, ups = [], []
-        for module in self.adapted:
-            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
-            downs.append(nn.Linear(inputs, plan.rank, bias=False))
-            ups.append(nn.Linear(plan.rank, outputs, bias=False))
-            nn.init.zeros_(ups[-1].weight)
-        self.downs, self.ups = nn.ModuleList(downs), nn.ModuleList(ups)
-
-    @contextmanager
-    def _adapters(self) -> Iterator[None]:
-        def hook(down: nn.Module, up: nn.Module) -> Any:
-            return lambda _, given, out: out + (self.scale * up(down(given[0].float()))).to(out.dtype)
-
-        hooks = [
-            m.register_forward_hook(hook(*pair)) for m, *pair in zip(self.adapted, self.downs, self.ups, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for each in hooks:
-                each.remove()
+        places = [Place(lm.model.get_submodule(name)) for name in target_modules(lm.model, "attention")]
+        self.lora = HookedLora(places, plan.rank, plan.alpha)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask (B, tokens) -> memories (B, m, width)."""
@@ -164,7 +143,7 @@ class DecoderCompressor(nn.Module):
         embedded = lm.embeddings(ids)
         behind = self.soft_tokens.to(embedded.dtype).expand(len(ids), -1, -1)
         wide = functional.pad(mask, (0, length), value=1)
-        with self._adapters():
+        with self.lora.attached():
             states: Tensor = lm.model.base_model(
                 inputs_embeds=torch.cat([embedded, behind], 1),
                 attention_mask=wide,

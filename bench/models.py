@@ -10,8 +10,10 @@ from bench.errors import BenchError
 EMBEDDED = Path(__file__).parent / "models"
 
 
-def locate(name: str) -> Path:
-    """The local folder of a base model: an embedded name (``nano``), a folder, or a hub id (downloaded when needed).
+def locate(name: str, setting: str = "--model") -> Path:
+    """The local folder of a model: an embedded name (``nano``), a folder, or a hub id (downloaded when needed).
+
+    ``setting`` is where the name was given, for messages.
 
     Raises:
         BenchError: nothing of that name is embedded or local, and the hub cannot be reached or does not know it.
@@ -24,12 +26,12 @@ def locate(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf"]))
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]))
     except Exception as error:  # many kinds: bad id, no network, no such repository, gated
         embedded = ", ".join(sorted(path.name for path in EMBEDDED.iterdir())) if EMBEDDED.is_dir() else "none"
         raise BenchError(
             f"No model {name!r}: it is neither embedded ({embedded}) nor a local folder, and the hub did not give it "
-            f"({type(error).__name__}). Give --model a folder that save_pretrained wrote."
+            f"({type(error).__name__}). Give {setting} a folder that save_pretrained wrote."
         ) from None
 
 

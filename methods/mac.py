@@ -1,8 +1,12 @@
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import pydantic
 import torch
 from torch import Tensor
 
 from bench.amortized import AmortizedMemory
+from bench.amortizer import REFERENCE
 
 
 class Mac(AmortizedMemory):
@@ -21,6 +25,9 @@ class Mac(AmortizedMemory):
     class Config(AmortizedMemory.Config):
         """How the bank is read."""
 
+        presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+            "reference": {"training": {**REFERENCE, "amortizer": "t5-base", "question_encoder": "t5-base"}}
+        }
         group: int | None = pydantic.Field(
             default=None,
             ge=2,

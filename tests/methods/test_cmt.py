@@ -273,13 +273,13 @@ def test_neither_training_nor_streaming_touches_the_base(each_lm: BaseModel, set
 def test_untrained_adapters_read_like_the_base_and_leave_no_trace(each_lm: BaseModel) -> None:
     method = make(each_lm, body="decoder")
     body = method.memory.compressor
-    assert isinstance(body, DecoderCompressor) and len(body.adapted) == len(body.ups) > 0
+    assert isinstance(body, DecoderCompressor) and len(body.lora.places) == len(body.lora.ups) > 0
     ids = each_lm.encode(TEXTS[0])[None]
     with torch.no_grad():
         behind = torch.cat([each_lm.embeddings(ids), body.soft_tokens[None]], 1)
         expected = each_lm.model.base_model(inputs_embeds=behind).last_hidden_state[:, -3:]
         torch.testing.assert_close(method.encode(ids, torch.ones_like(ids)), expected)
-        for up in body.ups:
+        for up in body.lora.ups:
             torch.nn.init.normal_(up.weight)
         assert not torch.allclose(method.encode(ids, torch.ones_like(ids)), expected)
         again = each_lm.model.base_model(inputs_embeds=behind).last_hidden_state[:, -3:]

@@ -9,10 +9,10 @@ import pydantic
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, T5Config, T5Model
 
-from bench import Document, Episode, Question
-from bench.amortized import AmortizedTraining
-from bench.amortizer import unit_embeddings
+from bench import Document, Episode, Question, artifacts
+from bench.amortizer import AmortizedTraining, unit_embeddings
 from bench.bank import padded
 from bench.base_model import BaseModel
 from bench.errors import BenchError
@@ -145,6 +145,25 @@ def test_documents_without_gradient_count_in_the_loss_alone(llama_lm: BaseModel)
     assert loss != pytest.approx(other, rel=1e-7), "yet it depends on them"
 
 
+def test_a_step_over_several_banks_is_the_mean_of_theirs(llama_lm: BaseModel) -> None:
+    whole, parts = make(llama_lm, bank_documents=2), make(llama_lm)
+    losses = [parts.outer_step(EPISODES[first : first + 2], [])["loss"] for first in (0, 2)]
+    assert whole.outer_step(EPISODES, [])["loss"] == pytest.approx(sum(losses) / 2)
+    for mean, total in zip(whole.learner.parameters(), parts.learner.parameters(), strict=True):
+        if total.grad is not None:  # a T5 from scratch does not use embeddings of its own
+            torch.testing.assert_close(mean.grad, total.grad / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_in_the_base_and_only_while_training(tmp_path: Path) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))
+    found = {}
+    for dropout in (False, True):
+        method = make(lm, dropout=dropout)
+        found[dropout] = {method.outer_step(EPISODES, [])["loss"] for _ in range(2)}
+        assert not lm.model.training and method.validate(EPISODES) == method.validate(EPISODES)
+    assert len(found[False]) == 1 and len(found[True]) == 2
+
+
 def test_the_curriculum_shows_ever_more_documents(llama_lm: BaseModel) -> None:
     method = make(llama_lm, own_until=0.2, all_from=0.8)
     owners = torch.tensor([0, 1, 2, 3, 3])  # the last document has two entries
@@ -258,14 +277,18 @@ def test_embeddings_are_brought_to_one_scale(lm: BaseModel) -> None:
     torch.testing.assert_close(embedded.pow(2).mean(-1), torch.ones(1, 2), rtol=1e-4, atol=0)
 
 
-def test_a_t5_checkpoint_reads_its_own_tokens(llama_lm: BaseModel, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, T5Config, T5Model
-
+def make_t5(folder: Path, llm: Path) -> T5Model:
+    """Save a tiny random T5 with the tokenizer of another checkpoint."""
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    tokenizer = AutoTokenizer.from_pretrained(make_checkpoint(tmp_path / "llm", "llama"))
+    tokenizer = AutoTokenizer.from_pretrained(llm)
     t5 = T5Model(T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, **sizes))
-    t5.save_pretrained(tmp_path / "t5")
-    tokenizer.save_pretrained(tmp_path / "t5")
+    t5.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return t5
+
+
+def test_a_t5_checkpoint_reads_its_own_tokens(llama_lm: BaseModel, tmp_path: Path) -> None:
+    t5 = make_t5(tmp_path / "t5", make_checkpoint(tmp_path / "llm", "llama"))
     method = make(llama_lm, amortizer=str(tmp_path / "t5"), question_encoder=str(tmp_path / "t5"))
     torch.testing.assert_close(dict(method.documents.body.named_parameters())["shared.weight"], t5.shared.weight)
     method.observe(Document("long", TEXT[0] * 120))
@@ -302,3 +325,34 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         AmortizedTraining(shared=True, amortizer="t5")
     with pytest.raises(pydantic.ValidationError, match="own_until"):
         AmortizedTraining(own_until=0.5, all_from=0.3)
+
+
+def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+    config = Mac.Config(preset="reference", training={"seed": 5})
+    t = config.training
+    assert (t.amortizer, t.question_encoder, t.shared) == ("t5-base", "t5-base", False)
+    assert (t.tokens, config.group) == (12, None)
+    assert (t.blocks, t.heads, t.head_width, t.hidden) == (4, 8, 96, 768)
+    assert (t.prefix_positions, t.prefix_hidden, t.prefix_start) == (2, 768, "identity")
+    assert (t.bank_documents, t.episodes_per_step, t.backprop_ratio, t.dropout) == (16, 16 * 4, 1.0, True)
+    assert (t.learning_rate, t.decay, t.clip_norm, t.patience) == (1e-5, "none", 100, None)
+    assert t.steps == 50 * t.validate_every and t.warmup == t.steps // 100 and t.seed == 5
+    assert (t.focus, t.rename, t.own_until, t.all_from) == (0, False, 0, 0)
+
+
+def test_the_reference_preset_asks_for_a_t5_that_cannot_be_had(llama: Path, llama_lm: BaseModel) -> None:
+    config = Mac.Config(preset="reference")
+    with pytest.raises(BenchError, match=r"No model 't5-base'.*Give training\.amortizer a folder"):
+        Mac(llama_lm, config)
+    with pytest.raises(BenchError, match=r"No model 't5-base'.*Give mac\.training\.amortizer a folder"):
+        artifacts.identify(Mac, config, "newsworld", {}, str(llama))
+
+
+def test_the_reference_preset_trains_with_checkpoints_in_folders(tmp_path: Path) -> None:
+    llm, t5 = make_checkpoint(tmp_path / "llm", "gpt2"), str(tmp_path / "t5")
+    make_t5(tmp_path / "t5", llm)
+    training = {"amortizer": t5, "question_encoder": t5, "steps": 1}
+    method = Mac(BaseModel.load(str(llm)), Mac.Config(preset="reference", training=training))
+    trainer = Trainer(method, EPISODES, EPISODES)
+    trainer.run()
+    assert [row["step"] for row in trainer.curve] == [0, 1] and math.isfinite(trainer.curve[-1]["validation_loss"])

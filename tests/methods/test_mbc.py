@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pydantic
 import pytest
 import torch
 
-from bench import Document
+from bench import Document, Question, training
+from bench.answering import answer_and_nll, prompts
+from bench.artifacts import load
 from bench.base_model import BaseModel
+from bench.conformance_checks import CHECKS
+from bench.decoding import Decoding
 from bench.meta import Trainer
-from methods.mbc import Codebook, Mbc
+from methods.mbc import Codebook, Mbc, MbcTraining
 from tests.conftest import TEXT
-from tests.methods.test_mac import EPISODES, SMALL
+from tests.methods.test_mac import EPISODES, QUESTIONS, SMALL
+from tests.world import make_dataset, make_experiment
 
 
 def make(lm: BaseModel, seed: int = 0, **settings: object) -> Mbc:
@@ -26,6 +32,28 @@ def make(lm: BaseModel, seed: int = 0, **settings: object) -> Mbc:
 @pytest.fixture
 def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
+
+
+@pytest.fixture
+def each_lm(checkpoint: Path) -> BaseModel:
+    return BaseModel.load(str(checkpoint))
+
+
+def adapted(lm: BaseModel, **settings: object) -> Mbc:
+    """With adapters that have moved far from zero."""
+    method = make(lm, lora_rank=4, **settings)
+    with torch.no_grad():
+        for up in method.lora.ups:
+            up.weight.normal_(generator=torch.manual_seed(2))
+    return method
+
+
+def told(method: Mbc, questions: list[Question] = QUESTIONS) -> tuple[list[str], list[float], list[float]]:
+    """Answers, and likelihoods of answers and of a text."""
+    made = prompts(method.lm, questions, method.condition(questions), 8)
+    answers, nll = answer_and_nll(method.lm, made, ["noon"] * len(questions), Decoding(max_new_tokens=8))
+    with torch.no_grad():
+        return answers, nll, method.lm.log_probs(method.lm.encode(TEXT[0])).tolist()
 
 
 def test_the_nearest_code_is_that_of_least_distance() -> None:
@@ -75,8 +103,9 @@ def test_the_state_does_not_grow_with_the_bank(lm: BaseModel) -> None:
 def test_gradients_pass_through_the_codes(lm: BaseModel) -> None:
     method = make(lm)
     rows = torch.randn(4, 3, 32, requires_grad=True)
-    quantized = method.stored(rows)
-    torch.testing.assert_close(quantized, method.codebook.vectors[method.codebook.nearest(rows)])
+    quantized, codes = method.stored(rows)
+    assert torch.equal(codes, method.codebook.nearest(rows))
+    torch.testing.assert_close(quantized, method.codebook.vectors[codes])
     quantized.sum().backward()
     assert torch.equal(rows.grad, torch.ones_like(rows)) and method.codebook.vectors.grad is None
 
@@ -85,7 +114,7 @@ def test_the_codebooks_loss_by_hand(lm: BaseModel) -> None:
     method = make(lm, codes=1, least_usage=0)
     rows = method.codebook.vectors.detach() + torch.full((2, 1, 32), 2.0)
     rows.requires_grad_(True)
-    loss = method.penalty(rows)
+    loss = method.penalty(rows, torch.zeros(2, 1, dtype=torch.long))
     assert loss.item() == pytest.approx(4 + 0.25 * 4)
     loss.backward()
     torch.testing.assert_close(rows.grad, torch.full((2, 1, 32), 0.25 * 2 * 2.0 / 64))
@@ -98,11 +127,25 @@ def test_codes_that_no_row_takes_are_replaced_by_rows() -> None:
         book.vectors.copy_(torch.tensor([[1.0, 0], [50, 50], [60, 60]]))
         book.usage.copy_(torch.tensor([0.9, 0.1, 1e-5]))
     rows = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
-    book.revive(rows, decay=0.5, least=0.01)
+    book.revive(rows, torch.tensor([[0, 0]]), decay=0.5, least=0.01)
     assert book.vectors[:2].tolist() == [[1, 0], [50, 50]]
     assert book.vectors[2].tolist() in rows[0].tolist()
     mean = (0.95 + 0.05 + 5e-6) / 3
     torch.testing.assert_close(book.usage, torch.tensor([0.95, 0.05, mean]))
+
+
+def test_a_training_step_looks_up_its_codes_once(lm: BaseModel) -> None:
+    method = make(lm, backprop_ratio=0.5)
+    looked_up: list[torch.Size] = []
+    whole = method.codebook.nearest
+
+    def nearest(rows: torch.Tensor) -> torch.Tensor:
+        looked_up.append(rows.shape)
+        return whole(rows)
+
+    method.codebook.nearest = nearest  # type: ignore[method-assign]
+    method.outer_step(EPISODES, [])
+    assert looked_up == [(4, 3, 32)]
 
 
 def test_the_codebook_is_frozen_while_documents_stream(lm: BaseModel) -> None:
@@ -122,3 +165,124 @@ def test_meta_training_lowers_the_loss_and_leaves_the_base(lm: BaseModel) -> Non
     losses = [row["validation_loss"] for row in trainer.curve]
     assert min(losses) < losses[0] - 0.5
     assert lm.weights_hash() == before
+
+
+def test_the_base_has_no_adapters_unless_they_are_asked_for(lm: BaseModel) -> None:
+    method = make(lm)
+    assert not any(name.startswith("lora") for name in method.learner.state_dict())
+    method.begin_document()
+    told(method)
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_untrained_adapters_change_no_bit(each_lm: BaseModel) -> None:
+    found = []
+    for rank in (0, 4):
+        method = make(each_lm, lora_rank=rank)
+        for episode in EPISODES:
+            method.begin_document()
+            method.observe(episode.document)
+        assert bool(method.lora._handles) == (rank > 0)
+        found.append(told(method))
+        method.reset()
+    assert found[0] == found[1]
+
+
+def test_gradients_reach_the_adapters_and_not_the_base(each_lm: BaseModel) -> None:
+    method = adapted(each_lm)
+    method.outer_step(EPISODES, [])
+    factors = dict(method.lora.named_parameters())
+    assert len(factors) == 2 * 4
+    assert all(factor.grad is not None and factor.grad.abs().sum() > 0 for factor in factors.values())
+    assert all(p.grad is None for p in each_lm.model.parameters())
+
+
+def test_training_adapters_leaves_the_base_as_it_was(each_lm: BaseModel) -> None:
+    before, text = each_lm.weights_hash(), each_lm.encode(TEXT[0])
+    with torch.no_grad():
+        expected = each_lm.log_probs(text)
+    method = make(each_lm, lora_rank=4, steps=4, episodes_per_step=4, validate_every=2, learning_rate=1e-2)
+    Trainer(method, EPISODES, EPISODES).run()
+    assert any(up.weight.any() for up in method.lora.ups) and not method.lora.training
+    assert each_lm.weights_hash() == before and torch.equal(each_lm.log_probs(text), expected)
+
+
+def test_adapters_alone_lower_the_loss(lm: BaseModel) -> None:
+    method = make(lm, lora_rank=8, lora_dropout=0)
+    for name, parameter in method.learner.named_parameters():
+        parameter.requires_grad_(name.startswith("lora"))
+    optimizer = torch.optim.Adam(method.lora.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses.append(method.outer_step(EPISODES, [])["answer_nll"])
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_adapters_act_from_the_first_document_or_question_to_the_reset(each_lm: BaseModel) -> None:
+    before, text = each_lm.weights_hash(), each_lm.encode(TEXT[0])
+    with torch.no_grad():
+        bare = each_lm.log_probs(text)
+        method = adapted(each_lm)
+        method.begin_document()
+        scored = each_lm.log_probs(text)
+        assert not torch.equal(scored, bare), "a document is scored with them"
+        method.reset()
+        assert torch.equal(each_lm.log_probs(text), bare)
+        answers = told(method)
+        assert torch.equal(each_lm.log_probs(text), scored), "an empty bank is asked with them"
+        method.reset()
+        assert answers[1] != told(make(each_lm))[1]
+    each_lm.restore()
+    assert each_lm.weights_hash() == before and each_lm.changed_bytes() == 0
+    assert not any(module._forward_hooks for module in each_lm.model.modules())
+
+
+def test_the_last_blocks_alone_may_have_adapters(lm: BaseModel) -> None:
+    method = make(lm, lora_rank=4, lora_layers=1)
+    last = lm.model.model.layers[1].self_attn
+    assert [place.module for place in method.lora.places] == [last.k_proj, last.v_proj]
+
+
+def test_adapters_come_back_from_the_artifact(llama: Path, lm: BaseModel, tmp_path: Path) -> None:
+    settings = {**SMALL, "codes": 5, "lora_rank": 4, "learning_rate": 1e-2, "steps": 3, "episodes_per_step": 2}
+    plan = [{"name": "mbc", "config": {"training": {**settings, "validate_every": 3, "validation_episodes": 4}}}]
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, plan)
+    folder = training.train("mbc", experiment, tmp_path / "artifacts", tmp_path / "train")
+    first, second = (Mbc(lm, Mbc.Config(**plan[0]["config"])) for _ in range(2))
+    assert not any(up.weight.any() for up in first.lora.ups)
+    load(folder, first)
+    assert all(up.weight.any() for up in first.lora.ups)
+    load(folder, second)
+    found = []
+    for method in (first, second):
+        method.reset()
+        method.observe(EPISODES[0].document)
+        found.append(told(method))
+        method.reset()
+    assert found[0] == found[1]
+
+
+def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+    t = Mbc.Config(preset="reference").training
+    assert (t.amortizer, t.question_encoder, t.tokens) == ("t5-small", "t5-small", 12)
+    assert (t.codes, t.codebook_weight, t.commitment) == (512, 1.0, 0.25)
+    assert (t.usage_decay, t.least_usage) == (0.99, 1e-4)
+    assert (t.lora_rank, t.lora_alpha, t.lora_layers, t.lora_dropout) == (16, 32, 6, 0.05)
+    assert (t.bank_documents, t.episodes_per_step, t.backprop_ratio, t.dropout) == (16, 16 * 4, 1.0, True)
+    assert (t.learning_rate, t.clip_norm, t.patience, t.warmup) == (1e-5, 100, 10, t.steps // 100)
+
+
+class Adapted(Mbc):
+    """With adapters that two steps of training move far."""
+
+    class Config(Mbc.Config):
+        training: MbcTraining = pydantic.Field(
+            default=MbcTraining(**SMALL, codes=16, lora_rank=4, learning_rate=0.1), description="with adapters"
+        )
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_adapters_keep_the_contract(check: str) -> None:
+    CHECKS[check](Adapted)
