@@ -30,7 +30,7 @@ from bench.stream import Episode
 class Training(MethodConfig):
     """How a method is meta-trained. Everything in it is part of the artifact's identity."""
 
-    steps: int = pydantic.Field(default=700, ge=0, description="outer optimizer steps; 0: run it untrained")
+    steps: int = pydantic.Field(default=700, ge=0, description="outer optimizer steps")
     episodes_per_step: int = pydantic.Field(default=24, ge=1, description="documents, with their questions, in each")
     learning_rate: float = pydantic.Field(default=1e-5, gt=0, description="of the outer optimizer, Adam")
     warmup: int = pydantic.Field(default=0, ge=0, description="outer steps in which the rate rises to learning_rate")
