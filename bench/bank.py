@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +126,9 @@ class MemoryMethod(MetaTrained):
     seen before (the same text) adds none.
     """
 
+    renamed: tuple[Tensor, Tensor] | None = None
+    """Tokens (n,) and the vectors (n, width) that they are read as: inside :meth:`renaming`."""
+
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self.entries: list[tuple[str, str]] = []
@@ -170,6 +174,37 @@ class MemoryMethod(MetaTrained):
     def bank_of(self, documents: Sequence[Document]) -> Tensor:
         """Rows of all windows of several documents, as training needs them: (entries, rows of each, width)."""
         return self.encode_texts([window for document in documents for window in self.windows(document)])
+
+    @contextmanager
+    def renaming(self, documents: Sequence[Sequence[Tensor]], asked: Iterable[tuple[int, str]]) -> Iterator[None]:
+        """Inside, names are read as new random vectors: tokens that a question shares with its own document alone.
+
+        So they can be matched, but not memorised. ``documents`` are the windows of each, ``asked`` the questions: the
+        place of the document and the text.
+        """
+        held = [{token for window in windows for token in window.tolist()} for windows in documents]
+        count = Counter(token for tokens in held for token in tokens)
+        said = ((held[i], token) for i, text in asked for token in self.lm.encode(text).tolist())
+        names = sorted({token for tokens, token in said if token in tokens and count[token] == 1})
+        vectors = torch.randn(len(names), self.row_shape[1], device=self.lm.device)
+        self.renamed = torch.tensor(names, dtype=torch.long, device=self.lm.device), vectors
+        try:
+            yield
+        finally:
+            self.renamed = None
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the networks read of tokens, with the names renamed: token ids (B, tokens) -> (B, tokens, width)."""
+        embedded = self.embeddings(ids)
+        if self.renamed is None:
+            return embedded
+        tokens, vectors = self.renamed
+        same = ids[..., None] == tokens
+        return torch.where(same.any(-1, keepdim=True), same.float() @ vectors, embedded)
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """The same of tokens as they are: the base's input embeddings."""
+        return self.lm.embeddings(ids)
 
     def reset(self) -> None:
         """Empty the bank."""
