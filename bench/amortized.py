@@ -17,7 +17,7 @@ from transformers import T5Config, T5Model
 from bench import models
 from bench.aggregation import Aggregator, PrefixHead
 from bench.amortizer import Amortizer, checkpoint, hand_on, start_as_tokens, unit_embeddings
-from bench.bank import MemoryMethod, Recalled, answer_nll, frozen, padded, questions_of
+from bench.bank import MemoryMethod, Recalled, answer_nll, padded, questions_of
 from bench.base_model import BaseModel
 from bench.meta import Training
 from bench.seeds import seed_for
@@ -217,7 +217,7 @@ class AmortizedMemory(MemoryMethod):
         count = max(1, round(plan.backprop_ratio * len(episodes)))
         said = [(i, question.text) for i, episode in enumerate(episodes) for question in episode.questions]
         named = self.renaming([self.windows(e.document) for e in episodes], said) if plan.rename else nullcontext()
-        with frozen(self.lm), named:
+        with self.lm.frozen(), named:
             rows, owners = self.rows_of(episodes[:count])
             with torch.no_grad():
                 more, their_owners = self.rows_of(episodes[count:])

@@ -107,18 +107,6 @@ def _behind(prefix: Tensor, embedded: Tensor, mask: Tensor) -> tuple[dict[str, T
     return {"inputs_embeds": torch.where(soft[..., None], chosen, wide)}, mask + soft.long()
 
 
-@contextmanager
-def frozen(lm: BaseModel) -> Iterator[None]:
-    """No gradients for the base's weights while inside; its activations still have them."""
-    wanted = {parameter: parameter.requires_grad for parameter in lm.model.parameters()}
-    lm.model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, value in wanted.items():
-            parameter.requires_grad_(value)
-
-
 class MemoryMethod(MetaTrained):
     """A bank of documents, each encoded once as a few rows, that every question recalls from; the base is frozen.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
-from bench.bank import MemoryMethod, Recalled, answer_logits, frozen, mean_nll
+from bench.bank import MemoryMethod, Recalled, answer_logits, mean_nll
 from bench.compression import CompressionTraining, Memory, matching, matching_loss
 from bench.seeds import seed_for
 
@@ -117,7 +117,7 @@ class Cmt(MemoryMethod):
         whose = torch.tensor([i for i, _, _ in asked], device=self.lm.device)
         texts, answers = [text for _, text, _ in asked], [answer for _, _, answer in asked]
         named = self.renaming(windows, [(i, text) for i, text, _ in asked]) if plan.rename else nullcontext()
-        with frozen(self.lm), named:
+        with self.lm.frozen(), named:
             fresh = self.encode_texts([piece for pieces in windows for piece in pieces])
             bank = torch.cat([fresh, self.memory.distractors])
             question_rows = self.encode(*self.question_ids(texts))
