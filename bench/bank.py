@@ -5,7 +5,6 @@ The base model is frozen: what a question recalls reaches it as a prefix (a soft
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from transformers import DynamicCache
 from bench.aggregation import KeyValues
 from bench.base_model import BaseModel
 from bench.meta import MetaTrained
-from bench.method import Conditioning
+from bench.method import Conditioning, packed, unpacked
 from bench.prompt_rows import forward
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode, Question, document_id
@@ -264,15 +263,13 @@ class MemoryMethod(MetaTrained):
         return padded([torch.cat([begin, self.lm.encode(text)])[: self.room] for text in questions])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The entries' documents too, as bytes of JSON."""
-        kept = bytearray(json.dumps(self.entries), "utf-8")
-        return {**super().state_dict(), _KEPT: torch.frombuffer(kept, dtype=torch.uint8)}
+        """The entries' documents too."""
+        return {**super().state_dict(), _KEPT: packed(self.entries)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the entries over too."""
         super().load_state_dict(state)
-        kept = json.loads(bytes(state[_KEPT].cpu().numpy()).decode())
-        self.entries = [(document, content) for document, content in kept]
+        self.entries = [(document, content) for document, content in unpacked(state[_KEPT])]
         self._known = {content for _, content in self.entries}
 
 
