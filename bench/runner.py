@@ -13,11 +13,11 @@ from typing import Any, Literal
 from bench import PROTOCOL, cell, metrics, models, recipe, registry, source_hash
 from bench.arms import Arm
 from bench.cell import Cell
-from bench.data import MissingSplit
+from bench.data import MissingSplit, split_entries
 from bench.errors import BenchError, RunError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
-from bench.material import Sources, material, offline_entries, split_entries, train_hash, trained
+from bench.material import Sources, material, offline_entries, train_hash, trained
 from bench.meta import MetaTrained
 from bench.record_files import read_run, sweep, write_json, write_run
 from bench.records import BoardRecord, CellSpec, TuningRecord, mean

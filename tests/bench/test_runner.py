@@ -207,15 +207,14 @@ def test_a_trial_that_failed_is_tried_again_and_the_tuning_record_corrected(
 
 
 def test_data_that_change_after_planning_stop_the_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
-    from bench import cell, material
+    from bench import cell, data, material
 
-    data = tmp_path / "keepers"
-    shutil.copytree(keepers, data)
-    runner = Runner(make_experiment(data, llama, ["closed_book"]), tmp_path / "runs")
+    folder = shutil.copytree(keepers, tmp_path / "keepers")
+    runner = Runner(make_experiment(folder, llama, ["closed_book"]), tmp_path / "runs")
     (first, _) = runner.cells(runner.experiment.methods[0], {})
-    (data / "test.jsonl").write_text((data / "test.jsonl").read_text().replace("lighthouse", "windmill"))
+    (folder / "test.jsonl").write_text((folder / "test.jsonl").read_text().replace("lighthouse", "windmill"))
     material._material.cache_clear()
-    material._split.cache_clear()
+    data._read_once.cache_clear()
     with pytest.raises(BenchError, match="stream has changed since the run was planned"):
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
 
