@@ -188,10 +188,12 @@ class Runner:
         return record
 
     def _remark_edges(self, plan: MethodPlan, trials: Sequence[Trial], best: Mapping[str, Any]) -> None:
+        """Say where the best value is the lowest or highest tried, unless it is the lowest or highest there is."""
+        fields = self.methods[plan.name].Config.model_fields
         for key, value in best.items():
             tried = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
-            fewest = isinstance(value, int) and value == 1  # of counts, of which there are no fewer
-            if len(tried) > 2 and value in (tried[0], tried[-1]) and not fewest:
+            bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
+            if len(tried) > 2 and value in (tried[0], tried[-1]) and value not in bounds:
                 where = f"The best {key} of {self._called(plan)}, {value:g}, lies at the edge of its grid"
                 self.remarks.append(f"{where}: a wider one may do better.")
 

@@ -226,11 +226,21 @@ def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experime
     ]
 
 
-def test_a_count_of_one_is_no_edge(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    still = {"name": "uniform", "config": {"learning_rate": 0.0}, "grid": {"steps_per_document": [1, 2, 3]}}
-    done = Runner(plan(still), tmp_path).run(Inline())
-    assert done.cells[0].spec.config["steps_per_document"] == 1, "of equal scores the earlier"
-    assert read_board(tmp_path).remarks == []
+@pytest.mark.parametrize(
+    ("name", "key", "values", "remarks"),
+    [
+        ("uniform", "steps_per_document", [1, 2, 3], 0),  # there is no fewer
+        ("bm25", "b", [1.0, 0.5, 0.75], 0),  # nor more
+        ("bm25", "k1", [1, 2, 3], 1),
+    ],
+)
+def test_a_value_at_its_own_bound_is_no_edge(
+    plan: Callable[..., Experiment], tmp_path: Path, name: str, key: str, values: list[float], remarks: int
+) -> None:
+    config = {"learning_rate": 0.0} if name == "uniform" else {}
+    done = Runner(plan({"name": name, "config": config, "grid": {key: values}}), tmp_path).run(Inline())
+    assert done.cells[0].spec.config[key] == values[0], "of equal scores the earlier"
+    assert len(read_board(tmp_path).remarks) == remarks
 
 
 def test_a_remark_on_one_of_several_variants_says_which(plan: Callable[..., Experiment], tmp_path: Path) -> None:
