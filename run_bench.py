@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -73,25 +73,19 @@ def run(
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
     from bench import experiment
 
+    files = _data_files(data_files)
+    overrides = _given(model=model, dataset=dataset, data_files=files, seed=seed, device=device, dtype=dtype)
+    sizes = _given(count=streams, documents=documents)
     chosen = experiment.load(name)
-    overrides = {
-        "model": model,
-        "dataset": dataset,
-        "data_files": _data_files(data_files) or None,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    chosen.override({key: value for key, value in overrides.items() if value is not None})
-    sizes = {"count": streams, "documents": documents}
-    chosen.streams.override({key: value for key, value in sizes.items() if value is not None})
+    chosen.override(overrides)
+    chosen.streams.override(sizes)
     if methods:
         chosen.select([part.strip() for part in methods.split(",") if part.strip()])
     for assignment in set_ or []:
         chosen.set(assignment)
-    files = ", ".join(Path(path).name for paths in chosen.data_files.values() for path in paths)
-    given = {**overrides, "model": model and Path(model).name, "data_files": files or None, **sizes}
-    changed = [f"{key} {value}" for key, value in given.items() if value is not None] + (set_ or [])
+    names = ", ".join(Path(path).name for paths in chosen.data_files.values() for path in paths)
+    told = {**overrides, **_given(model=model and Path(model).name, data_files=names or None), **sizes}
+    changed = [f"{key} {value}" for key, value in told.items()] + (set_ or [])
     remarks = [f"Changed for this run: {', '.join(changed)}."] if changed else []
     _run(chosen, runs, out, jobs, [str(path) for path in plugin or []], remarks)
 
@@ -243,8 +237,7 @@ def train(
     if target not in known:
         raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, ['nano', *known])}")
     chosen = experiments.load(experiment)
-    overrides = {"model": model, "dataset": dataset, "data_files": _data_files(data_files) or None, "device": device}
-    chosen.override({key: value for key, value in overrides.items() if value is not None})
+    chosen.override(_given(model=model, dataset=dataset, data_files=_data_files(data_files), device=device))
     if target not in [plan.name for plan in chosen.methods]:
         chosen.select([*(plan.name for plan in chosen.methods), target])
     for assignment in set_ or []:
@@ -283,6 +276,11 @@ def doctor() -> None:
 
     for finding in diagnosis.diagnose():
         console.print(str(finding), soft_wrap=True, markup=False, highlight=False)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that the user gave."""
+    return {name: value for name, value in options.items() if value not in (None, {})}
 
 
 def _data_files(given: list[str] | None) -> dict[str, list[str]]:

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pydantic
@@ -18,7 +17,7 @@ from transformers import T5Config, T5Model
 from bench import models
 from bench.aggregation import Aggregator, PrefixHead
 from bench.amortizer import AmortizedTraining, Amortizer, checkpoint, hand_on, start_as_tokens, unit_embeddings
-from bench.bank import MemoryMethod, Recalled, answer_nll, frozen, padded, questions_of
+from bench.bank import MemoryMethod, Recalled, answer_nll, padded, questions_of
 from bench.base_model import BaseModel
 from bench.seeds import seed_for
 from bench.settings import MethodConfig
@@ -44,7 +43,6 @@ class AmortizedMemory(MemoryMethod):
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        self.renamed: dict[int, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.config.training.seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
@@ -114,26 +112,9 @@ class AmortizedMemory(MemoryMethod):
         end = torch.tensor([tokenizer.eos_token_id], device=self.lm.device)
         return padded([torch.cat([self._own(tokenizer, text)[: WINDOW - 1], end]) for text in questions])
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """The base's unit embeddings of tokens, but for those that are renamed in this step."""
-        embedded = unit_embeddings(self.lm, ids)
-        for token, vector in self.renamed.items():
-            embedded[ids == token] = vector
-        return embedded
-
-    @contextmanager
-    def renaming(self, episodes: Sequence[Episode]) -> Iterator[None]:
-        """Inside, tokens that a question shares with its own document, and no other of these documents, are renamed."""
-        words = [set(self.lm.encode(episode.document.text).tolist()) for episode in episodes]
-        seen = Counter(token for held in words for token in held)
-        asked = [{t for q in e.questions for t in self.lm.encode(q.text).tolist()} for e in episodes]
-        names = sorted({t for held, tokens in zip(words, asked, strict=True) for t in held & tokens if seen[t] == 1})
-        width = self.lm.model.config.hidden_size
-        self.renamed = {token: torch.randn(width, device=self.lm.device) for token in names}
-        try:
-            yield
-        finally:
-            self.renamed = {}
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """The base's unit embeddings."""
+        return unit_embeddings(self.lm, ids)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Rows (B, T, hidden size) of texts."""
@@ -182,7 +163,9 @@ class AmortizedMemory(MemoryMethod):
         """
         plan = self.config.training
         count = max(1, round(plan.backprop_ratio * len(episodes)))
-        with frozen(self.lm), self.renaming(episodes if plan.rename else []):
+        said = [(i, question.text) for i, episode in enumerate(episodes) for question in episode.questions]
+        named = self.renaming([self.windows(e.document) for e in episodes], said) if plan.rename else nullcontext()
+        with self.lm.frozen(), named:
             rows, owners = self.rows_of(episodes[:count])
             with torch.no_grad():
                 more, their_owners = self.rows_of(episodes[count:])

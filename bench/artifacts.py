@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench import models, recipe, source_hash
-from bench.data import MissingSplit, load_split
+from bench.data import MissingSplit, split_entries
 from bench.errors import BenchError
 from bench.meta import MetaTrained, Trainer
 from bench.record_files import write_bytes, write_json
@@ -108,7 +108,7 @@ def identify(
 @lru_cache(maxsize=8)
 def _split_hash(dataset: str, split: str, data_files: str) -> str:
     try:
-        return stream_hash(load_split(recipe.find(dataset), split, json.loads(data_files)))
+        return stream_hash(split_entries(dataset, split, json.loads(data_files)))
     except MissingSplit:
         if split == "train":
             raise

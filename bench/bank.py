@@ -5,9 +5,9 @@ The base model is frozen: what a question recalls reaches it as a prefix (a soft
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from bench.aggregation import KeyValues
 from bench.base_model import BaseModel
 from bench.meta import MetaTrained
-from bench.method import Conditioning
+from bench.method import Conditioning, packed, unpacked
 from bench.prompt_rows import forward
 from bench.settings import MethodConfig
 from bench.stream import Document, Episode, Question, document_id
@@ -106,24 +106,15 @@ def _behind(prefix: Tensor, embedded: Tensor, mask: Tensor) -> tuple[dict[str, T
     return {"inputs_embeds": torch.where(soft[..., None], chosen, wide)}, mask + soft.long()
 
 
-@contextmanager
-def frozen(lm: BaseModel) -> Iterator[None]:
-    """No gradients for the base's weights while inside; its activations still have them."""
-    wanted = {parameter: parameter.requires_grad for parameter in lm.model.parameters()}
-    lm.model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, value in wanted.items():
-            parameter.requires_grad_(value)
-
-
 class MemoryMethod(MetaTrained):
     """A bank of documents, each encoded once as a few rows, that every question recalls from; the base is frozen.
 
     A document longer than the model's window is several entries, and so are the segments of one that is cut; what was
     seen before (the same text) adds none.
     """
+
+    renamed: tuple[Tensor, Tensor] | None = None
+    """Tokens (n,) and the vectors (n, width) that they are read as: inside :meth:`renaming`."""
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
@@ -170,6 +161,37 @@ class MemoryMethod(MetaTrained):
     def bank_of(self, documents: Sequence[Document]) -> Tensor:
         """Rows of all windows of several documents, as training needs them: (entries, rows of each, width)."""
         return self.encode_texts([window for document in documents for window in self.windows(document)])
+
+    @contextmanager
+    def renaming(self, documents: Sequence[Sequence[Tensor]], asked: Iterable[tuple[int, str]]) -> Iterator[None]:
+        """Inside, names are read as new random vectors: tokens that a question shares with its own document alone.
+
+        So they can be matched, but not memorised. ``documents`` are the windows of each, ``asked`` the questions: the
+        place of the document and the text.
+        """
+        held = [{token for window in windows for token in window.tolist()} for windows in documents]
+        count = Counter(token for tokens in held for token in tokens)
+        said = ((held[i], token) for i, text in asked for token in self.lm.encode(text).tolist())
+        names = sorted({token for tokens, token in said if token in tokens and count[token] == 1})
+        vectors = torch.randn(len(names), self.row_shape[1], device=self.lm.device)
+        self.renamed = torch.tensor(names, dtype=torch.long, device=self.lm.device), vectors
+        try:
+            yield
+        finally:
+            self.renamed = None
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the networks read of tokens, with the names renamed: token ids (B, tokens) -> (B, tokens, width)."""
+        embedded = self.embeddings(ids)
+        if self.renamed is None:
+            return embedded
+        tokens, vectors = self.renamed
+        same = ids[..., None] == tokens
+        return torch.where(same.any(-1, keepdim=True), same.float() @ vectors, embedded)
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """The same of tokens as they are: the base's input embeddings."""
+        return self.lm.embeddings(ids)
 
     def reset(self) -> None:
         """Empty the bank."""
@@ -241,15 +263,13 @@ class MemoryMethod(MetaTrained):
         return padded([torch.cat([begin, self.lm.encode(text)])[: self.room] for text in questions])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The entries' documents too, as bytes of JSON."""
-        kept = bytearray(json.dumps(self.entries), "utf-8")
-        return {**super().state_dict(), _KEPT: torch.frombuffer(kept, dtype=torch.uint8)}
+        """The entries' documents too."""
+        return {**super().state_dict(), _KEPT: packed(self.entries)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the entries over too."""
         super().load_state_dict(state)
-        kept = json.loads(bytes(state[_KEPT].cpu().numpy()).decode())
-        self.entries = [(document, content) for document, content in kept]
+        self.entries = [(document, content) for document, content in unpacked(state[_KEPT])]
         self._known = {content for _, content in self.entries}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -249,6 +250,17 @@ class BaseModel:
         self.model.eval()
         self.model.requires_grad_(True)
         self.model.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No gradients for the weights while inside; activations still have them."""
+        wanted = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        self.model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, value in wanted.items():
+                parameter.requires_grad_(value)
 
     def pristine(self, name: str) -> Tensor:
         """What a parameter or saved buffer was loaded as: not a copy, so only to be read."""

@@ -7,6 +7,7 @@ ways are sensible.)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, Self
 
 import pydantic
@@ -95,7 +96,6 @@ class CrossCompressor(nn.Module):
 
     def __init__(self, lm: BaseModel, plan: CompressionTraining) -> None:
         super().__init__()
-        self.lm = (lm,)  # in a tuple: the base is no part of the learner
         width = lm.model.get_input_embeddings().embedding_dim
         self.soft_tokens = nn.Parameter(torch.randn(plan.memory_tokens, width))
         reads, mixes = (
@@ -105,16 +105,10 @@ class CrossCompressor(nn.Module):
         for mix in mixes:
             nn.init.zeros_(mix.out.weight)  # else all soft tokens would be alike at the start
         self.reads, self.mixes = nn.ModuleList(reads), nn.ModuleList(mixes)
-        self.renamed: tuple[Tensor, Tensor] | None = None
-        """Tokens (n,) and the vectors (n, width) that they are read as while training, where ``plan.rename`` is set."""
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask (B, tokens) -> memories (B, m, width)."""
-        states = self.lm[0].embeddings(ids).float()
-        if self.renamed is not None:
-            tokens, vectors = self.renamed
-            same = ids[..., None] == tokens
-            states = torch.where(same.any(-1, keepdim=True), same.float() @ vectors, states)
+    def forward(self, ids: Tensor, mask: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Token ids and mask (B, tokens) -> memories (B, m, width); ``embed`` gives the tokens' embeddings."""
+        states = embed(ids).float()
         bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(mask == 0, -math.inf)[:, None, None]
         memory = self.soft_tokens.expand(len(ids), -1, -1)
         for read, mix in zip(self.reads, self.mixes, strict=True):
@@ -137,10 +131,10 @@ class DecoderCompressor(nn.Module):
         places = [Place(lm.model.get_submodule(name)) for name in target_modules(lm.model, "attention")]
         self.lora = HookedLora(places, plan.rank, plan.alpha)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask (B, tokens) -> memories (B, m, width)."""
+    def forward(self, ids: Tensor, mask: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Token ids and mask (B, tokens) -> memories (B, m, width); ``embed`` gives the tokens' embeddings."""
         lm, length = self.lm[0], len(self.soft_tokens)
-        embedded = lm.embeddings(ids)
+        embedded = embed(ids)
         behind = self.soft_tokens.to(embedded.dtype).expand(len(ids), -1, -1)
         wide = functional.pad(mask, (0, length), value=1)
         with self.lora.attached():

@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, nearest
-from bench.recipe import SPLITS, Column, Hub, Recipe, rows_of
+from bench.recipe import SPLITS, Column, Hub, Recipe, find, rows_of
 from bench.stream import Document, Entry, GoldQuestion, Question, document_id
 
 DataFiles = Mapping[str, Sequence[str]]
@@ -65,6 +66,16 @@ def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     if not entries:
         raise BenchError(f"The split {split!r} of {recipe.name} holds no documents.")
     return entries
+
+
+def split_entries(dataset: str, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
+    """What :func:`load_split` gives for a data set by name or folder, read once per process."""
+    return _read_once(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
+
+
+@lru_cache(maxsize=8)
+def _read_once(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
+    return load_split(find(dataset), split, json.loads(files))
 
 
 def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:

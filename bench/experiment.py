@@ -59,14 +59,33 @@ class AnchorPlan(_Part):
 class MethodPlan(_Part):
     """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms.
 
-    An ``optional`` one is left out, with a remark, where the split that it learns from offline is missing.
+    An ``optional`` one is left out, with a remark, where the split that it learns from offline is missing. One that is
+    ``like`` another experiment's starts from the first entry of its name there: ``config`` is laid on that entry's,
+    and whatever else is given here takes the place of what is there. So experiments that share cells or trained weights
+    state them once.
     """
 
     name: str
+    like: str | None = pydantic.Field(default=None, exclude=True)
     config: dict[str, Any] = {}
     grid: dict[str, list[Any]] | None = None
     arms: list[Arm] = ["stream"]
     optional: bool = False
+
+    def start_from(self, experiment: Experiment) -> None:
+        """Take over this method's entry in the experiment that it is ``like``.
+
+        Raises:
+            BenchError: the experiment has no entry of that name, or one that is itself like another.
+        """
+        own = [plan for plan in experiment.methods if plan.name == self.name and plan.like is None]
+        if not own:
+            raise BenchError(
+                f"{self.name} is to be like that of {experiment.name}, which states no settings of its own for it: "
+                f"name an experiment that does, or give them here."
+            )
+        given = self.model_dump(exclude_unset=True)
+        self.override({**own[0].model_dump(exclude_unset=True), **given, "config": merged(own[0].config, self.config)})
 
 
 class Experiment(_Part):
@@ -141,6 +160,15 @@ def load(name: str) -> Experiment:
     Raises:
         BenchError: no such experiment, unreadable YAML, an unknown key or a value out of bounds.
     """
+    found = _read(name)
+    for plan in found.methods:
+        if plan.like is not None:
+            plan.start_from(_read(plan.like))
+    return found
+
+
+def _read(name: str) -> Experiment:
+    """An experiment as its file has it, what its methods are like not yet filled in."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 import pydantic
 
-from bench import artifacts, data, recipe, streams
+from bench import artifacts, recipe, streams
 from bench.arms import shuffled
+from bench.data import DataFiles, split_entries
 from bench.meta import MetaTrained
 from bench.method import Method
 from bench.settings import MethodConfig
@@ -32,16 +33,6 @@ class Sources(pydantic.BaseModel):
     index: int
     anchor_questions: int = 0
     anchor_documents: int = 0
-
-
-@lru_cache(maxsize=8)
-def _split(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
-    return data.load_split(recipe.find(dataset), split, json.loads(files))
-
-
-def split_entries(dataset: str, split: str, data_files: Mapping[str, Sequence[str]]) -> tuple[Entry, ...]:
-    """All entries of a split, read once per process."""
-    return _split(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ def _material(sources_json: str, arm: str) -> Material:
     sources = Sources.model_validate_json(sources_json)
     found = recipe.find(sources.dataset)
 
-    def read(_: recipe.Recipe, split: str, data_files: data.DataFiles) -> tuple[Entry, ...]:
+    def read(_: recipe.Recipe, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
         return split_entries(sources.dataset, split, data_files)
 
     loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files, read)

@@ -5,6 +5,7 @@ A method is one class in one file. It must implement :meth:`Method.observe`; eve
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -165,3 +166,14 @@ class Method(ABC):
                 value.copy_(state[f"model.{name}"])
         for name, initial in self._registered.items():
             setattr(self, name, state[f"method.{name}"].detach().clone().to(initial.device))
+
+
+def packed(value: Any) -> Tensor:
+    """Plain data as a tensor, for :meth:`Method.state_dict`: the bytes of its JSON, uint8. Texts may be any."""
+    encoded = bytearray(json.dumps(value, ensure_ascii=False), "utf-8", "surrogatepass")
+    return torch.frombuffer(encoded, dtype=torch.uint8)
+
+
+def unpacked(tensor: Tensor) -> Any:
+    """The data that :func:`packed` was given, with lists for tuples."""
+    return json.loads(bytes(tensor.cpu().numpy()).decode("utf-8", "surrogatepass"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from bench.base_model import BaseModel
-from bench.method import Conditioning, Method
+from bench.method import Conditioning, Method, packed, unpacked
 from bench.settings import MethodConfig
 from bench.stream import Document, Question
 
@@ -53,16 +51,13 @@ class RetrievalMethod(Method):
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The documents too, as bytes of JSON."""
-        kept = json.dumps([(document.id, document.text) for document in self.documents], ensure_ascii=False)
-        encoded = bytearray(kept, "utf-8", "surrogatepass")
-        return {**super().state_dict(), _KEPT: torch.frombuffer(encoded, dtype=torch.uint8)}
+        """The documents too."""
+        return {**super().state_dict(), _KEPT: packed([(document.id, document.text) for document in self.documents])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the documents over too."""
         super().load_state_dict(state)
-        kept = bytes(state[_KEPT].cpu().numpy()).decode("utf-8", "surrogatepass")
-        self.documents = [Document(name, text) for name, text in json.loads(kept)]
+        self.documents = [Document(name, text) for name, text in unpacked(state[_KEPT])]
 
 
 def best(scores: Tensor, k: int) -> list[int]:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from bench import PROTOCOL, cell, metrics, models, recipe, registry, source_hash
 from bench.arms import Arm
 from bench.cell import Cell
-from bench.data import MissingSplit
+from bench.data import MissingSplit, split_entries
 from bench.errors import BenchError, RunError
 from bench.executor import Executor, Task
 from bench.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
-from bench.material import Sources, material, offline_entries, split_entries, train_hash, trained
+from bench.material import Sources, material, offline_entries, train_hash, trained
 from bench.meta import MetaTrained
 from bench.record_files import read_run, sweep, write_json, write_run
 from bench.records import BoardRecord, CellSpec, TuningRecord, mean
@@ -188,10 +188,12 @@ class Runner:
         return record
 
     def _remark_edges(self, plan: MethodPlan, trials: Sequence[Trial], best: Mapping[str, Any]) -> None:
+        """Say where the best value is the lowest or highest tried, unless it is the lowest or highest there is."""
+        fields = self.methods[plan.name].Config.model_fields
         for key, value in best.items():
             tried = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
-            fewest = isinstance(value, int) and value == 1  # of counts, of which there are no fewer
-            if len(tried) > 2 and value in (tried[0], tried[-1]) and not fewest:
+            bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
+            if len(tried) > 2 and value in (tried[0], tried[-1]) and value not in bounds:
                 where = f"The best {key} of {self._called(plan)}, {value:g}, lies at the edge of its grid"
                 self.remarks.append(f"{where}: a wider one may do better.")
 

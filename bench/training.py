@@ -10,11 +10,11 @@ from typing import Any
 from bench import artifacts, cell, models, registry
 from bench.artifacts import Identity
 from bench.base_model import BaseModel
-from bench.data import MissingSplit
+from bench.data import MissingSplit, split_entries
 from bench.errors import BenchError
 from bench.experiment import Experiment, MethodPlan
 from bench.harness import construct
-from bench.material import episodes, split_entries
+from bench.material import episodes
 from bench.meta import MetaTrained, Say, Trainer
 
 

@@ -1,7 +1,6 @@
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
-from bench.bank import MemoryMethod, Recalled, answer_logits, frozen, mean_nll
-from bench.compression import CompressionTraining, CrossCompressor, Memory, matching, matching_loss
+from bench.bank import MemoryMethod, Recalled, answer_logits, mean_nll
+from bench.compression import CompressionTraining, Memory, matching, matching_loss
 from bench.seeds import seed_for
 
 
@@ -73,7 +72,7 @@ class Cmt(MemoryMethod):
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """What the compressor makes of texts: ids and mask (B, tokens) -> (B, m, hidden size)."""
-        memories: Tensor = self.memory.compressor(ids, mask)
+        memories: Tensor = self.memory.compressor(ids, mask, self.embed)
         return memories
 
     def recall(self, questions: Sequence[str], rows: Tensor) -> Recalled:
@@ -117,7 +116,8 @@ class Cmt(MemoryMethod):
         ]
         whose = torch.tensor([i for i, _, _ in asked], device=self.lm.device)
         texts, answers = [text for _, text, _ in asked], [answer for _, _, answer in asked]
-        with frozen(self.lm), self.renaming(windows, whose.tolist(), texts):
+        named = self.renaming(windows, [(i, text) for i, text, _ in asked]) if plan.rename else nullcontext()
+        with self.lm.frozen(), named:
             fresh = self.encode_texts([piece for pieces in windows for piece in pieces])
             bank = torch.cat([fresh, self.memory.distractors])
             question_rows = self.encode(*self.question_ids(texts))
@@ -140,27 +140,6 @@ class Cmt(MemoryMethod):
             loss.backward()
         self.memory.enqueue(fresh)
         return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-
-    @contextmanager
-    def renaming(
-        self, windows: Sequence[Sequence[Tensor]], whose: Sequence[int], texts: Sequence[str]
-    ) -> Iterator[None]:
-        """Inside, if so set, names are read as random vectors: tokens of a question and of its document alone."""
-        body = self.memory.compressor
-        if self.config.training.rename and isinstance(body, CrossCompressor):
-            held = [{token for piece in pieces for token in piece.tolist()} for pieces in windows]
-            count = Counter(token for tokens in held for token in tokens)
-            asked = [self.lm.encode(text).tolist() for text in texts]
-            names = {
-                t for i, tokens in zip(whose, asked, strict=True) for t in tokens if t in held[i] and count[t] == 1
-            }
-            vectors = torch.randn(len(names), self.row_shape[1], device=self.lm.device)
-            body.renamed = torch.tensor(sorted(names), device=self.lm.device), vectors
-        try:
-            yield
-        finally:
-            if isinstance(body, CrossCompressor):
-                body.renamed = None
 
     def memory_aware(self, memory: Tensor, bare: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
         """L_ma (nats) from the logits (B, answer tokens, vocabulary) with memory and without."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pydantic
@@ -70,7 +69,7 @@ class GenerativeAdapter(WrittenWeights):
         plan = self.config.training
         count = max(1, len(episodes) // plan.documents_at(self.progress))
         groups = [episodes[k::count] for k in range(count)]
-        with self._frozen():
+        with self.lm.frozen():
             if self.progress < plan.aligned_first:
                 loss = self._alignment(*self._material(groups, plan.questions))
             elif self.progress < plan.qa_from:
@@ -86,14 +85,6 @@ class GenerativeAdapter(WrittenWeights):
         """-log p of the answers' tokens (nats) with all episodes in one state, and the alignment where it counts."""
         parts = {key: part.item() for key, part in self._answer_loss([episodes]).items()}
         return {"loss": parts.pop("answer_nll"), **parts}
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        self.lm.model.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.lm.model.requires_grad_(True)
 
     def _nll(
         self, states: Sequence[Tensor], rows: Sequence[tuple[int, Tensor, Tensor]], queries: list[Tensor] | None = None

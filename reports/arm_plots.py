@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arms import apart
-from reports.board import CEILING, Board, with_records
+from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
 from reports.style import (
     BLUE,
@@ -57,7 +57,7 @@ class Family:
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots of those methods that have such arms."""
-    found = families(board, runs)
+    found = families(board)
     controlled = [family for family in found if family.rows.keys() & {"gold_only", "shuffled", "empty"}]
     lengths = [family for family in found if any(arm.startswith("every_") for arm in family.rows)]
     draw: Drawings = {
@@ -68,12 +68,12 @@ def drawings(board: Board, runs: Path) -> Drawings:
     return {name: draw[name] for name in NAMES if drawable[name]}
 
 
-def families(board: Board, runs: Path) -> list[Family]:
+def families(board: Board) -> list[Family]:
     """The rows with F1 of each method and config, as the board orders them, the methods themselves first."""
     rows: dict[tuple[str, str], dict[str, Row]] = {}
     documents = 0
-    for row, records in sorted(with_records(board, runs), key=lambda pair: pair[0].arm != "stream"):
-        documents = max([documents, *(record.summary.documents for record in records if record.summary)])
+    for row in sorted(board.rows, key=lambda row: row.arm != "stream"):
+        documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
         if "f1" in row.scores:
             rows.setdefault((row.method, json.dumps(row.config, sort_keys=True)), {})[row.arm] = row
     return [Family(_label(by_arm), by_arm, documents) for by_arm in rows.values()]

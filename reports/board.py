@@ -119,19 +119,6 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
     )
 
 
-def with_records(board: Board, runs: Path) -> list[tuple[Row, list[RunRecord]]]:
-    """Each of the board's rows with its complete records.
-
-    Raises:
-        BenchError: as :func:`load`.
-    """
-    groups, _, _ = load(runs, board.experiment)
-    return [
-        (row, next(g for g in groups if (g.method, g.config, g.arm) == (row.method, row.config, row.arm)).complete())
-        for row in board.rows
-    ]
-
-
 def _mixtures(groups: Sequence[Group]) -> list[str]:
     """What differs in where the runs of a board were made, and can show in the last digits of their scores."""
     made = [record.provenance for group in groups for record in group.records]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.record_files import read_answers, read_board, read_run, read_tuning
 from bench.records import RunRecord, TuningRecord
 from bench.statistics import Estimate, Item, stream_error, stream_means
-from reports.board import CEILING, Board, with_records
+from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
 from reports.style import (
     BLUE,
@@ -91,11 +91,11 @@ def by_row(board: Board, runs: Path) -> dict[str, list[Asked]]:
     The ceiling and control arms are left out: what they are given does not depend on what was seen.
     """
     found = {}
-    for row, records in with_records(board, runs):
-        if row.arm != "stream" or row.method == CEILING or not records:
+    for row in board.rows:
+        if row.arm != "stream" or row.method == CEILING or not row.records:
             continue
-        if len([probe for probe in records[0].spec.probes if probe > 0]) > 1:
-            asked = [one for record in records for one in _asked(runs, record)]
+        if len([probe for probe in row.records[0].spec.probes if probe > 0]) > 1:
+            asked = [one for record in row.records for one in _asked(runs, record)]
             if asked:
                 found[title(row)] = asked
     return found

@@ -62,6 +62,8 @@ class Row:
     """By name (:data:`SCORES`): the mean with SE_stream, then, for what is per question or document, with SE_doc."""
     costs: Mapping[str, float]
     """By name (:data:`COSTS`): of observing per document, answering per question, training offline; bytes at most."""
+    records: tuple[RunRecord, ...]
+    """The records behind the scores: those of streams on which nothing failed."""
     leading: bool = False
     """The best method, or not significantly worse: paired t test over SE_doc, Holm's correction, 5 %."""
 
@@ -83,10 +85,10 @@ class Group:
     arm: str
     records: tuple[RunRecord, ...]
 
-    def complete(self) -> list[RunRecord]:
+    def complete(self) -> tuple[RunRecord, ...]:
         """The records that have scores: those of streams on which nothing failed."""
         bad = {record.spec.stream for record in self.records if record.status != "complete"}
-        return [record for record in self.records if record.spec.stream not in bad]
+        return tuple(record for record in self.records if record.spec.stream not in bad)
 
 
 def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
@@ -152,6 +154,7 @@ def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, t
         tuned=True if trials else False if group.records[0].tunable else None,
         scores=scores,
         costs=_costs(runs, complete),
+        records=complete,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.record_files import read_documents
 from bench.records import RunRecord
 from bench.statistics import Estimate, stream_error
-from reports.board import CEILING, Board, with_records
+from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row, final_answers
 from reports.style import BLUE, DASHED, GREY, Drawings, band, error, f1, heading, name_axes, panels, readable, title
 
@@ -158,13 +158,13 @@ Curves = Mapping[str, Mapping[str, Curve]]
 def _curves(board: Board, runs: Path) -> Curves:
     """Curves of the board's rows. The ceiling and control arms have none: nothing there depends on position."""
     curves: dict[str, dict[str, Curve]] = {"f1": {}, "token_nll": {}, "gain": {}}
-    for row, records in with_records(board, runs):
+    for row in board.rows:
         if row.arm != "stream" or row.method == CEILING or not row.streams:
             continue
-        documents = max((record.summary.documents for record in records if record.summary), default=0)
-        answers = [(record.spec.stream, *found) for record in records for found in _answers(runs, record)]
-        tokens = [(record.spec.stream, *found) for record in records for found in _tokens(runs, record)]
-        cut = records[0].spec.segment_tokens is not None
+        documents = max((record.summary.documents for record in row.records if record.summary), default=0)
+        answers = [(record.spec.stream, *found) for record in row.records for found in _answers(runs, record)]
+        tokens = [(record.spec.stream, *found) for record in row.records for found in _tokens(runs, record)]
+        cut = row.records[0].spec.segment_tokens is not None
         scored = max((position + 1 for _, position, *_ in tokens), default=0) if cut else documents
         for score, found, units, unit in (
             ("f1", answers, documents, "document"),

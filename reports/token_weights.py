@@ -16,7 +16,7 @@ from bench.arms import apart
 from bench.record_files import read_tokens, write_bytes
 from bench.records import TokenClass, TokenEvent
 from bench.statistics import Estimate, roc_auc, stream_error
-from reports.board import Board, with_records
+from reports.board import Board
 from reports.rows import Row
 from reports.tables import pipes
 
@@ -82,11 +82,11 @@ def weighings(board: Board, runs: Path) -> list[Weighing]:
         BenchError: the token events of a run are missing or torn.
     """
     found = []
-    for row, records in with_records(board, runs):
+    for row in board.rows:
         if apart(row.arm):
             continue  # each document as the stream's first one
         events: dict[str, list[TokenEvent]] = defaultdict(list)
-        for record in sorted(records, key=lambda record: (record.spec.stream, record.spec.seed)):
+        for record in sorted(row.records, key=lambda record: (record.spec.stream, record.spec.seed)):
             if some := read_tokens(runs, record.id):
                 events[record.spec.stream] += some
         if events:

@@ -146,7 +146,7 @@ def test_meta_learned_weights_find_the_facts_and_pay(
     assert camels["f1_vs_reference"] >= 2 * camels["f1_vs_reference_se_stream"] > 0, "above uniform, paired"
     experiment = yaml.safe_load((clone / "bench" / "experiments" / "token-weights.yaml").read_text())
     plans = [plan for plan in experiment["methods"] if isinstance(plan, dict) and plan["name"] == "camels"]
-    experiment["methods"] = [plan for plan in plans if plan["config"].get("control") in (None, "shuffled")]
+    experiment["methods"] = [plan for plan in plans if plan.get("config", {}).get("control") in (None, "shuffled")]
     (clone / "controls.yaml").write_text(yaml.safe_dump(experiment))
     run("python run_bench.py run controls.yaml --out controls", clone)
     rows = {row["label"]: row for row in json.loads((clone / "controls" / "leaderboard.json").read_text())["rows"]}

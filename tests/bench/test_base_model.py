@@ -176,6 +176,15 @@ def test_restore_refuses_a_replaced_parameter(llama: Path) -> None:
         lm.restore()
 
 
+def test_a_frozen_base_is_set_back_as_it_was(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.model.lm_head.weight.requires_grad_(False)
+    with lm.frozen():
+        assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    learning = {name for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, _ in lm.model.named_parameters()} - {"lm_head.weight"}
+
+
 def test_a_model_without_a_language_model_head_is_refused(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "headless")
     config = json.loads((folder / "config.json").read_text())

@@ -207,15 +207,14 @@ def test_a_trial_that_failed_is_tried_again_and_the_tuning_record_corrected(
 
 
 def test_data_that_change_after_planning_stop_the_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
-    from bench import cell, material
+    from bench import cell, data, material
 
-    data = tmp_path / "keepers"
-    shutil.copytree(keepers, data)
-    runner = Runner(make_experiment(data, llama, ["closed_book"]), tmp_path / "runs")
+    folder = shutil.copytree(keepers, tmp_path / "keepers")
+    runner = Runner(make_experiment(folder, llama, ["closed_book"]), tmp_path / "runs")
     (first, _) = runner.cells(runner.experiment.methods[0], {})
-    (data / "test.jsonl").write_text((data / "test.jsonl").read_text().replace("lighthouse", "windmill"))
+    (folder / "test.jsonl").write_text((folder / "test.jsonl").read_text().replace("lighthouse", "windmill"))
     material._material.cache_clear()
-    material._split.cache_clear()
+    data._read_once.cache_clear()
     with pytest.raises(BenchError, match="stream has changed since the run was planned"):
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
 
@@ -227,11 +226,21 @@ def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experime
     ]
 
 
-def test_a_count_of_one_is_no_edge(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    still = {"name": "uniform", "config": {"learning_rate": 0.0}, "grid": {"steps_per_document": [1, 2, 3]}}
-    done = Runner(plan(still), tmp_path).run(Inline())
-    assert done.cells[0].spec.config["steps_per_document"] == 1, "of equal scores the earlier"
-    assert read_board(tmp_path).remarks == []
+@pytest.mark.parametrize(
+    ("name", "key", "values", "remarks"),
+    [
+        ("uniform", "steps_per_document", [1, 2, 3], 0),  # there is no fewer
+        ("bm25", "b", [1.0, 0.5, 0.75], 0),  # nor more
+        ("bm25", "k1", [1, 2, 3], 1),
+    ],
+)
+def test_a_value_at_its_own_bound_is_no_edge(
+    plan: Callable[..., Experiment], tmp_path: Path, name: str, key: str, values: list[float], remarks: int
+) -> None:
+    config = {"learning_rate": 0.0} if name == "uniform" else {}
+    done = Runner(plan({"name": name, "config": config, "grid": {key: values}}), tmp_path).run(Inline())
+    assert done.cells[0].spec.config[key] == values[0], "of equal scores the earlier"
+    assert len(read_board(tmp_path).remarks) == remarks
 
 
 def test_a_remark_on_one_of_several_variants_says_which(plan: Callable[..., Experiment], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import material, recipe, streams
+from bench import data, material, recipe, streams
 from bench.data import MissingSplit, load_split
 from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
@@ -346,7 +346,7 @@ def test_cells_read_each_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return load_split(*given)
 
     monkeypatch.setattr("bench.data.load_split", counted)
-    material._split.cache_clear()
+    data._read_once.cache_clear()
     material._material.cache_clear()
     for index in range(3):
         sources = material.Sources(

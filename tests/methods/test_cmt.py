@@ -17,7 +17,7 @@ from bench import Document, Episode, Question
 from bench.answering import prompts
 from bench.bank import Recalled
 from bench.base_model import BaseModel
-from bench.compression import CrossCompressor, DecoderCompressor, matching, matching_loss
+from bench.compression import DecoderCompressor, matching, matching_loss
 from bench.meta import Trainer
 from methods.cmt import Cmt
 from tests.conftest import ROOT, TEXT
@@ -308,14 +308,12 @@ def test_contrastive_decoding_is_asked_of_the_harness(lm: BaseModel) -> None:
 
 def test_renamed_are_the_tokens_that_a_question_shares_with_its_document_alone(lm: BaseModel) -> None:
     method = make(lm, rename=True)
-    body = method.memory.compressor
-    assert isinstance(body, CrossCompressor)
     ids = [torch.tensor(row) for row in ([0, 5, 7, 9], [0, 5, 8, 9], [0, 6, 6])]
     asked = {"first": [7, 9, 4], "second": [8, 7], "third": [6, 5]}
     lm.encode = lambda text: torch.tensor(asked[text])  # type: ignore[method-assign]
-    with torch.no_grad(), method.renaming([ids[:1], ids[1:2], ids[2:]], [0, 1, 2], list(asked)):
-        assert body.renamed is not None
-        tokens, vectors = body.renamed
+    with torch.no_grad(), method.renaming([ids[:1], ids[1:2], ids[2:]], list(enumerate(asked))):
+        assert method.renamed is not None
+        tokens, vectors = method.renamed
         assert tokens.tolist() == [6, 7, 8], "not 9, which two documents have, nor what only the question has"
         text = torch.tensor([[5, 7, 6]])
         states = lm.embeddings(text).clone()
@@ -323,7 +321,7 @@ def test_renamed_are_the_tokens_that_a_question_shares_with_its_document_alone(l
         found = method.encode(text, torch.ones_like(text))
         lm.embeddings = lambda _: states  # type: ignore[method-assign]
     with torch.no_grad():
-        assert body.renamed is None
+        assert method.renamed is None
         torch.testing.assert_close(method.encode(text, torch.ones_like(text)), found)
     with pytest.raises(pydantic.ValidationError, match="xattn"):
         make(lm, rename=True, body="decoder")

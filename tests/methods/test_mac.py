@@ -299,6 +299,12 @@ def test_a_t5_checkpoint_reads_its_own_tokens(llama_lm: BaseModel, tmp_path: Pat
         make(llama_lm, amortizer=str(tmp_path / "llm"))
 
 
+def vectors(method: Mac) -> dict[int, torch.Tensor]:
+    assert method.renamed is not None
+    tokens, read = method.renamed
+    return dict(zip(tokens.tolist(), read, strict=True))
+
+
 def test_names_are_renamed_for_a_step_and_nothing_else(llama_lm: BaseModel) -> None:
     method = make(llama_lm, rename=True)
     episodes = [
@@ -308,16 +314,17 @@ def test_names_are_renamed_for_a_step_and_nothing_else(llama_lm: BaseModel) -> N
     own = [llama_lm.encode(text).tolist() for text in (" mill", " ferry")]
     common = llama_lm.encode(" at")
     plain = unit_embeddings(llama_lm, common)
-    with method.renaming(episodes):
-        first = dict(method.renamed)
+    given = [method.windows(e.document) for e in episodes], [(i, e.questions[0].text) for i, e in enumerate(episodes)]
+    with method.renaming(*given):
+        first = vectors(method)
         assert set(own[0]) <= set(first) and not set(common.tolist()) & set(first)
         assert not set(llama_lm.encode(" noon").tolist()) & set(first), "the question does not say it"
         embedded = method.embed(torch.tensor([own[0], own[0]]))
         assert torch.equal(embedded[0], embedded[1]) and torch.equal(embedded[0][0], first[own[0][0]])
         assert torch.equal(method.embed(common), plain)
-    assert method.renamed == {}
-    with method.renaming(episodes):
-        assert not torch.equal(method.renamed[own[0][0]], first[own[0][0]])
+    assert method.renamed is None
+    with method.renaming(*given):
+        assert not torch.equal(vectors(method)[own[0][0]], first[own[0][0]])
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -30,7 +30,7 @@ def drawn(runs):
 
 
 def family(runs):
-    return next(one for one in arm_plots.families(build(runs), runs) if one.label == "memory")
+    return next(one for one in arm_plots.families(build(runs)) if one.label == "memory")
 
 
 def test_contexts_go_from_one_document_to_the_whole_stream(runs):
@@ -40,7 +40,7 @@ def test_contexts_go_from_one_document_to_the_whole_stream(runs):
 
 def test_no_more_documents_are_held_than_the_stream_has(tmp_path):
     board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "every_8", 0.4) + run(tmp_path, "every_64", 0.4))
-    (one,) = arm_plots.families(build(tmp_path), tmp_path)
+    (one,) = arm_plots.families(build(tmp_path))
     assert [held for held, _ in one.contexts()] == [8]
     plots.write(build(tmp_path), tmp_path, tmp_path / "out")
 
@@ -73,7 +73,7 @@ def test_every_file_is_written_and_checked(runs, tmp_path):
 
 def test_without_the_method_itself_its_arms_are_still_drawn(tmp_path):
     board(tmp_path, run(tmp_path, "gold_only", 0.8) + run(tmp_path, "every_4", 0.6))
-    (one,) = arm_plots.families(build(tmp_path), tmp_path)
+    (one,) = arm_plots.families(build(tmp_path))
     assert (one.label, [held for held, _ in one.contexts()]) == ("memory", [1, 4])
     assert {"controls", "f1_by_context"} <= drawn(tmp_path)
     assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 3 * len(drawn(tmp_path))
@@ -91,7 +91,7 @@ def test_configs_are_families_of_their_own(tmp_path):
         for arm in ("stream", "gold_only")
     ]
     board(tmp_path, ids)
-    found = arm_plots.families(build(tmp_path), tmp_path)
+    found = arm_plots.families(build(tmp_path))
     assert [one.label for one in found] == ["memory (k=2)", "memory (k=1)"]
     assert [{*one.rows} for one in found] == [{"stream", "gold_only"}] * 2
 

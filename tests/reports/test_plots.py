@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import reports
+from bench.record_files import read_board, read_run
 from reports import plots, score_plots
 from reports.board import build
 from tests.reports.records_factory import board, realistic, record, spec
@@ -20,6 +22,19 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     for name in plots.FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         assert (tmp_path / "a" / name).stat().st_size > 1000
+
+
+def test_a_report_reads_each_record_once(tmp_path, monkeypatch):
+    realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
+    read = []
+
+    def counted(folder):
+        read.append(folder.name)
+        return read_run(folder)
+
+    monkeypatch.setattr("reports.board.read_run", counted)
+    assert reports.stale(tmp_path / "runs", tmp_path / "out") != []
+    assert sorted(read) == sorted(read_board(tmp_path / "runs").runs)
 
 
 def test_text_streams_have_no_question_plots_and_old_ones_go(tmp_path):
