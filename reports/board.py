@@ -180,12 +180,25 @@ def _varied(tuning: Sequence[TuningRecord], method: str) -> set[str]:
 
 
 def _label(group: Group, groups: Sequence[Group], hidden: set[str]) -> str:
-    configs = [other.config for other in groups if other.method == group.method]
-    differing = [key for key in group.config if any(c.get(key) != group.config[key] for c in configs)]
-    told = [key for key in differing if key not in hidden and group.config[key] not in (None, False, "none")]
-    settings = ", ".join(f"{key}={group.config[key]}" for key in told)
-    label = f"{group.method} ({settings})" if settings else group.method
+    """What most of the method's rows have goes without saying; else what is off does."""
+    configs = [_flat(other.config) for other in groups if other.method == group.method]
+    settings = []
+    for key, value in _flat(group.config).items():
+        values = [config[key] for config in configs if key in config]
+        common = [other for other in values if 2 * values.count(other) > len(configs)]
+        unsaid = common[0] == value if common else value in (None, False, "none")
+        if key not in hidden and not unsaid:
+            settings.append(f"{key}={'null' if value is None else value}")
+    label = f"{group.method} ({', '.join(settings)})" if settings else group.method
     return label if group.arm == "stream" else f"{label} on {group.arm}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings with those of groups under dotted names."""
+    found = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 Entries = Sequence[tuple[Row, Items]]

@@ -123,19 +123,21 @@ def test_memories_answer_from_what_they_hold(
 ) -> None:
     closed, gold, bm25 = (default_board[name, "stream"]["f1"] for name in ("closed_book", "gold_in_prompt", "bm25"))
     assert bm25 >= 0.9 * gold
-    for name in ("generative_adapter", "cmt"):
+    for name in ("generative_adapter", "cmt", "mac"):
         row = default_board[name, "stream"]
         assert row["f1"] - closed >= 5 * row["f1_se_stream"] > 0, name
     run(
-        "python run_bench.py run memory-controls --methods generative_adapter,cmt --streams 2 --documents 60 "
+        "python run_bench.py run memory-controls --methods generative_adapter,cmt,mac --streams 2 --documents 60 "
         "--out memories",
         clone,
     )
     board = json.loads((clone / "memories" / "leaderboard.json").read_text())["rows"]
-    for name in ("generative_adapter", "cmt (decode=plain, k=16)"):
+    for name in ("generative_adapter", "cmt", "mac"):
         f1 = {row["arm"]: row["f1"] for row in board if row["label"].split(" on ")[0] == name}
         assert f1["gold_only"] >= f1["stream"] > f1["shuffled"], (name, f1)
         assert max(f1["shuffled"], f1["empty"]) <= 0.1, (name, f1)
+        (untrained,) = (row["f1"] for row in board if row["label"] == f"{name} (training.steps=0)")
+        assert f1["stream"] > untrained + 0.1, (name, untrained)
 
 
 @pytest.mark.slow

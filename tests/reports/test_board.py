@@ -113,6 +113,18 @@ def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
     assert [row.label for row in build(tmp_path).rows] == ["uniform (steps=2)", "uniform (steps=1)"]
 
 
+def test_what_most_rows_of_a_method_have_goes_without_saying(tmp_path):
+    usual = {"k": 16, "training": {"steps": 700, "rate": 0.1}}
+    ids = pair(tmp_path, "memory", (0.4, 0.4), config=usual) + pair(
+        tmp_path, "memory", (0.5, 0.5), "empty", config=usual
+    )
+    ids += pair(tmp_path, "memory", (0.3, 0.3), config={**usual, "k": None})
+    ids += pair(tmp_path, "memory", (0.2, 0.2), config={**usual, "training": {"steps": 0, "rate": 0.1}})
+    board(tmp_path, ids)
+    labels = ["memory", "memory (k=null)", "memory (training.steps=0)", "memory on empty"]
+    assert [row.label for row in build(tmp_path).rows] == labels
+
+
 def test_what_was_tuned_and_what_is_off_stay_out_of_a_label_that_needs_them_not(tmp_path):
     plain, mixed = ({"control": control, "rate": rate} for control, rate in (("none", 0.2), ("shuffled", 0.4)))
     ids = pair(tmp_path, "camels", (0.4, 0.4), config=plain) + pair(tmp_path, "camels", (0.2, 0.2), config=mixed)
