@@ -43,7 +43,8 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
     if method.sees_evidence:
         parts.append("Control: it is given the document that answers each question.")
     paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # whose lines are as wide as the source
-    parts += [escape("\n\n".join(" ".join(text.split()) for text in paragraphs)), "", "Settings (change one with --set method.key=value):"]
+    parts.append(escape("\n\n".join(" ".join(text.split()) for text in paragraphs)))
+    parts += ["", "Settings (change one with --set method.key=value):"]
     for key, field, value in _settings(method.Config()):
         default = "null" if value is None else str(value)
         parts.append(f"  [bold]{key}[/bold] = {escape(default)}   {escape(_range(field))}")

@@ -193,36 +193,20 @@ def reused_scoring(lm: BaseModel, stream: Stream) -> None:
 
 SIZES = (100, 1_000, 10_000)
 MEMORIES = ("generative_adapter", "cmt", "mac", "mbc")
-SMALL = {
-    "training": {
-        "shared": True,
-        "encoder_layers": 0,
-        "decoder_layers": 1,
-        "encoder_heads": 6,
-        "encoder_hidden": 384,
-        "tokens": 8,
-        "blocks": 2,
-        "heads": 6,
-        "head_width": 32,
-        "hidden": 384,
-        "prefix_hidden": 96,
-    }
-}
-"""Sizes for a small base, of memories that the default board does not have."""
 
 
 def memories(lm: BaseModel, stream: Stream) -> None:
     """Documents and questions per second of untrained memories, and bytes of their state, by documents held.
 
-    They are as the default board has them, or :data:`SMALL`. The first documents are observed; the rest of a large
-    bank is made of entries that were, with a little noise, since what is in them does not change the time.
+    They are as the default board has them. The first documents are observed; the rest of a large bank is made of
+    entries that were, with a little noise, since what is in them does not change the time.
     """
     configs = {plan.name: plan.config for plan in experiment.load("default").methods}
     questions = [gold.question for entry in stream.entries for gold in entry.questions][:QUESTIONS]
     documents = [entry.document for entry in stream.entries[:DOCUMENTS]]
     for name in MEMORIES:
         kind = registry.load_method(name)
-        method: Any = kind(lm, kind.Config(**configs.get(name, SMALL)))
+        method: Any = kind(lm, kind.Config(**configs[name]))
         for size in SIZES:
             method.reset()
             observing = seconds(lambda method=method: [method.observe(document) for document in documents])
