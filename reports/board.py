@@ -195,7 +195,7 @@ def _label(group: Group, groups: Sequence[Group], hidden: set[str]) -> str:
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings with those of groups under dotted names."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
