@@ -124,7 +124,7 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         finished = {
             "status": "complete",
             "summary": loop.summary(),
-            "costs": loop.ledger.costs(state_bytes(method)),
+            "costs": loop.ledger.costs(loop.state_bytes),
             "notes": json.loads(json.dumps(method.notes())),
         }
         method.reset()
@@ -186,16 +186,6 @@ def _blank(cell: Cell, kind: type[Method], started: dict[str, Any]) -> RunRecord
         failure=None,
         provenance=started,
     )
-
-
-def state_bytes(method: Method) -> int:
-    """Bytes of what the method has learned: changed weights of the base and everything else in its state."""
-    extra = sum(
-        value.numel() * value.element_size()
-        for name, value in method.state_dict().items()
-        if not name.startswith("model.")
-    )
-    return extra + method.lm.changed_bytes()
 
 
 def _failure(error: Exception, loop: Loop | None) -> Failure:

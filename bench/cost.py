@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from bench.method import Method
 from bench.records import Costs, Tally
 
 COUNT_EVERY = 32
@@ -141,3 +142,13 @@ def _peak(device: torch.device) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def state_bytes(method: Method) -> int:
+    """Bytes of what the method has learned: changed weights of the base and everything else in its state."""
+    extra = sum(
+        value.numel() * value.element_size()
+        for name, value in method.state_dict().items()
+        if not name.startswith("model.")
+    )
+    return extra + method.lm.changed_bytes()

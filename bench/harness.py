@@ -14,7 +14,7 @@ import torch
 from bench import metrics
 from bench.answering import answer_and_nll, prompts
 from bench.base_model import BaseModel
-from bench.cost import Ledger
+from bench.cost import Ledger, state_bytes
 from bench.decoding import Decoding
 from bench.errors import Diverged
 from bench.method import Method
@@ -71,6 +71,8 @@ class Loop:
     token_events: list[TokenEvent] = field(default_factory=list)
     anchor_nll: dict[float, float | None] = field(default_factory=dict)
     position: int | None = None
+    state_bytes: int = 0
+    """Of the method's state at the end, or the most at the end of a group of documents."""
 
     def __post_init__(self) -> None:
         self.lm: BaseModel = self.method.lm
@@ -102,6 +104,7 @@ class Loop:
                     self.probe(probe, seen)
         if not self.documents:
             self.probe(max(self.probes), len(self.entries))
+        self.state_bytes = state_bytes(self.method)
 
     def _run_apart(self, every: int) -> None:
         due = _due(self.entries)
@@ -113,6 +116,7 @@ class Loop:
                 self.step(position, self.documents[position])
             with self._answering(str(first)):
                 self.ask(max(self.probes), "stream", [item for item in due if item.position in group])
+            self.state_bytes = max(self.state_bytes, state_bytes(self.method))
 
     def step(self, position: int, document: Document) -> None:
         """One document: each of its segments is scored, then observed."""

@@ -19,7 +19,7 @@ from bench import experiment, models, recipe, registry, streams
 from bench.answering import answer, prompts
 from bench.bank import MemoryMethod
 from bench.base_model import BaseModel
-from bench.cell import state_bytes
+from bench.cost import state_bytes
 from bench.decoding import Decoding
 from bench.harness import Loop
 from bench.inner_loop import twice_differentiable

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,6 +200,21 @@ def test_apart_the_method_starts_afresh_and_each_question_is_asked_after_its_own
     made.run()
     assert lives == [["d0", "d1", "d2", "q0", "q1", "q2"], ["d3", "q3"]], "and no anchor, which has no place there"
     assert [event.position for event in made.answer_events] == [0, 1, 2, 3]
+
+
+def test_the_state_is_as_large_as_at_the_end_and_apart_as_for_the_largest_group(lm: BaseModel) -> None:
+    class Grows(Recorder):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.register("kept", torch.zeros(0, dtype=torch.uint8))
+
+        def observe(self, document: Document) -> None:
+            self.kept = torch.zeros(len(self.kept) + 5, dtype=torch.uint8)
+
+    for every, expected in ((None, 20), (3, 15)):
+        made = Loop(Grows(lm), ENTRIES, [entry.document for entry in ENTRIES], apart=every)
+        made.run()
+        assert made.state_bytes == expected, "5 bytes a document, 4 documents or 3 and 1"
 
 
 def test_apart_asks_what_the_whole_stream_asks(lm: BaseModel) -> None:

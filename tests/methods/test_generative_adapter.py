@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import Document, Episode, Question
 from bench.base_model import BaseModel
-from bench.cell import state_bytes
+from bench.cost import state_bytes
 from bench.errors import BenchError
 from bench.generator import Generator, GeneratorTraining, PartialIsometry, Written, kept_values
 from bench.meta import Trainer

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from bench import Document, GradientMethod
 from bench.base_model import BaseModel
-from bench.cell import state_bytes
+from bench.cost import state_bytes
 from bench.harness import Loop
 from methods.lora import Lora
 from tests.conftest import TEXT
