@@ -52,9 +52,17 @@ def commands(page: str) -> Iterator[str]:
                 yield command
 
 
+def block(marker: str) -> str:
+    """The block of CONTRIBUTING.md that stands under a marker."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.search(rf"( *)<!-- {re.escape(marker)} -->\n\s*```\w+\n(.*?)```", text, flags=re.DOTALL)
+    assert found is not None, marker
+    return "\n".join(line.removeprefix(found[1]) for line in found[2].splitlines())
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git would clone, with the plug-in of CONTRIBUTING.md and files for the README's examples."""
+    """A copy of what git would clone, with the files that the examples of README.md and CONTRIBUTING.md name."""
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
@@ -64,6 +72,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     (folder / "my_squad.json").write_text(json.dumps(SQUAD))
+    (folder / "small.yaml").write_text(block("experiment: small.yaml"))
     for i, name in enumerate(("first_novel.txt", "second_novel.txt")):
         (folder / name).write_text(f"“Chapter {i}” began — as they do — with rain over the harbour. " * 60)
     return folder
@@ -186,11 +195,7 @@ def test_every_command_of_the_page_runs(
             continue
         run(command, clone)
         if command == "python run_bench.py new method recency":
-            text = (ROOT / "CONTRIBUTING.md").read_text()
-            block = re.search(r"<!-- plug-in: recency -->\n\s*```python\n(.*?)```", text, flags=re.DOTALL)
-            assert block is not None
-            lines = [line.removeprefix("   ") for line in block[1].splitlines()]
-            (clone / "methods" / "recency.py").write_text("\n".join(lines))
+            (clone / "methods" / "recency.py").write_text(block("plug-in: recency"))
 
 
 def test_the_page_of_methods_has_a_row_for_each() -> None:
@@ -227,7 +232,4 @@ def test_the_smallest_plug_in_is_twenty_lines_or_fewer() -> None:
 
 
 def test_the_example_plug_in_is_twenty_lines_or_fewer() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    block = re.search(r"<!-- plug-in: recency -->\n\s*```python\n(.*?)```", text, flags=re.DOTALL)
-    assert block is not None
-    assert len(block[1].splitlines()) <= 20
+    assert len(block("plug-in: recency").splitlines()) <= 20
