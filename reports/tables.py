@@ -97,7 +97,7 @@ def _table(board: Board, shown: Sequence[Column], left_out: int) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.title, table.title_justify = f"{board.experiment}: {board.dataset}, {board.model}", "left"
-    more = f" {left_out} more columns in leaderboard.md." if left_out else ""
+    more = f" {left_out} more column{'s' * (left_out > 1)} in leaderboard.md." if left_out else ""
     table.caption = escape(caption(board, shown) + more)
     for column in shown:
         heading = "\n".join(column.heading.rsplit(" ", 1))
