@@ -161,9 +161,10 @@ def load(name: str) -> Experiment:
         BenchError: no such experiment, unreadable YAML, an unknown key or a value out of bounds.
     """
     found = _read(name)
+    others = {other: _read(other) for other in {plan.like for plan in found.methods} if other is not None}
     for plan in found.methods:
         if plan.like is not None:
-            plan.start_from(_read(plan.like))
+            plan.start_from(others[plan.like])
     return found
 
 

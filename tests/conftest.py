@@ -9,6 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other make tiny models many times slower
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,20 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama-style checkpoint."""
     return make_checkpoint(tmp_path_factory.mktemp("llama_only"), "llama")
+
+
+@pytest.fixture
+def splits_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The splits that are read from here on, each as often as it is; none of them has been read before."""
+    from bench import data
+
+    read: list[str] = []
+    load_split = data.load_split
+
+    def counted(*given: Any) -> Any:
+        read.append(given[1])
+        return load_split(*given)
+
+    monkeypatch.setattr(data, "load_split", counted)
+    data._read_once.cache_clear()
+    return read

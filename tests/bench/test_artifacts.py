@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import artifacts, data, training
-from bench.data import load_split
+from bench import artifacts, training
 from bench.errors import BenchError
 from bench.experiment import Experiment
 from bench.record_files import read_run
@@ -170,19 +169,11 @@ def test_the_card_tells_the_settings_and_the_curve(
 
 
 def test_identity_and_training_read_each_split_once(
-    plan: Callable[..., Experiment], tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str, splits_read: list[str]
 ) -> None:
-    read: list[str] = []
-
-    def counted(*given: Any) -> Any:
-        read.append(given[1])
-        return load_split(*given)
-
-    monkeypatch.setattr("bench.data.load_split", counted)
-    data._read_once.cache_clear()
     artifacts._split_hash.cache_clear()
     train(plan(), tmp_path, plugin)
-    assert sorted(read) == ["train", "validation"]
+    assert sorted(splits_read) == ["train", "validation"]
 
 
 def test_what_is_not_meta_trained_cannot_be_trained(plan: Callable[..., Experiment], tmp_path: Path) -> None:

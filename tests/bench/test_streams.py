@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import data, material, recipe, streams
+from bench import material, recipe, streams
 from bench.data import MissingSplit, load_split
 from bench.errors import BenchError
 from bench.recipe import Recipe, StreamPolicy
@@ -338,15 +338,7 @@ def test_a_missing_split_is_said_to_be_missing(write: Write) -> None:
         streams.load(write(), "validation", 4, 0)
 
 
-def test_cells_read_each_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-
-    def counted(*given: Any) -> Any:
-        read.append(given[1])
-        return load_split(*given)
-
-    monkeypatch.setattr("bench.data.load_split", counted)
-    data._read_once.cache_clear()
+def test_cells_read_each_split_once(splits_read: list[str]) -> None:
     material._material.cache_clear()
     for index in range(3):
         sources = material.Sources(
@@ -355,4 +347,4 @@ def test_cells_read_each_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
         alone = streams.load(recipe.find("newsworld"), "test", 200, index)
         assert material.material(sources, "stream").stream == alone
         assert material.material(sources, "placebo").documents
-    assert len(read) == len(set(read)) == 2, "the streams' and the anchor's"
+    assert len(splits_read) == len(set(splits_read)) == 2, "the streams' and the anchor's"
