@@ -35,6 +35,23 @@ COMMITTED = source_hash.ROOT / "methods" / "trained"
 FOLDER = "artifacts"
 """Where, under the folder of the records, those that are not committed stand."""
 WEIGHTS = "weights.safetensors"
+TRAINER = Path(inspect.getfile(Trainer))
+PARTS = (
+    "adapters",
+    "aggregation",
+    "amortized",
+    "amortizer",
+    "bank",
+    "compression",
+    "generator",
+    "hooked_lora",
+    "inner_loop",
+    "parameters",
+    "retrieval",
+    "words",
+    "written_weights",
+)
+"""What methods share: a method's training follows from those that it imports, and not from the harness."""
 
 
 class Identity(pydantic.BaseModel):
@@ -49,7 +66,7 @@ class Identity(pydantic.BaseModel):
     settings: dict[str, Any]
     """The method's ``training`` settings; models in them are named by their hash."""
     code: str
-    """Hash of the syntax of the method's file, the trainer and what else the training follows from."""
+    """Hash of what the trainer, the method's file and the parts that it imports say."""
 
     @property
     def key(self) -> str:
@@ -90,7 +107,6 @@ def identify(
         for name, value in settings.models().items()
         if value
     }
-    ours = (Path(__file__).with_name(f"{name}.py") for name in ("meta", *kind.made_with))
     return Identity(
         method=kind.name,
         dataset=found.name,
@@ -99,10 +115,12 @@ def identify(
         train_hash=_split_hash(dataset, "train", json.dumps(data_files)),
         validation_hash=_split_hash(dataset, "validation", json.dumps(data_files)),
         settings={**settings.model_dump(mode="json", exclude={"base"}), **named},
-        code=hashlib.sha256(
-            " ".join(map(source_hash.file_hash, (Path(inspect.getfile(kind)), *ours))).encode()
-        ).hexdigest(),
+        code=source_hash.body_hash([TRAINER, *source_hash.closure(Path(inspect.getfile(kind)), _is_part)]),
     )
+
+
+def _is_part(path: Path) -> bool:
+    return path.parent != TRAINER.parent or path.stem in PARTS
 
 
 @lru_cache(maxsize=8)

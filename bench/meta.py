@@ -71,8 +71,6 @@ class MetaTrained(Method):
     ``training`` of a kind of :class:`Training`. The learner's saved buffers are kept and resumed with its parameters.
     """
 
-    made_with: ClassVar[tuple[str, ...]] = ()
-    """Modules of ``bench``, besides the trainer, that the training follows from: a change makes artifacts stale."""
     progress: float = 0.0
     """The share of the outer steps that is done, while training."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,20 +29,32 @@ def code_hash(file: Path) -> str:
     Raises:
         BenchError: the file or a module that it imports is missing or not valid Python.
     """
-    pending = [file.resolve()]
-    found: dict[Path, _Source] = {}
-    while pending:
-        path = pending.pop()
-        if path not in found:
-            found[path] = _read(path)
-            pending.extend(_imported(path, found[path]))
-    lines = sorted(f"{module_name(path)} {source.digest}" for path, source in found.items())
+    lines = sorted(f"{module_name(path)} {_read(path).digest}" for path in closure(file))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def file_hash(file: Path) -> str:
-    """SHA-256 (hexadecimal) of one source file's syntax, whatever it imports."""
-    return _read(file.resolve()).digest
+def body_hash(files: Iterable[Path]) -> str:
+    """SHA-256 (hexadecimal) of what source files say, whatever they are called and which project modules they import.
+
+    Raises:
+        BenchError: as :func:`code_hash`.
+    """
+    return hashlib.sha256("\n".join(sorted(_read(path.resolve()).body for path in files)).encode()).hexdigest()
+
+
+def closure(file: Path, within: Callable[[Path], bool] = lambda _: True) -> list[Path]:
+    """A source file and the project modules that it imports, directly or through others of those ``within``.
+
+    Raises:
+        BenchError: as :func:`code_hash`.
+    """
+    pending, found = [file.resolve()], []
+    while pending:
+        path = pending.pop()
+        if path not in found:
+            found.append(path)
+            pending.extend(imported for imported in _imported(path, _read(path)) if within(imported))
+    return found
 
 
 def method_hash(method: type) -> str:
@@ -95,6 +107,8 @@ class _Import:
 @dataclass(frozen=True)
 class _Source:
     digest: str
+    body: str
+    """The digest without the imports of project modules."""
     imports: tuple[_Import, ...]
     homes: Mapping[str, str]
     """Of a package that loads names on first use: where each lives (its literal ``_HOMES``)."""
@@ -103,8 +117,14 @@ class _Source:
 @cache
 def _read(path: Path) -> _Source:
     tree = _Essential().visit(parse(path))
-    digest = hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
-    return _Source(digest, tuple(_imports(tree)), _homes(tree))
+    imports, homes, digest = tuple(_imports(tree)), _homes(tree), _digest(tree)
+    root = package_root(path)
+    project = {*PACKAGES, *(path.relative_to(root).parts[:1] if root != path.parent else ())}
+    return _Source(digest, _digest(_Unimporting(project).visit(tree)), imports, homes)
+
+
+def _digest(tree: ast.AST) -> str:
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
 
 
 class _Essential(ast.NodeTransformer):
@@ -122,6 +142,20 @@ class _Essential(ast.NodeTransformer):
         test = node.test
         name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
         return node.orelse if name == "TYPE_CHECKING" else node
+
+
+class _Unimporting(ast.NodeTransformer):
+    """Drops the imports of these packages, and relative ones."""
+
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
+
+    def visit_Import(self, node: ast.Import) -> ast.Import | None:
+        node.names = [alias for alias in node.names if alias.name.split(".")[0] not in self.packages]
+        return node if node.names else None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.level or (node.module or "").split(".")[0] in self.packages else node
 
 
 def _plain(node: object) -> object:

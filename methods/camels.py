@@ -103,7 +103,6 @@ class Camels(GradientMethod, MetaTrained):
 
     name = "camels"
     paper = "hu2023camels"
-    made_with = ("inner_loop",)
 
     class Config(GradientMethod.Config):
         """Hyper-parameters of CaMeLS."""

@@ -29,7 +29,6 @@ class Cmt(MemoryMethod):
 
     name = "cmt"
     paper = "li2025cmt"
-    made_with = ("bank", "aggregation", "compression", "hooked_lora", "adapters")
 
     class Config(MemoryMethod.Config):
         """Hyper-parameters of CMT."""

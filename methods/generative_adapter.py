@@ -41,7 +41,6 @@ class GenerativeAdapter(WrittenWeights):
 
     name = "generative_adapter"
     paper = "chen2024generative"
-    made_with = ("written_weights", "generator", "adapters", "parameters")
 
     class Config(MethodConfig):
         """Hyper-parameters of Generative Adapter."""

@@ -20,7 +20,6 @@ class Mac(AmortizedMemory):
 
     name = "mac"
     paper = "tack2024mac"
-    made_with = ("bank", "aggregation", "amortizer", "amortized")
 
     class Config(AmortizedMemory.Config):
         """How the bank is read."""

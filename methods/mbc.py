@@ -81,7 +81,6 @@ class Mbc(AmortizedMemory):
 
     name = "mbc"
     paper = "mbc2026"
-    made_with = ("bank", "aggregation", "amortizer", "amortized", "hooked_lora", "adapters", "parameters")
 
     class Config(AmortizedMemory.Config):
         """Hyper-parameters of MBC."""

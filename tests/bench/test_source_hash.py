@@ -7,7 +7,7 @@ import pytest
 
 from bench import source_hash
 from bench.errors import BenchError
-from bench.source_hash import code_hash
+from bench.source_hash import body_hash, closure, code_hash
 
 PROJECT = {
     "bench/__init__.py": '__version__ = "1"\n_HOMES = {"Method": "bench.method", "Other": "bench.other"}\n',
@@ -141,3 +141,26 @@ def test_a_file_that_is_missing_or_not_python_is_named_with_the_line(project: Pr
         project.hash("methods/nowhere.py")
     with pytest.raises(BenchError, match=r"deep\.py, line 2"):
         project.hash_with("methods/clever.py", "bench/deep.py", "PI = 3\nPI = = 4\n")
+
+
+def test_a_body_stays_the_same_when_it_or_what_it_imports_is_renamed(project: Project) -> None:
+    clever, plain = (project.root / "methods" / name for name in ("clever.py", "plain.py"))
+    before = body_hash([clever, plain])
+    text = clever.read_text().replace("methods.plain", "methods.simple").replace("bench.maths", "bench.geometry")
+    moved = [clever.with_name("bright.py"), plain.rename(plain.with_name("simple.py"))]
+    moved[0].write_text(text.replace("from bench import Method", "from .. import Method"))
+    assert body_hash(moved) == before
+    source_hash._read.cache_clear()
+    moved[0].write_text(text.replace("import json", "import csv"))
+    assert body_hash(moved) != before, "an import from outside the project is part of the body"
+    moved[0].write_text(text.replace("area(2)", "area(3)"))
+    source_hash._read.cache_clear()
+    assert body_hash(moved) != before
+
+
+def test_a_closure_stays_within_what_it_is_told(project: Project) -> None:
+    start = project.root / "methods" / "clever.py"
+    everything = closure(start)
+    assert {path.name for path in everything} == {"clever.py", "plain.py", "method.py", "maths.py", "deep.py"}
+    inside = closure(start, lambda path: path.parent.name == "methods")
+    assert {path.name for path in inside} == {"clever.py", "plain.py"}
