@@ -15,8 +15,8 @@ from rich.console import Console
 from bench.errors import BenchError, RunError
 
 if TYPE_CHECKING:
-    from bench.experiment import Experiment
-    from bench.runner import Progress
+    from bench.run.experiment import Experiment
+    from bench.run.runner import Progress
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 new_app = typer.Typer(no_args_is_help=True, help="Write a skeleton to start from.")
@@ -47,7 +47,7 @@ def default(
     Without a command: run what is missing of the embedded default, print the board, write out/.
     """
     if context.invoked_subcommand is None:
-        from bench import experiment
+        from bench.run import experiment
 
         _run(experiment.load("default"), Path("runs"), Path("out"), None, [])
 
@@ -71,7 +71,7 @@ def run(
     out: Out = Path("out"),
 ) -> None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
-    from bench import experiment
+    from bench.run import experiment
 
     files = _data_files(data_files)
     overrides = _given(model=model, dataset=dataset, data_files=files, seed=seed, device=device, dtype=dtype)
@@ -93,8 +93,8 @@ def run(
 def _run(
     chosen: Experiment, runs: Path, out: Path, jobs: int | None, plugins: list[str], remarks: Sequence[str] = ()
 ) -> None:
-    from bench.executor import LocalPool
-    from bench.runner import Runner
+    from bench.run.executor import LocalPool
+    from bench.run.runner import Runner
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         runner = Runner(chosen, runs, plugins, remarks)
@@ -116,7 +116,8 @@ def list_(
     from rich.markup import escape
     from rich.table import Table
 
-    from bench import catalogue, registry
+    from bench import paths as catalogue
+    from bench.contract import registry
     from bench.errors import nearest
 
     kinds = ("methods", "datasets", "experiments")
@@ -139,7 +140,7 @@ def describe(
     name: Annotated[str, typer.Argument(help="a method, a data set or an experiment")], plugin: Plugins = None
 ) -> None:
     """Say what a method, data set or experiment is, with its settings, defaults and bounds."""
-    from bench import describe as description
+    from bench.help import describe as description
 
     console.print(description.describe(name, [str(path) for path in plugin or []]))
 
@@ -180,10 +181,10 @@ def check(
     plugin: Plugins = None,
 ) -> None:
     """Run the conformance suite on one method."""
-    from bench import conformance
+    from bench.conformance import suite
 
     passed = True
-    for outcome in conformance.check(target, [str(path) for path in plugin or []]):
+    for outcome in suite.check(target, [str(path) for path in plugin or []]):
         console.print(outcome.line(), soft_wrap=True, markup=False, highlight=False)
         passed = passed and outcome.passed
     if not passed:
@@ -196,7 +197,7 @@ def new_method(
     folder: Annotated[Path, typer.Option(help="where to write it")] = Path("methods"),
 ) -> None:
     """Write a commented method that passes the check."""
-    from bench import skeleton
+    from bench.help import skeleton
 
     path = skeleton.new_method(name, folder)
     target = name if folder == Path("methods") else path
@@ -224,13 +225,15 @@ def train(
     """Meta-train a method, or rebuild the embedded model from its recipe; a killed run goes on where it was."""
     work = work or runs / "train"
     if target == "nano":
-        from bench import nano
+        from bench.nano import train as nano
 
         nano.train(nano.RECIPE, out or nano.RECIPE.parent, work / target)
         return
-    from bench import artifacts, registry, training
-    from bench import experiment as experiments
+    from bench.contract import registry
     from bench.errors import nearest
+    from bench.run import artifacts
+    from bench.run import experiment as experiments
+    from bench.run import train as training
 
     plugins = [str(path) for path in plugin or []]
     known = [info.name for info in registry.list_methods(plugins)]
@@ -254,7 +257,7 @@ def streams_build(
     data_files: DataFiles = None,
 ) -> None:
     """Draw the streams that the data set's recipe asks for, and freeze them."""
-    from bench import recipe, streams
+    from bench.data import recipe, streams
 
     for path in streams.build_all(recipe.find(dataset), _data_files(data_files)):
         console.print(f"wrote {path.name}")
@@ -263,7 +266,7 @@ def streams_build(
 @streams_app.command("verify")
 def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
     """Check that the data are those that the frozen streams were drawn from."""
-    from bench import recipe, streams
+    from bench.data import recipe, streams
 
     for line in streams.verify(recipe.find(dataset), _data_files(data_files)):
         console.print(line)
@@ -272,7 +275,7 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
 @app.command()
 def doctor() -> None:
     """Say what is installed, which devices there are, and what is missing for what."""
-    from bench import doctor as diagnosis
+    from bench.help import doctor as diagnosis
 
     for finding in diagnosis.diagnose():
         console.print(str(finding), soft_wrap=True, markup=False, highlight=False)

@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.base_model import BaseModel, TokenBatch
-    from bench.gradient import GradientMethod
-    from bench.method import Conditioning, Method
-    from bench.settings import MethodConfig
-    from bench.stream import Document, Episode, EvidencedQuestion, Question
+    from bench.contract.config import MethodConfig
+    from bench.contract.gradient import GradientMethod
+    from bench.contract.method import Conditioning, Method
+    from bench.data.documents import Document, Episode, EvidencedQuestion, Question
+    from bench.lm.base_model import BaseModel, TokenBatch
 
 PROTOCOL = "1.0"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
@@ -22,16 +22,16 @@ PROTOCOL = "1.0"
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Method": "bench.method",
-    "MethodConfig": "bench.settings",
-    "Conditioning": "bench.method",
-    "GradientMethod": "bench.gradient",
-    "BaseModel": "bench.base_model",
-    "TokenBatch": "bench.base_model",
-    "Document": "bench.stream",
-    "Question": "bench.stream",
-    "EvidencedQuestion": "bench.stream",
-    "Episode": "bench.stream",
+    "Method": "bench.contract.method",
+    "MethodConfig": "bench.contract.config",
+    "Conditioning": "bench.contract.method",
+    "GradientMethod": "bench.contract.gradient",
+    "BaseModel": "bench.lm.base_model",
+    "TokenBatch": "bench.lm.base_model",
+    "Document": "bench.data.documents",
+    "Question": "bench.data.documents",
+    "EvidencedQuestion": "bench.data.documents",
+    "Episode": "bench.data.documents",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bench import BaseModel, MethodConfig, Question
 from bench.errors import BenchError
-from bench.retrieval import RetrievalMethod, best
-from bench.words import words
+from methods.parts.retrieval import RetrievalMethod, best
+from methods.parts.words import words
 
 
 class Bm25(RetrievalMethod):

@@ -7,9 +7,12 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from bench import BaseModel, Episode, GradientMethod, MethodConfig, TokenBatch, models
+from bench import BaseModel, Episode, GradientMethod, MethodConfig, TokenBatch
+from bench.contract.meta_training import MetaTrained, Training
 from bench.errors import BenchError
-from bench.inner_loop import (
+from bench.lm import checkpoint as models
+from bench.seeds import seed_for
+from methods.parts.inner_loop import (
     Parameters,
     answer_loss,
     drift,
@@ -19,8 +22,6 @@ from bench.inner_loop import (
     unroll,
     weight_gradients,
 )
-from bench.meta import MetaTrained, Training
-from bench.seeds import seed_for
 
 
 class Weigher(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
-from bench.bank import MemoryMethod, Recalled, answer_logits, mean_nll
-from bench.compression import CompressionTraining, Memory, matching, matching_loss
 from bench.seeds import seed_for
+from methods.parts.compression import CompressionTraining, Memory, matching, matching_loss
+from methods.parts.memory_bank import MemoryMethod, Recalled, answer_logits, mean_nll
 
 
 class Cmt(MemoryMethod):

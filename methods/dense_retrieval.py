@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from bench import BaseModel, Document, MethodConfig, Question
 from bench.errors import BenchError
-from bench.models import identity
-from bench.retrieval import RetrievalMethod, best
+from bench.lm.checkpoint import identity
+from methods.parts.retrieval import RetrievalMethod, best
 
 BATCH = 32
 """Texts that are embedded at a time."""

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import BaseModel, Document, Episode, GradientMethod, MethodConfig
-from bench.adapters import Adapter
 from bench.errors import BenchError
-from bench.parameters import select
-from bench.reading import Memory, Reading
+from bench.lm.reading import Memory, Reading
+from methods.parts.adapters import Adapter
+from methods.parts.parameters import select
 
 ADAM_BETA = 0.999
 """Decay of Adam's second moment."""

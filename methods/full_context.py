@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 from bench import Question
-from bench.retrieval import RetrievalMethod
+from methods.parts.retrieval import RetrievalMethod
 
 
 class FullContext(RetrievalMethod):

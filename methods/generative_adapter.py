@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from bench import Episode, MethodConfig
-from bench.generator import Encoding, GeneratorTraining, Written
-from bench.written_weights import WrittenWeights
+from methods.parts.generated_weights import WrittenWeights
+from methods.parts.weight_generator import Encoding, GeneratorTraining, Written
 
 
 class _Asked(NamedTuple):

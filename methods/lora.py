@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import GradientMethod, MethodConfig
-from bench.adapters import Adapter, Initialization, Targets
-from bench.base_model import BaseModel
+from bench.lm.base_model import BaseModel
+from methods.parts.adapters import Adapter, Initialization, Targets
 
 
 class Lora(GradientMethod):

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import Document, GradientMethod, MethodConfig
-from bench.adapters import Adapter, Initialization, Targets, target_modules
-from bench.base_model import BaseModel
+from bench.lm.base_model import BaseModel
 from bench.seeds import seed_for
+from methods.parts.adapters import Adapter, Initialization, Targets, target_modules
 
 
 class LoraFit(GradientMethod):

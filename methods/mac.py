@@ -5,8 +5,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from bench.amortized import AmortizedMemory
-from bench.amortizer import REFERENCE
+from methods.parts.amortized_bank import AmortizedMemory
+from methods.parts.text_encoder import REFERENCE
 
 
 class Mac(AmortizedMemory):

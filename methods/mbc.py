@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import Conditioning, Episode, Question
-from bench.amortized import AmortizedMemory
-from bench.amortizer import REFERENCE, AmortizedTraining
-from bench.hooked_lora import HookedLora, key_value_places
+from methods.parts.amortized_bank import AmortizedMemory
+from methods.parts.hooked_lora import HookedLora, key_value_places
+from methods.parts.text_encoder import REFERENCE, AmortizedTraining
 
 
 class Codebook(nn.Module):

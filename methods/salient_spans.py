@@ -4,7 +4,7 @@ import pydantic
 from torch import Tensor
 
 from bench import BaseModel, Document, GradientMethod, MethodConfig, TokenBatch
-from bench.tagger import NUMBER_TYPES, load_tagger
+from bench.data.tagger import NUMBER_TYPES, load_tagger
 
 
 class SalientSpans(GradientMethod):

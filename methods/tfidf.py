@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, Document, Episode, GradientMethod, MethodConfig, TokenBatch
-from bench.words import WORD, words
+from methods.parts.words import WORD, words
 
 
 class Tfidf(GradientMethod):

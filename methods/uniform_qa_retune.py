@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, Episode, GradientMethod, MethodConfig
-from bench.gradient import build_optimizer
-from bench.inner_loop import answer_loss
+from bench.contract.gradient import build_optimizer
 from bench.seeds import seed_for
+from methods.parts.inner_loop import answer_loss
 
 
 class UniformQaRetune(GradientMethod):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.arms import apart
+from bench.data.arms import apart
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
 from reports.style import (

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.record_files import read_board, read_run, read_tuning
-from bench.records import FREE, CellSpec, RunRecord, TuningRecord
-from bench.statistics import Estimate, Kind, holm, paired_difference, ratio, stream_means
+from bench.records.schema import FREE, CellSpec, RunRecord, TuningRecord
+from bench.records.store import read_board, read_run, read_tuning
 from reports.rows import Group, Items, Row, make_row, read_items
+from reports.statistics import Estimate, Kind, holm, paired_difference, ratio, stream_means
 
 REFERENCE = "uniform"
 """The method that every other is set against by paired differences, unless told otherwise."""

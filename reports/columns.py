@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bench.statistics import Kind
 from reports.board import CEILING, Board
 from reports.rows import Row
+from reports.statistics import Kind
 
 
 class Column(NamedTuple):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.record_files import read_answers, read_board, read_run, read_tuning
-from bench.records import RunRecord, TuningRecord
-from bench.statistics import Estimate, Item, stream_error, stream_means
+from bench.records.schema import RunRecord, TuningRecord
+from bench.records.store import read_answers, read_board, read_run, read_tuning
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
+from reports.statistics import Estimate, Item, stream_error, stream_means
 from reports.style import (
     BLUE,
     DASHED,

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from bench.record_files import write_bytes
+from bench.files import write_bytes
 from reports import arm_plots, cost_plots, memory_plots, score_plots, token_plots, tuning_plots
 from reports.board import Board
 from reports.style import STYLE, Drawings

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import metrics
-from bench.record_files import read_answers, read_documents
-from bench.records import AnswerEvent, DocumentEvent, RunRecord, TuningRecord
-from bench.statistics import Estimate, Item, Kind, stream_error, summarize
+from bench.answering import metrics
+from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TuningRecord
+from bench.records.store import read_answers, read_documents
+from reports.statistics import Estimate, Item, Kind, stream_error, summarize
 
 FLOOR = "closed_book"
 """The control that learns nothing."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.record_files import read_documents
-from bench.records import RunRecord
-from bench.statistics import Estimate, stream_error
+from bench.records.schema import RunRecord
+from bench.records.store import read_documents
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row, final_answers
+from reports.statistics import Estimate, stream_error
 from reports.style import BLUE, DASHED, GREY, Drawings, band, error, f1, heading, name_axes, panels, readable, title
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.statistics import Estimate
 from reports.board import Board
 from reports.rows import Row
+from reports.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

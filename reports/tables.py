@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.record_files import write_bytes, write_json
+from bench.files import write_bytes, write_json
 from reports.board import Board
 from reports.columns import Column, caption, columns
 from reports.rows import COSTS, SCORES, SE_DOC, Row

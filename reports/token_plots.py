@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records import TokenEvent
-from bench.statistics import Estimate
+from bench.records.schema import TokenEvent
 from reports.board import Board
+from reports.statistics import Estimate
 from reports.style import BLUE, DASHED, GREY, ORANGE, WIDTH, Drawings, error, heading, name_axes, panels, title
 from reports.token_weights import CLASSES, Weighing, weighings
 

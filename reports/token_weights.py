@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.arms import apart
-from bench.record_files import read_tokens, write_bytes
-from bench.records import TokenClass, TokenEvent
-from bench.statistics import Estimate, roc_auc, stream_error
+from bench.data.arms import apart
+from bench.files import write_bytes
+from bench.records.schema import TokenClass, TokenEvent
+from bench.records.store import read_tokens
 from reports.board import Board
 from reports.rows import Row
+from reports.statistics import Estimate, roc_auc, stream_error
 from reports.tables import pipes
 
 FILES = ("token_weights.md", "token_weights.csv")

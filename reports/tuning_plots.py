@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.record_files import read_board, read_run, read_tuning
-from bench.records import TuningRecord
-from bench.statistics import Estimate, stream_error
+from bench.records.schema import TuningRecord
+from bench.records.store import read_board, read_run, read_tuning
 from reports.board import Board
+from reports.statistics import Estimate, stream_error
 from reports.style import BLUE, GREY, Drawings, heading, log_ticks, name_axes, open_circles, panels, readable
 
 if TYPE_CHECKING:

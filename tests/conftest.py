@@ -84,15 +84,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def splits_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The splits that are read from here on, each as often as it is; none of them has been read before."""
-    from bench import data
+    from bench.data import reader
 
     read: list[str] = []
-    load_split = data.load_split
+    load_split = reader.load_split
 
     def counted(*given: Any) -> Any:
         read.append(given[1])
         return load_split(*given)
 
-    monkeypatch.setattr(data, "load_split", counted)
-    data._read_once.cache_clear()
+    monkeypatch.setattr(reader, "load_split", counted)
+    reader._read_once.cache_clear()
     return read

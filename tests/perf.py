@@ -15,17 +15,20 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, pad
 
-from bench import experiment, models, recipe, registry, streams
-from bench.answering import answer, prompts
-from bench.bank import MemoryMethod
-from bench.base_model import BaseModel
-from bench.cost import state_bytes
-from bench.decoding import Decoding
-from bench.harness import Loop
-from bench.inner_loop import twice_differentiable
-from bench.material import episodes
-from bench.method import Conditioning, Method
-from bench.stream import Document, Episode, Question, Stream
+from bench.answering.answers import answer
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import prompts
+from bench.contract import registry
+from bench.contract.method import Conditioning, Method
+from bench.data import recipe, streams
+from bench.data.documents import Document, Episode, Question, Stream, episodes
+from bench.harness.ledger import state_bytes
+from bench.harness.loop import Loop
+from bench.lm import checkpoint
+from bench.lm.base_model import BaseModel
+from bench.run import experiment
+from methods.parts.inner_loop import twice_differentiable
+from methods.parts.memory_bank import MemoryMethod
 
 REPEATS = 5
 DOCUMENTS = 100
@@ -261,7 +264,7 @@ def top_k(lm: BaseModel, stream: Stream) -> None:
 
 
 def main() -> None:
-    lm = BaseModel.load(str(models.locate("nano")))
+    lm = BaseModel.load(str(checkpoint.locate("nano")))
     stream = streams.load(recipe.find("newsworld"), "test", 200, 0, {})
     print(f"{torch.get_num_threads()} threads, {lm.device.type}, nano, medians of {REPEATS}")
     uniform_through_the_harness(lm, stream)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.experiment import load
-from bench.registry import list_methods, load_method
+from bench.contract.registry import list_methods, load_method
+from bench.run.experiment import load
 from reports import plots
 from tests.conftest import ROOT
 

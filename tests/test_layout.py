@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.registry import list_methods
+from bench.contract.registry import list_methods
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 import bench
-from bench import doctor
+from bench.help import doctor
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -36,7 +37,10 @@ def test_the_lock_holds_all_that_is_needed_to_run_and_test() -> None:
 
 
 def test_the_datasets_folder_is_not_a_package() -> None:
-    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == ["bench", "methods", "reports"]
+    find = PROJECT["tool"]["setuptools"]["packages"]["find"]
+    packages = find_packages(str(ROOT), include=find["include"])
+    assert {name.partition(".")[0] for name in packages} == {"bench", "methods", "reports"}
+    assert {"bench.data", "methods.parts"} < set(packages) and not find["namespaces"]
 
 
 def test_the_doctor_knows_every_extra() -> None:

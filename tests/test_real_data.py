@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.record_files import read_answers, read_board, read_documents, read_run
-from bench.stream import document_id
+from bench.data.documents import document_id
+from bench.records.store import read_answers, read_board, read_documents, read_run
 from tests.test_cli import bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]

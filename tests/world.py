@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.executor import Outcome, Task, TaskError
-from bench.experiment import Experiment
+from bench.run.executor import Outcome, Task, TaskError
+from bench.run.experiment import Experiment
 
 SPLITS = {"qa_train": 4, "train": 4, "validation": 8, "test": 16}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import conformance, registry
-from bench import conformance_fixtures as fixtures
-from bench.conformance_loops import run
-from bench.gradient import GradientMethod
+from bench.conformance import fixtures, suite
+from bench.conformance.loops import run
+from bench.contract import registry
+from bench.contract.gradient import GradientMethod
 
 HERE = Path(__file__).parent
 METHODS = {info.name: info for file in sorted(HERE.glob("*_methods/*.py")) for info in registry.methods_in(file)}
@@ -50,25 +50,25 @@ CAUGHT = [
 
 @pytest.mark.parametrize(("method", "check", "reason"), CAUGHT)
 def test_a_bad_method_is_caught_by_the_check_meant_for_it(method: str, check: str, reason: str) -> None:
-    outcome = conformance.examine(METHODS[method], check)
+    outcome = suite.examine(METHODS[method], check)
     assert not outcome.passed and not outcome.skipped
     assert reason in outcome.message
     assert outcome.line() == f"FAIL  {method}  {check}: {outcome.message}" and "\n" not in outcome.line()
 
 
 def test_every_check_is_shown_to_catch_something() -> None:
-    assert {check for _, check, _ in CAUGHT} == {"declares_itself", *conformance.CHECKS}
+    assert {check for _, check, _ in CAUGHT} == {"declares_itself", *suite.CHECKS}
 
 
 @pytest.mark.parametrize("method", ["mutates_documents", "learns_from_questions", "forgets_the_step"])
 def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str) -> None:
-    failed = {o.check for name in conformance.CHECKS if not (o := conformance.examine(METHODS[method], name)).passed}
+    failed = {o.check for name in suite.CHECKS if not (o := suite.examine(METHODS[method], name)).passed}
     assert failed == {check for name, check, _ in CAUGHT if name == method}
 
 
 @pytest.mark.parametrize("method", ["soft_memory", "key_value_memory", "text_memory"])
 def test_a_sound_method_with_a_memory_passes_every_check(method: str) -> None:
-    outcomes = [conformance.examine(METHODS[method], name) for name in conformance.CHECKS]
+    outcomes = [suite.examine(METHODS[method], name) for name in suite.CHECKS]
     assert [outcome.line() for outcome in outcomes if not outcome.passed or outcome.skipped] == []
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from bench import conformance, registry
+from bench.conformance import suite
+from bench.contract import registry
 
 METHODS = [info for info in registry.list_methods() if info.broken is None]
 
 
-@pytest.mark.parametrize("check", ["declares_itself", *conformance.CHECKS])
+@pytest.mark.parametrize("check", ["declares_itself", *suite.CHECKS])
 @pytest.mark.parametrize("info", METHODS, ids=lambda info: info.name)
 def test_conforms(info: registry.MethodInfo, check: str) -> None:
-    outcome = conformance.examine(info, check)
+    outcome = suite.examine(info, check)
     if outcome.skipped:
         pytest.skip(outcome.message)
     assert outcome.passed, outcome.message

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.nano_batches import load_world
+from bench.nano.batches import load_world
 
 FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "newsworld"
 SPLITS = ["qa_train", "qa_validation", "train", "validation", "test"]

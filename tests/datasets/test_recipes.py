@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import recipe, streams
-from bench.data import load_split
-from bench.stream import superseded
+from bench.data import recipe, streams
+from bench.data.documents import superseded
+from bench.data.reader import load_split
 
 ROOT = recipe.ROOT.parent
 

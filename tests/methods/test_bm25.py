@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import Document, Question
-from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 from methods.bm25 import Bm25
 
 CORPUS = ("The cat saw the dog", "The otter slept", "A dog, a dog!")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench import Document, Episode, Question
-from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 from methods.camels import Camels, CamelsTraining
 from tests.conftest import TEXT, make_checkpoint
 
@@ -159,7 +159,7 @@ def test_validation_is_the_outer_loss_without_a_gradient(llama_lm: BaseModel) ->
 
 
 def test_meta_training_lowers_the_outer_loss(llama_lm: BaseModel) -> None:
-    from bench.meta import Trainer
+    from bench.contract.meta_training import Trainer
 
     settings = plan(steps=25, learning_rate=1e-2, validate_every=5, inner_rate=0.5, episodes_per_step=2)
     method = Camels(llama_lm, Camels.Config(training=settings))

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode, Question
-from bench.answering import prompts
-from bench.bank import Recalled
-from bench.base_model import BaseModel
-from bench.compression import DecoderCompressor, matching, matching_loss
-from bench.meta import Trainer
+from bench.answering.prompts import prompts
+from bench.contract.meta_training import Trainer
+from bench.lm.base_model import BaseModel
 from methods.cmt import Cmt
+from methods.parts.compression import DecoderCompressor, matching, matching_loss
+from methods.parts.memory_bank import Recalled
 from tests.conftest import ROOT, TEXT
 
 SMALL = {

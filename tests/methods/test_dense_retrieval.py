@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from bench import Document, Question
-from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 from methods.dense_retrieval import BATCH, DenseRetrieval
 from tests.conftest import TEXT
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode
-from bench.base_model import BaseModel
 from bench.errors import BenchError
-from bench.harness import Loop, fit
+from bench.harness.loop import Loop, fit
+from bench.lm.base_model import BaseModel
 from methods.closed_book import ClosedBook
 from methods.dynamic_evaluation import ADAM_BETA, DynamicEvaluation
 from tests.conftest import TEXT

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import Conditioning, Document, Question
-from bench.answering import prompts
-from bench.base_model import BaseModel
+from bench.answering.prompts import prompts
+from bench.lm.base_model import BaseModel
 from methods.full_context import FullContext
 from tests.conftest import TEXT
 

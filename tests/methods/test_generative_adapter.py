@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode, Question
-from bench.base_model import BaseModel
-from bench.cost import state_bytes
+from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
-from bench.generator import Generator, GeneratorTraining, PartialIsometry, Written, kept_values
-from bench.meta import Trainer
+from bench.harness.ledger import state_bytes
+from bench.lm.base_model import BaseModel
 from methods.generative_adapter import GenerativeAdapter, alignment
+from methods.parts.weight_generator import Generator, GeneratorTraining, PartialIsometry, Written, kept_values
 from tests.conftest import TEXT
 
 LONG = Document("long", " ".join(TEXT))
@@ -342,8 +342,8 @@ def test_training_moves_the_generators_and_nothing_else(lm: BaseModel, settings:
 
 
 def test_validation_is_the_answers_nll_after_the_stream(llama_lm: BaseModel) -> None:
-    from bench.answering import prompts
-    from bench.method import Conditioning
+    from bench.answering.prompts import prompts
+    from bench.contract.method import Conditioning
 
     method = make(llama_lm, scale=0.1)
     found = method.validate(EPISODES)

@@ -14,9 +14,9 @@ from torch.nn import Parameter
 from transformers import AutoModelForCausalLM
 
 from bench import Document, GradientMethod
-from bench.base_model import BaseModel
-from bench.cost import state_bytes
-from bench.harness import Loop
+from bench.harness.ledger import state_bytes
+from bench.harness.loop import Loop
+from bench.lm.base_model import BaseModel
 from methods.lora import Lora
 from tests.conftest import TEXT
 

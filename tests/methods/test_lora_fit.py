@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bench import Document
-from bench.adapters import Adapter
-from bench.base_model import BaseModel
+from bench.lm.base_model import BaseModel
 from bench.seeds import seed_for
 from methods.lora_fit import LoraFit
+from methods.parts.adapters import Adapter
 from tests.conftest import TEXT
 
 DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]

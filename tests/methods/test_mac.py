@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5Config, T5Model
 
-from bench import Document, Episode, Question, artifacts
-from bench.amortizer import AmortizedTraining, unit_embeddings
-from bench.bank import padded
-from bench.base_model import BaseModel
+from bench import Document, Episode, Question
+from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
-from bench.meta import Trainer
+from bench.lm.base_model import BaseModel
+from bench.run import artifacts
 from methods.mac import Mac
+from methods.parts.memory_bank import padded
+from methods.parts.text_encoder import AmortizedTraining, unit_embeddings
 from tests.conftest import TEXT, make_checkpoint
 
 EPISODES = [

@@ -8,13 +8,15 @@ import pydantic
 import pytest
 import torch
 
-from bench import Document, Question, training
-from bench.answering import answer_and_nll, prompts
-from bench.artifacts import load
-from bench.base_model import BaseModel
-from bench.conformance_checks import CHECKS
-from bench.decoding import Decoding
-from bench.meta import Trainer
+from bench import Document, Question
+from bench.answering.answers import answer_and_nll
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import prompts
+from bench.conformance.checks import CHECKS
+from bench.contract.meta_training import Trainer
+from bench.lm.base_model import BaseModel
+from bench.run import train
+from bench.run.artifacts import load
 from methods.mbc import Codebook, Mbc, MbcTraining
 from tests.conftest import TEXT
 from tests.methods.test_mac import EPISODES, QUESTIONS, SMALL
@@ -249,7 +251,7 @@ def test_adapters_come_back_from_the_artifact(llama: Path, lm: BaseModel, tmp_pa
     settings = {**SMALL, "codes": 5, "lora_rank": 4, "learning_rate": 1e-2, "steps": 3, "episodes_per_step": 2}
     plan = [{"name": "mbc", "config": {"training": {**settings, "validate_every": 3, "validation_episodes": 4}}}]
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, plan)
-    folder = training.train("mbc", experiment, tmp_path / "artifacts", tmp_path / "train")
+    folder = train.train("mbc", experiment, tmp_path / "artifacts", tmp_path / "train")
     first, second = (Mbc(lm, Mbc.Config(**plan[0]["config"])) for _ in range(2))
     assert not any(up.weight.any() for up in first.lora.ups)
     load(folder, first)

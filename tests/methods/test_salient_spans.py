@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench import Document
-from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 from methods.salient_spans import SalientSpans
 
 TEXT = "Nobody saw Zoë 🛳️ Ærø at 490 workers in 1983; it rained."

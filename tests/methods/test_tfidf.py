@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import Document, Episode
-from bench.base_model import BaseModel, TokenBatch
-from bench.cell import validate_config
+from bench.contract.method import validate_config
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel, TokenBatch
 from methods.tfidf import Tfidf
 from tests.conftest import make_checkpoint
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode, Question
-from bench.base_model import BaseModel
-from bench.harness import Loop
-from bench.inner_loop import answer_loss
-from bench.stream import Entry, GoldQuestion
+from bench.data.documents import Entry, GoldQuestion
+from bench.harness.loop import Loop
+from bench.lm.base_model import BaseModel
+from methods.parts.inner_loop import answer_loss
 from methods.uniform import Uniform
 from methods.uniform_qa_retune import UniformQaRetune
 from tests.conftest import TEXT

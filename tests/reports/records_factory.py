@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.metrics import VERSIONS
-from bench.record_files import write_json, write_run
-from bench.records import (
+from bench.answering.metrics import VERSIONS
+from bench.data.documents import document_id
+from bench.files import write_json
+from bench.records.schema import (
     AnswerEvent,
     BoardRecord,
     CellSpec,
@@ -25,7 +26,7 @@ from bench.records import (
     TuningRecord,
     mean,
 )
-from bench.stream import document_id
+from bench.records.store import write_run
 
 
 def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:

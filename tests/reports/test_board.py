@@ -7,8 +7,8 @@ import math
 import pytest
 
 from bench.errors import BenchError
-from bench.record_files import write_json
-from bench.records import TuningRecord
+from bench.files import write_json
+from bench.records.schema import TuningRecord
 from reports.board import build
 from tests.reports.records_factory import board, record, spec, tuned
 
@@ -57,7 +57,7 @@ def test_costs_are_per_document_and_per_question(tmp_path):
 
 
 def test_only_the_last_probe_counts(tmp_path):
-    from bench.record_files import read_answers, read_documents, read_run, write_run
+    from bench.records.store import read_answers, read_documents, read_run, write_run
 
     name = record(tmp_path, spec("uniform", ZERO), [[1.0]])
     late = read_answers(tmp_path, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import reports
-from bench.record_files import read_board, read_run
+from bench.records.store import read_board, read_run
 from reports import plots, score_plots
 from reports.board import build
 from tests.reports.records_factory import board, realistic, record, spec

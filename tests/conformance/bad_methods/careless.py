@@ -8,8 +8,8 @@ import pydantic
 import torch
 
 from bench import Conditioning, Document, Episode, GradientMethod, Method, MethodConfig, Question
-from bench.base_model import BaseModel
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 
 
 class Unseeded(Method):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from bench import Conditioning, Document, Episode, Method, Question
-from bench.base_model import BaseModel
-from bench.settings import MethodConfig
+from bench.contract.config import MethodConfig
+from bench.lm.base_model import BaseModel
 
 
 class SoftMemory(Method):

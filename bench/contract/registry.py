@@ -1,0 +1,247 @@
+"""Which methods there are: in ``methods/``, in installed packages (entry points), and in files given by the user.
+
+Methods are listed by reading their source, so that a listing imports neither torch nor anybody's code; a method is
+imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError, nearest
+from bench.hashing import PACKAGES, module_name, package_root, parse
+from bench.paths import ROOT
+
+if TYPE_CHECKING:
+    from bench.contract.method import Method
+
+GROUP = "online_adaptation_bench.methods"
+"""Entry-point group under which an installed package offers methods (``module:Class``)."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a method may be called."""
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method as its source describes it. ``broken`` says why it cannot be used, or is None."""
+
+    name: str
+    summary: str
+    """First line of the docstring."""
+    paper: str
+    """Citation key, or "none"."""
+    control: bool
+    """Whether it sees the evidence."""
+    file: Path
+    module: str
+    class_name: str
+    broken: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The file as it is shown: relative to the project, else to the working folder."""
+        return show(self.file)
+
+
+def list_methods(plugins: Sequence[str | Path] = ()) -> list[MethodInfo]:
+    """Every method there is, by name; those that cannot be used say why in ``broken``.
+
+    Raises:
+        BenchError: two methods have one name, or a plug-in file does not exist or holds no method.
+    """
+    found: dict[str, MethodInfo] = {}
+    for info in _everything(plugins):
+        other = found.setdefault(info.name, info)
+        if (other.file, other.class_name) != (info.file, info.class_name):
+            raise BenchError(
+                f"Two methods are called {info.name}: one in {other.source}, one in {info.source}. Rename one of them."
+            )
+    return [found[name] for name in sorted(found)]
+
+
+def methods_in(file: str | Path) -> list[MethodInfo]:
+    """The methods that one source file defines.
+
+    Raises:
+        BenchError: the file does not exist, or no class in it states a name.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise BenchError(f"{file} is not a file. Give the path of a Python file that defines a method.")
+    module = module_name(path)
+    if package_root(path) != ROOT or module.split(".")[0] not in PACKAGES:
+        module = f"{_plugin_package(package_root(path))}.{module}"
+    found = list(_read(path, module))
+    if not found:
+        raise BenchError(f'{file} defines no method: no class in it states name = "...".')
+    return found
+
+
+def find_method(name: str, plugins: Sequence[str | Path] = ()) -> MethodInfo:
+    """The method called ``name``.
+
+    Raises:
+        BenchError: there is none; the message gives the nearest names.
+    """
+    known = {info.name: info for info in list_methods(plugins)}
+    if name not in known:
+        raise BenchError(f"There is no method called {name}.{nearest(name, known)}")
+    return known[name]
+
+
+def load_method(name: str, plugins: Sequence[str | Path] = ()) -> type[Method]:
+    """Import the method called ``name`` and return its class.
+
+    Raises:
+        BenchError: there is no such method, it cannot be imported, or its class does not keep the contract.
+    """
+    return load(find_method(name, plugins))
+
+
+def load(info: MethodInfo) -> type[Method]:
+    """Import a listed method and return its class.
+
+    Raises:
+        BenchError: it cannot be imported, or its class does not keep the contract.
+    """
+    where = f"The method {info.name} ({info.source})"
+    if info.broken:
+        raise BenchError(f"{where} cannot be used: {info.broken}")
+    try:
+        found: Any = getattr(_import(info), info.class_name, None)
+    except (Exception, SystemExit) as error:
+        raise BenchError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    from bench.contract.method import Method
+
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise BenchError(f"{where}: {info.class_name} is not a subclass of bench.Method.")
+    if not NAME.fullmatch(info.name):
+        raise BenchError(f"{where} has a bad name: use lower-case letters, digits and underscores.")
+    if not found.__dict__.get("paper"):
+        raise BenchError(f'{where} states no paper: add paper = "citation key", or paper = "none", to its class.')
+    if not info.summary:
+        raise BenchError(f"{where} has no docstring: say in a paragraph what it does and what it costs.")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise BenchError(f"{where} does not implement {', '.join(missing)}.")
+    return found
+
+
+def show(file: Path) -> str:
+    """A path for messages and boards: relative to the project if inside it, else to the working folder."""
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else os.path.relpath(file)
+
+
+def _everything(plugins: Sequence[str | Path]) -> Iterator[MethodInfo]:
+    for file in sorted((ROOT / "methods").glob("*.py")):
+        yield from _read(file, f"methods.{file.stem}")
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        yield _offered(entry)
+    for plugin in plugins:
+        yield from methods_in(plugin)
+
+
+def _offered(entry: importlib.metadata.EntryPoint) -> MethodInfo:
+    """The method behind an entry point, found without importing its package."""
+    top, *rest = entry.module.split(".")
+    spec = _spec(top)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    candidates = [path for folder in folders for path in _module_files(folder.joinpath(*rest))]
+    if spec and spec.origin and not rest:
+        candidates.insert(0, Path(spec.origin))
+    file = next((path.resolve() for path in candidates if path.is_file()), None)
+    reason = f"the entry point {entry.value} names a module that is not there."
+    if file:
+        listed = list(_read(file, entry.module))
+        for info in listed:
+            if info.class_name == entry.attr or info.broken:
+                return info
+        reason = f'{file.name} has no class {entry.attr} that states name = "..."; name the module that defines it.'
+    return MethodInfo(entry.name, "", "none", False, file or Path(*entry.module.split(".")), entry.module, "", reason)
+
+
+def _module_files(path: Path) -> tuple[Path, Path]:
+    return path / "__init__.py", path.with_name(f"{path.name}.py")
+
+
+def _read(file: Path, module: str) -> Iterator[MethodInfo]:
+    """The classes of a file that state a name; the file itself, under its own name, if it is not valid Python."""
+    try:
+        tree = parse(file)
+    except BenchError as error:
+        yield MethodInfo(file.stem, "", "none", False, file, module, "", str(error).replace(str(file), file.name))
+        return
+    broken = _missing_import(tree, file)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            stated = dict(_constants(node))
+            name = stated.get("name")
+            if isinstance(name, str):
+                summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
+                paper, control = str(stated.get("paper", "none")), stated.get("sees_evidence") is True
+                yield MethodInfo(name, summary, paper, control, file, module, node.name, broken)
+
+
+def _constants(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
+    for statement in node.body:
+        if isinstance(statement, ast.Assign):
+            targets: Sequence[ast.expr] = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        else:
+            continue
+        if isinstance(statement.value, ast.Constant):
+            yield from ((t.id, statement.value.value) for t in targets if isinstance(t, ast.Name))
+
+
+def _missing_import(tree: ast.Module, file: Path) -> str | None:
+    """Why the imports at the top of a file would fail, as far as can be told without running it."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            top = name.split(".")[0]
+            if _spec(top) is None:
+                beside = file.with_name(f"{top}.py").is_file()
+                reason = f"is the file beside it: write from . import {top}" if beside else "is not installed"
+                return f"it imports {top} (line {node.lineno}), which {reason}."
+    return None
+
+
+def _spec(top: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
+        return None
+
+
+def _import(info: MethodInfo) -> types.ModuleType:
+    package = info.module.split(".")[0]
+    if package == _plugin_package(package_root(info.file)) and package not in sys.modules:
+        made = types.ModuleType(package)
+        made.__path__ = [str(package_root(info.file))]
+        sys.modules[package] = made
+    importlib.invalidate_caches()
+    return importlib.import_module(info.module)
+
+
+def _plugin_package(folder: Path) -> str:
+    """A package of its own for each folder with plug-ins: relative imports work, and sys.path stays as it is."""
+    return f"_plugins_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"

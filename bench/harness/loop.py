@@ -1,0 +1,264 @@
+"""The one loop: for each document, score it, let the method observe it, and at a probe answer the questions."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+
+from bench.answering import metrics
+from bench.answering.answers import answer_and_nll
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import prompts
+from bench.contract.config import MethodConfig
+from bench.contract.method import Method
+from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
+from bench.errors import Diverged
+from bench.harness.ledger import Ledger, state_bytes
+from bench.harness.token_notes import TokenNotes
+from bench.lm.base_model import BaseModel
+from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, mean
+from bench.seeds import seed_for
+
+
+def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
+    """An instance of the method, with torch's generator seeded for what its constructor may draw."""
+    torch.manual_seed(seed_for(seed, "construct"))
+    return kind(lm, config, seed)
+
+
+def fit(method: Method, episodes: Sequence[Episode]) -> None:
+    """Let the method learn offline, with torch's generator seeded for it; :meth:`Method.reset` keeps the result."""
+    torch.manual_seed(seed_for(method.seed, "fit"))
+    method.fit(episodes)
+    method.keep()
+
+
+@dataclass
+class Asked:
+    """A question that is due at a probe, with where its document stands."""
+
+    gold: GoldQuestion
+    document: Document
+    position: int
+
+
+@dataclass
+class Loop:
+    """One pass of one method over one stream. ``documents`` are observed; the questions are those of ``entries``.
+
+    They are the entries' own documents except on control arms, where others or none stand in for them. With ``apart``
+    the method starts afresh every so many documents, and the questions about these are asked then: those that are
+    asked at the end of the whole stream, which later documents of it have not superseded.
+    """
+
+    method: Method
+    entries: Sequence[Entry]
+    documents: Sequence[Document]
+    anchor: Sequence[Entry] = ()
+    probes: Sequence[float] = (1.0,)
+    apart: int | None = None
+    scoring: bool = True
+    segment_tokens: int | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    seed: int = 0
+    document_events: list[DocumentEvent] = field(default_factory=list)
+    answer_events: list[AnswerEvent] = field(default_factory=list)
+    token_events: list[TokenEvent] = field(default_factory=list)
+    anchor_nll: dict[float, float | None] = field(default_factory=dict)
+    position: int | None = None
+    state_bytes: int = 0
+    """Of the method's state at the end, or the most at the end of a group of documents."""
+
+    def __post_init__(self) -> None:
+        self.lm: BaseModel = self.method.lm
+        self.ledger = Ledger(self.lm.device)
+        self.log_probs: list[torch.Tensor] = []  # of the tokens that were scored last
+
+    @property
+    def events(self) -> tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]:
+        """What happened, as records keep it."""
+        return self.document_events, self.answer_events, self.token_events
+
+    def run(self) -> None:
+        """Reset the method and go through the stream once, left to right; without documents, ask all that there is.
+
+        Raises:
+            Diverged: a score or a weight became NaN or infinite.
+        """
+        if self.apart is not None:
+            return self._run_apart(self.apart)
+        self.method.reset()
+        due = [(math.ceil(probe * len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
+        if self.anchor or 0.0 in self.probes:
+            self.probe(0.0, 0)
+        for position, document in enumerate(self.documents):
+            self.position = position
+            self.step(position, document)
+            for seen, probe in due:
+                if seen == position + 1:
+                    self.probe(probe, seen)
+        if not self.documents:
+            self.probe(max(self.probes), len(self.entries))
+        self.state_bytes = state_bytes(self.method)
+
+    def _run_apart(self, every: int) -> None:
+        due = _due(self.entries)
+        for first in range(0, len(self.documents), every):
+            self.method.reset()
+            group = range(first, min(first + every, len(self.documents)))
+            for position in group:
+                self.position = position
+                self.step(position, self.documents[position])
+            with self._answering(str(first)):
+                self.ask(max(self.probes), "stream", [item for item in due if item.position in group])
+            self.state_bytes = max(self.state_bytes, state_bytes(self.method))
+
+    def step(self, position: int, document: Document) -> None:
+        """One document: each of its segments is scored, then observed."""
+        size = self.method.segment_tokens or self.segment_tokens
+        pieces = [document] if size is None else self.lm.segments(document, size)
+        notes = TokenNotes(position, document, self.entries)
+        self.method.begin_document()
+        for index, piece in enumerate(pieces):
+            batch = self.lm.tokens(piece)
+            nll = self.score(piece) if self.scoring else None
+            before = self.ledger.seconds("observe")
+            torch.manual_seed(seed_for(self.seed, "observe", position, index))
+            with notes.observing(self.method, batch, self.log_probs), self.ledger.phase("observe", len(batch)):
+                self.method.observe(piece)
+            self.lm.scored = None
+            self.document_events.append(
+                DocumentEvent(
+                    position=position,
+                    segment=index,
+                    document_id=document.id,
+                    tokens=len(batch),
+                    bytes=len(piece.text.encode()),
+                    windows=self.method.reading.windows(self.lm, batch),
+                    nll=nll,
+                    observe_seconds=self.ledger.seconds("observe") - before,
+                )
+            )
+        self.token_events += notes.events()
+
+    def score(self, document: Document) -> float:
+        """Sum of -log p (nats) over the document's tokens under the model as it is now.
+
+        Where the method learns from scoring, the graph is kept for it (of a document that is read in one window).
+        """
+        batch = self.lm.tokens(document)
+        self.lm.model.eval()
+        reading = self.method.reading
+        keep = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
+        with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep):
+            pieces = list(reading.log_probs(self.lm, batch))
+            nll = -sum(piece.detach().double().sum().item() for piece in pieces)
+        self.log_probs = [piece.detach() for piece in pieces]
+        self.lm.scored = (document, pieces) if keep else None
+        return _finite(nll, "likelihood of a document")
+
+    def probe(self, fraction: float, seen: int) -> None:
+        """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
+        with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
+        with self._answering(str(fraction)):
+            self.ask(fraction, "stream", _due(self.entries[:seen]))
+            if with_anchor:
+                self.ask(fraction, "anchor", _due(self.anchor))
+        if with_anchor:
+            self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+
+    @contextlib.contextmanager
+    def _answering(self, when: str) -> Iterator[None]:
+        self.lm.model.eval()
+        for name, tensor in self.lm.named_tensors():
+            if not torch.isfinite(tensor).all():
+                raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
+        torch.manual_seed(seed_for(self.seed, "answering", when))
+        with contextlib.ExitStack() as stack:
+            with self.ledger.phase("answer", 0, count=True):
+                stack.enter_context(self.method.answering())
+            yield
+
+    def ask(self, fraction: float, which: Literal["stream", "anchor"], asked: Sequence[Asked]) -> None:
+        """Answer and score these questions; the method sees the questions only."""
+        if not asked:
+            return
+        questions = [self._shown(item) for item in asked]
+        first_golds = [item.gold.answers[0] for item in asked]
+        torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
+        with self.ledger.phase("answer", len(asked), count=True):
+            conditioning = self.method.condition(questions)
+            made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
+        answering = partial(self.ledger.phase, "answer", 0, count=True)
+        predictions, likelihoods = answer_and_nll(self.lm, made, first_golds, self.decoding, answering)
+        ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(asked)]
+        for item, prediction, prompt, nll, rank in zip(asked, predictions, made, likelihoods, ranks, strict=True):
+            self.answer_events.append(
+                AnswerEvent(
+                    probe=fraction,
+                    set=which,
+                    question_id=item.gold.question.id,
+                    document_id=item.document.id,
+                    position=item.position,
+                    prediction=prediction,
+                    answers=item.gold.answers,
+                    cut_tokens=prompt.cut,
+                    nll=_finite(nll, "likelihood of an answer"),
+                    retrieved=rank,
+                    **metrics.score(prediction, item.gold.answers),
+                )
+            )
+
+    def _shown(self, item: Asked) -> Question:
+        question = item.gold.question
+        if self.method.sees_evidence:
+            return EvidencedQuestion(question.id, question.text, item.document)
+        return question
+
+    def _mean_nll(self, documents: Sequence[Document]) -> float | None:
+        batches = list(map(self.lm.tokens, documents))
+        tokens = sum(map(len, batches))
+        return _finite(self.lm.total_nll(batches) / tokens, "likelihood of the anchor set") if tokens else None
+
+    def summary(self) -> Summary:
+        """Means at the last probe, and over all documents."""
+        last = max((event.probe for event in self.answer_events), default=1.0)
+        final = [event for event in self.answer_events if event.set == "stream" and event.probe == last]
+        anchors = {
+            probe: mean([e.f1 for e in self.answer_events if e.set == "anchor" and e.probe == probe])
+            for probe in (0.0, last)
+        }
+        scored = [event for event in self.document_events if event.nll is not None]
+        nll = sum(event.nll or 0.0 for event in scored)
+        return Summary(
+            documents=len(self.documents),
+            questions=len(final),
+            **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
+            answer_nll=mean([event.nll for event in final]),
+            token_nll=nll / sum(event.tokens for event in scored) if scored else None,
+            bits_per_byte=metrics.bits_per_byte(nll, sum(event.bytes for event in scored)) if scored else None,
+            anchor_f1_before=anchors[0.0],
+            anchor_f1=anchors[last],
+            anchor_nll_before=self.anchor_nll.get(0.0),
+            anchor_nll=self.anchor_nll.get(last),
+            recall=mean([event.recall for event in final if event.recall is not None]),
+        )
+
+
+def _due(entries: Sequence[Entry]) -> list[Asked]:
+    """The questions of the entries, but for those that another one of them supersedes."""
+    asked = [Asked(gold, entry.document, i) for i, entry in enumerate(entries) for gold in entry.questions]
+    revised = superseded(item.gold for item in asked)
+    return [item for item in asked if item.gold.question.id not in revised]
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise Diverged(f"The {what} became NaN or infinite; a lower learning rate may help.")
+    return value

@@ -1,0 +1,89 @@
+"""What is installed, what the machine has, and what is missing for what."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench import PROTOCOL, __version__
+from bench.machine import cpu_name, gpu_driver, package_version, usable_cores
+from bench.paths import ROOT
+from bench.records.provenance import PACKAGES, git_state
+
+OPTIONAL = {
+    "spacy": "finding salient spans with a trained tagger",
+    "ray": "running on several machines",
+}
+"""What each package of the extras is for."""
+FEW_GIB = 5.0
+"""Free disk space below which a warning is given: checkpoints and data sets of the larger experiments need more."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis. ``missing`` stops the benchmark, ``note`` only part of it."""
+
+    level: Literal["ok", "note", "missing"]
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<8}{self.what:<14}{self.text}"
+
+
+def diagnose(runs: Path = Path("runs")) -> list[Finding]:
+    """Everything worth knowing before a run; ``runs`` is the folder that records would go to."""
+    return [*_project(), *_packages(), *_devices(), *_storage(runs)]
+
+
+def _project() -> Iterator[Finding]:
+    commit, dirty = git_state(ROOT)
+    state = "no git commit" if commit is None else f"commit {commit[:12]}{', changed since' if dirty else ''}"
+    yield Finding("ok", "project", f"{__version__}, protocol {PROTOCOL}, {state}")
+
+
+def _packages() -> Iterator[Finding]:
+    found = {name: package_version(name) for name in PACKAGES}
+    present = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    absent = ", ".join(name for name, version in found.items() if not version)
+    yield Finding("ok", "packages", present or "none")
+    if absent:
+        yield Finding("missing", "packages", f"{absent}: run make bench, or pip install -e . in the project's folder")
+    for name, purpose in OPTIONAL.items():
+        version = package_version(name)
+        if version:
+            yield Finding("ok", name, version)
+        else:
+            yield Finding("note", name, f"not installed; for {purpose}: pip install {name}")
+
+
+def _devices() -> Iterator[Finding]:
+    yield Finding("ok", "cpu", f"{cpu_name()}, {usable_cores()} usable core(s)")
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of the wheel cannot be loaded
+        yield Finding("missing", "torch", f"cannot be imported: {error}")
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        driver = f", driver {gpu_driver()}" if gpu_driver() else ""
+        yield Finding("ok", f"cuda:{index}", f"{device.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}{driver}")
+    if torch.backends.mps.is_available():
+        yield Finding("ok", "mps", "Apple GPU")
+    elif not torch.cuda.is_available():
+        yield Finding("note", "gpu", "none; the default experiment needs none, those at paper scale do")
+
+
+def _storage(runs: Path) -> Iterator[Finding]:
+    folder = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        free = shutil.disk_usage(folder).free / 2**30
+        level: Literal["ok", "note"] = "note" if free < FEW_GIB else "ok"
+        yield Finding(level, "disk", f"{free:.1f} GiB free for {runs}")
+    else:
+        yield Finding("missing", "disk", f"{runs} cannot be written to; choose another folder with --runs")

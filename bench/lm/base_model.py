@@ -1,0 +1,295 @@
+"""The base model: loading, encoding, windows over long texts, exact log-probabilities, and restoring its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from bench.data.documents import Document, Segment
+from bench.errors import BenchError
+from bench.lm import checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+READ_AT_ONCE = 1024
+"""Most tokens of short texts, with their padding, that are read at once where only their likelihood is asked for."""
+FALLBACK_WINDOW = 1024
+"""Window for models whose configuration states no maximum length (relative or no position encoding)."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A document as tokens.
+
+    ``token_ids`` has shape (tokens,); ``context_ids``, shape (context,), is what precedes it: the begin-of-text token,
+    and for a segment the tokens of the document before it. ``offsets`` are (start, end) characters of each token.
+    """
+
+    document: Document
+    token_ids: Tensor
+    context_ids: Tensor
+    offsets: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def per_token(self, values: Sequence[float]) -> Tensor:
+        """Values of the text's characters as the tokens', shape (tokens,): the largest in each, 0 for an empty one."""
+        largest = [max(values[start:end], default=0.0) for start, end in self.offsets]
+        return torch.tensor(largest, dtype=torch.float32, device=self.token_ids.device)
+
+
+class BaseModel:
+    """A causal language model with its tokenizer, as methods (``self.lm``) and the harness use it.
+
+    Every text is read behind one begin-of-text token (the end-of-text token where the tokenizer has no other), so each
+    token of a document has a probability.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
+        self.model: Any = model.to(device).eval()
+        self.tokenizer: Any = tokenizer
+        self.device = torch.device(device)
+        self.eos_id: int = tokenizer.eos_token_id
+        self.bos_id: int = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.scored: tuple[Document, list[Tensor]] | None = None
+        """The document that was scored last, and its tokens' log-probabilities with their graph, where a method
+        learns from scoring."""
+        self._loaded = dict(self._present())
+        self._pristine = {name: value.detach().clone() for name, value in self.named_tensors()}
+
+    @classmethod
+    def load(cls, path: str, device: str = "cpu", dtype: str = "float32") -> BaseModel:
+        """Load a Hugging Face causal language model from a local folder.
+
+        Raises:
+            BenchError: no readable checkpoint, no causal LM head, or a tokenizer without an end-of-text token.
+        """
+        disable_progress_bar()
+        checkpoint.check(Path(path), device)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
+            )
+        except OSError as error:
+            raise BenchError(f"The weights in {path} could not be read: {error}") from None
+        model, loading = loaded
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])[0]
+            raise BenchError(f"{path} lacks weights of the model ({missing}); give a complete causal LM checkpoint.")
+        return cls(model, tokenizer, device)
+
+    @property
+    def window(self) -> int:
+        """Most tokens that the model can attend to at once, the begin-of-text token included."""
+        config = self.model.config
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return FALLBACK_WINDOW
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, shape (tokens,), on the model's device; no special tokens are added."""
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def tokens(self, document: Document) -> TokenBatch:
+        """The document's tokens with their context and character offsets."""
+        context = [self.bos_id]
+        if isinstance(document, Segment):
+            ids, offsets = list(document.token_ids), document.offsets
+            context += document.context_ids
+        else:
+            ids, offsets = self._tokenize(document.text)
+        token_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
+        return TokenBatch(document, token_ids, torch.tensor(context, device=self.device), offsets)
+
+    def _tokenize(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["input_ids"], tuple((start, end) for start, end in encoded["offset_mapping"])
+
+    def segments(self, document: Document, size: int) -> list[Segment]:
+        """Cut a document into consecutive segments of ``size`` tokens (the last may be shorter); [] for no tokens."""
+        ids, offsets = self._tokenize(document.text)
+        starts = [0, *(offsets[i][0] for i in range(size, len(ids), size)), len(document.text)]
+        pieces = []
+        for k, first in enumerate(range(0, len(ids), size)):
+            start, end = starts[k], starts[k + 1]
+            pieces.append(
+                Segment(
+                    id=document.id,
+                    text=document.text[start:end],
+                    title=document.title,
+                    timestamp=document.timestamp,
+                    token_ids=tuple(ids[first : first + size]),
+                    offsets=tuple((max(0, a - start), b - start) for a, b in offsets[first : first + size]),
+                    context_ids=tuple(ids[max(0, first - self.window) : first]),
+                )
+            )
+        return pieces
+
+    def windows(self, tokens: int, context: int) -> list[tuple[int, int, int]]:
+        """How ``tokens`` tokens behind ``context`` tokens are read: (first read, first predicted, end) of each window.
+
+        Positions count from the start of the context. Every token is predicted exactly once; where all fits into the
+        model's window there is one window. Otherwise each window after the first predicts as many tokens as it reads
+        before them (half a window), so that no token is predicted from less than half a window of context.
+        """
+        end = context + tokens
+        if tokens == 0:
+            return []
+        if end - 1 <= self.window:  # the last token is predicted, not read
+            return [(0, context, end)]
+        half = max(1, self.window // 2)
+        spans = []
+        first = context
+        while first < end:
+            start = max(0, first - half)
+            stop = min(end, start + self.window + 1)
+            spans.append((start, first, stop))
+            first = stop
+        return spans
+
+    def window_log_probs(self, token_ids: Tensor, context_ids: Tensor) -> Iterator[Tensor]:
+        """Log-probabilities (full softmax, float32) of the tokens given what precedes them, a window at a time.
+
+        Concatenated, the pieces have shape (tokens,). Differentiable wherever gradients are enabled; each window has
+        a graph of its own, so that a long document can be back-propagated piece by piece.
+        """
+        everything = torch.cat([context_ids, token_ids])
+        for start, first, stop in self.windows(len(token_ids), len(context_ids)):
+            logits = self.model(input_ids=everything[None, start : stop - 1], use_cache=False).logits.flatten(0, 1)
+            before = first - start - 1
+            predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a copy among zeros
+            yield -functional.cross_entropy(predicted, everything[first:stop], reduction="none")
+
+    def log_probs(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
+        """Exact log-probabilities (nats) of ``ids``, shape (tokens,), behind ``context`` (default: begin of text)."""
+        before = torch.tensor([self.bos_id], device=self.device) if context is None else context
+        pieces = list(self.window_log_probs(ids, before))
+        return torch.cat(pieces) if pieces else torch.zeros(0, device=self.device)
+
+    @torch.no_grad()
+    def total_nll(self, batches: Sequence[TokenBatch]) -> float:
+        """Sum of -log p (nats) over all tokens of several texts under fixed weights, texts of like length read at once.
+
+        A text longer than the model's window is read as :meth:`windows` says.
+        """
+        spans = [
+            (everything[start : stop - 1], everything[first:stop])
+            for batch in batches
+            for everything in [torch.cat([batch.context_ids, batch.token_ids])]
+            for start, first, stop in self.windows(len(batch), len(batch.context_ids))
+        ]
+        spans.sort(key=lambda span: -len(span[0]))
+        total = 0.0
+        while spans:
+            rows = max(1, READ_AT_ONCE // len(spans[0][0]))
+            inputs, targets = zip(*spans[:rows], strict=True)
+            del spans[:rows]
+            # padding stands on the right, where a causal model does not see it from the left
+            ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            for row, read, target in zip(logits, inputs, targets, strict=True):
+                predicted = row[len(read) - len(target) : len(read)].float()
+                total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
+        return total
+
+    def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:
+        """Mean over the document's tokens of weight times -log p (nats); differentiable scalar, 0 without tokens.
+
+        ``weights`` has shape (tokens,); by default every token weighs 1.
+        """
+        batch = self.tokens(document)
+        nll = -self.log_probs(batch.token_ids, batch.context_ids)
+        return (nll if weights is None else nll * weights).sum() / max(1, len(batch))
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids: shape ids.shape + (hidden size,)."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and saved buffer that was loaded, tied ones once, by the name it was loaded under.
+
+        So it is also while an adapter wraps the model's modules; what the adapter adds is not among them.
+        """
+        yield from self._loaded.items()
+
+    def _present(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's parameters and saved buffers as they are now."""
+        yield from self.model.named_parameters()
+        kept = self.model.state_dict(keep_vars=True)
+        yield from ((name, value) for name, value in self.model.named_buffers() if name in kept)
+
+    def restore(self) -> None:
+        """Bring the model back, bit for bit, to what was loaded: weights, evaluation mode, all gradients on and empty.
+
+        Raises:
+            RuntimeError: a method has changed the model's structure and not undone it.
+        """
+        present = dict(self._present())
+        if present.keys() != self._loaded.keys() or any(present[name] is not self._loaded[name] for name in present):
+            raise RuntimeError("The model's structure was changed (an adapter left in place?); its reset must undo it.")
+        with torch.no_grad():
+            for name, value in self.named_tensors():
+                value.copy_(self._pristine[name])
+        self.model.eval()
+        self.model.requires_grad_(True)
+        self.model.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No gradients for the weights while inside; activations still have them."""
+        wanted = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        self.model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, value in wanted.items():
+                parameter.requires_grad_(value)
+
+    def pristine(self, name: str) -> Tensor:
+        """What a parameter or saved buffer was loaded as: not a copy, so only to be read."""
+        return self._pristine[name]
+
+    def changed_bytes(self) -> int:
+        """Bytes of the model's tensors that differ from what was loaded."""
+        return sum(
+            value.numel() * value.element_size()
+            for name, value in self.named_tensors()
+            if not torch.equal(value, self._pristine[name])
+        )
+
+    def weights_hash(self) -> str:
+        """SHA-256 (hexadecimal) over the names and bytes of all tensors."""
+        digest = hashlib.sha256()
+        for name, value in self.named_tensors():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """Tokens whose text contains a newline: an answer stops at them."""
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return frozenset(i for i, text in enumerate(texts) if "\n" in text)
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Text of generated tokens up to the first newline, stripped of outer white space."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.split("\n", 1)[0].strip()

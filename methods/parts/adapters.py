@@ -1,0 +1,126 @@
+"""Low-rank adapters: put into the base model by peft, taken out again without a trace, merged, and exported."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from transformers.pytorch_utils import Conv1D
+
+from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
+from methods.parts.parameters import blocks
+
+Targets = Literal["attention", "attention_output", "mlp", "all", "everything"]
+"""Which modules are adapted: the linear layers of each block's attention, the last one of its attention (the output
+projection), those outside its attention, all of them, or these and the embeddings and the output layer."""
+Initialization = Literal["kaiming", "orthonormal"]
+"""The random factor: as peft draws it, or orthonormal on the side of the hidden states."""
+_LINEAR = (nn.Linear, Conv1D)
+_ADAPTED = (*_LINEAR, nn.Embedding)
+_NAME = "default"
+
+
+def target_modules(model: Any, targets: Targets) -> list[str]:
+    """Names of the modules to adapt, found by the model's structure.
+
+    ``everything`` leaves out a table that is also the output layer: an adapter on one of the two uses would untie them.
+
+    Raises:
+        BenchError: the model has none.
+    """
+    chosen = set(_chosen(model, targets))
+    found = [name for name, module in model.named_modules() if module in chosen]
+    if not found:
+        raise BenchError(f"{type(model).__name__} has no layers for targets={targets}; choose other targets.")
+    return found
+
+
+def _chosen(model: Any, targets: Targets) -> Iterator[nn.Module]:
+    if targets == "everything":
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        tied = ends if ends[0].weight is ends[1].weight else ()
+        yield from (module for module in model.modules() if isinstance(module, _ADAPTED) and module not in tied)
+    for block in blocks(model):
+        for part in block.children():
+            linear = [module for module in part.modules() if isinstance(module, _LINEAR)]
+            attends = "attention" in type(part).__name__.lower()  # transformers' models call it so
+            if targets == "all" or targets == ("attention" if attends else "mlp"):
+                yield from linear
+            elif targets == "attention_output" and attends:
+                yield from linear[-1:]  # declared after what it follows
+
+
+class Adapter:
+    """LoRA on modules of ``lm.model``, or those named (Hu et al. 2021): y = W x + alpha / rank B A x, A and B learning.
+
+    It is put in on construction and changes nothing until it learns: one factor is zero, the other drawn from ``seed``
+    alone. ``lm`` goes on to name the base's tensors as before. Where the drawn factor is orthonormal, the first
+    gradient step is (alpha / rank)^2 times that of the full weights, projected onto a random subspace of ``rank``
+    dimensions: at full rank it is all of it.
+    """
+
+    def __init__(
+        self,
+        lm: BaseModel,
+        rank: int,
+        alpha: float,
+        targets: Targets | list[str],
+        initialization: Initialization = "kaiming",
+        seed: int = 0,
+    ) -> None:
+        import peft  # takes seconds to import
+
+        names = targets if isinstance(targets, list) else target_modules(lm.model, targets)
+        config: Any = peft.LoraConfig(r=rank, target_modules=names)
+        config.lora_alpha = alpha  # any number serves, whatever its type says
+        self.lm = lm
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # that peft sees which layers are Conv1D
+            torch.manual_seed(seed)
+            self._peft: Any = peft.get_peft_model(lm.model, config)
+        if initialization == "orthonormal":
+            self._orthonormal(torch.Generator().manual_seed(seed))
+
+    def _orthonormal(self, generator: torch.Generator) -> None:
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] in ("lora_A", "lora_embedding_B"):
+                drawn = nn.init.orthogonal_(torch.empty(parameter.shape), generator=generator)
+                parameter.data.copy_(drawn)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """The adapter's own parameters, by module and factor: ``model.layers.0.mlp.up_proj.lora_A``."""
+        base = {id(tensor) for _, tensor in self.lm.named_tensors()}
+        for name, parameter in self.lm.model.named_parameters():
+            if id(parameter) not in base:
+                yield name.removesuffix(".weight").removesuffix(f".{_NAME}"), parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of the adapter's parameters by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            KeyError: a parameter is missing from ``state``.
+        """
+        for name, parameter in self.named_parameters():
+            parameter.data.copy_(state[name])
+
+    def remove(self) -> None:
+        """Take the adapter out: the model's modules and weights are those from before."""
+        self._peft.unload()
+
+    def merge(self) -> None:
+        """Add what was learned to the base's weights and take the adapter out: the model computes the same."""
+        self._peft.merge_and_unload()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a peft adapter: ``peft.PeftModel.from_pretrained(base, folder)`` loads it onto the same base."""
+        self._peft.save_pretrained(str(folder), save_embedding_layers=False)

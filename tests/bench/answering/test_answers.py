@@ -1,0 +1,299 @@
+"""Batched answering against answering one by one, on every checkpoint style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.answering.answers import answer, answer_and_nll, answer_nll
+from bench.answering.decoding import Decoding
+from bench.answering.prompt_batch import Rows, logits_of
+from bench.answering.prompts import Prompt, prompts
+from bench.contract.method import Conditioning
+from bench.data.documents import Question
+from bench.errors import BenchError
+from bench.lm.base_model import BaseModel, decode
+from tests.conftest import TEXT
+
+QUESTIONS = [Question(str(i), " ".join(words)) for i in range(1, 12) for words in [(TEXT[i % 3].split() * 2)[: 2 * i]]]
+GREEDY = Decoding(max_new_tokens=10)
+
+
+def soft_prompts(lm: BaseModel) -> Conditioning:
+    generator = torch.Generator().manual_seed(1)
+    width = lm.model.config.hidden_size
+    return Conditioning(prefix_embeddings=[torch.randn(1 + i % 3, width, generator=generator) for i in range(11)])
+
+
+def key_value_prefixes(lm: BaseModel) -> Conditioning:
+    generator = torch.Generator().manual_seed(2)
+    config = lm.model.config
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    size = config.hidden_size // config.num_attention_heads
+    made = []
+    for i in range(11):
+        length = 1 + i % 4
+        shape = (heads, length, size)
+        made.append(
+            [
+                (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+    return Conditioning(prefix_key_values=made)
+
+
+def texts(lm: BaseModel) -> Conditioning:
+    return Conditioning(text=[TEXT[i % 3] for i in range(11)])
+
+
+def nothing(lm: BaseModel) -> Conditioning:
+    return Conditioning()
+
+
+def contrasted_texts(lm: BaseModel) -> Conditioning:
+    return replace(texts(lm), contrast=0.7)
+
+
+def contrasted_soft_prompts(lm: BaseModel) -> Conditioning:
+    return replace(soft_prompts(lm), contrast=0.7)
+
+
+def contrasted_prefixes(lm: BaseModel) -> Conditioning:
+    return replace(key_value_prefixes(lm), contrast=0.7)
+
+
+CONTRASTED = [contrasted_texts, contrasted_soft_prompts, contrasted_prefixes]
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
+def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, given(lm), 10)
+    together = answer(lm, made, GREEDY)
+    assert together == [answer(lm, [prompt], GREEDY)[0] for prompt in made]
+    assert len(set(together)) > 1, "a model that always says the same tests nothing"
+    golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
+    alone = [answer_nll(lm, [prompt], [gold])[0] for prompt, gold in zip(made, golds, strict=True)]
+    assert answer_nll(lm, made, golds) == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("given", CONTRASTED)
+@torch.no_grad()
+def test_contrasted_answers_and_likelihoods_are_those_of_the_two_logits(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    conditioning = given(lm)
+    behind = prompts(lm, QUESTIONS, replace(conditioning, contrast=None), 10)
+    against = prompts(lm, QUESTIONS, Conditioning(), 10)
+
+    def logits(prompt: Prompt, written: list[int]) -> Tensor:
+        ids = torch.cat([prompt.ids, torch.tensor(written, dtype=torch.long)])
+        return logits_of(lm, Rows(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
+
+    def step(i: int, written: list[int]) -> Tensor:
+        return 1.7 * logits(behind[i], written) - 0.7 * logits(against[i], written)
+
+    made = prompts(lm, QUESTIONS, conditioning, 10)
+    for i, found in enumerate(answer(lm, made, GREEDY)):
+        written: list[int] = []
+        while len(written) < 10 and (token := int(step(i, written).argmax())) not in lm.newline_ids | {lm.eos_id}:
+            written.append(token)
+        assert found == decode(lm.tokenizer, written)
+    ending = [*lm.encode(" an otter").tolist(), lm.eos_id]
+    nll = [-step(3, ending[:j]).log_softmax(-1)[token].item() for j, token in enumerate(ending)]
+    found_nll = answer_nll(lm, made, ["an otter"] * 11)[3]
+    assert found_nll == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+
+
+def test_a_contrast_of_zero_is_none_and_beams_and_negative_ones_are_refused(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    plain, zero = (prompts(lm, QUESTIONS, replace(texts(lm), contrast=a), 10) for a in (None, 0.0))
+    assert answer(lm, plain, GREEDY) == answer(lm, zero, GREEDY)
+    with pytest.raises(BenchError, match="greedy"):
+        answer(lm, zero, Decoding(strategy="beam", beams=2))
+    with pytest.raises(ValueError, match="contrast is -1"):
+        Conditioning(contrast=-1.0)
+
+
+@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
+def test_reading_a_prompt_once_gives_what_reading_it_twice_gives(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, given(lm), 10)
+    golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
+    answers, values = answer_and_nll(lm, made, golds, GREEDY)
+    assert answers == answer(lm, made, GREEDY)
+    assert values == pytest.approx(_nll_in_one_piece(lm, made, golds), abs=1e-4)
+
+
+def _nll_in_one_piece(lm: BaseModel, made: list[Prompt], golds: list[str]) -> list[float]:
+    """Every prompt with its gold answer in one forward pass of its own, without a cache to go on from."""
+    values = []
+    for prompt, gold in zip(made, golds, strict=True):
+        target = torch.cat([lm.encode(" " + gold), torch.tensor([lm.eos_id])])
+        whole = replace(prompt, ids=torch.cat([prompt.ids, target]))
+        if prompt.against is not None:
+            whole = replace(whole, against=replace(prompt.against, ids=torch.cat([prompt.against.ids, target])))
+        with torch.no_grad():
+            logits = logits_of(lm, Rows(lm, [whole]), len(target) + 1)[0, :-1]
+        values.append(torch.nn.functional.cross_entropy(logits, target).item())
+    return values
+
+
+def test_only_answering_is_charged_for(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    charged = []
+
+    @contextmanager
+    def answering() -> Iterator[None]:
+        before = len(read)
+        yield
+        charged.append(len(read) - before)
+
+    read: list[torch.Size] = []
+    forward = lm.model.forward
+
+    def counted(*args: object, input_ids: torch.Tensor, **options: object) -> object:
+        read.append(input_ids.shape)
+        return forward(*args, input_ids=input_ids, **options)
+
+    lm.model.forward = counted
+    golds = ["otter"] * len(made)
+    answer_and_nll(lm, made, golds, GREEDY, answering)
+    assert sum(charged) == len(read) - 1, "the golds are read behind the one batch"
+    assert read[-1] == (len(made), len(lm.encode(" otter"))), "and the prompts not again"
+
+
+def test_a_gold_answer_that_does_not_fit_behind_its_prompt_leaves_the_answers_alone(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    golds = [" ".join(TEXT)[:120], "otter"]
+    answers, values = answer_and_nll(lm, made, golds, GREEDY)
+    assert answers == answer(lm, made, GREEDY)
+    assert values == pytest.approx(answer_nll(lm, made, golds))
+
+
+def test_greedy_answers_are_those_of_generate(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    for prompt, text in zip(made, answer(lm, made, GREEDY), strict=True):
+        output = lm.model.generate(
+            prompt.ids[None],
+            attention_mask=torch.ones_like(prompt.ids[None]),
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=lm.eos_id,
+        )
+        expected = lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
+        assert text == expected.split("\n")[0].strip()
+
+
+def test_a_soft_prompt_of_token_embeddings_equals_the_tokens(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    begin = torch.tensor([lm.bos_id])
+    ids = lm.encode("Nobody saw")
+    with torch.no_grad():
+        soft = Conditioning(prefix_embeddings=[lm.embeddings(torch.cat([begin, ids]))])
+    made = prompts(lm, QUESTIONS[:1], soft, 10)
+    plain = torch.cat([begin, ids, begin, lm.encode(QUESTIONS[0].text)])
+    expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
+    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+
+
+def test_key_value_prefixes_of_a_text_equal_the_text(checkpoint: Path) -> None:
+    from transformers import DynamicCache
+
+    lm = BaseModel.load(str(checkpoint))
+    ids = torch.cat([torch.tensor([lm.bos_id]), lm.encode("Nobody saw")])
+    cache = DynamicCache(config=lm.model.config)
+    with torch.no_grad():
+        lm.model(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    pairs = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    made = prompts(lm, QUESTIONS[:1], Conditioning(prefix_key_values=[pairs]), 10)
+    plain = torch.cat([ids, torch.tensor([lm.bos_id]), lm.encode(QUESTIONS[0].text)])
+    expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
+    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+
+
+def test_answer_nll_is_the_mean_over_answer_and_end_of_text(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:3], Conditioning(), 10)
+    for prompt, value in zip(made, answer_nll(lm, made, ["otter"] * 3), strict=True):
+        target = torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])])
+        assert value == pytest.approx(-lm.log_probs(target, prompt.ids).mean().item(), abs=1e-5)
+
+
+def test_a_text_that_does_not_fit_loses_its_beginning_and_is_counted(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    (prompt,) = prompts(lm, QUESTIONS[:1], Conditioning(text=[" ".join(TEXT * 9)]), 16)
+    assert prompt.cut > 0
+    assert len(prompt.ids) + 16 == lm.window
+    assert lm.tokenizer.decode(prompt.ids).endswith(f"{TEXT[2]}\n{QUESTIONS[0].text}")
+
+
+def test_a_question_that_cannot_fit_is_an_error(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    with pytest.raises(ValueError, match="does not fit"):
+        prompts(lm, [Question("q", " ".join(TEXT * 9))], Conditioning(), 16)
+
+
+def test_conditioning_needs_one_entry_per_question(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    with pytest.raises(ValueError, match="2 entries for 1 questions"):
+        prompts(lm, QUESTIONS[:1], Conditioning(text=["a", "b"]), 16)
+
+
+def test_beam_search_with_one_beam_is_greedy(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    assert answer(lm, made, Decoding(strategy="beam", max_new_tokens=10)) == answer(lm, made, GREEDY)
+
+
+def test_beam_search_is_that_of_generate(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    found = answer(lm, made, Decoding(strategy="beam", beams=3, max_new_tokens=10))
+    for prompt, text in zip(made, found, strict=True):
+        output = lm.model.generate(
+            prompt.ids[None],
+            attention_mask=torch.ones_like(prompt.ids[None]),
+            max_new_tokens=10,
+            num_beams=3,
+            early_stopping=True,
+            do_sample=False,
+            pad_token_id=lm.eos_id,
+            eos_token_id=sorted(lm.newline_ids | {lm.eos_id}),
+        )
+        assert (
+            text == lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True).split("\n")[0].strip()
+        )
+    assert found != answer(lm, made, GREEDY), "else the beams change nothing"
+
+
+def test_diverse_beams_are_refused_where_transformers_has_none(llama: Path) -> None:
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("this transformers has diverse beam search of its own")
+    lm = BaseModel.load(str(llama))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(), 10)
+    decoding = Decoding(strategy="diverse_beam", beams=4, groups=2, diversity_penalty=1.0, max_new_tokens=10)
+    with pytest.raises(BenchError, match="cannot decode with diverse_beam"):
+        answer(lm, made, decoding)
+
+
+def test_a_gold_answer_longer_than_any_prediction_never_leaves_the_window(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    long = " ".join(TEXT)[:120]
+    for prompt, value in zip(made, answer_nll(lm, made, [long, long]), strict=True):
+        target = torch.cat([lm.encode(" " + long), torch.tensor([lm.eos_id])])
+        kept = torch.cat([prompt.ids[:1], prompt.ids[1 + len(prompt.ids) + len(target) - lm.window :]])
+        assert len(kept) + len(target) == lm.window
+        assert value == pytest.approx(-lm.log_probs(target, kept).mean().item(), abs=1e-4)

@@ -1,0 +1,182 @@
+"""The offline trainer: what it trains, keeps, saves and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import Document, Episode, MethodConfig, Question
+from bench.contract.meta_training import MetaTrained, Trainer, Training
+from bench.errors import BenchError, Diverged
+from bench.lm.base_model import BaseModel
+from tests.conftest import TEXT
+
+
+def episode(i: int) -> Episode:
+    return Episode(Document(f"d{i}", f"{TEXT[0]} {i}"), (Question(f"q{i}", "When?"),), (("1983",),))
+
+
+TRAIN, VALIDATION = [episode(i) for i in range(7)], [episode(i) for i in range(20, 24)]
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(3.0))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.seen: Tensor
+
+
+class Learns(MetaTrained):
+    """Pulls a number to zero; which episodes it was given, and random noise, enter its gradient."""
+
+    name = "learns"
+    paper = "none"
+
+    class Config(MethodConfig):
+        training: Training = Training(steps=6, episodes_per_step=3, learning_rate=0.3, validate_every=2)
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)  # type: ignore[arg-type]
+        self.line = Line()
+        self.drawn: list[list[str]] = []
+
+    @property
+    def learner(self) -> nn.Module:
+        return self.line
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+        self.drawn.append([e.document.id for e in episodes])
+        assert len(others) == len(episodes)
+        self.line.seen += 1
+        noise = 1 + 0.1 * torch.randn(()) + 0.01 * sum(int(e.document.id[1:]) for e in episodes)
+        loss: Tensor = noise * self.line.slope**2
+        loss.backward()
+        return {"loss": loss.item()}
+
+    def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        return {"loss": abs(self.line.slope.item() - 2.0), "documents": len(episodes)}
+
+
+@pytest.fixture
+def lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+def trained(lm: BaseModel, file: Path | None = None, **settings: object) -> tuple[Learns, Trainer]:
+    plan = Learns.Config().training.model_copy(update=settings)
+    method = Learns(lm, Learns.Config(training=plan))
+    trainer = Trainer(method, TRAIN, VALIDATION, file)
+    trainer.run()
+    return method, trainer
+
+
+def test_the_best_validated_learner_is_kept_not_the_last(lm: BaseModel) -> None:
+    method, trainer = trained(lm)
+    losses = {row["step"]: row["validation_loss"] for row in trainer.curve}
+    assert list(losses) == [0, 2, 4, 6], "validation comes before the first step too"
+    assert losses[trainer.best_step] == min(losses.values()) < losses[6]
+    assert abs(method.line.slope.item() - 2.0) == pytest.approx(min(losses.values()))
+    assert method.line.seen == trainer.best_step, "its buffers are those of that step"
+
+
+def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
+    plan = Training(steps=11, learning_rate=0.8, warmup=3, decay="cosine")
+    rates = [plan.rate(step) for step in range(11)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[7] == pytest.approx(0.4), "half way down"
+    assert sorted(rates[3:], reverse=True) == rates[3:]
+    assert rates[10] < 0.05
+    assert {Training(steps=5, learning_rate=0.8).rate(step) for step in range(5)} == {0.8}
+
+
+def test_the_optimizer_follows_the_rate_and_the_method_knows_how_far_it_is(lm: BaseModel) -> None:
+    followed: list[tuple[float, float]] = []
+
+    class Watched(Learns):
+        def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+            followed.append((self.progress, trainer.optimizer.param_groups[0]["lr"]))
+            return super().outer_step(episodes, others)
+
+    training = Learns.Config().training.model_copy(update={"steps": 4, "warmup": 1})
+    trainer = Trainer(Watched(lm, Learns.Config(training=training)), TRAIN, VALIDATION)
+    trainer.run()
+    assert followed == [(0.0, 0.15), (0.25, 0.3), (0.5, 0.3), (0.75, 0.3)]
+
+
+def test_patience_ends_training_early(lm: BaseModel) -> None:
+    _, trainer = trained(lm, steps=40, patience=2)
+    assert trainer.best_step < trainer.step < 40
+    assert trainer.step == trainer.best_step + 2 * 2
+
+
+def test_every_pass_draws_each_train_document_once(lm: BaseModel) -> None:
+    method, _ = trained(lm, steps=7, episodes_per_step=7)  # two batches a step: the episodes, and the others
+    assert all(sorted(step) == [f"d{i}" for i in range(7)] for step in method.drawn)
+    assert method.drawn[0] != method.drawn[1], "each pass has an order of its own"
+
+
+def test_validation_is_limited_and_spread(lm: BaseModel) -> None:
+    _, trainer = trained(lm, validation_episodes=2)
+    assert [e.document.id for e in trainer.validation] == ["d20", "d22"]
+
+
+def test_a_killed_run_goes_on_exactly(lm: BaseModel, tmp_path: Path) -> None:
+    whole, uninterrupted = trained(lm)
+
+    class Killed(Learns):
+        def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+            if len(self.drawn) == 3:
+                raise KeyboardInterrupt
+            return super().outer_step(episodes, others)
+
+    first = Trainer(Killed(lm), TRAIN, VALIDATION, tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    method, trainer = trained(lm, tmp_path / "c")
+    assert len(method.drawn) == 4, "two steps were saved"
+    assert torch.equal(method.line.slope, whole.line.slope)
+    assert torch.equal(method.line.seen, whole.line.seen), "buffers are saved too"
+    assert trainer.curve == uninterrupted.curve
+    assert list(tmp_path.iterdir()) == [tmp_path / "c"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(lm: BaseModel, tmp_path: Path) -> None:
+    trained(lm, tmp_path / "c")
+    with pytest.raises(BenchError, match="delete it to start afresh"):
+        trained(lm, tmp_path / "c", learning_rate=0.2)
+
+
+def test_a_torn_checkpoint_is_refused(lm: BaseModel, tmp_path: Path) -> None:
+    trained(lm, tmp_path / "c")
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:60])
+    with pytest.raises(BenchError, match="cut short"):
+        trained(lm, tmp_path / "c")
+
+
+def test_a_gradient_that_is_not_finite_stops_training(lm: BaseModel) -> None:
+    class Explodes(Learns):
+        def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+            (self.line.slope * float("nan")).backward()
+            return {"loss": float("nan")}
+
+    with pytest.raises(Diverged, match="step 0"):
+        Trainer(Explodes(lm), TRAIN, VALIDATION).run()
+
+
+def test_a_train_split_without_questions_is_refused(lm: BaseModel) -> None:
+    with pytest.raises(BenchError, match="questions"):
+        Trainer(Learns(lm), [Episode(Document("a", "b"), (), ())], [])
+
+
+def test_fit_holds_out_a_tenth_for_validation(lm: BaseModel) -> None:
+    method = Learns(lm)
+    method.fit([episode(i) for i in range(20)])
+    assert max(int(name[1:]) for step in method.drawn for name in step) < 18

@@ -1,0 +1,167 @@
+"""Taggers: what counts as a name, a date and a number, and which tagger is used where."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.data import tagger
+from bench.data.tagger import NUMBER_TYPES, RuleTagger, SpacyTagger, load_tagger
+from bench.errors import BenchError
+
+
+def tagged(text: str) -> list[tuple[str, str]]:
+    return [(text[start:end], kind) for start, end, kind in RuleTagger().entities(text)]
+
+
+def names(text: str) -> list[str]:
+    return [found for found, kind in tagged(text) if kind == "NAME"]
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    """A pipeline of spaCy's that finds two entities and needs no download."""
+    spacy = pytest.importorskip("spacy")
+    made = spacy.blank("en")
+    made.meta["name"] = "tiny"
+    ruler = made.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "GPE", "pattern": "Corvale"}, {"label": "CARDINAL", "pattern": "490"}])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Any:
+    """No test meets the pipeline that another one loaded."""
+    tagger._spacy_tagger.cache_clear()
+    yield
+    tagger._spacy_tagger.cache_clear()
+
+
+def test_a_run_of_capitalised_words_is_one_name() -> None:
+    assert names("We met Runa Haridral and the Bank of England there.") == ["Runa Haridral", "Bank of England"]
+
+
+def test_names_are_found_in_every_alphabet_with_capitals() -> None:
+    assert names("there Ærø and Жанна Д'Арк met Zoë O'Brien-Łuk") == ["Ærø", "Жанна Д'Арк", "Zoë O'Brien-Łuk"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tickets cost nothing.",
+        "the day ended. Nobody saw it.",
+        'he asked: "Where was it?"',
+        "first line\nSecond line",
+        "Here I am, and I'm glad that I'll stay",
+        "no capital at all",
+        "",
+    ],
+)
+def test_what_is_capital_only_for_where_it_stands_is_no_name(text: str) -> None:
+    assert names(text) == []
+
+
+def test_a_common_word_before_a_name_is_left_out_of_it() -> None:
+    assert names("The Sapphire Prize went away. After Haridral came Quill.") == ["Sapphire Prize", "Haridral", "Quill"]
+
+
+def test_a_single_first_word_counts_if_it_is_a_name_elsewhere() -> None:
+    assert names("Haridral left. Rain fell on Haridral.") == ["Haridral", "Haridral"]
+
+
+def test_a_first_word_with_a_second_capital_is_a_name() -> None:
+    assert names("NASA and McDonald left. US troops stayed.") == ["NASA", "McDonald", "US"]
+
+
+def test_an_abbreviation_ends_no_sentence() -> None:
+    assert names("then Dr. Quill met J. Farrand") == ["Dr", "Quill", "J", "Farrand"]
+
+
+def test_links_belong_to_a_name_only_between_capitals() -> None:
+    assert names("the mayor of Corvale of the sea, and Anna van der Berg") == ["Corvale", "Anna van der Berg"]
+
+
+def test_days_months_and_years_are_dates() -> None:
+    text = "on Monday, 12 March 2031, in May, on June 3, 1983, in 1983 and on 2035-07-01"
+    assert tagged(text) == [
+        (date, "DATE") for date in ("Monday", "12 March 2031", "May", "June 3, 1983", "1983", "2035-07-01")
+    ]
+
+
+def test_every_other_number_is_cardinal() -> None:
+    text = "for 490 workers, 3.5 %, $1999, 2,000 crowns and 12345 clouds"
+    assert tagged(text) == [(number, "CARDINAL") for number in ("490", "3.5", "1999", "2,000", "12345")]
+
+
+@given(st.text(alphabet=st.sampled_from("AaÉß İ1290.,:-'’\n\"of the\0🛳️")) | st.text())
+def test_entities_lie_in_the_text_in_order_without_overlap(text: str) -> None:
+    end = 0
+    for entity in RuleTagger().entities(text):
+        assert end <= entity.start < entity.end <= len(text)
+        end = entity.end
+
+
+def test_rules_know_no_parts_of_speech() -> None:
+    assert RuleTagger().parts_of_speech("a word") is None
+
+
+def test_spacy_gives_its_own_types_and_characters(pipeline: Any) -> None:
+    found = SpacyTagger(pipeline)
+    text = "At Corvale 490 left."
+    assert found.entities(text) == [(3, 10, "GPE"), (11, 14, "CARDINAL")]
+    assert [text[start:end] for start, end, _ in found.parts_of_speech(text)] == ["At", "Corvale", "490", "left", "."]
+    assert found.name.startswith("en_tiny 0.0.0, spacy 3.")
+
+
+def test_spacy_reads_a_document_once(pipeline: Any) -> None:
+    calls = 0
+
+    def counting(text: str) -> Any:
+        nonlocal calls
+        calls += 1
+        return pipeline(text)
+
+    counting.meta, counting.max_length = pipeline.meta, pipeline.max_length  # type: ignore[attr-defined]
+    found = SpacyTagger(counting)
+    for _ in range(2):
+        assert found.entities("Corvale")
+    assert found.parts_of_speech("Corvale") and calls == 1
+    assert not found.entities("elsewhere") and calls == 2
+
+
+def test_spacy_reads_texts_beyond_its_limit(pipeline: Any) -> None:
+    pipeline.max_length = 10
+    assert len(SpacyTagger(pipeline).entities("From Corvale to Corvale")) == 2
+
+
+def test_auto_takes_spacy_where_it_is_installed(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spacy.load", {tagger.SPACY_MODEL: pipeline}.__getitem__)
+    assert load_tagger("auto") is load_tagger("spacy")
+    assert load_tagger("auto").name.startswith("en_tiny")
+    assert load_tagger("rules").name == "rules 1"
+
+
+def test_without_spacy_auto_takes_the_rules_and_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    assert load_tagger("auto").name == "rules 1"
+    with pytest.raises(BenchError, match=r"`pip install spacy && python -m spacy download en_core_web_sm`"):
+        load_tagger("spacy")
+
+
+def test_without_the_model_the_remedy_is_to_download_it(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise OSError(f"Can't find model {name}")
+
+    monkeypatch.setattr("spacy.load", load)
+    assert load_tagger("auto").name == "rules 1"
+    with pytest.raises(BenchError, match=r"`python -m spacy download en_core_web_sm`"):
+        load_tagger("spacy")
+
+
+def test_salient_types_are_those_of_the_paper() -> None:
+    known = "PERSON NORP FAC ORG GPE LOC PRODUCT EVENT WORK_OF_ART LAW LANGUAGE DATE"
+    assert NUMBER_TYPES.isdisjoint(known.split()) and len(NUMBER_TYPES) == 6

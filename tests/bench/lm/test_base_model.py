@@ -1,0 +1,216 @@
+"""Encoding, windows and log-probabilities of the base model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.data.documents import Document
+from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
+from tests.conftest import TEXT, make_checkpoint
+
+LONG = " ".join(TEXT * 8)
+
+
+def document(text: str) -> Document:
+    return Document("d", text)
+
+
+def reference_log_probs(lm: BaseModel, ids: list[int]) -> torch.Tensor:
+    """One forward pass per token, float64 softmax by hand."""
+    values = []
+    for i, token in enumerate(ids):
+        before = torch.tensor([[lm.bos_id, *ids[:i]]])
+        logits = lm.model(input_ids=before).logits[0, -1].double()
+        values.append(logits[token] - logits.exp().sum().log())
+    return torch.stack(values)
+
+
+@torch.no_grad()
+def test_log_probs_equal_a_forward_pass_per_token(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    ids = lm.encode(TEXT[0])
+    torch.testing.assert_close(lm.log_probs(ids).double(), reference_log_probs(lm, ids.tolist()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+def test_texts_read_at_once_are_as_likely_as_each_alone(
+    checkpoint: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.lm.base_model.READ_AT_ONCE", at_once)
+    lm = BaseModel.load(str(checkpoint))
+    batches = [lm.tokens(document(text)) for text in (TEXT[0], "", LONG, "otter", *TEXT)]
+    assert len(lm.windows(len(batches[2]), 1)) > 1, "the long one is read in windows"
+    alone = [-lm.log_probs(batch.token_ids, batch.context_ids).sum().item() for batch in batches]
+    assert lm.total_nll(batches) == pytest.approx(sum(alone), rel=1e-6)
+    assert lm.total_nll(batches[1:2]) == 0
+
+
+@torch.no_grad()
+def test_log_probs_with_context_are_the_tail_of_those_without(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    ids = lm.encode(TEXT[0])
+    context = torch.cat([torch.tensor([lm.bos_id]), ids[:7]])
+    torch.testing.assert_close(lm.log_probs(ids[7:], context), lm.log_probs(ids)[7:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_probabilities_sum_to_one_over_the_vocabulary(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    vocabulary = torch.arange(len(lm.tokenizer))
+    total = sum(lm.log_probs(token[None]).exp() for token in vocabulary)
+    torch.testing.assert_close(total, torch.ones(1), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_windows_equal_one_pass_where_the_window_suffices(tmp_path: Path) -> None:
+    """The same weights with a wider window: tokens seen from the same context get the same probability."""
+    narrow = BaseModel.load(str(make_checkpoint(tmp_path / "narrow", "llama", window=32)))
+    wide = BaseModel.load(str(make_checkpoint(tmp_path / "wide", "llama", window=4096)))
+    ids = narrow.encode(LONG)
+    assert len(ids) > 3 * 32
+    scored = narrow.log_probs(ids)
+    everything = torch.cat([torch.tensor([narrow.bos_id]), ids])
+    for start, first, end in narrow.windows(len(ids), 1):
+        expected = wide.log_probs(everything[first:end], everything[start:first])
+        torch.testing.assert_close(scored[first - 1 : end - 1], expected, atol=1e-5, rtol=0)
+    short = ids[:32]
+    torch.testing.assert_close(narrow.log_probs(short), wide.log_probs(short), atol=1e-6, rtol=0)
+
+
+@given(tokens=st.integers(0, 500), context=st.integers(1, 60))
+def test_windows_predict_every_token_once_and_read_no_more_than_fits(tokens: int, context: int) -> None:
+    lm = BaseModel.__new__(BaseModel)
+    lm.model = type("M", (), {"config": type("C", (), {"max_position_embeddings": 48})})
+    spans = lm.windows(tokens, context)
+    predicted = [p for _, first, end in spans for p in range(first, end)]
+    assert predicted == list(range(context, context + tokens))
+    for start, first, end in spans:
+        assert end - 1 - start <= 48
+        assert first - start >= min(first, 24), (
+            "every window but one at the start reads half a window before it predicts"
+        )
+
+
+def test_a_changed_future_token_changes_no_earlier_probability(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    ids = lm.encode(LONG)
+    changed = ids.clone()
+    changed[60:] = (changed[60:] + 1) % len(lm.tokenizer)
+    with torch.no_grad():
+        torch.testing.assert_close(lm.log_probs(changed)[:60], lm.log_probs(ids)[:60], atol=1e-6, rtol=0)
+
+
+def test_loss_is_the_weighted_mean_and_differentiable(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    batch = lm.tokens(document(TEXT[0]))
+    weights = torch.linspace(0, 2, len(batch))
+    loss = lm.loss(document(TEXT[0]), weights)
+    expected = -(weights * lm.log_probs(batch.token_ids)).sum() / len(batch)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad is not None for p in lm.model.parameters())
+
+
+def test_offsets_cover_the_text(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    batch = lm.tokens(document(TEXT[1]))
+    assert "".join(TEXT[1][a:b] for a, b in batch.offsets) == TEXT[1]
+
+
+def test_segments_are_the_document_cut_at_token_boundaries(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    pieces = lm.segments(document(LONG), 20)
+    assert "".join(piece.text for piece in pieces) == LONG
+    assert [t for piece in pieces for t in piece.token_ids] == lm.encode(LONG).tolist()
+    with torch.no_grad():
+        first, second = (lm.tokens(piece) for piece in pieces[:2])
+        both = torch.cat([lm.log_probs(b.token_ids, b.context_ids) for b in (first, second)])
+        whole = lm.log_probs(lm.encode(LONG)[:40])
+    torch.testing.assert_close(both, whole, atol=1e-5, rtol=0)
+
+
+def test_segments_share_out_every_byte_even_where_a_cut_falls_inside_a_character(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    text = "“Où?” — 漢字 🦦 " * 6
+    for size in (1, 2, 5, 7):
+        pieces = lm.segments(document(text), size)
+        assert "".join(piece.text for piece in pieces) == text
+        assert [t for piece in pieces for t in piece.token_ids] == lm.encode(text).tolist()
+        assert sum(len(piece.text.encode()) for piece in pieces) == len(text.encode())
+
+
+def test_restore_undoes_training_bit_for_bit(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    before = lm.weights_hash()
+    optimizer = torch.optim.SGD(lm.model.parameters(), lr=0.1)
+    lm.model.train()
+    lm.loss(document(TEXT[0])).backward()
+    optimizer.step()
+    assert lm.weights_hash() != before
+    assert lm.changed_bytes() > 0
+    lm.restore()
+    assert lm.weights_hash() == before
+    assert lm.changed_bytes() == 0
+    assert not lm.model.training
+
+
+def test_restore_refuses_a_changed_structure(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="structure was changed"):
+        lm.restore()
+
+
+def test_restore_refuses_a_replaced_parameter(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.model.lm_head.weight = torch.nn.Parameter(lm.model.lm_head.weight.detach().clone())
+    with pytest.raises(RuntimeError, match="structure was changed"):
+        lm.restore()
+
+
+def test_a_frozen_base_is_set_back_as_it_was(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.model.lm_head.weight.requires_grad_(False)
+    with lm.frozen():
+        assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    learning = {name for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, _ in lm.model.named_parameters()} - {"lm_head.weight"}
+
+
+def test_a_model_without_a_language_model_head_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "headless")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    with pytest.raises(BenchError, match="no causal language-model head"):
+        BaseModel.load(str(folder))
+
+
+def test_missing_weights_are_refused_not_invented(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(llama, tmp_path / "torn")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BenchError, match=r"lacks weights of the model \(lm_head.weight\)"):
+        BaseModel.load(str(folder))
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "endless")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.exists():
+            values = json.loads(path.read_text())
+            values.pop("eos_token", None)
+            path.write_text(json.dumps(values))
+    with pytest.raises(BenchError, match="no end-of-text token"):
+        BaseModel.load(str(folder))

@@ -1,0 +1,146 @@
+"""The embedded model: its recipe resumes exactly, its tokenizer loses nothing, and the committed weights can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import BenchError
+from bench.nano import train
+from bench.nano.batches import Columns, Writer, build_tokenizer, load_world
+
+FOLDER = train.RECIPE.parent
+TINY = {"steps": 4, "width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "known": 3, "new": 2, "save_every": 2}
+
+
+@pytest.fixture(scope="module")
+def world() -> Any:
+    return load_world("newsworld")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world: Any) -> Any:
+    return build_tokenizer(sorted(world.vocabulary()), train.load_recipe(train.RECIPE).merges)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32), AutoTokenizer.from_pretrained(FOLDER)
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    recipe = {**yaml.safe_load(train.RECIPE.read_text(encoding="utf-8")), **TINY, "plain_steps": 1, **changes}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@given(st.text())
+def test_the_tokenizer_encodes_any_text_without_loss(tokenizer: Any, text: str) -> None:
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_every_word_of_the_world_is_one_token_and_none_is_added(world: Any, tokenizer: Any) -> None:
+    encoded = tokenizer([f" {word}" for word in sorted(world.vocabulary())]).input_ids
+    assert {len(ids) for ids in encoded} == {1}
+    assert tokenizer("").input_ids == []
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+
+
+def test_an_unknown_key_of_the_recipe_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"recipe\.yaml: setps: .* Did you mean steps"):
+        train.load_recipe(write_recipe(tmp_path, setps=3))
+    with pytest.raises(BenchError, match="No recipe at"):
+        train.load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_a_killed_training_goes_on_as_if_never_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path)
+    train.train(recipe, tmp_path / "whole", tmp_path / "work-whole")
+
+    advance = train.Run.advance
+
+    def killed(run: train.Run, pool: Any) -> None:
+        if run.step == 3:  # the checkpoint is of step 2
+            raise KeyboardInterrupt
+        advance(run, pool)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(recipe, tmp_path / "parts", tmp_path / "work-parts")
+    assert not (tmp_path / "parts").exists()
+    train.train(recipe, tmp_path / "parts", tmp_path / "work-parts")
+    for name in ("model.safetensors", "curve.csv", "tokenizer.json", "config.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert len((tmp_path / "parts" / "curve.csv").read_text().splitlines()) == 1 + TINY["steps"] // TINY["save_every"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    train.train(write_recipe(tmp_path, steps=1), tmp_path / "out", tmp_path / "work")
+    with pytest.raises(BenchError, match="another recipe"):
+        train.train(write_recipe(tmp_path, steps=2), tmp_path / "out", tmp_path / "work")
+
+
+def test_the_softmax_over_all_columns_is_the_models_own(world: Any, tokenizer: Any) -> None:
+    recipe = train.load_recipe(train.RECIPE).model_copy(update=TINY)
+    writer = Writer(recipe, world, tokenizer)
+    model = train.build_model(recipe, len(tokenizer), writer.names)
+    texts = writer.batch(0, "new").documents
+    everything = torch.arange(len(tokenizer))
+    losses = train.token_losses(model, texts, Columns(everything, torch.zeros(()), everything), ["document", "answer"])
+    log_probs = model(texts.ids).logits[:, :-1].log_softmax(-1)
+    nll = -log_probs.gather(-1, texts.ids[:, 1:, None])[..., 0]
+    for key, loss in losses.items():
+        assert loss.item() == pytest.approx(nll[texts.scored[key][:, 1:]].mean().item(), rel=1e-4)
+
+
+def test_training_never_writes_about_entities_of_the_other_splits(world: Any, tokenizer: Any) -> None:
+    writer = Writer(train.load_recipe(train.RECIPE), world, tokenizer)
+    names = world.names_by_split()
+    allowed = {writer.token(name) for split in ("qa_train", "spare") for name in names[split]}
+    used = {int(row) for step in range(20) for kind in ("known", "new") for row in writer.batch(step, kind).rows}
+    assert used <= allowed
+
+
+def test_the_committed_model_was_made_by_the_committed_recipe_and_data(embedded: tuple[Any, Any], world: Any) -> None:
+    """Embeddings of names that training never saw are still those with which the recipe starts."""
+    model, tokenizer = embedded
+    recipe = train.load_recipe(train.RECIPE)
+    assert train.data_hash(recipe.dataset) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    names = world.names_by_split()
+    every = torch.tensor([tokenizer(f" {name}").input_ids[0] for split in names.values() for name in split])
+    unseen = torch.tensor([tokenizer(f" {name}").input_ids[0] for name in names["test"]])
+    start = train.build_model(recipe, len(tokenizer), every).model.embed_tokens.weight
+    assert torch.equal(model.model.embed_tokens.weight[unseen], start[unseen].bfloat16().float())
+    assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 5e6
+    assert not model.config.tie_word_embeddings
+
+
+def test_the_committed_model_reads_and_remembers_but_does_not_know_the_future(embedded: tuple[Any, Any]) -> None:
+    model, tokenizer = embedded
+
+    def share_right(split: str, evidence: bool) -> float:
+        """Of the first tokens of the answers to the questions on twenty documents."""
+        lines = (FOLDER.parents[2] / "datasets" / "newsworld" / f"{split}.jsonl").read_text(encoding="utf-8")
+        right = []
+        for row in map(json.loads, lines.splitlines()[-20:]):
+            for question in row["questions"]:
+                prompt = (row["text"] + "\n" if evidence else "") + question["question"]
+                with torch.no_grad():
+                    logits = model(torch.tensor([[0, *tokenizer(prompt).input_ids]])).logits[0, -1]
+                right.append(tokenizer.decode(int(logits.argmax())) == " " + question["answers"][0])
+        return sum(right) / len(right)
+
+    assert share_right("test", evidence=True) > 0.8
+    assert share_right("test", evidence=False) < 0.15
+    assert share_right("qa_train", evidence=False) > 0.8

@@ -1,0 +1,176 @@
+"""The pool runs every task once, whatever happens to the workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.machine import usable_cores
+from bench.run.executor import LocalPool, Outcome, Task
+from tests.conftest import ROOT
+
+JOBS = """
+import os, signal, sys, time
+from pathlib import Path
+
+def double(number): return 2 * number
+def process(): return os.getpid(), os.getppid()
+def environment(): return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+def fail(): raise ValueError("no such luck")
+def unpicklable(): return lambda: None
+def leave(code): os._exit(code)
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+def sleep(seconds, folder=None):
+    if folder:
+        Path(folder, str(os.getpid())).touch()
+    time.sleep(seconds)
+    return seconds
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module ``pool_jobs`` that workers can import (they are given this process's sys.path)."""
+    (tmp_path / "pool_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def task(key: str, function: str, **payload: object) -> Task:
+    return Task(key, f"pool_jobs:{function}", payload)
+
+
+def outcomes(pool: LocalPool, tasks: list[Task]) -> dict[str, Outcome]:
+    listed = list(pool.run(tasks))
+    assert sorted(outcome.key for outcome in listed) == sorted(task.key for task in tasks)  # each exactly once
+    return {outcome.key: outcome for outcome in listed}
+
+
+def gone(pid: int) -> bool:
+    """Whether the process is no more; one that is dead but not yet collected by a foreign parent counts as gone."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def test_every_task_has_one_outcome_and_workers_are_reused(jobs: Path) -> None:
+    with LocalPool(jobs=2) as pool:
+        found = outcomes(pool, [task(str(number), "process") for number in range(6)])
+    workers = {outcome.value[0] for outcome in found.values()}
+    assert 1 <= len(workers) <= 2
+    assert {outcome.value[1] for outcome in found.values()} == {os.getpid()}
+    assert all(gone(pid) for pid in workers)
+
+
+def test_no_tasks_need_no_workers() -> None:
+    assert list(LocalPool().run([])) == []
+
+
+def test_outcomes_come_as_tasks_finish(jobs: Path) -> None:
+    tasks = [task("slow", "sleep", seconds=1.5), task("fast", "double", number=4), task("next", "double", number=5)]
+    finished = list(LocalPool(jobs=2).run(tasks))
+    assert [outcome.key for outcome in finished] == ["fast", "next", "slow"]
+    assert [outcome.value for outcome in finished] == [8, 10, 1.5]
+
+
+def test_a_task_that_raises_leaves_its_traceback_and_the_worker_lives(jobs: Path) -> None:
+    tasks = [task("before", "process"), task("bad", "fail"), task("odd", "unpicklable"), task("after", "process")]
+    found = outcomes(LocalPool(jobs=1), tasks)
+    error = found["bad"].error
+    assert error is not None and error.kind == "raised" and error.message == "ValueError: no such luck"
+    assert 'raise ValueError("no such luck")' in error.traceback
+    assert found["odd"].error is not None and found["odd"].error.kind == "raised"
+    assert found["before"].value == found["after"].value
+
+
+def test_a_worker_that_dies_costs_its_task_only(jobs: Path) -> None:
+    tasks = [task("killed", "killed"), task("left", "leave", code=3), task("good", "double", number=1)]
+    found = outcomes(LocalPool(jobs=1), tasks)
+    errors = {key: outcome.error for key, outcome in found.items() if outcome.error}
+    assert {error.kind for error in errors.values()} == {"worker_died"}
+    assert "SIGKILL" in errors["killed"].message and "exit code 3" in errors["left"].message
+    assert found["good"].value == 2
+
+
+def test_an_unknown_function_is_an_error_outcome(jobs: Path) -> None:
+    error = outcomes(LocalPool(jobs=1), [task("typo", "tripple")])["typo"].error
+    assert error is not None and "tripple" in error.message
+
+
+def test_threads_are_shared_out_and_set_before_the_worker_imports_anything(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    found = outcomes(LocalPool(jobs=1, threads=3), [task("environment", "environment")])
+    assert found["environment"].value == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert LocalPool().jobs == usable_cores() and LocalPool().threads == 1
+    assert LocalPool(jobs=1).threads == usable_cores()
+    assert LocalPool(jobs=10 * usable_cores()).threads == 1
+
+
+def test_workers_wait_for_the_next_run_and_a_dead_one_is_replaced(jobs: Path) -> None:
+    with LocalPool(jobs=1) as pool:
+        first = outcomes(pool, [task("1", "process")])["1"].value
+        assert outcomes(pool, [task("2", "process")])["2"].value == first
+        os.kill(first[0], signal.SIGKILL)
+        time.sleep(0.2)
+        assert outcomes(pool, [task("3", "process")])["3"].value != first
+
+
+def test_closing_the_iterator_ends_the_workers(jobs: Path) -> None:
+    tasks = [task("now", "process"), task("later", "sleep", seconds=60, folder=str(jobs))]
+    running = LocalPool(jobs=1).run(tasks)
+    worker = next(running).value[0]
+    running.close()  # type: ignore[attr-defined]
+    assert gone(worker)
+
+
+SCRIPT = """
+import signal
+import sys
+from bench.run.executor import LocalPool, Task
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    tasks = [Task(str(i), "pool_jobs:sleep", {"seconds": 60, "folder": sys.argv[1]}) for i in range(2)]
+    list(LocalPool(jobs=2).run(tasks))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, ending: signal.Signals) -> None:
+    folder = jobs / "pids"
+    folder.mkdir()
+    (jobs / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(jobs), str(ROOT)])}
+    parent = subprocess.Popen(
+        [sys.executable, str(jobs / "script.py"), str(folder)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert until(lambda: len(list(folder.iterdir())) == 2)
+    if ending == signal.SIGINT:
+        os.killpg(parent.pid, ending)  # as the terminal does: the whole group gets it
+    else:
+        parent.kill()
+    _, errors = parent.communicate(timeout=15)
+    assert parent.returncode == -ending
+    assert until(lambda: all(gone(int(path.name)) for path in folder.iterdir()))
+    if ending == signal.SIGINT:
+        assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")

@@ -1,0 +1,166 @@
+"""The hash of a method's code changes when a number could, and only then."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from bench import hashing
+from bench.errors import BenchError
+from bench.hashing import body_hash, closure, code_hash
+
+PROJECT = {
+    "bench/__init__.py": '__version__ = "1"\n_HOMES = {"Method": "bench.method", "Other": "bench.other"}\n',
+    "bench/method.py": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import bench.unused\nclass Method: x = 1\n"
+    ),
+    "bench/other.py": "OTHER = 1\n",
+    "bench/unused.py": "UNUSED = 1\n",
+    "bench/maths.py": "from bench import deep\ndef area(r): return deep.PI * r * r\n",
+    "bench/deep.py": "PI = 3\n",
+    "methods/__init__.py": "",
+    "methods/plain.py": "from bench import Method\nclass Plain(Method): pass\n",
+    "methods/clever.py": (
+        "import json\nfrom bench import Method\nfrom methods.plain import Plain\n"
+        "class Clever(Plain):\n    def observe(self):\n        from bench.maths import area\n        return area(2)\n"
+    ),
+    "elsewhere/mine.py": "from bench import Method\nfrom . import helper\nfrom .helper import x\nimport bench.deep\n",
+    "elsewhere/helper.py": "x = 1\n",
+}
+
+
+class Project:
+    """A small copy of the project's shape, whose files can be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name, text in PROJECT.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(text)
+
+    def hash(self, name: str) -> str:
+        hashing._read.cache_clear()
+        return code_hash(self.root / name)
+
+    def hash_with(self, name: str, changed: str, text: str) -> str:
+        """The hash of ``name`` while another file reads ``text``."""
+        before = (self.root / changed).read_text()
+        (self.root / changed).write_text(text)
+        try:
+            return self.hash(name)
+        finally:
+            (self.root / changed).write_text(before)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setattr(hashing, "ROOT", tmp_path)
+    return Project(tmp_path)
+
+
+def test_comments_docstrings_and_layout_do_not_count(project: Project) -> None:
+    text = '"""About."""\nfrom bench import (\n    Method,  # the base\n)\n\n\nclass Plain(Method):\n    """It."""\n'
+    assert project.hash_with("methods/plain.py", "methods/plain.py", text) == project.hash("methods/plain.py")
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ("methods/clever.py", PROJECT["methods/clever.py"].replace("area(2)", "area(3)")),
+        ("methods/plain.py", PROJECT["methods/plain.py"].replace("pass", "y = 1")),
+        ("bench/method.py", PROJECT["bench/method.py"].replace("x = 1", "x = 2")),
+        ("bench/maths.py", PROJECT["bench/maths.py"].replace("r * r", "r + r")),
+        ("bench/deep.py", "PI = 4\n"),
+    ],
+)
+def test_a_change_anywhere_along_the_imports_counts(project: Project, changed: str, text: str) -> None:
+    assert project.hash_with("methods/clever.py", changed, text) != project.hash("methods/clever.py")
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ("bench/other.py", "OTHER = 2\n"),  # of bench only Method is taken
+        ("bench/unused.py", "UNUSED = 2\n"),  # imported for the type checker
+        ("bench/__init__.py", PROJECT["bench/__init__.py"].replace('"1"', '"2"')),  # a new version of the project
+    ],
+)
+def test_what_is_not_imported_does_not_count(project: Project, changed: str, text: str) -> None:
+    assert project.hash_with("methods/clever.py", changed, text) == project.hash("methods/clever.py")
+
+
+def test_importing_all_of_a_package_counts_everything_it_offers(project: Project) -> None:
+    before = project.hash_with("methods/plain.py", "methods/plain.py", "import bench\n")
+    (project.root / "bench/other.py").write_text("OTHER = 2\n")
+    assert project.hash_with("methods/plain.py", "methods/plain.py", "import bench\n") != before
+
+
+def test_a_plugin_counts_with_its_neighbours_and_the_harness(project: Project) -> None:
+    before = project.hash("elsewhere/mine.py")
+    assert project.hash_with("elsewhere/mine.py", "elsewhere/helper.py", "x = 2\n") != before
+    assert project.hash_with("elsewhere/mine.py", "bench/deep.py", "PI = 4\n") != before
+
+
+def test_a_package_from_elsewhere_counts_as_a_whole(project: Project) -> None:
+    (project.root / "theirs").mkdir()
+    (project.root / "theirs/__init__.py").write_text("")
+    (project.root / "theirs/a.py").write_text("from theirs.b import y\n")
+    (project.root / "theirs/b.py").write_text("y = 1\n")
+    assert project.hash_with("theirs/a.py", "theirs/b.py", "y = 2\n") != project.hash("theirs/a.py")
+
+
+def test_the_place_of_the_project_does_not_count(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project.hash("methods/clever.py")
+    other = Project(tmp_path_factory.mktemp("copy"))
+    monkeypatch.setattr(hashing, "ROOT", other.root)
+    assert other.hash("methods/clever.py") == here
+
+
+def test_fields_that_other_python_versions_add_or_omit_do_not_count() -> None:
+    older = ast.parse("def f(x): return x")
+    newer = ast.parse("def f(x): return x")
+    assert isinstance(newer.body[0], ast.FunctionDef)
+    newer.body[0].type_params = []  # type: ignore[attr-defined]  # as Python 3.12 has it
+    newer.body[0]._fields = (*ast.FunctionDef._fields, "type_params")
+    assert hashing._plain(newer) == hashing._plain(older)
+
+
+def test_values_that_look_alike_differ() -> None:
+    texts = ["x = 1", "x = 1.0", "x = True", "x = '1'", "x = None", "def f(): return", "def f(): return None"]
+    assert len({repr(hashing._plain(ast.parse(text))) for text in texts}) == len(texts)
+
+
+def test_the_hash_of_a_class_is_that_of_its_file() -> None:
+    assert hashing.method_hash(Project) == code_hash(Path(__file__))
+
+
+def test_a_file_that_is_missing_or_not_python_is_named_with_the_line(project: Project) -> None:
+    with pytest.raises(BenchError, match=r"nowhere\.py cannot be read"):
+        project.hash("methods/nowhere.py")
+    with pytest.raises(BenchError, match=r"deep\.py, line 2"):
+        project.hash_with("methods/clever.py", "bench/deep.py", "PI = 3\nPI = = 4\n")
+
+
+def test_a_body_stays_the_same_when_it_or_what_it_imports_is_renamed(project: Project) -> None:
+    clever, plain = (project.root / "methods" / name for name in ("clever.py", "plain.py"))
+    before = body_hash([clever, plain])
+    text = clever.read_text().replace("methods.plain", "methods.simple").replace("bench.maths", "bench.geometry")
+    moved = [clever.with_name("bright.py"), plain.rename(plain.with_name("simple.py"))]
+    moved[0].write_text(text.replace("from bench import Method", "from .. import Method"))
+    assert body_hash(moved) == before
+    hashing._read.cache_clear()
+    moved[0].write_text(text.replace("import json", "import csv"))
+    assert body_hash(moved) != before, "an import from outside the project is part of the body"
+    moved[0].write_text(text.replace("area(2)", "area(3)"))
+    hashing._read.cache_clear()
+    assert body_hash(moved) != before
+
+
+def test_a_closure_stays_within_what_it_is_told(project: Project) -> None:
+    start = project.root / "methods" / "clever.py"
+    everything = closure(start)
+    assert {path.name for path in everything} == {"clever.py", "plain.py", "method.py", "maths.py", "deep.py"}
+    inside = closure(start, lambda path: path.parent.name == "methods")
+    assert {path.name for path in inside} == {"clever.py", "plain.py"}

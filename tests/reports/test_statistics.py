@@ -1,0 +1,256 @@
+"""Error bars: hand-computed values, slow obvious versions, and the coverage that they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import BenchError
+from reports.statistics import (
+    Item,
+    bootstrap_interval,
+    clustered_error,
+    holm,
+    paired_difference,
+    ratio,
+    roc_auc,
+    show,
+    sign_flip_p,
+    stream_error,
+    stream_means,
+    summarize,
+)
+
+
+def world(rng, shift=0.0, streams=4, documents=15, spread=0.0):
+    """Items with chance effects of stream (standard deviation ``spread``), document and question; mean ``shift``."""
+    items = []
+    for k in range(streams):
+        stream_effect = rng.normal(0, spread)
+        for d in range(documents):
+            document_effect = rng.normal(0, 1)
+            for q in range(1 + d % 3):
+                value = shift + stream_effect + document_effect + rng.normal()
+                items.append(Item(f"s{k}", f"d{d}q{q}", f"s{k}d{d}", value))
+    return items
+
+
+def covered(intervals, truth):
+    return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+
+class TestStreamError:
+    def test_hand_computed(self):
+        estimate = stream_error([0.1, 0.2, 0.3, 0.4])
+        assert estimate.mean == pytest.approx(0.25)
+        assert estimate.se == pytest.approx(math.sqrt(0.05 / 3) / 2)
+        assert (estimate.kind, estimate.n) == ("SE_stream", 4)
+
+    def test_interval_uses_students_t_with_k_minus_1_degrees(self):
+        estimate = stream_error([0.1, 0.2, 0.3, 0.4])
+        low, high = estimate.interval()
+        assert (high - low) / 2 == pytest.approx(3.182446 * estimate.se)  # t table, 3 degrees, 97.5 %
+
+    def test_one_stream_has_no_error(self):
+        estimate = stream_error([0.5])
+        assert estimate.se is None
+        assert estimate.interval() is None
+        assert estimate.p_value() is None
+        assert estimate.smallest_detectable() is None
+        assert str(estimate) == "0.500 ± n/a"
+
+    def test_no_stream_is_an_error(self):
+        with pytest.raises(ValueError, match="at least one stream"):
+            stream_error([])
+
+    def test_95_percent_interval_covers_95_percent(self):
+        rng = np.random.default_rng(0)
+        assert 0.93 <= covered([stream_error(row).interval() for row in rng.normal(0.3, 0.1, (2000, 4))], 0.3) <= 0.97
+
+
+class TestClusteredError:
+    def test_hand_computed(self):
+        # mean 0.5; cluster residual sums: a = 1, b = -1; SE^2 = 2/1 * (1 + 1) / 4^2
+        estimate = clustered_error([1, 1, 0, 0], ["a", "a", "b", "b"])
+        assert estimate.mean == 0.5
+        assert estimate.se == pytest.approx(0.5)
+        assert (estimate.kind, estimate.n) == ("SE_doc", 2)
+
+    def test_single_questions_give_the_ordinary_standard_error(self):
+        values = [0.0, 1.0, 0.5, 0.25, 1.0]
+        assert clustered_error(values, range(5)).se == pytest.approx(stream_error(values).se)
+
+    def test_asking_every_question_twice_does_not_shrink_it(self):
+        values, clusters = [0.0, 1.0, 0.5, 0.25], ["a", "b", "c", "d"]
+        assert clustered_error(values * 2, clusters * 2).se == pytest.approx(clustered_error(values, clusters).se)
+
+    def test_weights_count_as_repetitions(self):
+        once = clustered_error([0.0, 1.0, 0.5], ["a", "b", "b"], [2, 1, 3])
+        repeated = clustered_error([0.0, 0.0, 1.0, 0.5, 0.5, 0.5], ["a", "a", "b", "b", "b", "b"])
+        assert (once.mean, once.se) == pytest.approx((repeated.mean, repeated.se))
+
+    def test_one_cluster_has_no_error(self):
+        assert clustered_error([0.0, 1.0], ["a", "a"]).se is None
+
+    def test_lengths_must_agree(self):
+        with pytest.raises(ValueError, match="2 values, 1 clusters"):
+            clustered_error([0.0, 1.0], ["a"])
+
+    def test_95_percent_interval_covers_95_percent_where_the_plain_one_does_not(self):
+        rng = np.random.default_rng(1)
+        sizes = 1 + np.arange(50) % 4
+        clusters = np.repeat(np.arange(50), sizes).tolist()
+        effects = np.repeat(rng.normal(0, 1, (1500, 50)), sizes, axis=1)
+        values = 0.3 + effects + rng.normal(0, 0.5, effects.shape)
+        assert 0.93 <= covered([clustered_error(row, clusters).interval() for row in values], 0.3) <= 0.97
+        assert covered([clustered_error(row, range(len(row))).interval() for row in values], 0.3) < 0.9
+
+
+class TestSummarize:
+    def test_both_errors_belong_to_the_mean_of_the_streams_means(self):
+        items = [Item("s0", "q0", "a", 1.0), Item("s1", "q0", "b", 0.0), Item("s1", "q1", "c", 0.5)]
+        both = summarize(items)
+        assert both.stream.mean == pytest.approx((1.0 + 0.25) / 2)
+        assert both.document.mean == pytest.approx(both.stream.mean)
+
+    def test_weights_make_a_ratio_of_totals(self):
+        tokens = [Item("s0", "0", "a", 2.0, 10), Item("s0", "1", "b", 4.0, 30)]
+        assert stream_means(tokens) == {"s0": pytest.approx(3.5)}
+
+    def test_seeds_are_averaged_and_do_not_count_as_streams(self):
+        items = [Item("s0", "q", "a", 0.0), Item("s0", "q", "a", 1.0), Item("s1", "q", "b", 1.0)]
+        both = summarize(items)
+        assert both.stream.mean == pytest.approx(0.75)
+        assert (both.stream.n, both.document.n) == (2, 2)
+
+
+class TestPairedDifference:
+    def test_hand_computed(self):
+        a = [Item("s0", "q", "a", 0.6), Item("s1", "q", "b", 0.8), Item("s1", "r", "c", 0.2)]
+        b = [Item("s0", "q", "a", 0.5), Item("s1", "q", "b", 0.5), Item("s1", "r", "c", 0.3)]
+        both = paired_difference(a, b)
+        assert both.stream.mean == pytest.approx((0.1 + 0.1) / 2)
+        assert both.stream.se == pytest.approx(0, abs=1e-12)
+        # differences 0.1, 0.3, -0.1 weigh 1, 1/2, 1/2; SE^2 = 3/2 * (0 + (0.2 / 2)^2 + (0.2 / 2)^2) / 2^2
+        assert both.document.se == pytest.approx(math.sqrt(1.5 * 0.02 / 4))
+
+    def test_order_does_not_matter(self):
+        items = world(np.random.default_rng(2))
+        zero = paired_difference(items, items[::-1])
+        assert zero.stream.mean == zero.document.mean == zero.document.se == 0
+
+    def test_a_shared_difficulty_cancels(self):
+        rng = np.random.default_rng(3)
+        a = world(rng)
+        b = [item._replace(value=item.value - 0.1) for item in a]
+        assert paired_difference(a, b).document.se < 1e-9 < summarize(a).document.se
+
+    def test_other_questions_are_refused_and_the_first_is_named(self):
+        a = [Item("s0", "q1", "a", 0.6), Item("s0", "q2", "a", 0.6)]
+        with pytest.raises(BenchError, match=r"only one of them has q2 of stream s0 \(1 such cases\)"):
+            paired_difference(a, a[:1])
+
+    def test_both_95_percent_intervals_cover_95_percent(self):
+        rng = np.random.default_rng(4)
+        both = [paired_difference(world(rng, 0.3), world(rng)) for _ in range(600)]
+        assert 0.93 <= covered([found.stream.interval() for found in both], 0.3) <= 0.97
+        assert 0.93 <= covered([found.document.interval() for found in both], 0.3) <= 0.97
+
+    def test_only_the_error_over_streams_covers_streams_that_differ(self):
+        rng = np.random.default_rng(5)
+        both = [paired_difference(world(rng, 0.3, spread=0.5), world(rng)) for _ in range(600)]
+        assert 0.93 <= covered([found.stream.interval() for found in both], 0.3) <= 0.97
+        assert covered([found.document.interval() for found in both], 0.3) < 0.9
+
+
+class TestRatio:
+    def test_hand_computed(self):
+        # ratio 0.5; (top - 0.5 bottom) / mean bottom = 0.05, -0.05
+        estimate = ratio([0.3, 0.2], [0.5, 0.5])
+        assert estimate.mean == pytest.approx(0.5)
+        assert estimate.se == pytest.approx(0.1)
+
+    def test_proportional_streams_leave_no_error(self):
+        assert ratio([0.1, 0.2, 0.4], [0.2, 0.4, 0.8]).se == pytest.approx(0)
+
+    def test_a_zero_denominator_is_refused(self):
+        with pytest.raises(ValueError, match="No ratio"):
+            ratio([0.1], [0.0])
+
+
+class TestTests:
+    def test_bootstrap_agrees_with_the_formula_on_many_documents(self):
+        items = world(np.random.default_rng(5), documents=100)
+        low, high = bootstrap_interval(items, seed=0)
+        assert (low, high) == pytest.approx(summarize(items).document.interval(), abs=0.02)
+
+    def test_sign_flips_are_exact_on_few_documents(self):
+        a = [Item("s0", f"q{d}", f"d{d}", 1.0) for d in range(5)]
+        b = [item._replace(value=0.0) for item in a]
+        assert sign_flip_p(a, b, seed=0) == pytest.approx(2 / 2**5)  # all or none of five documents swapped
+
+    def test_p_value_of_the_t_distribution(self):
+        estimate = stream_error([1.0, 2.0, 3.0])  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees
+        assert estimate.p_value() == pytest.approx(0.07418, abs=1e-5)
+
+    def test_no_spread_gives_no_p(self):
+        assert stream_error([0.1, 0.1]).p_value() is None
+
+    def test_smallest_detectable_difference(self):
+        estimate = stream_error([1.0, 2.0, 3.0])  # t(0.975, 2) + t(0.8, 2) = 4.3027 + 1.0607
+        assert estimate.smallest_detectable() == pytest.approx(5.3633 / math.sqrt(3), abs=1e-3)
+
+    def test_holm_hand_computed(self):
+        adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03})
+        assert adjusted == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+    def test_holm_lies_between_the_raw_p_and_bonferroni_and_keeps_the_order(self, values):
+        raw = {str(i): p for i, p in enumerate(values)}
+        adjusted = holm(raw)
+        for name, p in raw.items():
+            assert p <= adjusted[name] <= min(1, len(values) * p) + 1e-12
+        order = sorted(raw, key=raw.__getitem__)
+        assert [adjusted[name] for name in order] == sorted(adjusted.values())
+
+
+class TestRocAuc:
+    def test_by_hand_with_ties(self):
+        # wanted 2 and 3; others 1, 2, 5: 2 beats 1 and ties with 2, 3 beats 1 and 2
+        assert roc_auc([1, 2, 2, 3, 5], [False, True, False, True, False]) == pytest.approx((1 + 0.5 + 1 + 1) / 6)
+
+    def test_nothing_to_tell_apart(self):
+        assert roc_auc([1.0, 2.0], [True, True]) is None
+        assert roc_auc([], []) is None
+        assert roc_auc([1.0, 1.0, 1.0], [True, False, True]) == 0.5
+
+    @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
+    def test_is_the_share_of_pairs_in_the_right_order(self, items):
+        values, wanted = zip(*items, strict=True)
+        pairs = [(a > b) + (a == b) / 2 for a, one in items if one for b, other in items if not other]
+        expected = pytest.approx(sum(pairs) / len(pairs)) if pairs else None
+        assert roc_auc(values, wanted) == expected
+
+
+class TestShow:
+    @pytest.mark.parametrize(
+        ("mean", "se", "text"),
+        [
+            (0.1234, 0.0042, "0.123 ± 0.004"),
+            (0.5, 0.0, "0.500 ± <0.001"),
+            (0.5, 0.0004, "0.500 ± <0.001"),
+            (0.5, 0.0006, "0.500 ± 0.001"),
+            (0.5, None, "0.500 ± n/a"),
+            (-0.0001, 0.01, "0.000 ± 0.010"),
+        ],
+    )
+    def test_every_error_is_honest(self, mean, se, text):
+        assert show(mean, se) == text
+
+    @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5))
+    def test_never_plus_minus_zero(self, mean, se, digits):
+        assert not show(mean, se, digits).endswith("± 0." + "0" * digits)
