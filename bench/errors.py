@@ -1,9 +1,13 @@
-"""Errors that reach the user as one or two sentences."""
+"""Errors that the user sees as one or two sentences."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 class BenchError(Exception):
@@ -18,10 +22,46 @@ class Diverged(RunError):
     """A loss or a state became NaN or infinite. In a run, the cell is recorded as diverged."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: " Did you mean ...?" with the nearest known names, else a list of all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: " Did you mean ...?" with the names most like ``name``, else a list of all names."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {' or '.join(close)}?"
-    return f" Known: {', '.join(known)}." if known else ""
+    return f" Known: {', '.join(names)}." if names else ""
+
+
+def first_problem(error: pydantic.ValidationError, model: type[pydantic.BaseModel], prefix: str = "") -> str:
+    """The first problem that pydantic found in values for ``model``, as a sentence: key, scalar value, what is wrong.
+
+    Unknown keys come first, with the nearest known ones: a misspelt key explains the other problems. The dotted key
+    begins with ``prefix``, e.g. the name of a method.
+    """
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    kind, value, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")
+    location = [part for part in first["loc"] if part != "[key]"]
+    key = ".".join(map(str, [prefix, *location] if prefix else location))
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key.{nearest(str(location[-1]), _keys(model, location[:-1]))}"
+    if kind == "model_type":  # pydantic's message names the class
+        message = "Input should be a mapping"
+    if location and kind != "missing" and "[key]" not in first["loc"] and isinstance(value, str | int | float | None):
+        key = f"{key} = {value!r}"
+    return f"{key}{': ' if key else ''}{message}{'' if message.endswith(('.', '?')) else '.'}"
+
+
+def _keys(model: type[pydantic.BaseModel], location: Sequence[int | str]) -> set[str]:
+    """The keys of the models at a location within ``model``."""
+    models = [model]
+    for part in location:  # indices of lists and keys of mappings lead to the same models
+        fields = [one.model_fields[part] for one in models if isinstance(part, str) and part in one.model_fields]
+        models = [inner for field in fields for inner in _models(field.annotation)] or models
+    return {key for one in models for key in one.model_fields}
+
+
+def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    """The models in a type: itself, or among its arguments."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

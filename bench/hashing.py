@@ -1,37 +1,71 @@
-"""What a piece of code is: a hash of its syntax and of the project code that it imports.
+"""Hashes of data and of code. The hash of code covers its syntax and the project code that it imports.
 
-Comments, docstrings, blank lines and imports for type checkers do not count, and the hash is the same on every machine
-and Python version. Only imports that are written as statements are followed (anywhere in the file).
+Comments, docstrings, blank lines and imports for type checkers do not count. The hash is the same on every machine and
+Python version. Only import statements are followed, anywhere in the file.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from bench.errors import BenchError
 from bench.paths import ROOT
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 PACKAGES = ("bench", "methods")
-"""The packages under ROOT whose modules count; for code from outside, its own package counts as well."""
+"""The packages under ROOT whose modules count. For code from elsewhere, its own package counts as well."""
+
+
+def content(value: Any) -> str:
+    """Plain data and pydantic models as JSON text, the same text for the same content."""
+    return json.dumps(value, sort_keys=True, default=lambda model: model.model_dump(mode="json"))
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hexadecimal) of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """SHA-256 (hexadecimal) of plain data and pydantic models."""
+    return hashlib.sha256(content(value).encode()).hexdigest()
+
+
+class CachedByContent(Generic[P, T]):
+    """A function that caches its last results by the content of its arguments, which need not be hashable."""
+
+    def __init__(self, function: Callable[P, T], size: int) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._size = function, size
+        self._results: dict[str, T] = {}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = content([args, kwargs])
+        result = self._results.pop(key) if key in self._results else self._function(*args, **kwargs)
+        self._results[key] = result  # the newest last
+        if len(self._results) > self._size:
+            del self._results[next(iter(self._results))]
+        return result
+
+    def cache_clear(self) -> None:
+        """Drop all results."""
+        self._results.clear()
+
+
+def cached_by_content(size: int) -> Callable[[Callable[P, T]], CachedByContent[P, T]]:
+    """Decorate a function of plain data and pydantic models to cache the ``size`` results that were used last."""
+    return lambda function: CachedByContent(function, size)
 
 
 def code_hash(file: Path) -> str:
-    """SHA-256 (hexadecimal) of a source file and of every project module it imports, directly or not.
+    """SHA-256 (hexadecimal) of a source file and of every project module that it imports, directly or indirectly.
 
-    Each file is read once per process, so the hash describes the code as it was when first asked for.
+    Each file is read once per process, so the hash describes the code as it was at the first call.
 
     Raises:
         BenchError: the file or a module that it imports is missing or not valid Python.
@@ -41,7 +75,7 @@ def code_hash(file: Path) -> str:
 
 
 def body_hash(files: Iterable[Path]) -> str:
-    """SHA-256 (hexadecimal) of what source files say, whatever they are called and which project modules they import.
+    """SHA-256 (hexadecimal) of the code in source files, without their names and their imports of project modules.
 
     Raises:
         BenchError: as :func:`code_hash`.
@@ -50,18 +84,18 @@ def body_hash(files: Iterable[Path]) -> str:
 
 
 def closure(file: Path, within: Callable[[Path], bool] = lambda _: True) -> list[Path]:
-    """A source file and the project modules that it imports, directly or through others of those ``within``.
+    """A source file and the project modules that it imports, directly or indirectly, as far as ``within`` allows.
 
     Raises:
         BenchError: as :func:`code_hash`.
     """
-    pending, found = [file.resolve()], []
+    pending, files = [file.resolve()], []
     while pending:
         path = pending.pop()
-        if path not in found:
-            found.append(path)
-            pending.extend(imported for imported in _imported(path, _read(path)) if within(imported))
-    return found
+        if path not in files:
+            files.append(path)
+            pending.extend(module for module in _imported_files(path, _read(path)) if within(module))
+    return files
 
 
 def method_hash(method: type) -> str:
@@ -73,7 +107,7 @@ def method_hash(method: type) -> str:
 
 
 def package_root(file: Path) -> Path:
-    """The folder from which ``file`` would be imported: the first one upwards that is not a package itself."""
+    """The folder from which ``file`` would be imported: the first folder above it that is not a package."""
     folder = file.parent
     while (folder / "__init__.py").is_file():
         folder = folder.parent
@@ -90,7 +124,7 @@ def parse(file: Path) -> ast.Module:
     """The syntax tree of a source file.
 
     Raises:
-        BenchError: it is missing, unreadable or not valid Python; the message names the line.
+        BenchError: the file is missing, unreadable or not valid Python; the message names the line.
     """
     try:
         return ast.parse(file.read_bytes(), file.name)
@@ -104,7 +138,7 @@ def parse(file: Path) -> ast.Module:
 
 @dataclass(frozen=True)
 class _Import:
-    """``from <level dots><module> import <name>``; without a name ``import <module>``."""
+    """``from <level dots><module> import <name>``, or ``import <module>`` if there is no name."""
 
     level: int
     module: tuple[str, ...]
@@ -118,10 +152,10 @@ class _Source:
     """The digest without the imports of project modules."""
     imports: tuple[_Import, ...]
     homes: Mapping[str, str]
-    """Of a package that loads names on first use: where each lives (its literal ``_HOMES``)."""
+    """For a package that loads names on first use, the module of each name (its literal ``_HOMES``)."""
 
 
-@cache
+@functools.cache
 def _read(path: Path) -> _Source:
     tree = _Essential().visit(parse(path))
     imports, homes, digest = tuple(_imports(tree)), _homes(tree), _digest(tree)
@@ -135,11 +169,11 @@ def _digest(tree: ast.AST) -> str:
 
 
 class _Essential(ast.NodeTransformer):
-    """Drops what cannot change a number: strings that stand alone, ``pass``, and ``if TYPE_CHECKING`` blocks."""
+    """Drops code that cannot change a number: bare strings, ``pass``, and ``if TYPE_CHECKING`` blocks."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if alone else self.generic_visit(node)
+        is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_string else self.generic_visit(node)
 
     def visit_Pass(self, node: ast.Pass) -> None:
         return None
@@ -152,7 +186,7 @@ class _Essential(ast.NodeTransformer):
 
 
 class _Unimporting(ast.NodeTransformer):
-    """Drops the imports of these packages, and relative ones."""
+    """Drops imports of the given packages, and relative imports."""
 
     def __init__(self, packages: set[str]) -> None:
         self.packages = packages
@@ -166,7 +200,7 @@ class _Unimporting(ast.NodeTransformer):
 
 
 def _plain(node: object) -> object:
-    """A tree as nested tuples without empty fields (which fields a node has differs between Python versions)."""
+    """A tree as nested tuples without empty fields, because the fields of a node differ between Python versions."""
     if isinstance(node, ast.AST):
         fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if name != "kind")
         return (type(node).__name__, *sorted((name, value) for name, value in fields if value not in (None, ())))
@@ -192,27 +226,27 @@ def _homes(tree: ast.Module) -> Mapping[str, str]:
     return {}
 
 
-def _imported(path: Path, source: _Source) -> Iterator[Path]:
-    """The project files behind the import statements of ``path``."""
-    for imported in source.imports:
-        if imported.level:
-            folder = path.parents[imported.level - 1]
+def _imported_files(path: Path, source: _Source) -> Iterator[Path]:
+    """The project files that the import statements of ``path`` load."""
+    for item in source.imports:
+        if item.level:
+            folder = path.parents[item.level - 1]
         else:
             own = package_root(path)
-            inside = own != path.parent and imported.module[0] == path.relative_to(own).parts[0]
-            if not inside and imported.module[0] not in PACKAGES:
+            inside = own != path.parent and item.module[0] == path.relative_to(own).parts[0]
+            if not inside and item.module[0] not in PACKAGES:
                 continue
             folder = own if inside else ROOT
-        if imported.name is not None and (submodule := _locate(folder, (*imported.module, imported.name))):
+        if item.name is not None and (submodule := _locate(folder, (*item.module, item.name))):
             yield submodule
-        elif module := _locate(folder, imported.module):
+        elif module := _locate(folder, item.module):
             homes = _read(module).homes
-            if imported.name not in homes:
+            if item.name not in homes:
                 yield module
-            names = homes.values() if imported.name in (None, "*") else [homes.get(imported.name or "")]
+            names = homes.values() if item.name in (None, "*") else [homes.get(item.name or "")]
             for home in filter(None, names):
-                if located := _locate(package_root(module), tuple(home.split("."))):
-                    yield located
+                if file := _locate(package_root(module), tuple(home.split("."))):
+                    yield file
 
 
 def _locate(folder: Path, module: tuple[str, ...]) -> Path | None:

@@ -1,8 +1,4 @@
-"""Memory between training steps: large blocks that are freed and asked for again at every step stay with the process.
-
-By default glibc gives them back to the system each time, and the system clears each page anew: a tenth to a half of
-the time of a step on a small model. Elsewhere than on Linux with glibc nothing is done.
-"""
+"""This machine: memory between training steps, cores, processor, GPU driver and installed packages."""
 
 from __future__ import annotations
 
@@ -18,8 +14,12 @@ from pathlib import Path
 _SETTINGS = ((-1, 2**31 - 1), (-2, 2**28), (-4, 0))  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
 
 
-def keep_freed() -> None:
-    """From now on, freed blocks stay with this process."""
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, from now on.
+
+    By default glibc returns large blocks to the system, which clears their pages when the next step allocates them
+    again: a tenth to a half of the time of a step on a small model. Without glibc on Linux, nothing is done.
+    """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
@@ -27,38 +27,38 @@ def keep_freed() -> None:
                 libc.mallopt(option, value)
 
 
-def give_back() -> None:
-    """Give what is free back to the system once, so that the next task's peak is its own."""
+def return_freed_memory() -> None:
+    """Return free memory to the system once, so that the peak of the next task does not include it."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use (fewer than the machine has, under ``taskset`` or in a container)."""
+    """Number of cores that this process may use: fewer than the machine has under ``taskset`` or in a container."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor as it names itself, else its architecture."""
+    """The model name of the processor, else its architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1].strip() if named else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def gpu_driver() -> str | None:
-    """Version of the NVIDIA driver in use, as the Linux kernel module states it."""
+    """Version of the NVIDIA driver in use, from its Linux kernel module."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return None
-    stated = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", text)
-    return stated[0] if stated else None
+    match = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", text)
+    return match[0] if match else None
 
 
 def package_version(name: str) -> str | None:

@@ -1,1 +1,4 @@
-"""Adaptation methods: one file each. The registry finds them by reading the files; nothing is imported here."""
+"""Adaptation methods: one file each, and ``parts``, which they share.
+
+The registry finds methods by reading the files. May import bench.contract, bench.answering and what those may import.
+"""

@@ -12,12 +12,12 @@ from methods.parts.words import words
 
 
 class Bm25(RetrievalMethod):
-    """The documents that share the most telling words with a question stand before it; nothing is learned.
+    """Retrieval by BM25: the documents that share the most informative words with a question are put before it.
 
-    Documents are scored by BM25 over lower-cased words of two characters or more (Robertson and Zaragoza 2009; the
-    variants of Lù 2024, whose package ``bm25s`` computes them), with the word counts of the documents seen so far. Of
-    equal scores the later document's counts as the higher. Observing costs nothing; a probe pays for indexing
-    what was seen, and each question for a longer prompt. The state is the text of all documents.
+    Nothing is learned. Documents are scored over lower-cased words of two or more characters, with the word counts of
+    the documents seen so far (Robertson and Zaragoza 2009; ``bm25s`` computes the variants of Lù 2024). Ties go to
+    the later document. Costs nothing per document, an index of all documents per probe, and a longer prompt per
+    question. The state is the text of all documents.
     """
 
     name = "bm25"
@@ -25,36 +25,42 @@ class Bm25(RetrievalMethod):
     grid = {"k": (1, 2, 3)}
 
     class Config(MethodConfig):
-        """How documents are scored, and how many are given."""
+        """Scoring of documents, and their number."""
 
         k: int = pydantic.Field(default=1, ge=1, description="documents before each question")
-        k1: float = pydantic.Field(default=1.5, ge=0, description="how slowly a word's repetitions stop to count")
-        b: float = pydantic.Field(default=0.75, ge=0, le=1, description="how far long documents are marked down")
-        delta: float = pydantic.Field(default=0.5, ge=0, description="what bm25l and bm25+ add for holding a word")
+        k1: float = pydantic.Field(
+            default=1.5, ge=0, description="saturation of a word's count; the higher, the more repetitions count"
+        )
+        b: float = pydantic.Field(
+            default=0.75, ge=0, le=1, description="length normalisation, from 0 (none) to 1 (full)"
+        )
+        delta: float = pydantic.Field(
+            default=0.5, ge=0, description="bonus of bm25l and bm25+ for each word that occurs"
+        )
         method: Literal["lucene", "robertson", "atire", "bm25l", "bm25+"] = pydantic.Field(
-            default="lucene", description="variant of BM25, as bm25s names them"
+            default="lucene", description="variant of BM25, by its name in bm25s"
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        _package()  # a missing one is told before the stream begins
+        _import_bm25s()  # fail before the stream begins if it is missing
 
     def rank(self, questions: Sequence[Question]) -> Sequence[Sequence[int]]:
-        """The documents of the highest scores."""
+        """The documents with the highest scores."""
         return [best(scores, self.config.k) for scores in self.scores([question.text for question in questions])]
 
     def scores(self, texts: Sequence[str]) -> list[Tensor]:
-        """The score of every document, shape (documents,), for each text that asks."""
-        config, held = self.config, [words(document.text) for document in self.documents]
-        if not any(held):
-            return [torch.zeros(len(held))] * len(texts)
-        index = _package().BM25(k1=config.k1, b=config.b, delta=config.delta, method=config.method)
-        index.index(held, show_progress=False)
-        asked = [index.get_tokens_ids(words(text)) for text in texts]
-        return [torch.from_numpy(index.get_scores_from_ids(known)) for known in asked]
+        """Scores of all documents, shape (documents,), for each text."""
+        config, corpus = self.config, [words(document.text) for document in self.documents]
+        if not any(corpus):
+            return [torch.zeros(len(corpus))] * len(texts)
+        index = _import_bm25s().BM25(k1=config.k1, b=config.b, delta=config.delta, method=config.method)
+        index.index(corpus, show_progress=False)
+        queries = [index.get_tokens_ids(words(text)) for text in texts]
+        return [torch.from_numpy(index.get_scores_from_ids(query)) for query in queries]
 
 
-def _package() -> Any:
+def _import_bm25s() -> Any:
     try:
         import bm25s
     except ImportError:

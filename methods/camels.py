@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from bench import BaseModel, Episode, GradientMethod, MethodConfig, TokenBatch
-from bench.contract.meta_training import MetaTrained, Training
+from bench.contract.meta_training import MetaTrained, TrainingConfig, mean_of
 from bench.errors import BenchError
-from bench.lm import checkpoint as models
+from bench.lm import checkpoint
 from bench.seeds import seed_for
 from methods.parts.inner_loop import (
+    InnerLoop,
+    InnerStep,
     Parameters,
     answer_loss,
     drift,
     logits,
     parameters_of,
     twice_differentiable,
-    unroll,
-    weight_gradients,
 )
 
 
 class Weigher(nn.Module):
-    """Importance weight of each token of a text, from the text up to and including that token.
+    """Importance weight of each token of a text, computed from the text up to and including that token.
 
-    The body of a causal language model, and a head Linear-GELU-Linear whose last layer starts at zero.
+    The body of a causal language model with a head Linear-GELU-Linear, whose last layer starts at zero.
     """
 
     def __init__(self, body: nn.Module, width: int, hidden: int, bounded: bool) -> None:
@@ -40,40 +40,40 @@ class Weigher(nn.Module):
         self.log_rate = nn.Parameter(torch.zeros(()))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Weights of tokens ``ids``, both of shape (tokens,): softplus with beta 3, or a sigmoid if bounded."""
-        hidden = self.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-        out = self.head(hidden)[:, 0]
-        weights = torch.sigmoid(out) if self.bounded else nn.functional.softplus(out, beta=3)
+        """Weights of the tokens ``ids``, both of shape (tokens,): softplus with beta 3, or a sigmoid if bounded."""
+        hidden = self.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]  # (tokens, width)
+        scores = self.head(hidden)[:, 0]
+        weights = torch.sigmoid(scores) if self.bounded else nn.functional.softplus(scores, beta=3)
         return self.log_rate.exp() * weights
 
 
-class CamelsTraining(Training):
-    """How the weighting model is trained (Hu et al. 2023)."""
+class CamelsTraining(TrainingConfig):
+    """Settings of the weighting model and its meta-training (Hu et al. 2023)."""
 
     backbone: str | None = pydantic.Field(
-        default=None, description="causal LM whose body the weighting model starts from; null: that of the base"
+        default=None, description="causal LM whose body the weighting model starts from; null: the base"
     )
     hidden: int = pydantic.Field(default=128, ge=1, description="width of the head's hidden layer")
-    bounded: bool = pydantic.Field(default=False, description="weights by a sigmoid, not a softplus")
+    bounded: bool = pydantic.Field(default=False, description="weights by a sigmoid instead of a softplus")
     inner_rate: float = pydantic.Field(default=5e-4, gt=0, description="rate of the SGD steps of the inner loop")
     learn_inner_rate: bool = pydantic.Field(
-        default=False, description="learn a factor on the inner rate; at test it scales all weights"
+        default=False, description="learn a factor on the inner rate, which scales all weights at test time"
     )
     unroll: int = pydantic.Field(default=6, ge=1, description="sequential inner steps that are differentiated through")
     reset_every: int = pydantic.Field(
-        default=24, ge=1, description="documents after which the base goes back; until then it is carried on"
+        default=24, ge=1, description="documents after which the inner loop starts from the base again"
     )
     loss_divisor: Literal["tokens", "padded"] = pydantic.Field(
-        default="tokens", description="divisor of the inner loss: the document's tokens, or padded_length"
+        default="tokens", description="divisor of the inner loss: the number of tokens, or padded_length"
     )
     padded_length: int = pydantic.Field(default=1023, ge=1, description="the divisor of loss_divisor=padded")
     locality: float = pydantic.Field(default=0.1, ge=0, description="c_kl, weight of the KL on other documents")
     kl_ref: Literal["initial", "microstep"] = pydantic.Field(
-        default="initial", description="KL to the untouched base, or to the base before the unrolled steps"
+        default="initial", description="KL to the untouched base, or to the parameters before the unrolled steps"
     )
     dropout: bool = pydantic.Field(default=False, description="dropout in the weighting model and in the inner steps")
     checkpoint: bool = pydantic.Field(
-        default=False, description="build each inner step again on the way back, to save memory"
+        default=False, description="build each inner step again in the backward pass, to save memory"
     )
 
     @pydantic.model_validator(mode="after")
@@ -89,17 +89,17 @@ class CamelsTraining(Training):
         return {"backbone": self.backbone}
 
     def brief(self) -> Self:
-        """The same in the fewest steps."""
+        """The same settings with the fewest steps."""
         return super().brief().model_copy(update={"unroll": 2, "reset_every": 2})
 
 
 class Camels(GradientMethod, MetaTrained):
-    """Online fine-tuning with token weights that were meta-learned to make what is asked about stick.
+    """Online fine-tuning with token weights that are meta-learned so that answers stick.
 
-    A weighting model (the body of a language model with a small head) reads a document and weighs each token's loss.
-    It is meta-trained through several sequential SGD steps of the base, with exact second-order gradients: after
-    them, answers about all their documents should be likely and other text predicted as before (Hu et al. 2023).
-    Costs a forward pass of the weighting model on top of each step of fine-tuning.
+    A weighting model (the body of a language model with a small head) reads a document and weighs the loss of each
+    token. It is meta-trained through several sequential SGD steps of the base, with exact second-order gradients: after
+    these steps, answers about all their documents should be likely and other text should be predicted as before
+    (Hu et al. 2023). Costs a forward pass of the weighting model on top of each step of fine-tuning.
     """
 
     name = "camels"
@@ -117,12 +117,19 @@ class Camels(GradientMethod, MetaTrained):
             }
         }
         preset: Literal["sound", "reference"] = pydantic.Field(
-            default="sound", description="the values used here, or those of the authors' code"
+            default="sound", description="our values, or those of the authors' code"
         )
         control: Literal["none", "shuffled", "mean", "bimodal"] = pydantic.Field(
             default="none",
-            description="for analysis: weights permuted within the document, each document's mean weight, or two "
-            "levels (0, and above the mean weight the mean of those)",
+            description="for analysis: weights permuted within the document, the document's mean weight, or two "
+            "levels (the mean of the weights above the mean weight, and 0 for the others)",
+        )
+        loss_divisor: Literal["tokens", "padded"] = pydantic.Field(
+            default="tokens",
+            description="divide the summed loss by the number of tokens, or by padded_length whatever the length",
+        )
+        padded_length: int = pydantic.Field(
+            default=1023, ge=1, description="the divisor of loss_divisor=padded (1,023 in the authors' code)"
         )
         training: CamelsTraining = pydantic.Field(
             default=CamelsTraining(), description="how the weighting model is trained"
@@ -130,23 +137,23 @@ class Camels(GradientMethod, MetaTrained):
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        plan = self.config.training
+        training = self.config.training
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(plan.seed, "learner"))
-            body = self._body(plan.backbone or plan.base)
+            torch.manual_seed(seed_for(training.seed, "learner"))
+            body = self._body(training.backbone or training.base)
             width = body.get_input_embeddings().embedding_dim
-            self.weigher = Weigher(body, width, plan.hidden, plan.bounded).float().to(lm.device).eval()
-        self.weigher.log_rate.requires_grad_(plan.learn_inner_rate)
+            self.weigher = Weigher(body, width, training.hidden, training.bounded).float().to(lm.device).eval()
+        self.weigher.log_rate.requires_grad_(training.learn_inner_rate)
 
     def _body(self, name: str | None) -> Any:
-        """A copy of the base's own body, or that of the checkpoint ``name``.
+        """A copy of the base's body, or the body of the checkpoint ``name``.
 
         Raises:
             BenchError: the checkpoint has another vocabulary.
         """
         if name is None:
             return copy.deepcopy(self.lm.model.base_model).requires_grad_(True)
-        other = BaseModel.load(str(models.locate(name)), str(self.lm.device))
+        other = BaseModel.load(str(checkpoint.locate(name)), str(self.lm.device))
         if other.tokenizer.get_vocab() != self.lm.tokenizer.get_vocab():
             raise BenchError(f"{name} has another vocabulary than the base model; the weights could not be matched.")
         return other.model.base_model
@@ -156,19 +163,23 @@ class Camels(GradientMethod, MetaTrained):
         """The weighting model."""
         return self.weigher
 
-    def weigh(self, batch: TokenBatch) -> Tensor:
+    def loss_divisor(self, batch: TokenBatch) -> float:
+        """The number of the document's tokens, or ``padded_length``."""
+        return _divisor(self.config, batch)
+
+    def learned_weights(self, batch: TokenBatch) -> Tensor:
         """Weights of the document's tokens, shape (tokens,), differentiable."""
-        everything = torch.cat([batch.context_ids, batch.token_ids])
-        pieces = [
-            self.weigher(everything[max(0, stop - self.lm.window) : stop])[first - stop :]
+        ids = torch.cat([batch.context_ids, batch.token_ids])
+        windows = [
+            self.weigher(ids[max(0, stop - self.lm.window) : stop])[first - stop :]
             for _, first, stop in self.lm.windows(len(batch), len(batch.context_ids))
         ]
-        return torch.cat(pieces)
+        return torch.cat(windows)
 
     @torch.no_grad()
     def token_weights(self, batch: TokenBatch) -> Tensor:
-        """The learned weights, or what the control makes of them."""
-        weights = self.weigh(batch)
+        """The learned weights, changed as ``control`` says."""
+        weights = self.learned_weights(batch)
         if self.config.control == "shuffled":
             generator = torch.Generator().manual_seed(seed_for(self.seed, "shuffled", *batch.token_ids.tolist()))
             return weights[torch.randperm(len(weights), generator=generator).to(weights.device)]
@@ -180,72 +191,71 @@ class Camels(GradientMethod, MetaTrained):
         return weights
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """One outer step: windows of documents, each unrolled in pieces of ``unroll``, the base carried between."""
-        plan = self.config.training
-        self.weigher.train(plan.dropout)
-        with twice_differentiable(self.lm, plan.dropout):
-            parts = list(self._pieces(episodes, others, differentiable=True))
+        """Add the mean gradient of the outer loss over pieces of ``unroll`` documents.
+
+        Each piece starts from the parameters that the one before it reached.
+        """
+        training = self.config.training
+        self.weigher.train(training.dropout)
+        with twice_differentiable(self.lm, training.dropout):
+            losses = list(self._pieces(episodes, others, learn=True))
         self.weigher.eval()
-        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+        return mean_of(losses)
 
     def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """The outer loss in the same procedure without outer gradients; the other text is that of the next piece."""
+        """The outer loss by the same procedure without outer gradients; other text is a document of the next piece."""
         shifted = [*episodes[self.config.training.unroll :], *episodes]
         with twice_differentiable(self.lm):
-            parts = list(self._pieces(episodes, shifted, differentiable=False))
-        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+            return mean_of(list(self._pieces(episodes, shifted, learn=False)))
 
     def _pieces(
-        self, episodes: Sequence[Episode], others: Sequence[Episode], differentiable: bool
+        self, episodes: Sequence[Episode], others: Sequence[Episode], learn: bool
     ) -> Iterator[dict[str, float]]:
-        plan = self.config.training
+        """The outer loss of each piece; with ``learn``, its gradient is added to the weighting model's."""
+        training = self.config.training
+        loop = InnerLoop(self.lm, training.inner_rate)
         initial = parameters_of(self.lm)
-        count = len(range(0, len(episodes), plan.unroll))
         theta: Parameters = initial
-        for start in range(0, len(episodes), plan.unroll):
-            piece, before = episodes[start : start + plan.unroll], theta
-            if start % plan.reset_every == 0:
-                before = initial
+        starts = range(0, len(episodes), training.unroll)
+        for start in starts:
+            piece = episodes[start : start + training.unroll]
+            before = initial if start % training.reset_every == 0 else theta
+            outer_loss = partial(
+                self._outer_loss,
+                piece,
+                self.lm.tokens(others[start].document),
+                initial if training.kl_ref == "initial" else before,
+            )
             batches = [batch for batch in map(self.lm.tokens, (e.document for e in piece)) if len(batch)]
-            divisors = [len(b) if plan.loss_divisor == "tokens" else plan.padded_length for b in batches]
-            elsewhere = self.lm.tokens(others[start].document)
-            parts: dict[str, float] = {}
-
-            outer_loss = partial(self._outer_loss, piece, elsewhere, initial, before, parts)
-            with torch.set_grad_enabled(differentiable):
-                weights = [self.weigh(batch) for batch in batches]
-            if differentiable:
-                loss, slopes, theta = weight_gradients(
-                    self.lm, before, batches, weights, plan.inner_rate, divisors, outer_loss, plan.checkpoint
-                )
-                torch.autograd.backward(weights, [slope / count for slope in slopes])
+            with torch.set_grad_enabled(learn):
+                steps = [InnerStep(b, self.learned_weights(b), _divisor(training, b)) for b in batches]
+            if learn:
+                losses, gradients, theta = loop.outer_gradient(before, steps, outer_loss, training.checkpoint)
+                torch.autograd.backward([step.weights for step in steps], [g / len(starts) for g in gradients])
+                yield losses
             else:
-                theta = unroll(self.lm, before, batches, weights, plan.inner_rate, divisors, differentiable=False)[-1]
+                theta = loop.unroll(before, steps, differentiable=False)[-1]
                 with torch.no_grad():
-                    loss = outer_loss(theta).item()
-            yield {"loss": loss, **parts}
+                    yield {name: loss.item() for name, loss in outer_loss(theta).items()}
 
     def _outer_loss(
-        self,
-        piece: Sequence[Episode],
-        elsewhere: TokenBatch,
-        initial: Parameters,
-        before: Parameters,
-        parts: dict[str, float],
-        reached: Parameters,
-    ) -> Tensor:
+        self, piece: Sequence[Episode], other: TokenBatch, reference: Parameters, theta: Parameters
+    ) -> dict[str, Tensor]:
         """Answer NLL after the steps, plus c_kl times the KL on another document (Hu et al. 2023).
 
-        Only the KL's "before" has dropout, if any has, as in the authors' code.
+        Only the reference of the KL has dropout, if dropout is on, as in the authors' code.
         """
-        plan, dropout = self.config.training, self.lm.model.training
-        ids = torch.cat([elsewhere.context_ids, elsewhere.token_ids])[None, : self.lm.window]
+        dropout = self.lm.model.training
+        ids = torch.cat([other.context_ids, other.token_ids])[None, : self.lm.window]
         with torch.no_grad():
-            reference = logits(self.lm, initial if plan.kl_ref == "initial" else before, ids)[0]
+            expected = logits(self.lm, reference, ids)[0]
         self.lm.model.eval()
-        answers = answer_loss(self.lm, reached, piece)
-        kl = drift(reference, logits(self.lm, reached, ids)[0])
+        answer_nll = answer_loss(self.lm, theta, piece)
+        kl = drift(expected, logits(self.lm, theta, ids)[0])
         self.lm.model.train(dropout)
-        parts.update(answer_nll=answers.item(), drift=kl.item())
-        loss: Tensor = answers + plan.locality * kl
-        return loss
+        return {"loss": answer_nll + self.config.training.locality * kl, "answer_nll": answer_nll, "drift": kl}
+
+
+def _divisor(settings: Any, batch: TokenBatch) -> float:
+    """The divisor of a document's loss by ``loss_divisor`` and ``padded_length`` of the method or its training."""
+    return len(batch) if settings.loss_divisor == "tokens" else settings.padded_length

@@ -2,9 +2,9 @@ from bench import Document, Method
 
 
 class ClosedBook(Method):
-    """The base model as it is: no document is learned.
+    """The base model without adaptation.
 
-    The floor that every method starts from, at no cost.
+    The floor for every method. Costs nothing.
     """
 
     name = "closed_book"

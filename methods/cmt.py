@@ -10,21 +10,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
+from bench.answering.metrics import shortest
 from bench.seeds import seed_for
-from methods.parts.compression import CompressionTraining, Memory, matching, matching_loss
-from methods.parts.memory_bank import MemoryMethod, Recalled, answer_logits, mean_nll
+from methods.parts.compression import CmtNetwork, CompressionTraining, matching_loss, matching_scores
+from methods.parts.memory_bank import MemoryMethod, Prefix, answer_logits, mean_nll
 
 
 class Cmt(MemoryMethod):
-    """Keeps each document as a few vectors, picks by self-matching, and puts what they tell as soft prompt (CMT-style).
+    """Compresses each document into a few vectors; a question reads its best matches as a soft prompt (CMT-style).
 
-    A compressor turns a document into m vectors. The same compressor reads a question; documents whose mean vector is
-    nearest to the question's (cosine) are kept, the question's vectors attend to theirs, and the outcome stands before
-    the question as soft tokens. Compressor and aggregator are meta-trained by the answers' likelihood behind a frozen
-    base, with a memory-aware loss that credits what the base would not have answered by itself. Pipeline,
-    self-matching, top-k aggregation and the idea of that loss are those of CMT (Li et al. 2025), as its abstract and
-    reviews tell them; sizes, formulas and training are choices made here, so no number of it is a reproduction.
-    Costs a forward pass of the compressor, and m vectors of state per document.
+    A compressor turns a document into m vectors. The same compressor encodes a question. The documents whose mean
+    vectors are nearest to the question's (cosine) are selected, the question's vectors attend to theirs, and the result
+    is put before the question as soft tokens. Compressor and aggregator are meta-trained on the likelihood of answers
+    under a frozen base, with a memory-aware loss that rewards what the base could not answer without memory. Pipeline,
+    self-matching, top-k aggregation and the idea of that loss follow CMT (Li et al. 2025), as far as its abstract and
+    reviews describe them; sizes, formulas and training are choices made here, so its numbers reproduce none of the
+    paper's. Costs a forward pass of the compressor, and m vectors of state per document.
     """
 
     name = "cmt"
@@ -41,109 +42,115 @@ class Cmt(MemoryMethod):
         )
         contrast: float = pydantic.Field(default=0.5, ge=0, description="a of decode=contrastive")
         training: CompressionTraining = pydantic.Field(
-            default=CompressionTraining(), description="how compressor and aggregator are trained"
+            default=CompressionTraining(), description="compressor, aggregator and their training"
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        plan = self.config.training
+        training = self.config.training
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(plan.seed, "learner"))
-            self.memory = Memory(lm, plan).float().to(lm.device)
+            torch.manual_seed(seed_for(training.seed, "learner"))
+            self.network = CmtNetwork(lm, training).float().to(lm.device)
         self.prepare_bank()
 
     @property
-    def learner(self) -> Memory:
+    def learner(self) -> CmtNetwork:
         """Compressor and aggregator."""
-        return self.memory
+        return self.network
 
     @property
     def row_shape(self) -> tuple[int, int]:
         """(m, hidden size)."""
-        rows, width = self.memory.compressor.soft_tokens.shape
+        rows, width = self.network.compressor.soft_tokens.shape
         return rows, width
 
     @property
-    def room(self) -> int:
-        """The window without the soft tokens, which the body decoder reads behind a text."""
-        behind: int = self.config.training.memory_tokens
-        return super().room - behind
+    def max_tokens(self) -> int:
+        """The model's window without the soft tokens, which the body decoder reads after a text."""
+        soft_tokens: int = self.config.training.memory_tokens
+        return super().max_tokens - soft_tokens
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the compressor makes of texts: ids and mask (B, tokens) -> (B, m, hidden size)."""
-        memories: Tensor = self.memory.compressor(ids, mask, self.embed)
+        """Compress texts: ids and mask (B, tokens) -> (B, m, hidden size)."""
+        memories: Tensor = self.network.compressor(ids, mask, self.embed)
         return memories
 
-    def recall(self, questions: Sequence[str], rows: Tensor) -> Recalled:
-        """What the questions' best matches among the memories (N, m, hidden size) tell; N may be 0."""
-        asked = self.encode(*self.question_ids(questions))
-        scores = matching(asked, rows)
-        return self.aggregate(asked, rows, scores, scores, self.config.k)
+    def recall(self, questions: Sequence[str], rows: Tensor) -> Prefix:
+        """The prefix of each question from its best matches among the memories (N, m, hidden size); N may be 0."""
+        question_rows = self.encode(*self.question_ids(questions))
+        scores = matching_scores(question_rows, rows)
+        return self.aggregate(question_rows, rows, scores, scores, self.config.k)
 
-    def aggregate(self, asked: Tensor, rows: Tensor, scores: Tensor, order: Tensor, k: int | None) -> Recalled:
-        """Aggregation over the ``k`` documents of the highest ``order`` for each question; both scores are (B, N).
+    def aggregate(self, question_rows: Tensor, rows: Tensor, scores: Tensor, order: Tensor, k: int | None) -> Prefix:
+        """Aggregate, for each question (B, m, width), the ``k`` memories (N, m, width) that are highest in ``order``.
 
-        The maps to keys and values cost most: of the picked rows alone where the bank is large, else of the whole bank,
-        once for all questions, with the other rows hidden.
+        ``scores`` and ``order`` are (B, N). The maps to keys and values cost most. If the bank is large, they are
+        applied to the selected rows only; otherwise once to the whole bank, and the other rows are hidden.
         """
-        plan = self.config.training
-        picked = order.topk(min(k or len(rows), len(rows)), dim=1).indices
-        bias = scores / plan.temperature if plan.match_use == "weight" else torch.zeros_like(scores)
-        if picked.numel() < len(rows):
-            read, bias = rows[picked].flatten(1, 2), bias.gather(1, picked)
+        training = self.config.training
+        best = order.topk(min(k or len(rows), len(rows)), dim=1).indices  # (B, k)
+        bias = scores / training.temperature if training.match_use == "weight" else torch.zeros_like(scores)  # (B, N)
+        if best.numel() < len(rows):
+            inputs, bias = rows[best].flatten(1, 2), bias.gather(1, best)  # (B, k * m, width), (B, k)
         else:
-            hidden = torch.full_like(bias, -math.inf).scatter(1, picked, 0.0)
-            read, bias = rows.flatten(0, 1)[None], bias + hidden
-        recalled = self.memory.aggregate(asked, read, bias.repeat_interleave(rows.shape[1], 1)[:, None, None])
-        return Recalled(recalled.embeddings, recalled.key_values, picked.tolist())
+            hidden = torch.full_like(bias, -math.inf).scatter(1, best, 0.0)  # (B, N)
+            inputs, bias = rows.flatten(0, 1)[None], bias + hidden  # (1, N * m, width), (B, N)
+        bias = bias.repeat_interleave(rows.shape[1], 1)[:, None, None]  # (B, 1, 1, k * m or N * m)
+        return replace(self.network.aggregate(question_rows, inputs, bias), entries=best.tolist())
 
     def condition(self, questions: Sequence[Question]) -> Conditioning:
-        """What each question recalls, as its prefix, to be contrasted with nothing at all if so set."""
-        given = super().condition(questions)
-        return replace(given, contrast=self.config.contrast) if self.config.decode == "contrastive" else given
+        """The prefix of each question, with a contrast to the logits without it if ``decode`` is contrastive."""
+        conditioning = super().condition(questions)
+        if self.config.decode == "plain":
+            return conditioning
+        return replace(conditioning, contrast=self.config.contrast)
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """L_qa + lambda_ma L_ma + lambda_m L_match over a bank of the episodes' documents and the queue."""
-        plan = self.config.training
+        """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match.
+
+        The bank consists of the episodes' documents and the queue.
+        """
+        training = self.config.training
         windows = [self.windows(episode.document) for episode in episodes]
-        owner = torch.tensor([i for i, pieces in enumerate(windows) for _ in pieces], device=self.lm.device)
-        asked = [
-            (i, episode.questions[j].text, min(episode.answers[j], key=len))
+        owners = torch.tensor([i for i, pieces in enumerate(windows) for _ in pieces], device=self.lm.device)
+        questions = [
+            (i, episode.questions[j].text, shortest(episode.answers[j]))
             for i, episode in enumerate(episodes)
             if windows[i]
-            for j in torch.randperm(len(episode.questions))[: plan.questions_per_document].tolist()
+            for j in torch.randperm(len(episode.questions))[: training.questions_per_document].tolist()
         ]
-        whose = torch.tensor([i for i, _, _ in asked], device=self.lm.device)
-        texts, answers = [text for _, text, _ in asked], [answer for _, _, answer in asked]
-        named = self.renaming(windows, [(i, text) for i, text, _ in asked]) if plan.rename else nullcontext()
-        with self.lm.frozen(), named:
-            fresh = self.encode_texts([piece for pieces in windows for piece in pieces])
-            bank = torch.cat([fresh, self.memory.distractors])
-            question_rows = self.encode(*self.question_ids(texts))
-            scores = matching(question_rows, bank)
-            own = functional.pad(whose[:, None] == owner, (0, len(bank) - len(fresh)))
-            forced = torch.rand(len(asked), 1, device=own.device) < plan.force_gold * (1 - self.progress)
+        own_document = torch.tensor([i for i, _, _ in questions], device=self.lm.device)
+        texts, answers = [text for _, text, _ in questions], [answer for _, _, answer in questions]
+        renaming = self.renaming(windows, [(i, text) for i, text, _ in questions]) if training.rename else nullcontext()
+        with self.lm.frozen(), renaming:
+            fresh = self.encode_texts([piece for pieces in windows for piece in pieces])  # (entries, m, width)
+            bank = torch.cat([fresh, self.network.distractors])  # (N, m, width)
+            question_rows = self.encode(*self.question_ids(texts))  # (B, m, width)
+            scores = matching_scores(question_rows, bank)  # (B, N)
+            own = functional.pad(own_document[:, None] == owners, (0, len(bank) - len(fresh)))  # (B, N)
+            forced = torch.rand(len(questions), 1, device=own.device) < training.force_gold * (1 - self.progress)
             order = scores.detach().masked_fill(own & forced, math.inf)
-            recalled = self.aggregate(question_rows, bank, scores, order, plan.k)
-            logits, targets, counted = answer_logits(self.lm, texts, answers, recalled)
-            answer = mean_nll(logits, targets, counted).mean()
-            loss, parts = answer, {"answer_nll": answer}
-            if plan.memory_aware_weight:
+            prefix = self.aggregate(question_rows, bank, scores, order, training.k)
+            logits, targets, answer_mask = answer_logits(self.lm, texts, answers, prefix)
+            nll = mean_nll(logits, targets, answer_mask).mean()
+            loss, parts = nll, {"answer_nll": nll}
+            if training.memory_aware_weight:
                 with torch.no_grad():
-                    bare = answer_logits(self.lm, texts, answers, Recalled())[0]
-                parts["memory_aware"] = self.memory_aware(logits, bare, targets, counted)
-                loss = loss + plan.memory_aware_weight * parts["memory_aware"]
-            if plan.matching_weight:
-                parts["matching"] = matching_loss(scores / plan.temperature, own)
-                loss = loss + plan.matching_weight * parts["matching"]
+                    logits_without = answer_logits(self.lm, texts, answers, Prefix())[0]
+                parts["memory_aware"] = self.memory_aware_loss(logits, logits_without, targets, answer_mask)
+                loss = loss + training.memory_aware_weight * parts["memory_aware"]
+            if training.matching_weight:
+                parts["matching"] = matching_loss(scores / training.temperature, own)
+                loss = loss + training.matching_weight * parts["matching"]
             loss.backward()
-        self.memory.enqueue(fresh)
+        self.network.enqueue(fresh)
         return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
 
-    def memory_aware(self, memory: Tensor, bare: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-        """L_ma (nats) from the logits (B, answer tokens, vocabulary) with memory and without."""
-        plan = self.config.training
-        if plan.memory_aware == "contrast":
-            return mean_nll((1 + plan.contrast) * memory - plan.contrast * bare, targets, counted).mean()
-        behind = mean_nll(memory, targets, counted) - mean_nll(bare, targets, counted)
-        return functional.softplus(plan.margin_slope * behind).mean()
+    def memory_aware_loss(self, logits: Tensor, logits_without: Tensor, targets: Tensor, answer_mask: Tensor) -> Tensor:
+        """L_ma (nats) from the logits (B, answer tokens, vocabulary) with and without memory."""
+        training = self.config.training
+        if training.memory_aware == "contrast":
+            contrast = (1 + training.contrast) * logits - training.contrast * logits_without
+            return mean_nll(contrast, targets, answer_mask).mean()
+        margin = mean_nll(logits, targets, answer_mask) - mean_nll(logits_without, targets, answer_mask)  # (B,)
+        return functional.softplus(training.margin_slope * margin).mean()

@@ -14,16 +14,15 @@ from bench.lm.checkpoint import identity
 from methods.parts.retrieval import RetrievalMethod, best
 
 BATCH = 32
-"""Texts that are embedded at a time."""
+"""Texts embedded in one batch."""
 
 
 class DenseRetrieval(RetrievalMethod):
-    """The documents whose embeddings point in a question's direction stand before it; nothing is learned.
+    """Retrieval by embeddings: the documents with the highest cosine similarity to a question are put before it.
 
-    An embedding is the mean of a text's hidden states (Reimers and Gurevych 2019), of the base or of an encoder of its
-    own, and the cosine ranks the documents. The end of a text that does not fit into the window is left out. Costs a
-    forward pass per document and per question, and a longer prompt. The state is the text of all documents with their
-    embeddings.
+    Nothing is learned. An embedding is the mean of a text's hidden states (Reimers and Gurevych 2019) in the base or in
+    a separate encoder. A text longer than the window is truncated. Costs a forward pass per document and per question,
+    and a longer prompt per question. The state is the text of all documents and their embeddings.
     """
 
     name = "dense_retrieval"
@@ -31,18 +30,18 @@ class DenseRetrieval(RetrievalMethod):
     grid = {"k": (1, 2, 3)}
 
     class Config(MethodConfig):
-        """What embeds, and how many documents are given."""
+        """The encoder, and the number of documents."""
 
         k: int = pydantic.Field(default=1, ge=1, description="documents before each question")
         encoder: str | None = pydantic.Field(
             default=None,
-            description="folder of an encoder (as sentence-transformers or save_pretrained write it); null is the base",
+            description="folder of an encoder saved by sentence-transformers or save_pretrained; null: the base",
         )
         layer: int | None = pydantic.Field(
             default=None,
             ge=0,
-            description="layer whose hidden states are averaged, 0 for the input embeddings; null is the base's middle "
-            "one, an encoder's last",
+            description="layer of the hidden states, 0 for the input embeddings; null: the base's middle layer or the "
+            "encoder's last",
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -50,58 +49,55 @@ class DenseRetrieval(RetrievalMethod):
         self.encoder, self.tokenizer = lm.model.base_model, None
         if self.config.encoder is not None:
             self.encoder, self.tokenizer = _load(Path(self.config.encoder), lm)
-        sizes = self.encoder.config
-        middle = sizes.num_hidden_layers // 2 if self.tokenizer is None else sizes.num_hidden_layers
-        self.layer = middle if self.config.layer is None else self.config.layer
-        if self.layer > sizes.num_hidden_layers:
-            raise BenchError(
-                f"There is no layer {self.layer} to embed with. Set dense_retrieval.layer to at most "
-                f"{sizes.num_hidden_layers}."
-            )
+        layers: int = self.encoder.config.num_hidden_layers
+        default_layer = layers // 2 if self.tokenizer is None else layers
+        self.layer = default_layer if self.config.layer is None else self.config.layer
+        if self.layer > layers:
+            raise BenchError(f"The encoder has no layer {self.layer}. Set dense_retrieval.layer to at most {layers}.")
         self.embeddings: Tensor
-        self.register("embeddings", torch.zeros(0, sizes.hidden_size, device=lm.device))
+        self.register("embeddings", torch.zeros(0, self.encoder.config.hidden_size, device=lm.device))
 
     def observe(self, document: Document) -> None:
-        """Keep the document and its embedding."""
+        """Store the document and its embedding."""
         super().observe(document)
         self.embeddings = torch.cat([self.embeddings, self.embed([document.text])])
 
     def rank(self, questions: Sequence[Question]) -> Sequence[Sequence[int]]:
-        """The documents of the highest cosines."""
+        """The documents with the highest cosine similarity."""
         cosines = self.embed([question.text for question in questions]) @ self.embeddings.T
         return [best(row, self.config.k) for row in cosines]
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """The texts' embeddings, of length 1 (0 for a text without tokens): shape (texts, hidden size)."""
-        embedded = []
+        """Embeddings of texts, of norm 1 (0 for a text without tokens): shape (texts, hidden size)."""
+        embeddings = []
         for first in range(0, len(texts), BATCH):
-            inputs, counted = self._read(texts[first : first + BATCH])
-            hidden = self.encoder(**inputs, output_hidden_states=True).hidden_states[self.layer].float()
-            mean = (hidden * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
-            embedded.append(functional.normalize(mean, dim=-1))
-        return torch.cat(embedded)
+            inputs, mask = self._tokenize(texts[first : first + BATCH])
+            hidden = self.encoder(**inputs, output_hidden_states=True).hidden_states[self.layer].float()  # (B, T, H)
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, H)
+            embeddings.append(functional.normalize(mean, dim=-1))
+        return torch.cat(embeddings)
 
-    def _read(self, texts: Sequence[str]) -> tuple[dict[str, Any], Tensor]:
-        """A padded batch as the encoder takes it, and which of its tokens are averaged.
+    def _tokenize(self, texts: Sequence[str]) -> tuple[dict[str, Any], Tensor]:
+        """The encoder's inputs for a padded batch, and a mask of the tokens to average, both (texts, length).
 
-        The base reads a text behind its begin-of-text token, which is the same for all and does not count.
+        The base reads a text after the begin-of-text token, which is not averaged: it is the same for all texts.
         """
         if self.tokenizer is not None:
-            given = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.lm.device)
-            return dict(given), given["attention_mask"]
+            inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.lm.device)
+            return dict(inputs), inputs["attention_mask"]
         lm = self.lm
         begin = torch.tensor([lm.bos_id], device=lm.device)
         rows = [torch.cat([begin, lm.encode(text)])[: lm.window] for text in texts]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)
         lengths = torch.tensor([len(row) for row in rows], device=lm.device)
         mask = (torch.arange(ids.shape[1], device=lm.device) < lengths[:, None]).long()
-        counted = mask.clone()
-        counted[:, 0] = 0
-        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, counted
+        averaged = mask.clone()
+        averaged[:, 0] = 0
+        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, averaged
 
     def notes(self) -> dict[str, Any]:
-        """The layer, and which encoder it was."""
+        """The layer, and the identity of the encoder."""
         encoder = self.config.encoder
         return {"layer": self.layer, "encoder": None if encoder is None else identity(Path(encoder))}
 

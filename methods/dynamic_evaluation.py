@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bench import BaseModel, Document, Episode, GradientMethod, MethodConfig
+from bench import BaseModel, Document, Episode, MethodConfig
 from bench.errors import BenchError
-from bench.lm.reading import Memory, Reading
+from bench.lm.reading import CarriedCache, Reading
+from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter
 from methods.parts.parameters import select
 
@@ -19,69 +20,76 @@ ADAM_BETA = 0.999
 TINY = torch.finfo(torch.float32).tiny
 
 
-class DynamicEvaluation(GradientMethod):
-    """Each segment is scored, then learned, while the base's weights pull back (Krause et al. 2018).
+class DynamicEvaluation(AdapterMethod):
+    """Fine-tuning on each segment after it is scored, with a decay towards the base's weights (Krause et al. 2018).
 
-    From the weights theta that scored the segment, theta += decay R (theta_0 - theta) - learning_rate g / (RMS +
-    epsilon): theta_0 are the base's weights, RMS the root mean square of each weight's gradients, and R is RMS over its
-    mean, at most 1 / decay. Without ``statistics``, R and RMS + epsilon are 1. What learns, how often, and what is read
-    before a segment are the questions of Rannen-Triki et al. (2024). Costs one forward (that of scoring) and one
-    backward pass a segment, and for statistics and decay a few passes over the weights; statistics=train costs
-    its segments offline.
+    The step from the weights theta that scored a segment with gradient g is
+
+        theta += decay R (theta_0 - theta) - learning_rate g / (RMS + epsilon),
+
+    where theta_0 are the base's weights, RMS is the root mean square of each weight's gradients, and R is RMS over its
+    mean, at most 1 / decay. Without ``statistics``, R and RMS + epsilon are 1. Settings choose the parameters that
+    learn, the segments per step and the context of a segment, as studied by Rannen-Triki et al. (2024). Costs one
+    backward pass per segment, on the graph of the scoring, and a few passes over the weights for statistics and decay;
+    statistics=train also costs a forward and a backward pass per segment offline.
     """
 
     name = "dynamic_evaluation"
     paper = "krause2018dynamic"
     grid = {"learning_rate": (0.01, 0.03, 0.1, 0.3)}
 
-    class Config(GradientMethod.Config):
+    class Config(AdapterMethod.Config):
         optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
-            default="sgd", description="rule that turns (scaled) gradients into steps"
+            default="sgd", description="optimizer, applied to the (scaled) gradients"
         )
         learning_rate: float = pydantic.Field(
-            default=0.05, ge=0, description="constant step size; 0.0003 by default where statistics or Adam scale steps"
+            default=0.05,
+            ge=0,
+            description="constant step size; 0.0003 by default with statistics or an optimizer that scales steps",
         )
         decay: float = pydantic.Field(
-            default=0.0, ge=0, le=1, description="part of the way back to the base's weights in each step"
+            default=0.0, ge=0, le=1, description="fraction of the way back to the base's weights per step"
         )
         statistics: Literal["none", "train", "adam"] = pydantic.Field(
             default="none",
-            description="scale steps and decay by the RMS of gradients: of segments of the train split before the "
-            "stream, or of the stream so far (Adam's second moment)",
+            description="scale steps and decay by the RMS of gradients: of segments of the train split (train) or of "
+            "the stream so far (adam, its second moment)",
         )
-        epsilon: float = pydantic.Field(default=1e-3, gt=0, description="added to the RMS that divides a gradient")
+        epsilon: float = pydantic.Field(default=1e-3, gt=0, description="added to the RMS before division")
         statistics_segments: int = pydantic.Field(
-            default=100, ge=1, description="segments of the train split that statistics=train reads"
+            default=100, ge=1, description="segments of the train split for statistics=train"
         )
         learn: Literal["all", "mlp", "middle_third", "last_quarter", "norms_and_biases", "lora"] = pydantic.Field(
-            default="all", description="which parameters learn; lora: low-rank adapters of the MLPs"
+            default="all", description="parameters that learn; lora: low-rank adapters of the MLPs"
         )
-        rank: int = pydantic.Field(default=8, ge=1, description="rank of learn=lora (alpha is the same)")
+        rank: int = pydantic.Field(default=8, ge=1, description="rank (and alpha) of learn=lora")
         segment_tokens: int | None = pydantic.Field(
             default=None, ge=1, description="tokens to score and learn at a time; null: as the experiment says"
         )
         period: int = pydantic.Field(default=1, ge=1, description="segments per step")
         between: Literal["accumulate", "skip"] = pydantic.Field(
-            default="accumulate", description="segments without a step: their gradients join the next, or are not taken"
+            default="accumulate",
+            description="segments without a step: add their gradients to the next step, or skip them",
         )
         context: Literal["full", "limited", "carry"] = pydantic.Field(
             default="full",
-            description="what a segment is read behind: the document so far, its last context_tokens, or the keys and "
-            "values of its earlier segments as they were computed",
+            description="context of a segment: the document so far, its last context_tokens, or the cached keys and "
+            "values of its earlier segments",
         )
-        context_tokens: int = pydantic.Field(default=128, ge=0, description="the tokens of context=limited")
+        context_tokens: int = pydantic.Field(default=128, ge=0, description="tokens of context=limited")
         reset: Literal["never", "document", "soft"] = pydantic.Field(
-            default="never", description="at each document: go on, start afresh, or go part of the way back"
+            default="never",
+            description="at each new document: continue, return to the base, or go part of the way back",
         )
         soft_reset: float = pydantic.Field(
-            default=0.5, ge=0, le=1, description="part of the way back to the base's weights at reset=soft"
+            default=0.5, ge=0, le=1, description="fraction of the way back to the base's weights with reset=soft"
         )
 
         @pydantic.model_validator(mode="before")
         @classmethod
-        def _rate_of_scaled_steps(cls, given: dict[str, Any]) -> dict[str, Any]:
-            scaled = given.get("statistics", "none") != "none" or given.get("optimizer", "sgd") != "sgd"
-            return {"learning_rate": 3e-4, **given} if scaled else given
+        def _lower_rate_for_scaled_steps(cls, values: dict[str, Any]) -> dict[str, Any]:
+            scaled = values.get("statistics", "none") != "none" or values.get("optimizer", "sgd") != "sgd"
+            return {"learning_rate": 3e-4, **values} if scaled else values
 
     segments: Tensor
     """Segments observed."""
@@ -92,11 +100,10 @@ class DynamicEvaluation(GradientMethod):
         super().__init__(lm, config, seed)
         self.register("segments", torch.zeros((), dtype=torch.long))
         self.register("steps", torch.zeros((), dtype=torch.long))
-        self.memory = Memory()
-        self._gathered: dict[str, Tensor] = {}  # gradients of segments without a step
-        self._squares: dict[str, Tensor] = {}  # Adam's second moment of the gradients
-        self._adapter: Adapter | None = None
-        self._prior: dict[str, Tensor] = {}  # the adapter's theta_0
+        self.cache = CarriedCache()
+        self._accumulated: dict[str, Tensor] = {}  # gradients since the last step
+        self._second_moment: dict[str, Tensor] = {}  # Adam's, of the gradients
+        self._initial_adapter: dict[str, Tensor] = {}  # the adapter's theta_0
 
     @property
     def segment_tokens(self) -> int | None:
@@ -106,84 +113,83 @@ class DynamicEvaluation(GradientMethod):
     @property
     def reading(self) -> Reading:
         if self.config.context == "carry":
-            return Reading(memory=self.memory)
+            return Reading(cache=self.cache)
         return Reading(self.config.context_tokens if self.config.context == "limited" else None)
 
     @property
     def learns_from_scoring(self) -> bool:
-        return self._learns(self.segments + 1) and super().learns_from_scoring
+        return super().learns_from_scoring and self._learns_from(self.segments + 1)
 
-    def _learns(self, segment: Tensor) -> bool:
+    def _learns_from(self, segment: Tensor) -> bool:
         return self.config.between == "accumulate" or int(segment) % int(self.config.period) == 0
 
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
-        if self.config.learn != "lora":
-            return select(self.lm.model, self.config.learn)
-        if self._adapter is None:
-            self._adapter = Adapter(self.lm, self.config.rank, self.config.rank, "mlp", seed=self.seed)
-            self._prior = self._adapter.state_dict()
-        return self._adapter.named_parameters()
+        if self.config.learn == "lora":
+            return super().trainable_parameters()
+        return select(self.lm.model, self.config.learn)
+
+    def build_adapter(self) -> Adapter:
+        adapter = Adapter(self.lm, self.config.rank, self.config.rank, "mlp", seed=self.seed)
+        self._initial_adapter = adapter.state_dict()
+        return adapter
 
     @classmethod
     def learns_offline(cls, config: MethodConfig) -> bool:
         return isinstance(config, cls.Config) and config.statistics == "train"
 
     def fit(self, episodes: Sequence[Episode]) -> None:
-        """With statistics=train: the RMS of the gradients of segments' mean losses, at the base's weights."""
+        """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""
         if self.config.statistics != "train":
             return
         if self.config.learn == "lora":
-            raise BenchError("An adapter has no gradients before the stream: with learn=lora use statistics=adam.")
+            raise BenchError("An adapter has no gradients before the stream. With learn=lora use statistics=adam.")
         most, size = self.config.statistics_segments, self.segment_tokens or self.lm.window
         spread = episodes[:: max(1, len(episodes) // most)]
-        pieces = [piece for episode in spread for piece in self.lm.segments(episode.document, size)][:most]
-        if not pieces:
-            raise BenchError("statistics=train needs documents in the train split; use statistics=adam without them.")
-        learning = self._learning_by_name()
+        segments = [s for episode in spread for s in self.lm.segments(episode.document, size)][:most]
+        if not segments:
+            raise BenchError("statistics=train needs documents in the train split. Without them use statistics=adam.")
+        learning = self.learning
         squares = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in learning}
         self.lm.model.eval()
-        for piece in pieces:
+        for segment in segments:
             self.optimizer.zero_grad(set_to_none=True)
-            self.backward(self.lm.tokens(piece))
+            self.backward(self.lm.tokens(segment))
             for name, p in learning:
-                squares[name] += _gradient(p).float().square() / len(pieces)
+                squares[name] += _gradient(p).float().square() / len(segments)
         self.optimizer.zero_grad(set_to_none=True)
         for name, square in squares.items():
             self.register(f"rms.{name}", square.sqrt())
 
     def reset(self) -> None:
-        if self._adapter is not None:
-            self._adapter.remove()
-            self._adapter = None
         super().reset()
-        self.memory.clear()
-        self._gathered, self._squares = {}, {}
+        self.cache.clear()
+        self._accumulated, self._second_moment = {}, {}
 
     def begin_document(self) -> None:
         if self.config.reset == "document":
             self.reset()
         elif self.config.reset == "soft":
             with torch.no_grad():
-                for name, p in self._learning_by_name():
+                for name, p in self.learning:
                     p.lerp_(self._theta_0(name), self.config.soft_reset)
 
     def observe(self, document: Document) -> None:
         self.segments += 1
-        if self._learns(self.segments):
+        if self._learns_from(self.segments):
             super().observe(document)
-        elif self.config.context == "carry" and not self.memory.holds(document):
-            with torch.no_grad():  # it was not scored, but is to be remembered
+        elif self.config.context == "carry" and not self.cache.is_last_segment(document):
+            with torch.no_grad():  # it was not scored, but belongs in the cache
                 list(self.reading.log_probs(self.lm, self.lm.tokens(document)))
 
     @torch.no_grad()
     def step(self) -> None:
-        learning = self._learning_by_name()
+        learning = self.learning
         for name, p in learning:
             p.grad = _gradient(p)
-            if name in self._gathered:
-                p.grad += self._gathered.pop(name)
+            if name in self._accumulated:
+                p.grad += self._accumulated.pop(name)
         if self.segments % self.config.period:
-            self._gathered = {name: _gradient(p) for name, p in learning}
+            self._accumulated = {name: _gradient(p) for name, p in learning}
             return
         self.steps += 1
         rms = self._rms(learning)
@@ -198,52 +204,38 @@ class DynamicEvaluation(GradientMethod):
         super().step()
 
     def _rms(self, learning: Sequence[tuple[str, Parameter]]) -> dict[str, Tensor]:
-        """Root mean square of each weight's gradients by parameter, empty without statistics."""
+        """Root mean square of each weight's gradients, by parameter; empty without statistics."""
         if self.config.statistics == "train":
             return {name: getattr(self, f"rms.{name}") for name, _ in learning}
         if self.config.statistics == "none":
             return {}
         for name, p in learning:
             g = _gradient(p).float()
-            square = self._squares.setdefault(name, torch.zeros_like(g))
+            square = self._second_moment.setdefault(name, torch.zeros_like(g))
             square.mul_(ADAM_BETA).addcmul_(g, g, value=1 - ADAM_BETA)
-        unbiased = 1 - ADAM_BETA ** self.steps.item()
-        return {name: (square / unbiased).sqrt_() for name, square in self._squares.items()}
+        correction = 1 - ADAM_BETA ** self.steps.item()  # of the bias towards 0
+        return {name: (square / correction).sqrt_() for name, square in self._second_moment.items()}
 
     def _theta_0(self, name: str) -> Tensor:
-        return self._prior[name] if self._adapter is not None else self.lm.pristine(name)
-
-    def _learning_by_name(self) -> list[tuple[str, Parameter]]:
-        optimizer = self.optimizer
-        return list(zip(self._names, optimizer.param_groups[0]["params"], strict=True))
+        return self._initial_adapter[name] if self.is_adapted else self.lm.pristine(name)
 
     def state_dict(self) -> dict[str, Tensor]:
-        adapter = {} if self._adapter is None else self._adapter.state_dict()
-        own = {
-            "adapter": adapter,
-            "gathered": self._gathered,
-            "square": self._squares,
-            "memory": self.memory.state_dict(),
-        }
-        named = {f"{part}.{name}": value.clone() for part, held in own.items() for name, value in held.items()}
+        parts = {"gathered": self._accumulated, "square": self._second_moment, "memory": self.cache.state_dict()}
+        named = {f"{part}.{name}": value.clone() for part, values in parts.items() for name, value in values.items()}
         return {**super().state_dict(), **named}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.reset()
-        if adapter := _part(state, "adapter"):
-            self.trainable_parameters()
-            assert self._adapter is not None
-            self._adapter.load_state_dict(adapter)
         super().load_state_dict(state)
-        self._gathered, self._squares = _part(state, "gathered"), _part(state, "square")
-        self.memory.load_state_dict(_part(state, "memory"))
+        self._accumulated, self._second_moment = _part(state, "gathered"), _part(state, "square")
+        self.cache.load_state_dict(_part(state, "memory"))
 
 
 def _gradient(parameter: Parameter) -> Tensor:
-    """The parameter's gradient, 0 where no token's loss depends on it."""
+    """The parameter's gradient, 0 if no token's loss depends on it."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """What ``state`` holds under names that begin with ``part``, without that beginning."""
+    """The tensors of ``state`` whose names begin with ``part``, without this prefix."""
     return {name.removeprefix(f"{part}."): v.clone() for name, v in state.items() if name.startswith(f"{part}.")}

@@ -5,18 +5,18 @@ from methods.parts.retrieval import RetrievalMethod
 
 
 class FullContext(RetrievalMethod):
-    """As much of the stream as fits into the window stands before each question, the newest document last.
+    """The most recent part of the stream that fits into the window is put before each question, newest document last.
 
-    What a base can do without any method, as long as nothing has to be kept for longer than its window. Observing
-    costs nothing, each question a full window. The state is the text of all documents, of which only the tail is
-    ever read.
+    A reference for what the base can do as long as nothing has to be remembered for longer than its window. Costs
+    nothing per document and a full window per question. The state is the text of all documents, although only the end
+    is ever read.
     """
 
     name = "full_context"
     paper = "none"
 
     def rank(self, questions: Sequence[Question]) -> Sequence[Sequence[int]]:
-        """The same for all: the newest documents, back to that which only in part still fits beside the questions."""
+        """The newest documents, the same for all questions, back to the first that does not fit as a whole."""
         room = self.lm.window - max((len(self.lm.encode(question.text)) for question in questions), default=0)
         tail: list[int] = []
         for position in reversed(range(len(self.documents))):

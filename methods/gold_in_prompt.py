@@ -4,10 +4,10 @@ from bench import Conditioning, Document, EvidencedQuestion, Method, Question
 
 
 class GoldInPrompt(Method):
-    """Control: the document that answers stands before each question.
+    """Control: the document with the answer is put before each question.
 
-    What the base can read when nothing has to be remembered: the ceiling for knowledge gained. Costs one longer
-    prompt per question and needs to be told which document to read, so it is no adaptation method.
+    The ceiling for knowledge gained: what the base can read when nothing has to be remembered. It is not an adaptation
+    method, because it is given the right document. Costs a longer prompt per question.
     """
 
     name = "gold_in_prompt"

@@ -10,19 +10,19 @@ from methods.parts.text_encoder import REFERENCE
 
 
 class Mac(AmortizedMemory):
-    """Memory of Amortized Contexts: a bank of a few vectors per document, which the question turns into a prefix.
+    """Memory of Amortized Contexts: a bank of a few vectors per document, from which a question reads a prefix.
 
-    A small encoder-decoder makes T vectors of each document, once; another does so of a question, whose vectors attend
-    to those of all documents and become key/value prefixes of the frozen base (Tack et al. 2024). Costs one pass of the
-    encoder per document and no gradient; per question another pass, cross-attention to all rows, and a prefix of two
-    positions. The state grows by T vectors with each document.
+    A small encoder-decoder turns each document, once, into T vectors. Another does the same for a question. The
+    question's vectors attend to those of all documents and become key/value prefixes of the frozen base (Tack et al.
+    2024). Costs one pass of the encoder per document and no gradient; per question, another pass, cross-attention to
+    all rows, and a prefix of two positions. The state grows by T vectors with each document.
     """
 
     name = "mac"
     paper = "tack2024mac"
 
     class Config(AmortizedMemory.Config):
-        """How the bank is read."""
+        """Hyper-parameters of MAC."""
 
         presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
             "reference": {"training": {**REFERENCE, "amortizer": "t5-base", "question_encoder": "t5-base"}}
@@ -30,18 +30,18 @@ class Mac(AmortizedMemory):
         group: int | None = pydantic.Field(
             default=None,
             ge=2,
-            description="M, entries that are aggregated at a time; what comes out of the groups is a smaller bank for "
-            "the next round (hierarchical aggregation); null: all at once",
+            description="M, entries aggregated at a time; the outputs of the groups are a smaller bank for the next "
+            "round (hierarchical aggregation); null: all at once",
         )
 
     def aggregate(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """All rows at once, or group by group until at most M groups are left. Training does not use groups."""
+        """Aggregate all rows at once, or in groups until at most M are left. Training does not use groups."""
         group = self.config.group
         if group is None or bias is not None or len(rows) <= group:
             return super().aggregate(queries, rows, bias)
-        level = rows[None]  # questions (or 1 for all), entries, T, width
+        level = rows[None]  # (1, or B from the second round on; entries, T, width)
         while level.shape[1] > group:
-            read = [self.aggregator(queries, part.flatten(1, 2)) for part in level.split(group, 1)]
-            level = torch.stack(read, 1)
+            outputs = [self.aggregator(queries, part.flatten(1, 2)) for part in level.split(group, 1)]
+            level = torch.stack(outputs, 1)  # (B, groups, T, width)
         last: Tensor = self.aggregator(queries, level.flatten(1, 2))
         return last

@@ -10,24 +10,24 @@ from bench.data.tagger import NUMBER_TYPES, load_tagger
 class SalientSpans(GradientMethod):
     """Online fine-tuning on named entities and dates only.
 
-    A token weighs 1 if any of its characters is in a named entity, else 0, so that the model learns who, where and when
-    but not how much: amounts are left out (``keep_numbers`` is the control that takes them in). A document without an
-    entity is passed over. The loss is weighted, the input stays whole (Salient Spans in Hu et al. 2023, after the masks
-    of Guu et al. 2020). Costs what uniform fine-tuning costs, and a tagger's pass over each document.
+    A token has weight 1 if any of its characters is in a named entity, else 0. Amounts do not count as entities;
+    ``keep_numbers`` is the control that includes them. A document without an entity is skipped. Only the loss is
+    weighted; the model reads the whole text (Salient Spans in Hu et al. 2023, after the masks of Guu et al. 2020).
+    Costs a tagger's pass and one forward and one backward pass per step.
     """
 
     name = "salient_spans"
     paper = "hu2023camels"
 
     class Config(GradientMethod.Config):
-        """What counts as salient."""
+        """The salient tokens."""
 
         tagger: Literal["auto", "spacy", "rules"] = pydantic.Field(
             default="auto",
-            description="spaCy's en_core_web_sm, capitals and dates by rules, or spaCy where it is installed",
+            description="spaCy's en_core_web_sm, rules for capitals and dates, or auto: spaCy if installed, else rules",
         )
         keep_numbers: bool = pydantic.Field(
-            default=False, description="let numbers, amounts, times of day and percentages count as entities"
+            default=False, description="count numbers, amounts, times of day and percentages as entities"
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -35,7 +35,7 @@ class SalientSpans(GradientMethod):
         self.tagger = load_tagger(self.config.tagger)
 
     def token_weights(self, batch: TokenBatch) -> Tensor:
-        """1 for every token with a character in an entity that is kept, else 0."""
+        """1 for every token with a character in an entity, else 0."""
         text = batch.document.text
         salient = [0.0] * len(text)
         for start, end, kind in self.tagger.entities(text):
@@ -44,10 +44,11 @@ class SalientSpans(GradientMethod):
         return batch.per_token(salient)
 
     def observe(self, document: Document) -> None:
-        """A step on the entities, if there are any: a gradient of 0 would still move weights by their momentum."""
-        if self.token_weights(self.lm.tokens(document)).any():
+        """Learn from the entities if there are any: with a gradient of 0, momentum would still move the weights."""
+        weights = self.weigh(self.lm.tokens(document))
+        if weights is not None and weights.any():
             super().observe(document)
 
     def notes(self) -> dict[str, Any]:
-        """Which tagger was used."""
+        """The tagger in use."""
         return {"tagger": self.tagger.name}

@@ -2,10 +2,10 @@ from bench import GradientMethod
 
 
 class Uniform(GradientMethod):
-    """Online fine-tuning on every document, each token weighing the same.
+    """Online fine-tuning on every document, with the same weight for every token.
 
-    Gradient steps on the document's mean next-token loss as it arrives: the baseline of the
-    field (Uniform in Hu et al. 2023). Costs one forward and one backward pass per step.
+    The standard baseline (Uniform in Hu et al. 2023): gradient steps on each document's mean next-token loss as it
+    arrives. Costs one forward and one backward pass per step.
     """
 
     name = "uniform"

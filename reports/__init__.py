@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def write_all(runs: Path, out: Path, experiment: str | None = None) -> Board:
-    """Build the board of an experiment (default: the one run last) and write every table and plot under ``out``.
+    """Build the board of an experiment (default: the most recent one) and write all tables and plots under ``out``.
 
     Raises:
-        BenchError: there is no such board, or its records are unreadable or cannot stand on one board.
+        BenchError: there is no such board, or its records are unreadable or not comparable.
     """
     from reports import board, plots, tables, token_weights
 
@@ -26,9 +26,9 @@ def write_all(runs: Path, out: Path, experiment: str | None = None) -> Board:
 
 
 def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
-    """Names of the files under ``out`` that are missing or not what the records say.
+    """Names of the files under ``out`` that are missing or do not match the records.
 
-    Tables are compared byte by byte; of plots only their presence, since their bytes depend on matplotlib's version.
+    Tables are compared byte by byte. Plots are only checked for presence: their bytes depend on matplotlib's version.
 
     Raises:
         BenchError: as :func:`write_all`.
@@ -38,11 +38,11 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     built = board.build(runs, experiment)
     with tempfile.TemporaryDirectory() as folder:
         written = [*tables.write(built, Path(folder)), *token_weights.write(built, runs, Path(folder))]
-        wrong = [path.name for path in written if not _same(path, out / path.name)]
-    made = {path.name for path in written}
-    wrong += [name for name in token_weights.FILES if name not in made and (out / name).exists()]
-    due = plots.due(built, runs)
-    return wrong + [name for name in plots.FILES if (name in due) != (out / name).exists()]
+        outdated = [path.name for path in written if not _same(path, out / path.name)]
+    names = {path.name for path in written}
+    outdated += [name for name in token_weights.FILES if name not in names and (out / name).exists()]
+    plot_names = plots.file_names(built, runs)
+    return outdated + [name for name in plots.FILES if (name in plot_names) != (out / name).exists()]
 
 
 def _same(a: Path, b: Path) -> bool:

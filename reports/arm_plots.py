@@ -1,14 +1,14 @@
-"""Plots of control arms: a method beside itself, on the same questions, with other documents before them."""
+"""Plots of control arms: F1 of a method and of its arms on the same questions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.data.arms import apart
+from bench.data.arms import documents_per_reset
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
 from reports.style import (
@@ -18,10 +18,12 @@ from reports.style import (
     GREY,
     Drawings,
     band,
-    error,
+    bar,
     f1,
+    f1_error,
     from_zero,
     heading,
+    label_rows,
     log_ticks,
     name_axes,
     panels,
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 NAMES = ("controls", "f1_by_context")
 
-SHOWN = ("gold_only", "stream", "shuffled", "empty", "placebo")
-"""The arms that stand side by side, from the top."""
+ARMS = ("gold_only", "stream", "shuffled", "empty", "placebo")
+"""The arms in the plot ``controls``, from the top."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +48,30 @@ class Family:
     label: str
     rows: Mapping[str, Row]
     documents: int
-    """In a stream."""
+    """Number of documents in a stream."""
 
     def contexts(self) -> list[tuple[int, Row]]:
-        """The rows by how many documents are held when a question is asked: one for each number."""
+        """The rows by the number of documents held at question time, one row for each number."""
         arms = [arm for arm in self.rows if arm in ("gold_only", "stream") or arm.startswith("every_")]
-        held = {min(apart(arm) or self.documents, self.documents): self.rows[arm] for arm in arms}
-        return sorted(held.items(), key=lambda pair: pair[0])
+        by_size = {min(documents_per_reset(arm) or self.documents, self.documents): self.rows[arm] for arm in arms}
+        return sorted(by_size.items(), key=lambda pair: pair[0])
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots of those methods that have such arms."""
-    found = families(board)
-    controlled = [family for family in found if family.rows.keys() & {"gold_only", "shuffled", "empty"}]
-    lengths = [family for family in found if any(arm.startswith("every_") for arm in family.rows)]
-    draw: Drawings = {
-        "controls": lambda: _controls(board, controlled),
-        "f1_by_context": lambda: _contexts(board, lengths),
-    }
-    drawable = {"controls": bool(controlled), "f1_by_context": bool(lengths)}
-    return {name: draw[name] for name in NAMES if drawable[name]}
+    """The plots of the methods that have control arms."""
+    methods = families(board)
+    with_controls = [family for family in methods if family.rows.keys() & {"gold_only", "shuffled", "empty"}]
+    with_resets = [family for family in methods if any(arm.startswith("every_") for arm in family.rows)]
+    draw: dict[str, Callable[[], Figure]] = {}
+    if with_controls:
+        draw["controls"] = lambda: _controls(board, with_controls)
+    if with_resets:
+        draw["f1_by_context"] = lambda: _contexts(board, with_resets)
+    return draw
 
 
 def families(board: Board) -> list[Family]:
-    """The rows with F1 of each method and config, as the board orders them, the methods themselves first."""
+    """The rows with F1, grouped by method and config, in the board's order of the methods themselves."""
     rows: dict[tuple[str, str], dict[str, Row]] = {}
     documents = 0
     for row in sorted(board.rows, key=lambda row: row.arm != "stream"):
@@ -86,61 +88,46 @@ def _label(by_arm: Mapping[str, Row]) -> str:
     return readable(row.label.removesuffix(f" on {arm}"))
 
 
-def _controls(board: Board, found: Sequence[Family]) -> Figure:
+def _controls(board: Board, methods: Sequence[Family]) -> Figure:
     """One small panel for each method with a bar for each of its arms."""
-    arms = [arm for arm in SHOWN if any(arm in family.rows for family in found)]
-    figure, grid = panels(len(found), height=0.35 + 0.16 * len(arms))
-    for axes, family in zip(grid, found, strict=True):
+    arms = [arm for arm in ARMS if any(arm in family.rows for family in methods)]
+    figure, grid = panels(len(methods), height=0.35 + 0.16 * len(arms))
+    for axes, family in zip(grid, methods, strict=True):
         for y, arm in enumerate(arms):
-            if arm in family.rows:
-                _bar(board, axes, y, family.rows[arm])
+            if row := family.rows.get(arm):
+                bar(axes, y, f1(board, row), BLUE if arm == "stream" else GREY, filled=not row.note)
         heading(axes, family.label)
-    grid[0].set_yticks(range(len(arms)), [readable(arm) for arm in arms])
-    grid[0].set_ylim(len(arms) - 0.4, -0.6)
+    label_rows(grid, range(len(arms)), [readable(arm) for arm in arms], margin=0.6)
     grid[0].set_xlim(left=0)
-    for axes in grid:
-        axes.tick_params(axis="y", length=0)
-    notes = _lines(board, grid, (FLOOR,), upright=True)
-    name_axes(figure, f"answer F1 ({'; '.join([_error(board), *notes])})", "")
+    notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR,), vertical=True)]
+    name_axes(figure, f"answer F1 ({'; '.join(notes)})", "")
     return figure
 
 
-def _bar(board: Board, axes: Axes, y: int, row: Row) -> None:
-    estimate, colour = f1(board, row), BLUE if row.arm == "stream" else GREY
-    axes.barh(y, estimate.mean, height=0.62, color="white" if row.note else colour, edgecolor=colour)
-    if estimate.se is not None:
-        axes.errorbar(estimate.mean, y, xerr=estimate.se, color="black", linewidth=0.8, capsize=1.5)
-
-
-def _contexts(board: Board, found: Sequence[Family]) -> Figure:
-    """One small panel for each method: the same questions with ever more documents held."""
-    figure, grid = panels(len(found))
-    for axes, family in zip(grid, found, strict=True):
-        points = family.contexts()
-        band(axes, [held for held, _ in points], [f1(board, row) for _, row in points])
+def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
+    """One small panel for each method: F1 on the same questions by the number of documents held."""
+    figure, grid = panels(len(methods))
+    for axes, family in zip(grid, methods, strict=True):
+        band(axes, [(documents, f1(board, row)) for documents, row in family.contexts()])
         heading(axes, family.label)
-    ticks = sorted({held for family in found for held, _ in family.contexts()})
+    ticks = sorted({documents for family in methods for documents, _ in family.contexts()})
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
-    notes = _lines(board, grid, (FLOOR, CEILING))
+    notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR, CEILING))]
     from_zero(grid[0])
-    name_axes(figure, f"documents held when asked ({'; '.join([_error(board), *notes])})", "answer F1")
+    name_axes(figure, f"documents held at question time ({'; '.join(notes)})", "answer F1")
     return figure
 
 
-def _lines(board: Board, grid: Sequence[Axes], methods: Sequence[str], upright: bool = False) -> list[str]:
-    """Draw the F1 of these controls as lines, where the board has them; what the lines are."""
-    notes = []
-    known = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores}
+def _draw_controls(board: Board, grid: Sequence[Axes], methods: Sequence[str], vertical: bool = False) -> list[str]:
+    """Draw the F1 of these controls as lines, if the board has them; returns a legend entry for each line."""
+    legend = []
+    rows = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores}
     for method, style, word in zip(methods, (DASHED, DOTTED), ("dashed", "dotted"), strict=False):
-        if (row := known.get(method)) is None:
+        if (row := rows.get(method)) is None:
             continue
         for axes in grid:
-            (axes.axvline if upright else axes.axhline)(
+            (axes.axvline if vertical else axes.axhline)(
                 f1(board, row).mean, color=GREY, linewidth=0.8, linestyle=style, zorder=0
             )
-        notes.append(f"{word}: {readable(method)}")
-    return notes
-
-
-def _error(board: Board) -> str:
-    return error(board) if board.error == "SE_stream" else "± SE_doc, one stream"
+        legend.append(f"{word}: {readable(method)}")
+    return legend

@@ -1,4 +1,4 @@
-"""The columns that a reader of a board sees, in every format, and the caption that explains them."""
+"""The columns of a board that readers see in every format, and the caption that explains them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from reports.board import CEILING, Board
 from reports.rows import Row
-from reports.statistics import Kind
+from reports.statistics import ErrorKind
 
 
 class Column(NamedTuple):
-    """A column to read: its heading, its cell of a row, and what the reader must be told about it."""
+    """A column: its heading, the text of its cell in a row, and its explanation in the caption."""
 
     heading: str
     cell: Callable[[Row], str]
@@ -19,22 +19,22 @@ class Column(NamedTuple):
 
 
 def columns(board: Board) -> list[Column]:
-    """The columns to read: those that some row of the board can fill."""
+    """The columns that have a value in at least one row."""
     reference, kind = board.reference, board.error
-    nll = "nats per token, before any update on it"
+    nll = "nats per token, scored before any update on the token"
     if board.headline == "f1":
         scores = [
             _score("F1", "f1", kind),
-            _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference to {reference}"),
+            _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference from {reference}"),
             _plain("EM", "em"),
-            _plain("recall", "recall", "share of the questions that were given their document"),
-            _plain("gain", "knowledge_gain", f"(F1 - placebo's) / ({CEILING}'s - placebo's)", digits=2),
+            _plain("recall", "recall", "share of questions that were given their own document"),
+            _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
             _plain("token NLL", "token_nll", nll),
         ]
     else:
         scores = [
             _score("token NLL", "token_nll", kind, nll),
-            _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, f"paired difference to {reference}"),
+            _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, f"paired difference from {reference}"),
             _score("bits/byte", "bits_per_byte", kind),
         ]
     candidates = [
@@ -44,29 +44,29 @@ def columns(board: Board) -> list[Column]:
         _cost("FLOP/doc", "flops_per_document", _quantity),
         _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
     ]
-    kept = [column for column in candidates if any(column.cell(row) for row in board.rows)]
-    return [Column("method", lambda row: f"{row.label} [{row.note}]" if row.note else row.label), *kept, _TRIALS]
+    filled = [column for column in candidates if any(column.cell(row) for row in board.rows)]
+    return [Column("method", lambda row: row.title), *filled, _TRIALS]
 
 
-def caption(board: Board, shown: Sequence[Column]) -> str:
-    """What the numbers are: every error by its name, and what a reader must know of the columns."""
+def caption(board: Board, selection: Sequence[Column]) -> str:
+    """The caption of a board: dataset, model, names of the errors, and explanations of the columns."""
     errors = f"SE_stream over {len(board.streams)} streams of {board.streams[0].rpartition('-')[0]}"
     if board.error == "SE_doc":
-        errors = f"SE_doc, clustered by document: {board.streams[0]} is the only stream and leaves no SE_stream"
+        errors = f"SE_doc, clustered by document: {board.streams[0]} is the only stream, so there is no SE_stream"
     sentences = [
         f"{board.dataset}, {board.model}. Errors are {errors}.",
-        *(f"{column.heading}: {column.explanation}." for column in shown if column.explanation),
+        *(f"{column.heading}: {column.explanation}." for column in selection if column.explanation),
     ]
     if any(row.leading for row in board.rows):
         sentences.append(
-            "Bold: the best, and those not significantly worse (paired t test over SE_doc, Holm's correction, 5 %)."
+            "Bold: the best method and those not significantly worse (paired t test with SE_doc, Holm correction, 5 %)."
         )
     if any(row.control for row in board.rows):
-        sentences.append("Last come the controls.")
+        sentences.append("Controls come last.")
     return " ".join(sentences)
 
 
-def _score(heading: str, name: str, kind: Kind, explanation: str = "") -> Column:
+def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> Column:
     def cell(row: Row) -> str:
         estimate = row.estimate(name, kind)
         return "" if estimate is None else str(estimate)
@@ -82,8 +82,8 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
     return Column(heading, cell, explanation)
 
 
-def _cost(heading: str, name: str, shown: Callable[[float], str], explanation: str = "") -> Column:
-    return Column(heading, lambda row: shown(row.costs[name]) if name in row.costs else "", explanation)
+def _cost(heading: str, name: str, text: Callable[[float], str], explanation: str = "") -> Column:
+    return Column(heading, lambda row: text(row.costs[name]) if name in row.costs else "", explanation)
 
 
 def _trials(row: Row) -> str:

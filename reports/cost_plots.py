@@ -1,23 +1,22 @@
-"""What methods cost: memory and time, side by side."""
+"""The plot of costs: state and time of each method."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.board import Board
 from reports.rows import Row
-from reports.style import BLUE, GREY, WIDTH, Drawings, readable
+from reports.style import BLUE, GREY, WIDTH, Drawings, label_rows, readable, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("cost_by_method",)
 
-SHOWN = {
+LABELS = {
     "state_bytes": "state (bytes)",
     "seconds_per_document": "observing (s per document)",
     "seconds_per_question": "answering (s per question)",
@@ -25,23 +24,21 @@ SHOWN = {
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plot, where the board has costs."""
+    """The plot, if a method on the board has a cost above 0."""
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
-    costly = any(row.costs.get(name) for row in rows for name in SHOWN)
-    return {NAMES[0]: lambda: _draw(rows)} if costly else {}
+    return {NAMES[0]: lambda: _draw(rows)} if any(row.costs.get(name) for row in rows for name in LABELS) else {}
 
 
 def _draw(rows: Sequence[Row]) -> Figure:
-    """A panel for each cost and a dot for each method, on logarithmic axes; what costs nothing is a 0 at their edge."""
+    """One panel for each cost with a dot for each method, on logarithmic axes; a cost of 0 is a "0" at the edge."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    shown = {name: label for name, label in SHOWN.items() if any(row.costs.get(name) for row in rows)}
-    labels = [textwrap.fill(readable(row.label), 30) for row in rows]
-    height = 0.2 * max(1 + 0.6 * label.count("\n") for label in labels)
+    names = [name for name in LABELS if any(row.costs.get(name) for row in rows)]
+    labels, height = wrap_labels([readable(row.label) for row in rows])
     figure = Figure(figsize=(WIDTH, 0.5 + height * len(rows)), layout="constrained")
-    grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, (name, label) in zip(grid, shown.items(), strict=False):
+    grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(grid, names, strict=True):
         axes.set_xscale("log")
         axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
         axes.set_axisbelow(True)
@@ -62,9 +59,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
         values = [value for row in rows if (value := row.costs.get(name))]
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
-        axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would name every tick
-        axes.set_xlabel(label)
-        axes.tick_params(axis="y", length=0)
-    grid[0].set_yticks(range(len(rows)), labels)
-    grid[0].set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would label every tick
+        axes.set_xlabel(LABELS[name])
+    label_rows(grid, range(len(rows)), labels, margin=0.5)
     return figure

@@ -1,4 +1,4 @@
-"""Plots of what is kept and found again: F1 by how much was seen, by how long ago it was, and by how much is given."""
+"""Plots of memory: F1 by documents seen, by lag since a question's document, and by documents per question (``k``)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.records.schema import RunRecord, TuningRecord
-from bench.records.store import read_answers, read_board, read_run, read_tuning
+from bench.records.store import read_answers, read_run
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
-from reports.statistics import Estimate, Item, stream_error, stream_means
+from reports.statistics import Estimate, Item, mean_over_streams, stream_error
 from reports.style import (
-    BLUE,
     DASHED,
     GREY,
     ORANGE,
     Drawings,
+    Points,
     band,
-    error,
     from_zero,
     heading,
+    line,
     log_ticks,
     name_axes,
     open_circles,
     panels,
     readable,
+    stream_error_name,
     title,
 )
 
@@ -39,214 +40,208 @@ if TYPE_CHECKING:
 
 NAMES = ("f1_by_bank_size", "retention_by_lag", "f1_by_k")
 
-FIRST = 4
-"""Width of the first bin of lags, in documents; each further one ends at twice the lag at which it begins."""
+FIRST_BIN = 4
+"""Width of the first bin of lags, in documents. Each later bin ends at twice the lag at which it begins."""
 
 
-class Asked(NamedTuple):
-    """A question as it was asked at one probe."""
+class ProbeAnswer(NamedTuple):
+    """The scores of a question at one probe."""
 
     stream: str
     seen: int
-    """Documents observed by then."""
+    """Documents observed before the probe."""
     lag: int
-    """Those of them that came after the question's own."""
+    """Documents observed after the question's own."""
     f1: float
     recall: float | None
 
 
-Points = Sequence[tuple[float, Estimate]]
-"""Means over streams, by place on the x axis."""
-
-
 @dataclass(frozen=True)
-class Line:
-    """What a panel shows of one method."""
+class Curves:
+    """The curves of one method."""
 
     label: str
     f1: Points
     recall: Points = ()
-    """Where the method names the documents that it gives."""
+    """Empty if the method names no documents."""
     chosen: float | None = None
-    """The place that tuning chose, where these are its trials on the validation streams."""
+    """The value that tuning chose, if the points are trials on the validation streams."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots that have something to show: the first two where there are several probes."""
-    asked = by_row(board, runs)
-    sizes = {label: Line(label, *_scores(some, lambda one: one.seen)) for label, some in asked.items()}
-    ks = by_k(board, runs)
+    """The plots that have data; the first two need several probes."""
+    answers = by_row(board, runs)
+    by_size = {
+        label: Curves(label, *mean_scores(row_answers, lambda answer: answer.seen))
+        for label, row_answers in answers.items()
+    }
+    by_k = curves_by_k(board, runs)
     draw: dict[str, Callable[[], Figure]] = {}
-    if asked:
-        draw["f1_by_bank_size"] = lambda: _bank_sizes(board, sizes)
-        draw["retention_by_lag"] = lambda: _lags(board, asked)
-    if ks:
-        draw["f1_by_k"] = lambda: _by_k(ks)
+    if answers:
+        draw["f1_by_bank_size"] = lambda: _bank_sizes(board, by_size)
+        draw["retention_by_lag"] = lambda: _lags(board, answers)
+    if by_k:
+        draw["f1_by_k"] = lambda: _by_k(by_k)
     return draw
 
 
-def by_row(board: Board, runs: Path) -> dict[str, list[Asked]]:
-    """The questions of all probes by the title of the row, of those rows that were probed more than once.
+def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
+    """The answers at all probes by the title of the row, for rows with several probes.
 
-    The ceiling and control arms are left out: what they are given does not depend on what was seen.
+    The ceiling and control arms are left out: their input does not depend on the documents seen.
     """
-    found = {}
+    answers = {}
     for row in board.rows:
         if row.arm != "stream" or row.method == CEILING or not row.records:
             continue
-        if len([probe for probe in row.records[0].spec.probes if probe > 0]) > 1:
-            asked = [one for record in row.records for one in _asked(runs, record)]
-            if asked:
-                found[title(row)] = asked
-    return found
+        probes = [probe for probe in row.records[0].spec.probes if probe > 0]
+        row_answers = [answer for record in row.records for answer in _answers(runs, record)] if len(probes) > 1 else []
+        if row_answers:
+            answers[title(row)] = row_answers
+    return answers
 
 
-def _asked(runs: Path, record: RunRecord) -> Iterable[Asked]:
+def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
     documents = record.summary.documents if record.summary else 0
     for event in read_answers(runs, record.id):
         if event.set == "stream":
             seen = math.ceil(event.probe * documents)
-            yield Asked(record.spec.stream, seen, seen - 1 - event.position, event.f1, event.recall)
+            yield ProbeAnswer(record.spec.stream, seen, seen - 1 - event.position, event.f1, event.recall)
 
 
-def _scores(asked: Iterable[Asked], place: Callable[[Asked], float]) -> tuple[Points, Points]:
-    """Mean F1 and mean recall of the questions at each place: first within streams, then over them."""
-    found: dict[str, dict[float, list[Item]]] = {"f1": defaultdict(list), "recall": defaultdict(list)}
-    for one in asked:
-        for name, value in (("f1", one.f1), ("recall", one.recall)):
-            if value is not None:
-                found[name][place(one)].append(Item(one.stream, "", "", value))
-    f1, recall = (
-        [(x, stream_error([*stream_means(items).values()])) for x, items in sorted(by_place.items())]
-        for by_place in found.values()
-    )
-    return f1, recall
+def mean_scores(answers: Iterable[ProbeAnswer], x: Callable[[ProbeAnswer], float]) -> tuple[Points, Points]:
+    """Mean F1 and mean recall of the answers at each ``x``: first within streams, then over streams."""
+    f1: dict[float, list[Item]] = defaultdict(list)
+    recall: dict[float, list[Item]] = defaultdict(list)
+    for answer in answers:
+        f1[x(answer)].append(Item(answer.stream, "", "", answer.f1))
+        if answer.recall is not None:
+            recall[x(answer)].append(Item(answer.stream, "", "", answer.recall))
+    return _points(f1), _points(recall)
+
+
+def _points(items: Mapping[float, Sequence[Item]]) -> Points:
+    return [(x, mean_over_streams(items[x])) for x in sorted(items)]
 
 
 def lag_bins(documents: int) -> list[int]:
-    """Where the bins of lags begin in a stream of so many documents, and where the last one ends: 0, 4, 8, 16, ..."""
+    """Edges of the bins of lags in a stream of ``documents`` documents: 0, 4, 8, 16, ..., ``documents``."""
     edges = [0]
-    while (following := 2 * edges[-1] or FIRST) < documents:
+    while (following := 2 * edges[-1] or FIRST_BIN) < documents:
         edges.append(following)
     return [*edges, documents]
 
 
-def _lags(board: Board, asked: Mapping[str, Sequence[Asked]]) -> Figure:
-    """All probes together; a point stands in the (logarithmic) middle of its bin."""
-    edges = lag_bins(max(one.seen for some in asked.values() for one in some))
+def _lags(board: Board, answers: Mapping[str, Sequence[ProbeAnswer]]) -> Figure:
+    """F1 by lag over all probes; a point is at the geometric middle of its bin."""
+    edges = lag_bins(max(answer.seen for row_answers in answers.values() for answer in row_answers))
     middles = [math.sqrt(max(low, 1) * high) for low, high in itertools.pairwise(edges)]
 
-    def place(one: Asked) -> float:
-        return middles[sum(one.lag >= edge for edge in edges[1:-1])]
+    def middle(answer: ProbeAnswer) -> float:
+        return middles[sum(answer.lag >= edge for edge in edges[1:-1])]
 
-    lines = {label: Line(label, *_scores(some, place)) for label, some in asked.items()}
-    name = "documents seen since the question's own, all probes together"
-    return _panels(board, lines, name, {max(edge, 1): str(edge) for edge in edges[:-1]})
-
-
-def _bank_sizes(board: Board, lines: Mapping[str, Line]) -> Figure:
-    sizes = sorted({x for line in lines.values() for x, _ in line.f1})
-    return _panels(board, lines, "documents seen, all of which are asked about", {size: f"{size:g}" for size in sizes})
+    curves = {label: Curves(label, *mean_scores(row_answers, middle)) for label, row_answers in answers.items()}
+    name = "documents seen after the question's own, all probes pooled"
+    return _panels(board, curves, name, {max(edge, 1): str(edge) for edge in edges[:-1]})
 
 
-def _panels(board: Board, lines: Mapping[str, Line], x: str, ticks: Mapping[float, str]) -> Figure:
-    """One small panel for each method on the same axes, with the unadapted model's scores, if any, dashed."""
-    floor = next((title(row) for row in board.rows if row.method == FLOOR and row.arm == "stream"), None)
-    beside = lines.get(floor or "")
-    shown = [line for line in lines.values() if line is not beside] or list(lines.values())
-    figure, grid = panels(len(shown))
-    for axes, line in zip(grid, shown, strict=True):
-        if beside is not None:
-            axes.plot(*_xy(beside.f1), color=GREY, linewidth=0.8, linestyle=DASHED)
-        if line.recall:
-            axes.plot(*_xy(line.recall), color=ORANGE, linewidth=0.8)
-        band(axes, [x for x, _ in line.f1], [estimate for _, estimate in line.f1])
-        heading(axes, line.label)
+def _bank_sizes(board: Board, curves: Mapping[str, Curves]) -> Figure:
+    sizes = sorted({x for method in curves.values() for x, _ in method.f1})
+    name = "documents seen, with questions on all of them"
+    return _panels(board, curves, name, {size: f"{size:g}" for size in sizes})
+
+
+def _panels(board: Board, curves: Mapping[str, Curves], x: str, ticks: Mapping[float, str]) -> Figure:
+    """One small panel for each method on shared axes; F1 of the unadapted model, if any, is dashed in each."""
+    floor_title = next((title(row) for row in board.rows if row.method == FLOOR and row.arm == "stream"), "")
+    floor = curves.get(floor_title)
+    methods = [method for method in curves.values() if method is not floor] or list(curves.values())
+    figure, grid = panels(len(methods))
+    for axes, method in zip(grid, methods, strict=True):
+        if floor is not None:
+            line(axes, floor.f1, GREY, DASHED)
+        if method.recall:
+            line(axes, method.recall, ORANGE)
+        band(axes, method.f1)
+        heading(axes, method.label)
     log_ticks(grid[0], [*ticks], [*ticks.values()])
     from_zero(grid[0])
-    notes = [error(board)]
-    notes += [] if beside is None else [f"dashed: {readable(FLOOR)}"]
-    notes += ["orange: recall"] if any(line.recall for line in shown) else []
+    notes = [stream_error_name(len(board.streams))]
+    notes += [] if floor is None else [f"dashed: {readable(FLOOR)}"]
+    notes += ["orange: recall"] if any(method.recall for method in methods) else []
     name_axes(figure, f"{x} ({'; '.join(notes)})", "answer F1")
     return figure
 
 
-def by_k(board: Board, runs: Path) -> list[Line]:
-    """F1 and recall by ``k``: of rows that differ in nothing else or, where there are none, of tuning trials.
+def curves_by_k(board: Board, runs: Path) -> list[Curves]:
+    """F1 and recall by ``k``: of a method's rows that differ only in ``k`` or, if there are none, its tuning trials.
 
     Raises:
-        BenchError: a tuning record, or the run of a trial, is missing or unreadable.
+        BenchError: the run of a trial is missing or unreadable.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in board.rows:
         if row.arm == "stream" and "f1" in row.scores and _is_k(row.config.get("k")):
-            groups[row.method, _others(row.config)].append(row)
-    found = [_line_of_rows(rows) for rows in groups.values() if len(rows) > 1]
-    shown = {row.method for rows in groups.values() if len(rows) > 1 for row in rows}
-    on_board = [row.method for row in board.rows]
-    records = [r for r in read_tuning(runs, read_board(runs, board.experiment).tuning) if r.metric == "f1"]
-    for record in sorted(records, key=lambda r: on_board.index(r.method) if r.method in on_board else len(on_board)):
-        if record.method not in shown and (line := _line_of_trials(runs, record)):
-            found.append(line)
-    return found
+            groups[row.method, _without_k(row.config)].append(row)
+    series = [rows for rows in groups.values() if len(rows) > 1]
+    curves = [_row_curves(rows) for rows in series]
+    methods_with_rows = {rows[0].method for rows in series}
+    order = [row.method for row in board.rows]
+    records = [record for record in board.tuning if record.metric == "f1" and record.method not in methods_with_rows]
+    for record in sorted(records, key=lambda r: order.index(r.method) if r.method in order else len(order)):
+        if trial_curves := _trial_curves(runs, record):
+            curves.append(trial_curves)
+    return curves
 
 
 def _is_k(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _others(config: Mapping[str, object]) -> str:
+def _without_k(config: Mapping[str, object]) -> str:
     return json.dumps({key: value for key, value in config.items() if key != "k"}, sort_keys=True)
 
 
-def _line_of_rows(rows: Sequence[Row]) -> Line:
-    by = sorted(rows, key=lambda row: row.config["k"])
+def _row_curves(rows: Sequence[Row]) -> Curves:
+    ordered = sorted(rows, key=lambda row: row.config["k"])
     f1, recall = (
-        [(row.config["k"], row.scores[name][0]) for row in by if name in row.scores] for name in ("f1", "recall")
+        [(row.config["k"], row.scores[name][0]) for row in ordered if name in row.scores] for name in ("f1", "recall")
     )
-    return Line(readable(rows[0].method), f1, recall)
+    return Curves(readable(rows[0].method), f1, recall)
 
 
-def _line_of_trials(runs: Path, record: TuningRecord) -> Line | None:
-    """The trials that differ from the best one in ``k`` only."""
+def _trial_curves(runs: Path, record: TuningRecord) -> Curves | None:
+    """Curves over the trials that differ from the best one only in ``k``."""
     scored = [trial for trial in record.trials if trial["score"] is not None and _is_k(trial["config"].get("k"))]
     if not scored:
         return None
     best = max(scored, key=lambda trial: trial["score"])
-    alike = [trial for trial in scored if _others(trial["config"]) == _others(best["config"])]
-    if len({trial["config"]["k"] for trial in alike}) < 2:
+    trials = [trial for trial in scored if _without_k(trial["config"]) == _without_k(best["config"])]
+    if len({trial["config"]["k"] for trial in trials}) < 2:
         return None
     f1: list[tuple[float, Estimate]] = []
     recall: list[tuple[float, Estimate]] = []
-    for trial in sorted(alike, key=lambda trial: trial["config"]["k"]):
-        summaries = [summary for name in trial["runs"] if (summary := read_run(runs / name).summary) is not None]
-        for points, values in ((f1, [s.f1 for s in summaries]), (recall, [s.recall for s in summaries])):
-            if known := [value for value in values if value is not None]:
-                points.append((trial["config"]["k"], stream_error(known)))
-    return Line(readable(record.method), f1, recall, best["config"]["k"])
+    for trial in sorted(trials, key=lambda trial: trial["config"]["k"]):
+        summaries = [summary for run_id in trial["runs"] if (summary := read_run(runs / run_id).summary) is not None]
+        for points, scores in ((f1, [s.f1 for s in summaries]), (recall, [s.recall for s in summaries])):
+            if present := [score for score in scores if score is not None]:
+                points.append((trial["config"]["k"], stream_error(present)))
+    return Curves(readable(record.method), f1, recall, best["config"]["k"])
 
 
-def _by_k(lines: Sequence[Line]) -> Figure:
-    """One small panel for each method; the ``k`` that was chosen is filled."""
-    tuned = all(line.chosen is not None for line in lines)
-    figure, grid = panels(len(lines), sharex=False)
-    for axes, line in zip(grid, lines, strict=True):
-        for some, colour in ((line.recall, ORANGE), (line.f1, BLUE)):
-            open_circles(axes, [x for x, _ in some], [estimate for _, estimate in some], colour)
-        for x, estimate in line.f1:
-            if x == line.chosen:
-                axes.plot(x, estimate.mean, "o", color=BLUE, markersize=4, zorder=3)
-        log_ticks(axes, [x for x, _ in line.f1], [f"{x:g}" for x, _ in line.f1])
-        heading(axes, line.label if line.chosen is None or tuned else f"{line.label}, validation")
+def _by_k(methods: Sequence[Curves]) -> Figure:
+    """One small panel for each method; the circle at the chosen ``k`` is filled."""
+    tuned = all(method.chosen is not None for method in methods)
+    figure, grid = panels(len(methods), sharex=False)
+    for axes, method in zip(grid, methods, strict=True):
+        open_circles(axes, method.recall, ORANGE)
+        open_circles(axes, method.f1, chosen=method.chosen)
+        log_ticks(axes, [x for x, _ in method.f1], [f"{x:g}" for x, _ in method.f1])
+        heading(axes, method.label if method.chosen is None or tuned else f"{method.label}, validation")
     from_zero(grid[0])
-    counts = sorted({estimate.n for line in lines for _, estimate in line.f1})
-    streams = f"{' or '.join(map(str, counts))} {'validation ' if tuned else ''}stream{'s' * (counts != [1])}"
-    notes = [f"± SE_stream over {streams}" if counts != [1] else f"{streams}: no error"]
-    notes += ["filled: chosen"] if any(line.chosen for line in lines) else []
-    notes += ["orange: recall"] if any(line.recall for line in lines) else []
-    name_axes(figure, f"documents given with a question, k ({'; '.join(notes)})", "answer F1")
+    counts = [estimate.n for method in methods for _, estimate in method.f1]
+    notes = [stream_error_name(*counts, kind="validation " if tuned else "")]
+    notes += ["filled: chosen"] if any(method.chosen for method in methods) else []
+    notes += ["orange: recall"] if any(method.recall for method in methods) else []
+    name_axes(figure, f"documents given with each question, k ({'; '.join(notes)})", "answer F1")
     return figure
-
-
-def _xy(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [estimate.mean for _, estimate in points]

@@ -1,4 +1,4 @@
-"""Plots of a board, for a paper's page: PDF, SVG and PNG, the same bytes for the same records."""
+"""Plots of a board for a paper: PDF, SVG and PNG, with the same bytes for the same records."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 
 
 def write(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Draw what the records allow, remove plots that they no longer allow; returns the files written."""
+    """Draw all plots that have data, and remove old files of the others; returns the files written."""
     import matplotlib
 
     written = []
-    style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # whatever the user's own configuration is
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # independent of the user's configuration
     drawings = _drawings(board, runs)
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a document may hold any character
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a document can contain any character
         for name in NAMES:
             figure = drawings[name]() if name in drawings else None
             for ending in FORMATS:
@@ -40,7 +40,7 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
                 if figure is not None:
                     picture = io.BytesIO()
                     figure.savefig(picture, format=ending, dpi=300, metadata=_NO_DATE[ending])
-                    figure.set_layout_engine("none")  # laid out once for all formats: that is half of the time
+                    figure.set_layout_engine("none")  # one layout for all formats halves the time
                     write_bytes(path, picture.getvalue())
                     written.append(path)
                 else:
@@ -48,8 +48,8 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
     return written
 
 
-def due(board: Board, runs: Path) -> set[str]:
-    """Names of the files that :func:`write` would write."""
+def file_names(board: Board, runs: Path) -> set[str]:
+    """Names of the files that :func:`write` writes."""
     return {f"{name}.{ending}" for name in _drawings(board, runs) for ending in FORMATS}
 
 

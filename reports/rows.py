@@ -1,4 +1,4 @@
-"""One row of a board: the records of one method with one config on one arm, and what they come to."""
+"""Rows of a board: the records of one method with one config on one arm, and their scores and costs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Literal
 from bench.answering import metrics
 from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TuningRecord
 from bench.records.store import read_answers, read_documents
-from reports.statistics import Estimate, Item, Kind, stream_error, summarize
+from reports.statistics import ErrorKind, Estimate, Item, mean_over_streams, summarize
 
 FLOOR = "closed_book"
-"""The control that learns nothing."""
+"""The control that does not adapt."""
 
 ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall")
 TEXT_SCORES = ("token_nll", "bits_per_byte")
 ANCHOR_SCORES = ("anchor_f1_before", "anchor_f1", "forgetting", "anchor_nll_before", "anchor_nll")
 DIFFERENCES = ("f1_vs_reference", "token_nll_vs_reference")
 SCORES = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_SCORES)
-"""Every score that a row may have; those that it lacks are null in the tables."""
+"""All scores that a row can have; missing ones are null in the tables."""
 SE_DOC = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES)
-"""The scores that have an error over documents too."""
+"""The scores that also have SE_doc."""
 COSTS = (
     "seconds_per_document",
     "flops_per_document",
@@ -42,43 +42,48 @@ class Row:
     """One method with one config on one arm, over the board's streams."""
 
     label: str
-    """The method's name, with what sets this config apart where the board has several, and the arm."""
+    """The method's name, the settings that distinguish this config if the board has several, and the arm."""
     method: str
     config: Mapping[str, Any]
     arm: str
     control: bool
-    """Closed book, methods that see the evidence, and control arms."""
+    """True for closed book, methods that see the evidence, and control arms."""
     status: Status
     note: str
-    """What is missing and why, "" for a complete row."""
+    """Reason why the row is not complete; "" if it is."""
     streams: int
-    """Streams with scores; the row's means are over these."""
+    """Number of streams with scores; the row's means are over these."""
     seeds: int
     trials: int
-    """Configurations tried on the validation streams."""
+    """Number of configurations tried on the validation streams."""
     tuned: bool | None
     """None for a method that has nothing to tune."""
     scores: Mapping[str, tuple[Estimate, ...]]
-    """By name (:data:`SCORES`): the mean with SE_stream, then, for what is per question or document, with SE_doc."""
+    """By name (:data:`SCORES`): the mean with SE_stream, then, for the scores in :data:`SE_DOC`, with SE_doc."""
     costs: Mapping[str, float]
-    """By name (:data:`COSTS`): of observing per document, answering per question, training offline; bytes at most."""
+    """By name (:data:`COSTS`). Seconds and FLOPs are means, bytes are maxima."""
     records: tuple[RunRecord, ...]
-    """The records behind the scores: those of streams on which nothing failed."""
+    """The records of the streams on which no run failed: the source of the scores."""
     leading: bool = False
-    """The best method, or not significantly worse: paired t test over SE_doc, Holm's correction, 5 %."""
+    """True for the best method and those not significantly worse: paired t test with SE_doc, Holm correction, 5 %."""
+
+    @property
+    def title(self) -> str:
+        """The label, with the note in brackets if there is one."""
+        return f"{self.label} [{self.note}]" if self.note else self.label
 
     def value(self, score: str) -> float | None:
         """The mean of a score, or None."""
         return self.scores[score][0].mean if score in self.scores else None
 
-    def estimate(self, score: str, kind: Kind) -> Estimate | None:
-        """The estimate of a score that has this kind of error, or None."""
+    def estimate(self, score: str, kind: ErrorKind) -> Estimate | None:
+        """The estimate of a score with this kind of error, or None."""
         return next((estimate for estimate in self.scores.get(score, ()) if estimate.kind == kind), None)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The records behind one row."""
+    """The records of one row."""
 
     method: str
     config: Mapping[str, Any]
@@ -86,9 +91,9 @@ class Group:
     records: tuple[RunRecord, ...]
 
     def complete(self) -> tuple[RunRecord, ...]:
-        """The records that have scores: those of streams on which nothing failed."""
-        bad = {record.spec.stream for record in self.records if record.status != "complete"}
-        return tuple(record for record in self.records if record.spec.stream not in bad)
+        """The records of the streams on which no run failed."""
+        failed_streams = {record.spec.stream for record in self.records if record.status != "complete"}
+        return tuple(record for record in self.records if record.spec.stream not in failed_streams)
 
 
 def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
@@ -99,11 +104,11 @@ def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
 
 
 Items = Mapping[str, Sequence[Item]]
-"""Items by score, of those scores that have any."""
+"""Items by score; every score has at least one."""
 
 
 def read_items(runs: Path, group: Group) -> Items:
-    """What was scored in the group's complete records, to be averaged or paired."""
+    """The scored questions and documents of the group's complete records."""
     items: dict[str, list[Item]] = defaultdict(list)
     for record in group.complete():
         stream = record.spec.stream
@@ -126,13 +131,13 @@ def _text_scores(event: DocumentEvent) -> Iterable[tuple[str, float, int]]:
 
 
 def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, tuning: Sequence[TuningRecord]) -> Row:
-    """The row of a group on a board of so many streams, before it is set against other rows."""
+    """The row of a group on a board with ``streams`` streams, before it is compared with other rows."""
     complete = group.complete()
     status, note = _status(group, streams)
-    scores: dict[str, tuple[Estimate, ...]] = {name: tuple(summarize(some)) for name, some in items.items()}
+    scores: dict[str, tuple[Estimate, ...]] = {name: tuple(summarize(scored)) for name, scored in items.items()}
     for name in ANCHOR_SCORES:
-        if values := _anchor_values(complete, name):
-            scores[name] = (stream_error(values),)
+        if anchor_items := _anchor_items(complete, name):
+            scores[name] = (mean_over_streams(anchor_items),)
     spec = group.records[0].spec
     trials = [
         len(record.trials)
@@ -159,18 +164,19 @@ def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, t
 
 
 def _status(group: Group, expected: int) -> tuple[Status, str]:
-    bad = [record for record in group.records if record.status != "complete"]
-    if bad:
-        kinds = sorted({record.failure.kind if record.failure else record.status for record in bad})
-        count = len({record.spec.stream for record in bad})
-        status: Status = "diverged" if all(record.status == "diverged" for record in bad) else "failed"
+    failures = [record for record in group.records if record.status != "complete"]
+    if failures:
+        kinds = sorted({record.failure.kind if record.failure else record.status for record in failures})
+        count = len({record.spec.stream for record in failures})
+        status: Status = "diverged" if all(record.status == "diverged" for record in failures) else "failed"
         return status, f"{' and '.join(kinds).replace('_', ' ')} on {count} of {expected}"
     present = len({record.spec.stream for record in group.records})
     return ("complete", "") if present == expected else ("incomplete", f"{present} of {expected} streams")
 
 
-def _anchor_values(records: Iterable[RunRecord], name: str) -> list[float]:
-    by_stream: dict[str, list[float]] = defaultdict(list)
+def _anchor_items(records: Iterable[RunRecord], name: str) -> list[Item]:
+    """An anchor score of each run that has it."""
+    items = []
     for record in records:
         if record.summary is None:
             continue
@@ -180,27 +186,29 @@ def _anchor_values(records: Iterable[RunRecord], name: str) -> list[float]:
         else:
             value = getattr(record.summary, name)
         if value is not None:
-            by_stream[record.spec.stream].append(value)
-    return [sum(values) / len(values) for _, values in sorted(by_stream.items())]
+            items.append(Item(record.spec.stream, record.id, "", value))
+    return items
 
 
 def _costs(runs: Path, records: Sequence[RunRecord]) -> dict[str, float]:
-    known = [(r.costs, r.summary) for r in records if r.costs is not None and r.summary is not None]
-    if not known:
+    pairs = [(record.costs, record.summary) for record in records if record.costs and record.summary]
+    if not pairs:
         return {}
-    costs = [cost for cost, _ in known]
-    documents = sum(summary.documents for _, summary in known)
+    costs = [cost for cost, _ in pairs]
+    documents = sum(summary.documents for _, summary in pairs)
     questions = sum(len(read_answers(runs, record.id)) for record in records)
     phases = ("offline", "score", "observe", "answer")
-    found = {
-        "offline_seconds": sum(cost.offline.seconds for cost in costs) / len(costs),
-        "offline_flops": sum(cost.offline.flops for cost in costs) / len(costs),
+    by_name = {
+        "seconds_per_document": _per(documents, (cost.observe.seconds for cost in costs)),
+        "flops_per_document": _per(documents, (cost.observe.flops for cost in costs)),
+        "seconds_per_question": _per(questions, (cost.answer.seconds for cost in costs)),
+        "offline_seconds": _per(len(costs), (cost.offline.seconds for cost in costs)),
+        "offline_flops": _per(len(costs), (cost.offline.flops for cost in costs)),
         "peak_bytes": max(getattr(cost, phase).peak_bytes for cost in costs for phase in phases),
         "state_bytes": max(cost.state_bytes for cost in costs),
     }
-    if documents:
-        found["seconds_per_document"] = sum(cost.observe.seconds for cost in costs) / documents
-        found["flops_per_document"] = sum(cost.observe.flops for cost in costs) / documents
-    if questions:
-        found["seconds_per_question"] = sum(cost.answer.seconds for cost in costs) / questions
-    return found
+    return {name: value for name, value in by_name.items() if value is not None}
+
+
+def _per(count: int, values: Iterable[float]) -> float | None:
+    return sum(values) / count if count else None

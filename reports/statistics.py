@@ -1,8 +1,8 @@
-"""Error bars, differences and tests: the only place where any of them is computed.
+"""Error bars, paired differences and significance tests. No other module computes any of them.
 
-An error always has a name. ``SE_stream`` is the standard error over streams (each stream one observation, the papers'
-convention); ``SE_doc`` is over questions clustered by the document that answers them. Both stand beside one mean: that
-of the streams' means.
+Every error has a name. ``SE_stream`` is the standard error over streams (each stream is one observation, the papers'
+convention). ``SE_doc`` is the standard error over questions, clustered by the document that answers them. Both belong
+to the same mean: the mean of the stream means.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.errors import BenchError
 
-Kind = Literal["SE_stream", "SE_doc"]
+ErrorKind = Literal["SE_stream", "SE_doc"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Estimate:
 
     mean: float
     se: float | None
-    """None where a single unit leaves nothing to estimate it from."""
-    kind: Kind
+    """None if there is a single unit."""
+    kind: ErrorKind
     n: int
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
@@ -37,16 +37,16 @@ class Estimate:
         return self.mean - half, self.mean + half
 
     def p_value(self) -> float | None:
-        """Two-sided p of the mean being 0, by the same t distribution.
+        """Two-sided p-value of the null hypothesis that the mean is 0, by the same t distribution.
 
-        None without a standard error, and where that is 0: identical units show no spread to test against.
+        None without a standard error, or if it is 0: identical units have no spread to test against.
         """
         from scipy.special import stdtr
 
         return None if not self.se else float(2 * stdtr(self.n - 1, -abs(self.mean) / self.se))
 
     def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> float | None:
-        """Smallest true value that a test at ``level`` would find with probability ``power`` (Bloom 1995)."""
+        """Smallest true value that a test at ``level`` detects with probability ``power`` (Bloom 1995)."""
         if self.se is None:
             return None
         return (_t_quantile(1 - level / 2, self.n - 1) + _t_quantile(power, self.n - 1)) * self.se
@@ -60,25 +60,25 @@ class Item(NamedTuple):
 
     stream: str
     unit: str
-    """Identifies it within the stream; the same in every method's items."""
+    """Identifier within the stream, the same for every method."""
     document: str
-    """The cluster: units about one document rise and fall together."""
+    """The cluster: units about one document are correlated."""
     value: float
     weight: float = 1.0
 
 
-class Both(NamedTuple):
-    """One mean with both of its errors."""
+class EstimatePair(NamedTuple):
+    """One mean with both of its errors: SE_stream and SE_doc."""
 
     stream: Estimate
     document: Estimate
 
 
 def stream_error(means: Sequence[float]) -> Estimate:
-    """Mean of the streams' means; SE_stream = their standard deviation (K - 1 in the divisor) / sqrt(K).
+    """Mean of the stream means; SE_stream = their standard deviation (K - 1 in the divisor) / sqrt(K).
 
     Raises:
-        ValueError: no stream.
+        ValueError: there are no streams.
     """
     values = np.asarray(means, dtype=float)
     if not values.size:
@@ -90,30 +90,30 @@ def stream_error(means: Sequence[float]) -> Estimate:
 def clustered_error(
     values: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float] | None = None
 ) -> Estimate:
-    """Weighted mean of ``values`` with the cluster-robust standard error SE_doc, ``n`` clusters of any size.
+    """Weighted mean of ``values`` with the cluster-robust standard error SE_doc; clusters may differ in size.
 
     SE^2 = G / (G - 1) * sum over clusters g of (sum over i in g of w_i (v_i - mean))^2 / (sum of w)^2: the sandwich
-    estimator of Liang and Zeger (1986) for a mean, with the small-sample factor that Cameron and Miller (2015,
-    section II.B) give, G clusters and one parameter. It is the usual error of a ratio of two cluster totals.
+    estimator of Liang and Zeger (1986) for a mean, with the small-sample factor of Cameron and Miller (2015,
+    section II.B) for G clusters and one parameter. It is the usual error of a ratio of two cluster totals.
 
     Raises:
-        ValueError: no value, or the lengths differ.
+        ValueError: there are no values, or the lengths differ.
     """
     v = np.asarray(values, dtype=float)
     w = np.ones_like(v) if weights is None else np.asarray(weights, dtype=float)
     if not len(v) == len(clusters) == len(w) or not len(v):
         raise ValueError(f"Got {len(v)} values, {len(clusters)} clusters and {len(w)} weights.")
-    numbers: dict[Hashable, int] = {}
-    index = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    indices: dict[Hashable, int] = {}
+    cluster_of = [indices.setdefault(cluster, len(indices)) for cluster in clusters]
     mean = float(w @ v / w.sum())
-    residuals = np.bincount(index, weights=w * (v - mean))
-    g = len(numbers)
+    residuals = np.bincount(cluster_of, weights=w * (v - mean))
+    g = len(indices)
     se = float(np.sqrt(g / (g - 1) * (residuals @ residuals)) / w.sum()) if g > 1 else None
     return Estimate(mean, se, "SE_doc", g)
 
 
 def stream_means(items: Iterable[Item]) -> dict[str, float]:
-    """Weighted mean of each stream's items, by stream name in order."""
+    """Weighted mean of each stream's items, by stream name, sorted."""
     by_stream: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_stream[item.stream].append(item)
@@ -123,45 +123,54 @@ def stream_means(items: Iterable[Item]) -> dict[str, float]:
     }
 
 
-def summarize(items: Sequence[Item]) -> Both:
-    """The mean over streams with both errors. A unit that comes several times (several seeds) is averaged first.
-
-    Every stream has the same weight in both errors, so that they belong to one and the same mean.
+def mean_over_streams(items: Iterable[Item]) -> Estimate:
+    """The mean of the stream means of ``items``, with SE_stream.
 
     Raises:
-        ValueError: no items.
+        ValueError: there are no items.
     """
-    return _both(list(_merged(items).values()))
+    return stream_error(list(stream_means(items).values()))
 
 
-def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> Both:
-    """Mean of a - b, matched by (stream, unit), with its error over streams and clustered by document.
+def summarize(items: Sequence[Item]) -> EstimatePair:
+    """The mean over streams with both errors. A unit that occurs several times (several seeds) is averaged first.
 
-    Pairing takes out what the units have in common (how hard a question is), which is most of their spread.
+    All streams have the same weight in both errors, so both belong to the same mean.
 
     Raises:
-        BenchError: the two do not have the same units; the first that only one has is named.
+        ValueError: there are no items.
     """
-    return _both(_differences(a, b))
+    return _estimate_pair(list(_merged(items).values()))
+
+
+def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> EstimatePair:
+    """Mean of a - b, matched by (stream, unit), with both errors.
+
+    Pairing removes what the units have in common (the difficulty of a question), which is most of their spread.
+
+    Raises:
+        BenchError: ``a`` and ``b`` do not have the same units; the message names the first unmatched one.
+    """
+    return _estimate_pair(_differences(a, b))
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Ratio of two means over the same streams, its SE_stream by linearisation (Cochran 1977, section 6.4).
+    """Ratio of two means over the same streams, with SE_stream by linearisation (Cochran 1977, section 6.4).
 
     Raises:
-        ValueError: the denominators average to 0, or the lengths differ.
+        ValueError: the mean of the denominators is 0, or the lengths differ.
     """
     top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if top.shape != bottom.shape or not bottom.mean():
-        raise ValueError(f"No ratio of {list(numerators)} to {list(denominators)}.")
+        raise ValueError(f"There is no ratio of {list(numerators)} to {list(denominators)}.")
     value = float(top.mean() / bottom.mean())
     return Estimate(value, stream_error(list((top - value * bottom) / bottom.mean())).se, "SE_stream", top.size)
 
 
 def bootstrap_interval(items: Sequence[Item], seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the items' mean by resampling whole documents (percentile cluster bootstrap).
+    """Confidence interval of the mean of ``items`` by the percentile cluster bootstrap: whole documents are resampled.
 
-    A check on :func:`clustered_error` that assumes no t distribution.
+    A check on :func:`clustered_error` that does not assume a t distribution.
     """
     from scipy import stats
 
@@ -179,9 +188,9 @@ def bootstrap_interval(items: Sequence[Item], seed: int, level: float = 0.95) ->
 
 
 def sign_flip_p(a: Sequence[Item], b: Sequence[Item], seed: int) -> float:
-    """Permutation p of a and b being alike: the two swap places in whole documents, all questions of one together.
+    """Two-sided p-value of a paired permutation test: a and b are swapped per document, with all its questions.
 
-    Two-sided; exact where there are few documents, else over 9,999 random swaps.
+    Exact if there are few documents, else over 9,999 random swaps.
 
     Raises:
         BenchError: as :func:`paired_difference`.
@@ -201,7 +210,7 @@ def sign_flip_p(a: Sequence[Item], b: Sequence[Item], seed: int) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's (1979) adjusted p of a family of tests: those below a level keep the family-wise error under it."""
+    """Holm's (1979) adjusted p-values: rejecting those below a level keeps the family-wise error rate below it."""
     adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -210,23 +219,23 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def roc_auc(values: Sequence[float], wanted: Sequence[bool]) -> float | None:
-    """Probability that a wanted item has the larger value than another one, ties counting half (Mann and Whitney 1947).
+def roc_auc(values: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Area under the ROC curve: the probability that a positive item has a larger value than a negative one.
 
-    It is the area under the ROC curve; 0.5 is chance. None where all or none are wanted.
+    Ties count half; 0.5 is chance. It is Mann and Whitney's (1947) U over the number of pairs. None if all or no items
+    are positive.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    chosen = np.asarray(wanted, dtype=bool)
-    many, others = int(chosen.sum()), int((~chosen).sum())
-    if not many or not others:
+    v, mask = np.asarray(values, dtype=float), np.asarray(positive, dtype=bool)
+    pairs = int(mask.sum()) * int((~mask).sum())
+    if not pairs:
         return None
-    below = rankdata(values)[chosen].sum() - many * (many + 1) / 2
-    return float(below / (many * others))
+    return float(mannwhitneyu(v[mask], v[~mask], method="asymptotic").statistic / pairs)  # only U is used, not p
 
 
 def show(mean: float, se: float | None, digits: int = 3) -> str:
-    """``"0.123 ± 0.004"``; an error too small for the digits is "< 0.001", an unknown one "n/a": never ± 0.000."""
+    """``"0.123 ± 0.004"``. An error that would round to 0 is shown as "<0.001", an unknown one as "n/a"."""
     smallest = 10.0**-digits
     error = "n/a" if se is None else f"<{smallest:.{digits}f}" if se < smallest / 2 else f"{se:.{digits}f}"
     return f"{round(mean, digits) + 0.0:.{digits}f} ± {error}"
@@ -244,34 +253,33 @@ def _merged(items: Iterable[Item]) -> dict[tuple[str, str], Item]:
 
 def _differences(a: Iterable[Item], b: Iterable[Item]) -> list[Item]:
     left, right = _merged(a), _merged(b)
-    if alone := sorted(left.keys() ^ right.keys()):
-        stream, unit = alone[0]
+    if unmatched := sorted(left.keys() ^ right.keys()):
+        stream, unit = unmatched[0]
         raise BenchError(
-            f"The two cannot be compared: only one of them has {unit} of stream {stream} ({len(alone)} such cases). "
-            f"Run both on the same streams."
+            f"The two cannot be compared: only one of them has {unit} of stream {stream} "
+            f"({len(unmatched)} unmatched in all). Run both on the same streams."
         )
     return [item._replace(value=item.value - right[key].value) for key, item in left.items()]
 
 
 def _stream_weights(items: Sequence[Item]) -> list[float]:
-    total: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     for item in items:
-        total[item.stream] += item.weight
-    return [item.weight / total[item.stream] for item in items]
+        totals[item.stream] += item.weight
+    return [item.weight / totals[item.stream] for item in items]
 
 
-def _both(items: Sequence[Item]) -> Both:
-    over_streams = stream_error(list(stream_means(items).values()))
-    documents = [item.document for item in items]
-    return Both(over_streams, clustered_error([item.value for item in items], documents, _stream_weights(items)))
+def _estimate_pair(items: Sequence[Item]) -> EstimatePair:
+    values, documents = [item.value for item in items], [item.document for item in items]
+    return EstimatePair(mean_over_streams(items), clustered_error(values, documents, _stream_weights(items)))
 
 
 def _cluster_totals(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     for item, weight in zip(items, _stream_weights(items), strict=True):
         totals[item.document] += (weight * item.value, weight)
-    both = np.array(list(totals.values()))
-    return both[:, 0], both[:, 1]
+    columns = np.array(list(totals.values()))
+    return columns[:, 0], columns[:, 1]
 
 
 def _t_quantile(probability: float, degrees: int) -> float:

@@ -1,4 +1,4 @@
-"""What all plots share: how they look, and how they name things."""
+"""Shared parts of all plots: matplotlib settings, panels, bars, bands, axes and labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Drawings = Mapping[str, Callable[[], "Figure"]]
-"""What the records allow to be drawn, by the name of the plot."""
+"""Functions that draw the plots of a board, by the name of the plot; only plots that have data."""
+
+Points = Sequence[tuple[float, Estimate]]
+"""Positions on the x axis with the estimate at each."""
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # distinct to colour-blind readers too
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
@@ -40,7 +43,7 @@ WIDTH = 6.9
 
 
 def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figure, list[Axes]]:
-    """A figure of so many small panels on one y axis, in rows, with room below and at the left for common labels."""
+    """A figure of ``count`` small panels in rows, with a shared y axis and room for common labels below and left."""
     from matplotlib.figure import Figure
 
     across = min((4, 3), key=lambda n: (-count % n, -n)) if count > 4 else count
@@ -56,60 +59,93 @@ def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figur
 
 
 def heading(axes: Axes, text: str) -> None:
-    """What a small panel shows."""
+    """Title of a small panel, wrapped."""
     axes.set_title(textwrap.fill(text, 26), loc="left", pad=2)
 
 
-def band(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: str = BLUE) -> None:
-    """Means with a band of one standard error around them."""
-    axes.plot(x, [estimate.mean for estimate in estimates], color=colour, marker="o", markersize=2)
-    lows = [estimate.mean - (estimate.se or 0) for estimate in estimates]
-    highs = [estimate.mean + (estimate.se or 0) for estimate in estimates]
-    axes.fill_between(x, lows, highs, color=colour, alpha=0.25, linewidth=0)
+def bar(axes: Axes, y: float, estimate: Estimate, colour: str, filled: bool = True) -> None:
+    """A horizontal bar with one standard error."""
+    axes.barh(y, estimate.mean, height=0.62, color=colour if filled else "white", edgecolor=colour)
+    if estimate.se is not None:
+        axes.errorbar(estimate.mean, y, xerr=estimate.se, color="black", linewidth=0.8, capsize=1.5)
 
 
-def open_circles(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: str = BLUE) -> None:
-    """Means as open circles on a line, each with one standard error."""
+def wrap_labels(labels: Sequence[str]) -> tuple[list[str], float]:
+    """Labels of rows, wrapped, and the height of a row in inches that the longest label needs."""
+    wrapped = [textwrap.fill(label, 30) for label in labels]
+    return wrapped, 0.2 * max(1 + 0.6 * label.count("\n") for label in wrapped)
+
+
+def label_rows(grid: Sequence[Axes], places: Sequence[float], labels: Sequence[str], margin: float) -> None:
+    """Label the rows at ``places``, from the top, on the y axis that the panels share."""
+    grid[0].set_yticks(places, labels)
+    grid[0].set_ylim(places[-1] + margin, -margin)
+    for axes in grid:
+        axes.tick_params(axis="y", length=0)
+
+
+def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
+    """A thin line through the means, for comparison."""
+    axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle)
+
+
+def band(axes: Axes, points: Points) -> None:
+    """Means with a band of one standard error."""
+    x, means = _coordinates(points)
+    axes.plot(x, means, color=BLUE, marker="o", markersize=2)
+    lows = [estimate.mean - (estimate.se or 0) for _, estimate in points]
+    highs = [estimate.mean + (estimate.se or 0) for _, estimate in points]
+    axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
+
+
+def open_circles(axes: Axes, points: Points, colour: str = BLUE, chosen: float | None = None) -> None:
+    """Means as open circles on a line, each with one standard error; the circle at ``chosen`` is filled."""
     axes.errorbar(
-        x,
-        [estimate.mean for estimate in estimates],
-        yerr=[estimate.se or 0 for estimate in estimates],
+        *_coordinates(points),
+        yerr=[estimate.se or 0 for _, estimate in points],
         color=colour,
         marker="o",
         markersize=3,
         markerfacecolor="white",
         elinewidth=0.8,
     )
+    for x, estimate in points:
+        if x == chosen:
+            axes.plot(x, estimate.mean, "o", color=colour, markersize=4, zorder=3)
+
+
+def _coordinates(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [estimate.mean for _, estimate in points]
 
 
 def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None:
-    """A logarithmic x axis with a tick at each of these ascending values, and its text where that leaves room."""
+    """A logarithmic x axis with a tick at each of the ascending values, labelled if there is room for the text."""
     axes.set_xscale("log")
     axes.minorticks_off()
-    shown: list[str] = []
-    last, before = 0.0, ""
+    labels: list[str] = []
+    last_value, last_text = 0.0, ""
     for value, text in zip(values, texts, strict=True):
-        room = math.log(value / last) / math.log(values[-1] / values[0]) if last else 1
-        shown.append(text if room > 0.04 + 0.02 * len(before + text) else "")
-        last, before = (value, text) if shown[-1] else (last, before)
-    axes.set_xticks(values, shown)
+        room = math.log(value / last_value) / math.log(values[-1] / values[0]) if last_value else 1
+        labels.append(text if room > 0.04 + 0.02 * len(last_text + text) else "")
+        last_value, last_text = (value, text) if labels[-1] else (last_value, last_text)
+    axes.set_xticks(values, labels)
 
 
 def from_zero(axes: Axes) -> None:
-    """Let the y axis, when all is drawn, begin at 0 and leave room for markers at the top."""
+    """Start the y axis at 0 and leave room for markers at the top. Call it after drawing."""
     axes.set_ylim(0, 1.03 * axes.get_ylim()[1])
 
 
 def name_axes(figure: Figure, x: str, y: str) -> None:
-    """Labels for all of a figure's panels."""
-    told = x.replace(": ", ":\u00a0")  # "dashed: ..." stays on one line
-    figure.supxlabel(textwrap.fill(told, round(15 * figure.get_figwidth())), fontsize=8)
+    """Common axis labels of all panels of a figure."""
+    unbroken = x.replace(": ", ":\u00a0")  # "dashed: ..." stays on one line
+    figure.supxlabel(textwrap.fill(unbroken, round(15 * figure.get_figwidth())), fontsize=8)
     figure.supylabel(y, fontsize=8)
 
 
 def title(row: Row) -> str:
-    """A row's label, with what is missing of it."""
-    return readable(f"{row.label} [{row.note}]" if row.note else row.label)
+    """A row's label, with its note if there is one, in words."""
+    return readable(row.title)
 
 
 def readable(label: str) -> str:
@@ -122,7 +158,13 @@ def f1(board: Board, row: Row) -> Estimate:
     return row.estimate("f1", board.error) or row.scores["f1"][0]
 
 
-def error(board: Board) -> str:
-    """What the error of a mean over the board's streams is."""
-    count = len(board.streams)
-    return f"± SE_stream over {count} streams" if count > 1 else "one stream: no error"
+def f1_error(board: Board) -> str:
+    """Name of the error that :func:`f1` has."""
+    return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "± SE_doc, one stream"
+
+
+def stream_error_name(*counts: int, kind: str = "") -> str:
+    """Name of the error of means over these numbers of streams; ``kind`` goes before the word "streams"."""
+    if max(counts) == 1:
+        return f"one {kind}stream: no error"
+    return f"± SE_stream over {' or '.join(str(count) for count in sorted(set(counts)))} {kind}streams"

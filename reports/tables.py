@@ -1,4 +1,4 @@
-"""The board as tables: JSON and CSV with every field, Markdown, LaTeX and the terminal with the columns to read."""
+"""Tables of a board: JSON and CSV with all fields; Markdown, LaTeX and the terminal with the columns for readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fields(row: Row, board: Board) -> dict[str, Any]:
-    """A row as flat fields, always the same ones; what it does not have is None. Errors are ``<score>_se_<kind>``."""
+    """A row as flat fields, the same in all rows; missing values are None. Errors are ``<score>_se_<kind>``."""
     flat: dict[str, Any] = {
         "method": row.method,
         "label": row.label,
@@ -49,9 +49,9 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
 def write(board: Board, out: Path) -> list[Path]:
     """Write ``leaderboard.json``, ``.csv``, ``.md`` and ``.tex`` under ``out``, atomically; returns their paths."""
     rows = [fields(row, board) for row in board.rows]
-    machine = out / "leaderboard.json"
+    json_path = out / "leaderboard.json"
     write_json(
-        machine,
+        json_path,
         {
             "protocol": board.protocol,
             "comparability": board.comparability,
@@ -66,31 +66,30 @@ def write(board: Board, out: Path) -> list[Path]:
     texts = {"leaderboard.csv": _csv(rows), "leaderboard.md": _markdown(board), "leaderboard.tex": _latex(board)}
     for name, text in texts.items():
         write_bytes(out / name, text.encode())
-    return [machine, *(out / name for name in texts)]
+    return [json_path, *(out / name for name in texts)]
 
 
 LABEL_WIDTH = 18
-"""Characters that a terminal too narrow for everything leaves to the labels, which fold."""
+"""Minimum width of the labels, in characters, on a narrow terminal; longer labels are folded."""
 DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "recall", "gain", "bits/byte", "s/doc", "token NLL")
-"""What a narrow terminal goes without, in this order; the files have it all."""
+"""Columns that a narrow terminal leaves out, in this order; the files have all of them."""
 
 
 def render(board: Board, width: int | None = None) -> Table:
-    """The board for a terminal ``width`` characters wide (default: this one's): columns are left out, never cut."""
+    """The board for a terminal of ``width`` characters (default: the current one). Columns are left out, never cut."""
     from rich.console import Console
 
     console = Console(width=width)
-    everything = columns(board)
-    for kept in range(len(DISPENSABLE), -1, -1):
-        gone = DISPENSABLE[: len(DISPENSABLE) - kept]
-        shown = [column for column in everything if column.heading not in gone]
-        table = _table(board, shown, left_out=len(everything) - len(shown))
-        if Console(width=1000).measure(table).minimum <= console.width:  # measured where nothing is squeezed
+    candidates = columns(board)
+    for count in range(len(DISPENSABLE) + 1):
+        selection = [column for column in candidates if column.heading not in DISPENSABLE[:count]]
+        table = _table(board, selection, left_out=len(candidates) - len(selection))
+        if Console(width=1000).measure(table).minimum <= console.width:  # measured at a width that squeezes nothing
             break
     return table
 
 
-def _table(board: Board, shown: Sequence[Column], left_out: int) -> Table:
+def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -98,19 +97,19 @@ def _table(board: Board, shown: Sequence[Column], left_out: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.title, table.title_justify = f"{board.experiment}: {board.dataset}, {board.model}", "left"
     more = f" {left_out} more column{'s' * (left_out > 1)} in leaderboard.md." if left_out else ""
-    table.caption = escape(caption(board, shown) + more)
-    for column in shown:
+    table.caption = escape(caption(board, selection) + more)
+    for column in selection:
         heading = "\n".join(column.heading.rsplit(" ", 1))
         cells = [heading, *map(column.cell, board.rows)]
-        needed = max(len(line) for text in cells for line in text.split("\n"))
-        if column is shown[0]:
-            table.add_column(heading, overflow="fold", min_width=min(needed, LABEL_WIDTH))
+        width = max(len(line) for text in cells for line in text.split("\n"))
+        if column is selection[0]:
+            table.add_column(heading, overflow="fold", min_width=min(width, LABEL_WIDTH))
         else:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=needed)
-    for before, row in zip([None, *board.rows], board.rows, strict=False):
-        if before is not None and row.control and not before.control:
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    for previous, row in zip([None, *board.rows], board.rows, strict=False):
+        if previous is not None and row.control and not previous.control:
             table.add_section()
-        cells = [escape(column.cell(row)) for column in shown]
+        cells = [escape(column.cell(row)) for column in selection]
         if row.leading:
             cells[:2] = [f"[bold]{cell}[/bold]" for cell in cells[:2]]
         table.add_row(*cells, style="dim" if row.control else "")
@@ -128,20 +127,20 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _markdown(board: Board) -> str:
-    shown = columns(board)
+    selection = columns(board)
     lines = [
         f"# {board.experiment}",
         "",
-        pipes([column.heading for column in shown]),
-        pipes(["---", *["---:"] * (len(shown) - 1)]),
+        pipes([column.heading for column in selection]),
+        pipes(["---", *["---:"] * (len(selection) - 1)]),
     ]
     for row in board.rows:
-        cells = [column.cell(row).replace("|", "\\|") for column in shown]
+        cells = [column.cell(row).replace("|", "\\|") for column in selection]
         cells[0] = f"*{cells[0]}*" if row.control else cells[0]
         if row.leading:
             cells[:2] = [f"**{cell}**" for cell in cells[:2]]
         lines.append(pipes(cells))
-    lines += ["", caption(board, shown), *(f"\n{remark}" for remark in board.remarks)]
+    lines += ["", caption(board, selection), *(f"\n{remark}" for remark in board.remarks)]
     return "\n".join(lines) + "\n"
 
 
@@ -151,19 +150,19 @@ def pipes(cells: Sequence[str]) -> str:
 
 
 def _latex(board: Board) -> str:
-    shown = columns(board)
+    selection = columns(board)
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"% {caption(board, shown)}",
-        f"\\begin{{tabular}}{{l{'r' * (len(shown) - 1)}}}",
+        f"% {caption(board, selection)}",
+        f"\\begin{{tabular}}{{l{'r' * (len(selection) - 1)}}}",
         "\\toprule",
-        _ampersands([_escape(column.heading) for column in shown]),
+        _ampersands([_escape(column.heading) for column in selection]),
         "\\midrule",
     ]
-    for before, row in zip([None, *board.rows], board.rows, strict=False):
-        if row.control and before is not None and not before.control:
+    for previous, row in zip([None, *board.rows], board.rows, strict=False):
+        if previous is not None and row.control and not previous.control:
             lines.append("\\midrule")
-        cells = [_escape(column.cell(row)) for column in shown]
+        cells = [_escape(column.cell(row)) for column in selection]
         if row.leading:
             cells[:2] = [f"\\textbf{{{cell}}}" for cell in cells[:2]]
         lines.append(_ampersands(cells))

@@ -1,4 +1,4 @@
-"""How methods weigh tokens: what the weights have to do with the facts that are asked about, as numbers and a table."""
+"""Token weights by method and their relation to the facts that questions are about, as numbers and a table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data.arms import apart
+from bench.data.arms import documents_per_reset
 from bench.files import write_bytes
-from bench.records.schema import TokenClass, TokenEvent
+from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
 from reports.board import Board
 from reports.rows import Row
@@ -26,150 +26,157 @@ CLASSES: tuple[TokenClass, ...] = ("fact", "name", "filler")
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokens of one stream with their weights, in order."""
+class StreamWeights:
+    """Token weights of one row on one stream, in order, with the class of each token."""
 
     weights: Sequence[float]
     classes: Sequence[TokenClass]
     pos: Sequence[str]
-    """Parts of speech, () where not all documents have them."""
-
-    @property
-    def mean(self) -> float:
-        """Mean weight."""
-        return sum(self.weights) / len(self.weights)
+    """Parts of speech; () unless all documents have them."""
 
     def of(self, kind: str) -> list[float]:
         """The weights of the tokens of a class or, in capitals, a part of speech."""
         kinds = self.classes if kind in CLASSES else self.pos
         return [weight for weight, other in zip(self.weights, kinds, strict=bool(kinds)) if other == kind]
 
+    def auc(self) -> float | None:
+        """Area under the ROC curve of the weights as a detector of fact tokens."""
+        return roc_auc(self.weights, [kind == "fact" for kind in self.classes])
+
+    def relative(self, kind: str) -> float | None:
+        """Mean weight of the tokens of a kind over the mean weight of all."""
+        of_kind, overall = mean(self.of(kind)), mean(self.weights)
+        return of_kind / overall if of_kind is not None and overall else None
+
+    def share(self, kind: str) -> float | None:
+        """Share of the total weight on tokens of a kind; None if there are none."""
+        weights, total = self.of(kind), sum(self.weights)
+        return sum(weights) / total if weights and total else None
+
 
 @dataclass(frozen=True)
-class Weighing:
-    """How one row of a board weighs tokens, by stream."""
+class RowWeights:
+    """Token weights of one row, by stream. Estimates are means over the streams that have the quantity."""
 
     row: Row
     events: Mapping[str, Sequence[TokenEvent]]
-    streams: Sequence[Tokens]
+    streams: Sequence[StreamWeights]
 
     def auc(self) -> Estimate | None:
-        """How well the weights tell tokens of facts from others."""
-        return _over(self.streams, lambda s: roc_auc(s.weights, [kind == "fact" for kind in s.classes]))
+        """Probability that a fact token has a larger weight than another token."""
+        return self._estimate(StreamWeights.auc)
 
     def mean(self) -> Estimate | None:
         """Mean weight of a token."""
-        return _over(self.streams, lambda s: s.mean)
+        return self._estimate(lambda stream: mean(stream.weights))
 
     def relative(self, kind: str) -> Estimate | None:
-        """Mean weight of the tokens of a class, or a part of speech, over that of all."""
-        return _over(self.streams, lambda s: _relative(s.of(kind), s.mean))
+        """Mean weight of the tokens of a class or part of speech over the mean weight of all."""
+        return self._estimate(lambda stream: stream.relative(kind))
 
     def share(self, kind: str) -> Estimate | None:
-        """Part of the whole weight that falls on such tokens, where there are any."""
-        return _over(self.streams, lambda s: sum(s.of(kind)) / sum(s.weights) if s.of(kind) and s.mean else None)
+        """Share of the total weight on tokens of a class or part of speech."""
+        return self._estimate(lambda stream: stream.share(kind))
 
     def frequency(self, kind: str) -> float:
-        """Part of the tokens that are such."""
-        return sum(len(stream.of(kind)) for stream in self.streams) / sum(
-            len(stream.weights) for stream in self.streams
-        )
+        """Fraction of the tokens that are of a class or part of speech."""
+        return sum(len(stream.of(kind)) for stream in self.streams) / self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens on all streams."""
+        return sum(len(stream.weights) for stream in self.streams)
+
+    def _estimate(self, value: Callable[[StreamWeights], float | None]) -> Estimate | None:
+        values = [number for stream in self.streams if (number := value(stream)) is not None]
+        return stream_error(values) if values else None
 
 
-def weighings(board: Board, runs: Path) -> list[Weighing]:
-    """Those of the board's rows whose method weighs tokens.
+def row_weights(board: Board, runs: Path) -> list[RowWeights]:
+    """The token weights of the board's rows, for methods that weight tokens.
 
     Raises:
-        BenchError: the token events of a run are missing or torn.
+        BenchError: the token events of a run are missing or damaged.
     """
-    found = []
+    all_weights = []
     for row in board.rows:
-        if apart(row.arm):
-            continue  # each document as the stream's first one
+        if documents_per_reset(row.arm):
+            continue  # there every document is weighted as the first of a stream
         events: dict[str, list[TokenEvent]] = defaultdict(list)
         for record in sorted(row.records, key=lambda record: (record.spec.stream, record.spec.seed)):
-            if some := read_tokens(runs, record.id):
-                events[record.spec.stream] += some
+            if token_events := read_tokens(runs, record.id):
+                events[record.spec.stream] += token_events
         if events:
-            found.append(Weighing(row, dict(events), [_tokens(some) for some in events.values()]))
-    return found
+            streams = [_stream_weights(stream_events) for stream_events in events.values()]
+            all_weights.append(RowWeights(row, dict(events), streams))
+    return all_weights
 
 
 def write(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Write the table of the board's weighings, or remove one that has none any more; returns the files written."""
-    found = weighings(board, runs)
-    if not found:
+    """Write the table of token weights, or remove an old one if there are none; returns the files written."""
+    all_weights = row_weights(board, runs)
+    if not all_weights:
         for name in FILES:
             (out / name).unlink(missing_ok=True)
         return []
-    texts = {"token_weights.md": _markdown(board, found), "token_weights.csv": _csv(found)}
+    texts = {"token_weights.md": _markdown(board, all_weights), "token_weights.csv": _csv(all_weights)}
     for name, text in texts.items():
         write_bytes(out / name, text.encode())
     return [out / name for name in texts]
 
 
-def _tokens(events: Sequence[TokenEvent]) -> Tokens:
-    return Tokens(
+def _stream_weights(events: Sequence[TokenEvent]) -> StreamWeights:
+    return StreamWeights(
         weights=[weight for event in events for weight in event.weights],
         classes=[kind for event in events for kind in event.classes],
         pos=[tag for event in events for tag in event.pos or ()] if all(event.pos for event in events) else (),
     )
 
 
-def _over(streams: Sequence[Tokens], value: Callable[[Tokens], float | None]) -> Estimate | None:
-    values = [found for found in map(value, streams) if found is not None]
-    return stream_error(values) if values else None
-
-
-def _relative(weights: Sequence[float], mean: float) -> float | None:
-    return sum(weights) / len(weights) / mean if weights and mean else None
-
-
-COLUMNS: Mapping[str, Callable[[Weighing], Estimate | None]] = {
-    "AUC": Weighing.auc,
-    **{kind: functools.partial(Weighing.relative, kind=kind) for kind in CLASSES},
-    "share on facts": functools.partial(Weighing.share, kind="fact"),
-    "mean weight": Weighing.mean,
+COLUMNS: Mapping[str, Callable[[RowWeights], Estimate | None]] = {
+    "AUC": RowWeights.auc,
+    **{kind: functools.partial(RowWeights.relative, kind=kind) for kind in CLASSES},
+    "share on facts": functools.partial(RowWeights.share, kind="fact"),
+    "mean weight": RowWeights.mean,
 }
-"""What the table says of a weighing, by heading."""
+"""Columns of the table, by heading."""
 
 
-def _markdown(board: Board, found: Sequence[Weighing]) -> str:
-    shown = [name for name, value in COLUMNS.items() if any(map(value, found))]
-    rows = [
-        [weighing.row.label.replace("|", "\\|"), *(str(COLUMNS[name](weighing) or "") for name in shown)]
-        for weighing in found
-    ]
-    head = [["method", *shown], ["---", *["---:"] * len(shown)]]
-    return "\n".join(["# Token weights", "", *map(pipes, head + rows), "", _caption(board, found, shown)]) + "\n"
+def _markdown(board: Board, all_weights: Sequence[RowWeights]) -> str:
+    headings = [heading for heading, value in COLUMNS.items() if any(map(value, all_weights))]
+    lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
+    for weights in all_weights:
+        cells = [str(COLUMNS[heading](weights) or "") for heading in headings]
+        lines.append([weights.row.label.replace("|", "\\|"), *cells])
+    return "\n".join(["# Token weights", "", *map(pipes, lines), "", _caption(board, all_weights, headings)]) + "\n"
 
 
-def _caption(board: Board, found: Sequence[Weighing], shown: Sequence[str]) -> str:
-    streams, kinds = len(board.streams), ", ".join(kind for kind in CLASSES if kind in shown)
-    documents = max(len(events) for weighing in found for events in weighing.events.values())
+def _caption(board: Board, all_weights: Sequence[RowWeights], headings: Sequence[str]) -> str:
+    streams, kinds = len(board.streams), ", ".join(kind for kind in CLASSES if kind in headings)
+    documents = max(len(events) for weights in all_weights for events in weights.events.values())
+    facts = f"{all_weights[0].frequency('fact'):.1%}"
     sentences = [
         f"{board.dataset}, {board.model}.",
-        f"Errors are SE_stream over {streams} streams." if streams > 1 else "One stream leaves no SE_stream.",
-        f"Of each stream of {board.streams[0].rpartition('-')[0]} the first {documents} documents.",
-        "AUC: how often a token of a fact that is asked about weighs more than another one (0.5 is chance).",
-        f"{kinds}: mean weight of such tokens, that of all tokens being 1.",
-        f"share on facts: of all weight, where {found[0].frequency('fact'):.1%} of the tokens are of facts.",
+        f"Errors are SE_stream over {streams} streams." if streams > 1 else "With one stream there is no SE_stream.",
+        f"Tokens are from the first {documents} documents of each {board.streams[0].rpartition('-')[0]} stream.",
+        "AUC: probability that a token of a fact asked about has a larger weight than another token (0.5 is chance).",
+        f"{kinds}: mean weight of these tokens, relative to the mean weight of all tokens.",
+        f"share on facts: share of the total weight; {facts} of the tokens belong to facts.",
     ]
-    return " ".join(text for text in sentences if text.partition(":")[0] not in COLUMNS.keys() - set(shown))
+    return " ".join(text for text in sentences if text.partition(":")[0] not in COLUMNS.keys() - set(headings))
 
 
-def _csv(found: Sequence[Weighing]) -> str:
-    rows: list[dict[str, Any]] = []
-    for weighing in found:
-        tokens = sum(len(stream.weights) for stream in weighing.streams)
-        flat = {"method": weighing.row.method, "label": weighing.row.label, "streams": len(weighing.streams)}
-        flat |= {"config": json.dumps(weighing.row.config, sort_keys=True), "tokens": tokens}
-        for name, value in COLUMNS.items():
-            key, estimate = name.lower().replace(" ", "_"), value(weighing)
+def _csv(all_weights: Sequence[RowWeights]) -> str:
+    lines: list[dict[str, Any]] = []
+    for weights in all_weights:
+        flat = {"method": weights.row.method, "label": weights.row.label, "streams": len(weights.streams)}
+        flat |= {"config": json.dumps(weights.row.config, sort_keys=True), "tokens": weights.tokens}
+        for heading, value in COLUMNS.items():
+            key, estimate = heading.lower().replace(" ", "_"), value(weights)
             flat |= {key: estimate and estimate.mean, f"{key}_se_stream": estimate and estimate.se}
-        rows.append(flat)
+        lines.append(flat)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(buffer, lines[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(lines)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms: tiny checkpoints in each architecture's own format, and where real data may lie."""
+"""Fixtures shared by all tests: tiny checkpoints in each architecture's own format, and the folder of real data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other make tiny models many times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more threads, tiny models are many times slower
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ TEXT = (
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real data beside the checkout; tests that need it are skipped where it is absent."""
+    """Folder of real data next to the checkout. Tests that need it are skipped if it is absent."""
     if not REAL_DATA.is_dir():
-        pytest.skip("needs real data in ../shared/data beside the checkout")
+        pytest.skip("needs real data in ../shared/data, next to the checkout")
     return REAL_DATA
 
 
@@ -60,7 +60,7 @@ def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # far from uniform, so that greedy answers are long and no two logits nearly tie
+    with torch.no_grad():  # far from uniform: greedy answers are long, and no two logits almost tie
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(8)
@@ -71,7 +71,7 @@ def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint of every supported style."""
+    """A tiny checkpoint of each supported architecture."""
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
 
@@ -83,16 +83,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def splits_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The splits that are read from here on, each as often as it is; none of them has been read before."""
+    """The splits that are read from now on, one entry per reading. All caches of splits start empty."""
     from bench.data import reader
+    from bench.run import inputs
 
-    read: list[str] = []
+    splits: list[str] = []
     load_split = reader.load_split
 
-    def counted(*given: Any) -> Any:
-        read.append(given[1])
-        return load_split(*given)
+    def record(recipe: Any, split: str, *arguments: Any) -> Any:
+        splits.append(split)
+        return load_split(recipe, split, *arguments)
 
-    monkeypatch.setattr(reader, "load_split", counted)
-    reader._read_once.cache_clear()
-    return read
+    monkeypatch.setattr(reader, "load_split", record)
+    for cache in (reader.split_entries, reader.split_hash, inputs.inputs_of):
+        cache.cache_clear()
+    return splits

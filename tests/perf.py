@@ -1,6 +1,7 @@
-"""Throughput of the harness against bare loops that do the same work, measured in one process: ``make perf``.
+"""Throughput of the harness and of bare loops that do the same work, measured in one process: ``make perf``.
 
-Prints ratios, which hold better than seconds on a busy machine; each is the median over repetitions taken in turn.
+Prints ratios, which depend less on the load of the machine than seconds do. Each is the median over repetitions, in
+which the two loops take turns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from bench.answering.answers import answer
 from bench.answering.decoding import Decoding
-from bench.answering.prompts import prompts
+from bench.answering.prompts import build_prompts
 from bench.contract import registry
 from bench.contract.method import Conditioning, Method
 from bench.data import recipe, streams
@@ -43,12 +44,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(
-    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = REPEATS
+def compare(
+    ours: Callable[[], object], baseline: Callable[[], object], repeats: int = REPEATS
 ) -> tuple[float, float, float]:
-    """Median seconds of both, and the median over pairs of theirs / ours (above 1: ours is faster)."""
-    ours(), theirs()  # warm-up
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    """Median seconds of both, and the median over pairs of baseline / ours (above 1: ours is faster)."""
+    ours(), baseline()  # warm-up
+    pairs = [(seconds(ours), seconds(baseline)) for _ in range(repeats)]
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
@@ -57,7 +58,7 @@ def in_turn(
 
 
 def uniform_through_the_harness(lm: BaseModel, stream: Stream) -> None:
-    """Documents per second of ``uniform`` in the harness against the same Adam steps in a bare PyTorch loop."""
+    """Documents per second of ``uniform`` in the harness, and of the same Adam steps in a bare PyTorch loop."""
     kind = registry.load_method("uniform")
     documents = [entry.document for entry in stream.entries[:DOCUMENTS]]
 
@@ -73,67 +74,67 @@ def uniform_through_the_harness(lm: BaseModel, stream: Stream) -> None:
             cross_entropy(lm.model(input_ids=ids[:, :-1]).logits[0], ids[0, 1:]).backward()
             optimizer.step()
 
-    ours, theirs, ratio = in_turn(harness, bare)
+    ours, baseline, ratio = compare(harness, bare)
     print(f"uniform through the harness   {DOCUMENTS / ours:8.1f} documents/s")
-    print(f"the same steps in a bare loop {DOCUMENTS / theirs:8.1f} documents/s   ratio {ratio:.2f} (goal 0.9)")
+    print(f"the same steps in a bare loop {DOCUMENTS / baseline:8.1f} documents/s   ratio {ratio:.2f} (goal 0.9)")
 
 
 def batched_answering(lm: BaseModel, stream: Stream) -> None:
-    """Questions per second of batched answering against ``generate`` on one question at a time."""
+    """Questions per second of batched answering, and of ``generate`` on one question at a time."""
     lm.restore()
     questions = [gold.question for entry in stream.entries for gold in entry.questions][:QUESTIONS]
     stops = sorted(lm.newline_ids | {lm.eos_id})
 
     def ours() -> None:
-        answer(lm, prompts(lm, questions, Conditioning(), 16), Decoding())
+        answer(lm, build_prompts(lm, questions, Conditioning(), 16), Decoding())
 
     def one_by_one() -> None:
         for question in questions:
             ids = lm.tokenizer(f"{lm.tokenizer.bos_token}{question.text}", return_tensors="pt")
             lm.model.generate(**ids, max_new_tokens=16, do_sample=False, eos_token_id=stops, pad_token_id=lm.eos_id)
 
-    batched, single, ratio = in_turn(ours, one_by_one)
+    batched, single, ratio = compare(ours, one_by_one)
     print(f"batched answering             {QUESTIONS / batched:8.1f} questions/s")
     print(f"generate, one by one          {QUESTIONS / single:8.1f} questions/s   ratio {ratio:.2f} (goal 5)")
 
 
 def meta_training(lm: BaseModel, stream: Stream) -> None:
-    """One micro-step of camels against the same gradient with every text padded, and the authors' logging passes.
+    """One micro-step of camels, and the same gradient with every text padded and with the authors' logging passes.
 
-    Their code pads documents to 1,024 tokens and questions to 128, and per micro-step runs three more forward passes
+    Their code pads documents to 1,024 tokens and questions to 128. Per micro-step it runs three more forward passes
     that only serve the log, two of them over all documents.
     """
     lm.restore()
     kind = registry.load_method("camels")
-    plan = kind.Config(training={"inner_rate": 0.1, "episodes_per_step": UNROLL, "reset_every": UNROLL})
-    method: Any = kind(lm, plan)
-    sized = [e for e in stream.entries if 80 <= len(lm.encode(e.document.text)) <= 130][: UNROLL + 1]
-    chosen = episodes(sized)
-    found: dict[str, list[Tensor]] = {}
+    config = kind.Config(training={"inner_rate": 0.1, "episodes_per_step": UNROLL, "reset_every": UNROLL})
+    method: Any = kind(lm, config)
+    entries = [e for e in stream.entries if 80 <= len(lm.encode(e.document.text)) <= 130][: UNROLL + 1]
+    batch = episodes(entries)
+    gradients: dict[str, list[Tensor]] = {}
 
-    def gradients(name: str, work: Callable[[], object]) -> Callable[[], None]:
+    def recording(name: str, work: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
             method.weigher.zero_grad(set_to_none=True)
             work()
-            found[name] = [p.grad for p in method.weigher.parameters() if p.grad is not None]
+            gradients[name] = [p.grad for p in method.weigher.parameters() if p.grad is not None]
 
         return run
 
     def padded() -> None:
         with twice_differentiable(lm):
-            _padded_micro_step(lm, method, chosen)
+            _padded_micro_step(lm, method, batch)
 
-    ours = gradients("ours", lambda: method.outer_step(chosen[:UNROLL], chosen[UNROLL:]))
-    fast, slow, ratio = in_turn(ours, gradients("padded", padded), repeats=3)
-    for one, other in zip(found["ours"], found["padded"], strict=True):
+    ours = recording("ours", lambda: method.outer_step(batch[:UNROLL], batch[UNROLL:]))
+    fast, slow, ratio = compare(ours, recording("padded", padded), repeats=3)
+    for one, other in zip(gradients["ours"], gradients["padded"], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-9)
     print(f"meta-training of camels       {UNROLL / fast:8.2f} documents/s")
     print(f"padded, with logging passes   {UNROLL / slow:8.2f} documents/s   ratio {ratio:.1f} (goal 10)")
 
 
-def _padded_micro_step(lm: BaseModel, method: Any, chosen: Sequence[Episode]) -> None:
-    """What ``outer_step`` does for one micro-step, the straightforward way."""
-    plan = method.config.training
+def _padded_micro_step(lm: BaseModel, method: Any, batch: Sequence[Episode]) -> None:
+    """One micro-step of ``outer_step``, written the straightforward way."""
+    training = method.config.training
 
     def rows(texts: Sequence[Tensor], length: int) -> Tensor:
         return torch.stack([pad(ids, (0, length - len(ids)), value=lm.eos_id) for ids in texts])
@@ -142,27 +143,27 @@ def _padded_micro_step(lm: BaseModel, method: Any, chosen: Sequence[Episode]) ->
         logits = functional_call(lm.model, dict(parameters), (), {"input_ids": ids[:, :-1], "use_cache": False}).logits
         return cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
-    batches = [lm.tokens(episode.document) for episode in chosen]
+    batches = [lm.tokens(episode.document) for episode in batch]
     documents = rows([torch.cat([b.context_ids, b.token_ids]) for b in batches], 1024)
     begin, end = torch.tensor([lm.bos_id]), torch.tensor([lm.eos_id])
-    asked, answered = [], []
-    for episode in chosen[:UNROLL]:
+    sequences, masks = [], []
+    for episode in batch[:UNROLL]:
         for question, answers in zip(episode.questions, episode.answers, strict=True):
             head = torch.cat([begin, lm.encode(question.text)])
             ending = torch.cat([lm.encode(" " + min(answers, key=len)), end])
-            asked.append(torch.cat([head, ending]))
-            answered.append(pad(torch.ones(len(ending)), (len(head) - 1, 128 - len(head) - len(ending))))
-    questions, mask = rows(asked, 128), torch.stack(answered)
+            sequences.append(torch.cat([head, ending]))
+            masks.append(pad(torch.ones(len(ending)), (len(head) - 1, 128 - len(head) - len(ending))))
+    questions, mask = rows(sequences, 128), torch.stack(masks)
     weights = [method.weigher(row)[1:] for row in documents[:UNROLL]]
     theta: dict[str, Tensor] = {n: p.detach().requires_grad_() for n, p in lm.model.named_parameters()}
     before = theta
     with torch.no_grad():
         nll(before, documents[:UNROLL]), nll(before, questions)
-    for i, batch in enumerate(batches[:UNROLL]):
-        real = (torch.arange(1023) < len(batch)).float()
-        loss = (nll(theta, documents[i : i + 1])[0] * weights[i] * real).sum() / len(batch)
+    for i, tokens in enumerate(batches[:UNROLL]):
+        unpadded = (torch.arange(1023) < len(tokens)).float()
+        loss = (nll(theta, documents[i : i + 1])[0] * weights[i] * unpadded).sum() / len(tokens)
         slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
-        theta = {n: p - plan.inner_rate * s for (n, p), s in zip(theta.items(), slopes, strict=True)}
+        theta = {n: p - training.inner_rate * s for (n, p), s in zip(theta.items(), slopes, strict=True)}
     with torch.no_grad():
         nll(theta, documents[:UNROLL])
     outer = (nll(theta, questions) * mask).sum() / mask.sum()
@@ -171,11 +172,11 @@ def _padded_micro_step(lm: BaseModel, method: Any, chosen: Sequence[Episode]) ->
     with torch.no_grad():
         reference = functional_call(lm.model, before, (), other).logits[0].log_softmax(-1)
     kl = (reference.exp() * (reference - after)).sum(-1)[: len(batches[UNROLL]) + 1].mean()
-    (outer + plan.locality * kl).backward(inputs=[p for p in method.weigher.parameters() if p.requires_grad])
+    (outer + training.locality * kl).backward(inputs=[p for p in method.weigher.parameters() if p.requires_grad])
 
 
 def reused_scoring(lm: BaseModel, stream: Stream) -> None:
-    """Tokens per second of dynamic_evaluation against the same segments scored, and then trained on, in two passes."""
+    """Tokens per second of dynamic_evaluation, and of scoring and training on the same segments in two passes."""
     kind = registry.load_method("dynamic_evaluation")
     text = " ".join(entry.document.text for entry in stream.entries[:15])
     documents = [Document("long", text)]
@@ -185,11 +186,11 @@ def reused_scoring(lm: BaseModel, stream: Stream) -> None:
     class Twice(kind):  # type: ignore[misc, valid-type]
         learns_from_scoring = False
 
-    def through(method: type[Method]) -> Callable[[], None]:
+    def pass_with(method: type[Method]) -> Callable[[], None]:
         config = kind.Config(learning_rate=RATE)
         return lambda: Loop(method(lm, config), (), documents, segment_tokens=size).run()
 
-    once, twice, ratio = in_turn(through(kind), through(Twice))
+    once, twice, ratio = compare(pass_with(kind), pass_with(Twice))
     print(f"dynamic evaluation            {tokens / once:8.0f} tokens/s")
     print(f"scored, then trained          {tokens / twice:8.0f} tokens/s      ratio {ratio:.2f} (goal 1.3)")
 
@@ -199,10 +200,10 @@ MEMORIES = ("generative_adapter", "cmt", "mac", "mbc")
 
 
 def memories(lm: BaseModel, stream: Stream) -> None:
-    """Documents and questions per second of untrained memories, and bytes of their state, by documents held.
+    """Documents and questions per second of untrained memories, and bytes of their state, by number of documents held.
 
-    They are as the default board has them. The first documents are observed; the rest of a large bank is made of
-    entries that were, with a little noise, since what is in them does not change the time.
+    Their settings are those of the default board. The first documents are observed. The rest of a large bank is made of
+    copies of their entries with a little noise, because the content does not change the time.
     """
     configs = {plan.name: plan.config for plan in experiment.load("default").methods}
     questions = [gold.question for entry in stream.entries for gold in entry.questions][:QUESTIONS]
@@ -214,23 +215,23 @@ def memories(lm: BaseModel, stream: Stream) -> None:
             method.reset()
             observing = seconds(lambda method=method: [method.observe(document) for document in documents])
             _fill(method, size)
-            answering = min(seconds(lambda method=method: _asked(method, questions)) for _ in range(3))
+            answering = min(seconds(lambda method=method: _answer(method, questions)) for _ in range(3))
             more = [Document(f"more {i}", f"{document.text} {i}") for i, document in enumerate(documents[:20])]
             held = seconds(lambda method=method, more=more: [method.observe(document) for document in more])
             print(
-                f"{name:<20} {size:>6} documents: {DOCUMENTS / observing:6.0f} documents/s from the first on, "
-                f"{len(more) / held:6.0f} from there; {QUESTIONS / answering:7.0f} questions/s; "
+                f"{name:<20} {size:>6} documents: {DOCUMENTS / observing:6.0f} documents/s into an empty bank, "
+                f"{len(more) / held:6.0f} into a full one; {QUESTIONS / answering:7.0f} questions/s; "
                 f"{state_bytes(method):>11,} bytes"
             )
         method.reset()
 
 
-def _asked(method: Any, questions: Sequence[Question]) -> None:
-    answer(method.lm, prompts(method.lm, questions, method.condition(questions), 16), Decoding())
+def _answer(method: Any, questions: Sequence[Question]) -> None:
+    answer(method.lm, build_prompts(method.lm, questions, method.condition(questions), 16), Decoding())
 
 
 def _fill(method: Any, size: int) -> None:
-    """Bring a bank to ``size`` entries by repeating what it holds."""
+    """Fill a bank to ``size`` entries with copies of those that it holds."""
     if isinstance(method, MemoryMethod):
         held = len(method.entries)
         for i in range(held, size):
@@ -244,12 +245,12 @@ def _fill(method: Any, size: int) -> None:
 
 
 def top_k(lm: BaseModel, stream: Stream) -> None:
-    """Questions per second of ``cmt`` over 10,000 documents, the best k aggregated against all of them."""
+    """Questions per second of ``cmt`` over 10,000 documents, with the best k or all of them aggregated."""
     plan = next(plan for plan in experiment.load("default").methods if plan.name == "cmt")
     kind = registry.load_method("cmt")
     questions = [gold.question for entry in stream.entries for gold in entry.questions][:16]
 
-    def asking(k: int | None) -> Callable[[], object]:
+    def answer_with(k: int | None) -> Callable[[], object]:
         method: Any = kind(lm, kind.Config(**{**plan.config, "k": k}))
         method.reset()
         for entry in stream.entries[:DOCUMENTS]:
@@ -258,7 +259,7 @@ def top_k(lm: BaseModel, stream: Stream) -> None:
         return lambda: method.condition(questions)
 
     k = plan.config["k"]
-    best, everything, ratio = in_turn(asking(k), asking(None), repeats=3)
+    best, everything, ratio = compare(answer_with(k), answer_with(None), repeats=3)
     print(f"cmt, the best {k} of 10,000     {len(questions) / best:8.1f} questions/s")
     print(f"cmt, all 10,000               {len(questions) / everything:8.1f} questions/s   ratio {ratio:.1f}")
 

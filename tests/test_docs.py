@@ -1,4 +1,4 @@
-"""What the documentation says: its commands run, its examples work, and the default board shows the signal it must."""
+"""The documentation: its commands run, its examples work, its links and paths exist, and the board shows the signal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,13 @@ from reports import plots
 from tests.conftest import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
+PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
+FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")
+SUFFIXES = {".cff", ".csv", ".json", ".jsonl", ".md", ".png", ".py", ".toml", ".txt", ".yaml"}
+CREATED = {"out/", "runs/", "methods/recency.py", "my_squad.json", "small.yaml"}
+"""Paths that exist only after the commands of the pages have run."""
 OFF_THE_BOARD = {"dense_retrieval", "full_context"}
-"""Two of no use to a small base: docs/methods.md says why."""
+"""Methods that are of no use to a small base; docs/methods.md says why."""
 IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
 SQUAD = {
     "data": [
@@ -44,7 +50,7 @@ SQUAD = {
 
 
 def commands(page: str) -> Iterator[str]:
-    """Every line of every bash block of a page."""
+    """The commands in the bash blocks of a page."""
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
         for line in block.splitlines():
             command = line.split("  #")[0].split("    #")[0].strip()
@@ -53,16 +59,68 @@ def commands(page: str) -> Iterator[str]:
 
 
 def block(marker: str) -> str:
-    """The block of CONTRIBUTING.md that stands under a marker."""
+    """The block of CONTRIBUTING.md after a marker."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.search(rf"( *)<!-- {re.escape(marker)} -->\n\s*```\w+\n(.*?)```", text, flags=re.DOTALL)
-    assert found is not None, marker
-    return "\n".join(line.removeprefix(found[1]) for line in found[2].splitlines())
+    match = re.search(rf"( *)<!-- {re.escape(marker)} -->\n\s*```\w+\n(.*?)```", text, flags=re.DOTALL)
+    assert match is not None, marker
+    return "\n".join(line.removeprefix(match[1]) for line in match[2].splitlines())
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """The relative links of a page's text to files that do not exist."""
+    targets = (target.partition("#")[0] for target in re.findall(r"\]\(([^()\s]+)\)", prose(text)))
+    relative = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    return [target for target in relative if not (ROOT / page).parent.joinpath(target).exists()]
+
+
+def missing_paths(page: str, text: str) -> list[str]:
+    """The files, folders and modules of the project that a page's text names in backticks and that do not exist.
+
+    A name is looked for in the root, beside the page, and in the folders that its table row or paragraph names.
+    ``<...>`` in a name stands for anything.
+    """
+    missing = []
+    for passage in re.split(r"\n\s*\n|\n(?=\|)", prose(text)):
+        names = [name for name in re.findall(r"`([^`\s]+)`", passage) if name not in CREATED]
+        homes = [ROOT, (ROOT / page).parent, *(ROOT / name for name in names if name.endswith("/"))]
+        for name in names:
+            if re.fullmatch(r"(bench|methods|reports)(\.\w+)+", name) and Path(name).suffix not in SUFFIXES:
+                exists = is_module_or_member(name)
+            elif is_path(name):
+                pattern = re.sub(r"<\w+>", "*", name.rstrip("/"))
+                exists = any(any(home.glob(pattern)) for home in homes)
+                exists = exists or ("/" not in name and any(any(home.rglob(name)) for home in homes[2:]))
+            else:
+                exists = True
+            if not exists:
+                missing.append(name)
+    return missing
+
+
+def prose(text: str) -> str:
+    """A page's text without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def is_path(name: str) -> bool:
+    """True if a name in backticks looks like a file or a folder of the project."""
+    if not re.fullmatch(r"[\w.<>-]+(/[\w.<>-]+)*/?", name):
+        return False
+    return name.endswith("/") or name.split("/")[0] in FOLDERS or Path(name).suffix in SUFFIXES
+
+
+def is_module_or_member(name: str) -> bool:
+    """True if a dotted name is a module of the project, or a name in one."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return True
+    module, _, member = name.rpartition(".")
+    return (ROOT.joinpath(*module.split(".")).with_suffix(".py")).is_file() and hasattr(import_module(module), member)
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git would clone, with the files that the examples of README.md and CONTRIBUTING.md name."""
+    """A copy of what git would clone, and the files that the examples of README.md and CONTRIBUTING.md use."""
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
@@ -82,9 +140,9 @@ def run(command: str, folder: Path) -> str:
     words = shlex.split(command)
     if words[0] == "python":
         words[0] = sys.executable
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    process = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=1800)
+    assert process.returncode == 0, f"{command}\n{process.stdout[-3000:]}\n{process.stderr[-3000:]}"
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +175,7 @@ def test_the_default_board_shows_the_signal(default_board: dict[tuple[str, str],
 
 
 @pytest.mark.slow
-def test_every_adaptation_method_stands_on_the_default_board(
+def test_every_adaptation_method_is_on_the_default_board(
     default_board: dict[tuple[str, str], dict[str, float]],
 ) -> None:
     rows = [row for (_, arm), row in default_board.items() if arm == "stream"]
@@ -127,7 +185,7 @@ def test_every_adaptation_method_stands_on_the_default_board(
 
 
 @pytest.mark.slow
-def test_memories_answer_from_what_they_hold(
+def test_memories_answer_from_their_documents(
     default_board: dict[tuple[str, str], dict[str, float]], clone: Path
 ) -> None:
     closed, gold, bm25 = (default_board[name, "stream"]["f1"] for name in ("closed_book", "gold_in_prompt", "bm25"))
@@ -150,11 +208,13 @@ def test_memories_answer_from_what_they_hold(
 
 
 @pytest.mark.slow
-def test_meta_learned_weights_find_the_facts_and_pay(
+def test_meta_learned_weights_find_the_facts_and_raise_f1(
     default_board: dict[tuple[str, str], dict[str, float]], clone: Path
 ) -> None:
     camels = default_board["camels", "stream"]
-    assert camels["f1_vs_reference"] >= 2 * camels["f1_vs_reference_se_stream"] > 0, "above uniform, paired"
+    assert camels["f1_vs_reference"] >= 2 * camels["f1_vs_reference_se_stream"] > 0, (
+        "not above uniform in the paired comparison"
+    )
     experiment = yaml.safe_load((clone / "bench" / "experiments" / "token-weights.yaml").read_text())
     plans = [plan for plan in experiment["methods"] if isinstance(plan, dict) and plan["name"] == "camels"]
     experiment["methods"] = [plan for plan in plans if plan.get("config", {}).get("control") in (None, "shuffled")]
@@ -162,7 +222,9 @@ def test_meta_learned_weights_find_the_facts_and_pay(
     run("python run_bench.py run controls.yaml --out controls", clone)
     rows = {row["label"]: row for row in json.loads((clone / "controls" / "leaderboard.json").read_text())["rows"]}
     shuffled = rows["camels (control=shuffled)"]
-    assert camels["f1"] - shuffled["f1"] > 0.5 * camels["f1_vs_reference"], "in another order the gain is lost"
+    assert camels["f1"] - shuffled["f1"] > 0.5 * camels["f1_vs_reference"], (
+        "weights in random order keep too much of the gain"
+    )
     with (clone / "controls" / "token_weights.csv").open() as file:
         areas = {row["label"]: float(row["auc"]) for row in csv.DictReader(file)}
     assert areas["camels"] >= 0.9
@@ -170,18 +232,21 @@ def test_meta_learned_weights_find_the_facts_and_pay(
 
 
 @pytest.mark.slow
-def test_the_readme_shows_the_board_that_the_default_gives(
-    default_board: dict[tuple[str, str], dict[str, float]],
+def test_the_readme_shows_the_default_board(
+    default_board: dict[tuple[str, str], dict[str, float]], clone: Path
 ) -> None:
-    shown = re.search(r"<!-- board -->\n(.*?)<!-- /board -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert shown is not None
+    board = re.search(r"<!-- board -->\n(.*?)<!-- /board -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert board is not None
     rows = {
         cells[0].strip(" *"): cells[1].strip(" *")
-        for cells in (line.strip("|").split("|") for line in shown[1].splitlines() if line.startswith("|"))
+        for cells in (line.strip("|").split("|") for line in board[1].splitlines() if line.startswith("|"))
     }
     for row in default_board.values():
         printed = float(rows[str(row["label"])].split("±")[0])
-        assert printed == pytest.approx(row["f1"], abs=0.02), f"the README's F1 of {row['label']} is not this one"
+        assert printed == pytest.approx(row["f1"], abs=0.02), f"the README has another F1 of {row['label']}"
+    table = (clone / "out" / "leaderboard.md").read_text()
+    (caption,) = (line for line in table.splitlines() if line.startswith("newsworld, nano."))
+    assert caption in board[1].splitlines()
 
 
 @pytest.mark.slow
@@ -196,6 +261,44 @@ def test_every_command_of_the_page_runs(
         run(command, clone)
         if command == "python run_bench.py new method recency":
             (clone / "methods" / "recency.py").write_text(block("plug-in: recency"))
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PATHS)
+def test_every_link_and_path_of_the_page_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert broken_links(page, text) == []
+    assert missing_paths(page, text) == []
+
+
+def test_every_link_of_the_other_pages_exists() -> None:
+    pages = [ROOT / "CHANGELOG.md", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
+    broken = {
+        str(path.relative_to(ROOT)): broken_links(str(path.relative_to(ROOT)), path.read_text()) for path in pages
+    }
+    assert {page: links for page, links in broken.items() if links} == {}
+    assert {"bench/models/nano/README.md", "datasets/README.md"} <= broken.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "link", "path"),
+    [
+        ("see [the card](models/nano/README.md)", ["models/nano/README.md"], []),
+        ("see [the card](bench/models/nano/README.md#formats) and [PEP 8](https://peps.python.org/pep-0008/)", [], []),
+        ("read `bench/meta.py` and `bench/contract/method.py`", [], ["bench/meta.py"]),
+        (
+            "in `bench/rooms/` or in `bench/models/nano` or `bench/models/micro`",
+            [],
+            ["bench/rooms/", "bench/models/micro"],
+        ),
+        ("| `bench/data/` | `reader.py`, `method.py` |\n| `bench/contract/` | `method.py` |", [], ["method.py"]),
+        ("a `dataset.yaml` below `datasets/`, streams in `datasets/<name>/streams/<split>-<n>-<k>.json`", [], []),
+        ("`bench.meta` and `bench.contract.meta_training`, `bench.contract.method.Method`", [], ["bench.meta"]),
+        ("`python run_bench.py run small.yaml` writes `out/`; `key/value`, `MetaTrained`, `lm.scored`", [], []),
+        ("```bash\ncat `bench/meta.py`\n```", [], []),
+    ],
+)
+def test_a_broken_link_or_path_is_noticed(text: str, link: list[str], path: list[str]) -> None:
+    assert (broken_links("README.md", text), missing_paths("README.md", text)) == (link, path)
 
 
 def test_the_page_of_methods_has_a_row_for_each() -> None:

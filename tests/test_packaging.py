@@ -70,7 +70,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What make needs of a checkout."""
+    """The files of a checkout that make needs."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml", ".ci/run"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

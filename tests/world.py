@@ -1,4 +1,4 @@
-"""A data set of a few documents, a method for each way to fail, and an executor that runs in this process."""
+"""A dataset of a few documents, one method per kind of failure, and an executor that runs in this process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Raises(Method):
     name = "raises"
     paper = "none"
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.register("seen", torch.zeros(()))
 
     def observe(self, document: Document) -> None:
@@ -38,7 +38,7 @@ class Raises(Method):
 
 
 class Explodes(GradientMethod):
-    """Its learning rate is far too high."""
+    """Has a learning rate that is far too high."""
 
     name = "explodes"
     paper = "none"
@@ -50,13 +50,13 @@ class Explodes(GradientMethod):
 
 
 class Trained(Method):
-    """Counts the episodes that it may learn from."""
+    """Counts the episodes that it can learn from."""
 
     name = "trained"
     paper = "none"
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.register("episodes", torch.zeros(()))
 
     def fit(self, episodes) -> None:
@@ -70,7 +70,7 @@ class Trained(Method):
 
 
 class Enormous(Method):
-    """Leaves finite weights from which nothing finite can be computed."""
+    """Leaves finite weights with which the model's outputs are not finite."""
 
     name = "enormous"
     paper = "none"
@@ -82,7 +82,7 @@ class Enormous(Method):
 
 
 class Litters(Method):
-    """Leaves a layer of its own in the model."""
+    """Leaves an extra layer in the model."""
 
     name = "litters"
     paper = "none"
@@ -92,7 +92,7 @@ class Litters(Method):
 
 
 class Chatty(Method):
-    """Reports what no file can hold."""
+    """Returns notes that JSON cannot hold."""
 
     name = "chatty"
     paper = "none"
@@ -106,7 +106,7 @@ class Chatty(Method):
 
 
 def make_dataset(folder: Path) -> Path:
-    """Write a data set in the ``documents`` format: each document is about one keeper and one town."""
+    """Write a dataset in the ``documents`` format. Each document states one fact about one keeper."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for split, count in SPLITS.items():
@@ -153,7 +153,7 @@ def make_experiment(dataset: Path, model: Path, methods: Sequence[object], **cha
 
 
 class Inline:
-    """Runs the tasks here, in order, and remembers which."""
+    """Runs the tasks in this process, in order, and records their keys."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []

@@ -1,4 +1,5 @@
-"""How every method's model answers, and how answers are scored: prompts, decoding, likelihoods, metrics.
+"""Answers to questions and their scores, the same for every method.
 
-May import bench.contract and what that may import.
+Offers ``prompts`` (the format), ``prompt_batch``, ``answers``, ``decoding``, ``metrics`` and ``hf_metrics``. May import
+bench.contract and the rooms below it.
 """

@@ -1,4 +1,4 @@
-"""How every method's model answers: batched decoding and the likelihood of the gold answers."""
+"""Answering of prompts, the same for every method: batched decoding and the likelihood of the gold answers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 import torch
 
 from bench.answering.decoding import Decoding
-from bench.answering.prompt_batch import Read
-from bench.answering.prompts import Prompt, endings_of, shortened
+from bench.answering.prompt_batch import Prefill
+from bench.answering.prompts import Prompt, answer_ids, make_room_for_answer
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel, decode
 
 BATCH_ROWS = 128
+"""Most prompts in a batch."""
 BATCH_TOKENS = 16384
-"""A batch holds at most so many questions, and so many tokens with its padding."""
+"""Most tokens in a batch, padding included."""
 
 
-def _batches(made: Sequence[Prompt], extra: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of the prompts in batches of similar length, the longest first."""
-    sizes = [len(prompt.ids) + prompt.prefix_length + more for prompt, more in zip(made, extra, strict=True)]
+def _batches(prompts: Sequence[Prompt], answer_lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of the prompts in batches of similar length with their answers, the longest first."""
+    lengths = [len(p.ids) + p.prefix_length + more for p, more in zip(prompts, answer_lengths, strict=True)]
     batch: list[int] = []
-    for index in sorted(range(len(made)), key=lambda i: -sizes[i]):
-        if batch and (len(batch) >= BATCH_ROWS or (len(batch) + 1) * sizes[batch[0]] > BATCH_TOKENS):
+    for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) >= BATCH_ROWS or (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(index)
@@ -33,27 +34,27 @@ def _batches(made: Sequence[Prompt], extra: Sequence[int]) -> Iterator[list[int]
 
 
 @torch.no_grad()
-def answer(lm: BaseModel, made: Sequence[Prompt], decoding: Decoding) -> list[str]:
-    """The model's answer to every prompt, in their order.
+def answer(lm: BaseModel, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+    """Answer every prompt; the answers are in the order of the prompts.
 
     Raises:
         BenchError: a decoding strategy that the installed transformers does not offer.
     """
     if decoding.strategy != "greedy":
-        return [_beam(lm, prompt, decoding) for prompt in made]
-    answers = [""] * len(made)
-    for batch in _batches(made, [decoding.max_new_tokens] * len(made)):
-        found = Read(lm, [made[i] for i in batch]).answers(decoding.max_new_tokens)
-        for index, text in zip(batch, found, strict=True):
+        return [_beam_search(lm, prompt, decoding) for prompt in prompts]
+    answers = [""] * len(prompts)
+    for batch in _batches(prompts, [decoding.max_new_tokens] * len(prompts)):
+        texts = Prefill(lm, [prompts[i] for i in batch]).greedy_answers(decoding.max_new_tokens)
+        for index, text in zip(batch, texts, strict=True):
             answers[index] = text
     return answers
 
 
-def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
-    """Beam search for one prompt through ``generate`` of transformers."""
-    if prompt.prefix is not None or prompt.key_values is not None or prompt.against is not None:
+def _beam_search(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
+    """Answer one prompt by beam search, with ``generate`` of transformers."""
+    if prompt.prefix is not None or prompt.key_values is not None or prompt.contrast_prompt is not None:
         raise BenchError(
-            "Beam search is offered for text prompts only; use greedy decoding with soft prompts and contrasts."
+            "Beam search supports text prompts only. Use greedy decoding with soft prompts, prefixes and contrasts."
         )
     options: dict[str, Any] = {"num_beams": decoding.beams, "early_stopping": True}
     if decoding.strategy == "diverse_beam":
@@ -77,41 +78,42 @@ def _beam(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
 
 
 @torch.no_grad()
-def answer_nll(lm: BaseModel, made: Sequence[Prompt], golds: Sequence[str]) -> list[float]:
+def answer_nll(lm: BaseModel, prompts: Sequence[Prompt], golds: Sequence[str]) -> list[float]:
     """Mean -log p (nats) over the tokens of " " + answer and end of text, for each prompt."""
-    endings = endings_of(lm, golds)
-    values = [0.0] * len(made)
-    made = [shortened(prompt, len(ending), lm.window) for prompt, ending in zip(made, endings, strict=True)]
-    for batch in _batches(made, [len(ending) for ending in endings]):
-        found = Read(lm, [made[i] for i in batch]).nll([endings[i] for i in batch])
-        for index, value in zip(batch, found, strict=True):
-            values[index] = value
-    return values
+    targets = answer_ids(lm, golds)
+    prompts = [make_room_for_answer(p, len(target), lm.window) for p, target in zip(prompts, targets, strict=True)]
+    nll = [0.0] * len(prompts)
+    for batch in _batches(prompts, [len(target) for target in targets]):
+        values = Prefill(lm, [prompts[i] for i in batch]).mean_nll([targets[i] for i in batch])
+        for index, value in zip(batch, values, strict=True):
+            nll[index] = value
+    return nll
 
 
 @torch.no_grad()
 def answer_and_nll(
     lm: BaseModel,
-    made: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     golds: Sequence[str],
     decoding: Decoding,
     answering: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[list[str], list[float]]:
-    """What :func:`answer` and :func:`answer_nll` give, the prompts being read once for both where that can be.
+    """Results of :func:`answer` and :func:`answer_nll`; the prompts are read only once for both if possible.
 
-    Reading and answering happen inside of ``answering()``, entered once or more; what only the likelihoods need, not.
+    Reading and answering run inside ``answering()``, which is entered once or more. The likelihoods run outside it.
     """
-    endings = endings_of(lm, golds)
-    fit = all(shortened(p, len(ending), lm.window) is p for p, ending in zip(made, endings, strict=True))
+    targets = answer_ids(lm, golds)
+    fit = all(make_room_for_answer(p, len(t), lm.window) is p for p, t in zip(prompts, targets, strict=True))
     if decoding.strategy != "greedy" or not fit:
         with answering():
-            answers = answer(lm, made, decoding)
-        return answers, answer_nll(lm, made, golds)
-    answers, values = [""] * len(made), [0.0] * len(made)
-    for batch in _batches(made, [max(decoding.max_new_tokens, len(ending)) for ending in endings]):
+            answers = answer(lm, prompts, decoding)
+        return answers, answer_nll(lm, prompts, golds)
+    answers, nll = [""] * len(prompts), [0.0] * len(prompts)
+    for batch in _batches(prompts, [max(decoding.max_new_tokens, len(target)) for target in targets]):
         with answering():
-            read = Read(lm, [made[i] for i in batch])
-            found = read.answers(decoding.max_new_tokens)
-        for index, text, value in zip(batch, found, read.nll([endings[i] for i in batch]), strict=True):
-            answers[index], values[index] = text, value
-    return answers, values
+            prefill = Prefill(lm, [prompts[i] for i in batch])
+            texts = prefill.greedy_answers(decoding.max_new_tokens)
+        values = prefill.mean_nll([targets[i] for i in batch])
+        for index, text, value in zip(batch, texts, values, strict=True):
+            answers[index], nll[index] = text, value
+    return answers, nll

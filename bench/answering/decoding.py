@@ -1,4 +1,4 @@
-"""How answers are decoded: part of the protocol, the same for every method of a board."""
+"""Decoding of answers: part of the protocol, the same for every method of a board."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pydantic
 
 
 class Decoding(pydantic.BaseModel):
-    """Greedy by default; beam search and diverse beam search (as CaMeLS and MAC use) where transformers offers them."""
+    """Greedy decoding by default, or (diverse) beam search if the installed transformers offers it.
+
+    Hu et al. (2023) and Tack et al. (2024) use diverse beam search.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 

@@ -1,6 +1,6 @@
-"""The project's scores as ``evaluate.Metric`` classes: built here, so that using them needs no network.
+"""The scores as ``evaluate.Metric`` classes, defined here so that no network is needed.
 
-Every metric takes ``compute(predictions=..., references=...)`` and returns its mean under the name used in records.
+``compute(predictions=..., references=...)`` returns the mean under the name used in records.
 Importing this module imports ``evaluate``; the functions themselves are in ``bench.answering.metrics``.
 """
 
@@ -17,10 +17,10 @@ from bench.answering import metrics
 
 
 class _Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
-    """A metric that keeps its inputs in memory: nothing is written to a cache folder."""
+    """A metric that keeps its inputs in memory and writes no cache files."""
 
     NAME: ClassVar[str]
-    """Name of the result, as in records."""
+    """Name of the score in records."""
     VERSION: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
@@ -41,11 +41,11 @@ class _Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
 
 
 class _AnswerMetric(_Metric):
-    """Mean over questions of a score of the predicted text against the gold answers."""
+    """Mean over questions of a score of the prediction against the gold answers."""
 
     @staticmethod
     def score(prediction: str, golds: Sequence[str]) -> float:
-        """One answer's score against its golds."""
+        """Score of one answer against its golds."""
         raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
@@ -65,28 +65,28 @@ class ExactMatch(_AnswerMetric):
 
 
 class TokenF1(_AnswerMetric):
-    """Mean word-bag F1 with the best gold answer after SQuAD 1.1 normalisation."""
+    """Mean bag-of-words F1 with the best gold answer after SQuAD 1.1 normalisation."""
 
     NAME = "f1"
     score = staticmethod(metrics.token_f1)
 
 
 class PrefixExactMatch(_AnswerMetric):
-    """Share of answers that begin with the single shortest gold, as the CaMeLS code counts exact matches."""
+    """Share of answers that begin with the shortest gold: the exact match in the code of Hu et al. (2023)."""
 
     NAME = "em_prefix"
     score = staticmethod(metrics.prefix_exact_match)
 
 
 class ShortestF1(_AnswerMetric):
-    """Mean word-bag F1 with the single shortest gold, as in the CaMeLS code."""
+    """Mean bag-of-words F1 with the shortest gold, as in the code of Hu et al. (2023)."""
 
     NAME = "f1_shortest"
     score = staticmethod(metrics.shortest_f1)
 
 
 class _LikelihoodMetric(_Metric):
-    """A mean of log-probabilities (nats), one list of them for each text that was scored."""
+    """A mean of log-probabilities (nats), given as one list for each text."""
 
     def _info(self) -> evaluate.MetricInfo:
         return self._describe(
@@ -115,7 +115,7 @@ class TokenNLL(_LikelihoodMetric):
 
 
 class BitsPerByte(_LikelihoodMetric):
-    """Bits that the model needs per UTF-8 byte of the documents: comparable between tokenizers."""
+    """Bits per UTF-8 byte of the documents: comparable between tokenizers."""
 
     NAME = "bits_per_byte"
 

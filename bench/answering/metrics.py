@@ -1,9 +1,9 @@
 """Scores of an answer and of a text: plain functions, cheap to import.
 
 Answers are compared after the normalisation of SQuAD 1.1 (Rajpurkar et al. 2016, official evaluation). The headline
-scores :func:`exact_match` and :func:`token_f1` take the best over all gold answers; the prefix and shortest-gold
-variants follow the CaMeLS code and stand beside them under their own names. ``bench.answering.hf_metrics`` offers the
-same scores as ``evaluate.Metric`` classes.
+scores :func:`exact_match` and :func:`token_f1` take the best over all gold answers. The prefix and shortest-gold
+variants follow the code of Hu et al. (2023) and are reported under separate names. ``bench.answering.hf_metrics``
+offers the same scores as ``evaluate.Metric`` classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 ANSWER_SCORES = ("f1", "em", "em_prefix", "f1_shortest")
-"""What :func:`score` returns, by the names used in records; the headline first."""
+"""Keys of :func:`score`, as in records; the headline scores come first."""
 
 VERSIONS = {
     "f1": "1",
@@ -26,7 +26,7 @@ VERSIONS = {
     "token_nll": "1",
     "bits_per_byte": "1",
 }
-"""Version of each metric, kept in every record: a change that can change a value raises its number."""
+"""Version of each metric, kept in every record. A change that can change a value raises it."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -35,48 +35,48 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def normalize(text: str) -> str:
     """SQuAD 1.1 normalisation, in its order: lower case, no ASCII punctuation, no articles, single spaces.
 
-    Only the characters of ``string.punctuation`` go (a typographic quote or dash stays), and they leave no space
-    behind: ``"mid-air"`` becomes ``"midair"``.
+    Only the characters of ``string.punctuation`` are removed (typographic quotes and dashes stay), without leaving a
+    space: ``"mid-air"`` becomes ``"midair"``.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
     """1.0 if the normalised prediction equals any normalised gold, else 0.0."""
-    return float(normalize(prediction) in {normalize(gold) for gold in _some(golds)})
+    return float(normalize(prediction) in {normalize(gold) for gold in _require_answers(golds)})
 
 
 def token_f1(prediction: str, golds: Sequence[str]) -> float:
-    """Highest F1, over the golds, between the bags of normalised words of prediction and gold; in [0, 1].
+    """Highest F1 over the golds between the bags of normalised words of prediction and gold, in [0, 1].
 
-    Both bags empty counts 1 and one empty counts 0, as in SQuAD 2.0 (SQuAD 1.1 gives 0 for both).
+    Two empty bags give 1 and one empty bag gives 0, as in SQuAD 2.0 (SQuAD 1.1 gives 0 for both cases).
     """
     words = normalize(prediction).split()
-    return max(_bag_f1(words, normalize(gold).split()) for gold in _some(golds))
+    return max(_bag_f1(words, normalize(gold).split()) for gold in _require_answers(golds))
 
 
 def prefix_exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """The CaMeLS code's exact match: 1.0 if the prediction, cut to the gold's length, equals the shortest gold.
+    """1.0 if the prediction, cut to the length of the shortest gold, equals it: as in the code of Hu et al. (2023).
 
-    Both are normalised, and lengths are in characters of the normalised text. Lenient by construction: gold "10"
-    accepts "100 people", and a gold that normalises to nothing accepts everything (:func:`gold_vanishes`).
+    Both are normalised first, and the length is in characters. Lenient by construction: gold "10" accepts
+    "100 people", and a gold that normalises to nothing accepts everything (:func:`gold_vanishes`).
     """
     gold = normalize(shortest(golds))
     return float(normalize(prediction)[: len(gold)] == gold)
 
 
 def shortest_f1(prediction: str, golds: Sequence[str]) -> float:
-    """:func:`token_f1` against the single shortest gold, as the CaMeLS code scores it."""
+    """:func:`token_f1` against the shortest gold, as in the code of Hu et al. (2023)."""
     return token_f1(prediction, [shortest(golds)])
 
 
 def shortest(golds: Sequence[str]) -> str:
-    """The gold with the fewest characters, outer whitespace aside; the first of several."""
-    return min((gold.strip() for gold in _some(golds)), key=len)
+    """The gold with the fewest characters, stripped of outer whitespace; the first of equals."""
+    return min((gold.strip() for gold in _require_answers(golds)), key=len)
 
 
 def gold_vanishes(golds: Sequence[str]) -> bool:
-    """True if the shortest gold normalises to nothing ("The", "?"), so that its prefix match says nothing."""
+    """True if the shortest gold normalises to nothing ("The", "?"): its prefix match is then meaningless."""
     return not normalize(shortest(golds))
 
 
@@ -95,7 +95,7 @@ def score(prediction: str, golds: Sequence[str]) -> dict[str, float]:
 
 
 def bits_per_byte(nats: float, utf8_bytes: int) -> float:
-    """A text's negative log-likelihood (nats, summed over its tokens) as bits per UTF-8 byte of the text."""
+    """Bits per UTF-8 byte of a text, from its negative log-likelihood (nats, summed over tokens)."""
     return nats / math.log(2) / utf8_bytes
 
 
@@ -106,7 +106,7 @@ def _bag_f1(prediction: list[str], gold: list[str]) -> float:
     return 2 * common / (len(prediction) + len(gold))
 
 
-def _some(golds: Sequence[str]) -> Sequence[str]:
+def _require_answers(golds: Sequence[str]) -> Sequence[str]:
     if isinstance(golds, str) or not golds:
         raise ValueError(f"Gold answers must be a list with at least one answer, got {golds!r}.")
     return golds

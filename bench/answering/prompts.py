@@ -1,6 +1,6 @@
-"""Prompts: each question as the model reads it, and answers as it should go on.
+"""Prompts: each question as the model reads it, and the answer as the model should continue it.
 
-The prompt of a question is ``[prefix] begin-of-text [text newline] question``; the answer is `` " " + answer`` and the
+The prompt of a question is ``[prefix] begin-of-text [text newline] question``. The answer is `` " " + answer`` and the
 end-of-text token (specification: docs/rules.md).
 """
 
@@ -19,17 +19,17 @@ from bench.lm.base_model import BaseModel
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question as the model reads it. ``cut`` counts text tokens that did not fit into the model's window.
+    """One question as the model reads it. ``cut`` counts the text tokens that did not fit into the model's window.
 
-    Where there is a prompt ``against`` it, the model answers from (1 + ``contrast``) times the logits behind this one
-    minus ``contrast`` times those behind that one.
+    With a ``contrast_prompt`` the model answers from (1 + ``contrast``) times the logits after this prompt minus
+    ``contrast`` times the logits after that one.
     """
 
     ids: Tensor
     prefix: Tensor | None = None
     key_values: Sequence[tuple[Tensor, Tensor]] | None = None
     cut: int = 0
-    against: Prompt | None = None
+    contrast_prompt: Prompt | None = None
     contrast: float = 0.0
 
     @property
@@ -40,10 +40,12 @@ class Prompt:
         return self.key_values[0][0].shape[-2] if self.key_values else 0
 
 
-def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditioning, reserve: int) -> list[Prompt]:
-    """The prompt of every question, leaving room for ``reserve`` answer tokens.
+def build_prompts(
+    lm: BaseModel, questions: Sequence[Question], conditioning: Conditioning, reserve: int
+) -> list[Prompt]:
+    """Build the prompt of every question, leaving room for ``reserve`` answer tokens.
 
-    Where text and question do not fit into the window, the beginning of the text is left out and counted.
+    If text and question do not fit into the window, the text is cut at its beginning, and the cut tokens are counted.
 
     Raises:
         ValueError: the conditioning does not have one entry per question, or a question alone does not fit.
@@ -53,7 +55,7 @@ def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditio
         if value is not None and len(value) != len(questions):
             raise ValueError(f"Conditioning.{field} has {len(value)} entries for {len(questions)} questions.")
     begin = torch.tensor([lm.bos_id], device=lm.device)
-    made = []
+    prompts = []
     for i, question in enumerate(questions):
         text = conditioning.text[i] if conditioning.text is not None else ""
         ids = lm.encode(f"{text}\n{question.text}" if text else question.text)
@@ -66,21 +68,28 @@ def prompts(lm: BaseModel, questions: Sequence[Question], conditioning: Conditio
             raise ValueError(f"Question {question.id} does not fit into the model's window of {lm.window} tokens.")
         prompt = replace(prompt, ids=torch.cat([begin, ids[cut:]]), cut=cut)
         if conditioning.contrast is not None:
-            bare = Prompt(torch.cat([begin, lm.encode(question.text)]))
-            prompt = replace(prompt, against=bare, contrast=conditioning.contrast)
-        made.append(prompt)
-    return made
+            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]))
+            prompt = replace(prompt, contrast_prompt=bare_question, contrast=conditioning.contrast)
+        prompts.append(prompt)
+    return prompts
 
 
-def shortened(prompt: Prompt, ending: int, window: int) -> Prompt:
-    """The prompt without those tokens after its first that a very long gold answer leaves no room for."""
-    over = max(0, prompt.prefix_length + len(prompt.ids) + ending - window)
-    against = None if prompt.against is None else shortened(prompt.against, ending, window)
-    if not over and against is prompt.against:
+def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Prompt:
+    """Cut the beginning of a prompt, after its first token, until an answer fits; the same prompt if it fits already.
+
+    This happens only to gold answers that are longer than the tokens reserved for predictions.
+    """
+    excess = max(0, prompt.prefix_length + len(prompt.ids) + answer_tokens - window)
+    contrast_prompt = prompt.contrast_prompt
+    if contrast_prompt is not None:
+        contrast_prompt = make_room_for_answer(contrast_prompt, answer_tokens, window)
+    if not excess and contrast_prompt is prompt.contrast_prompt:
         return prompt
-    return replace(prompt, ids=torch.cat([prompt.ids[:1], prompt.ids[1 + over :]]), against=against)
+    ids = torch.cat([prompt.ids[:1], prompt.ids[1 + excess :]])
+    return replace(prompt, ids=ids, contrast_prompt=contrast_prompt)
 
 
-def endings_of(lm: BaseModel, golds: Sequence[str]) -> list[Tensor]:
+def answer_ids(lm: BaseModel, answers: Sequence[str]) -> list[Tensor]:
+    """Token ids of each answer as the model should write it: ``" " + answer`` and the end-of-text token."""
     end = torch.tensor([lm.eos_id], device=lm.device)
-    return [torch.cat([lm.encode(" " + text), end]) for text in golds]
+    return [torch.cat([lm.encode(" " + answer), end]) for answer in answers]

@@ -1,4 +1,4 @@
-"""The conformance suite: whether a method keeps the contract, tried in the harness's own loop.
+"""The conformance suite: checks that a method keeps the contract, run in the harness's own loop.
 
-May import bench.harness and everything below it, but not bench.run.
+Offers ``suite`` to the command line and to tests. May import bench.harness and the rooms below it, but not bench.run.
 """

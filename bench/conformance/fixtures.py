@@ -1,4 +1,4 @@
-"""What the conformance suite runs on: a tiny base model, and short streams that never repeat."""
+"""Inputs of the conformance suite: a tiny base model, and short streams that never repeat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Method
-from bench.data.documents import Document, Entry, Episode, GoldQuestion, Question, document_id
+from bench.data.documents import Document, Entry, Episode, GoldQuestion, Question, document_id, episodes
 from bench.errors import BenchError
 from bench.harness.loop import construct, fit
 from bench.lm.base_model import DTYPES, BaseModel
@@ -23,28 +23,28 @@ LENGTH = 6
 SEED = 7
 _SHIPS = ("Aldora", "Brisk", "Corvane", "Dunmere", "Estrel", "Fenwick", "Galdan", "Hesper")
 _PORTS = ("Corvale", "Brunsk", "Tarmouth", "Ostavia", "Quillby", "Norhaven", "Pellan")
-_KEPT = 24
-"""The first so many documents are in no stream: the tokenizer and offline learning are made from them."""
-_rounds = itertools.count(_KEPT)
+_RESERVED = 24
+"""Number of documents reserved for the tokenizer and offline learning; no stream contains them."""
+_numbers = itertools.count(_RESERVED)
 
 
 class Violation(Exception):
-    """The method breaks the contract: the message says how, and what to do about it."""
+    """The method breaks the contract. The message says how, and gives the remedy."""
 
 
 class Skip(Exception):
-    """The method cannot be tried here, for the reason that it gives itself."""
+    """The method cannot run here, for the reason in its own message."""
 
 
 def require(condition: object, message: str) -> None:
-    """Raise the message as a violation unless the condition holds."""
+    """Raise :class:`Violation` with the message unless the condition holds."""
     if not condition:
         raise Violation(message)
 
 
 def entries(count: int = LENGTH) -> tuple[Entry, ...]:
-    """A stream whose documents no call has made before: what a method kept from another one is of no use on it."""
-    return tuple(_entry(next(_rounds)) for _ in range(count))
+    """A stream of new documents at every call: what a method keeps from an earlier stream does not help on it."""
+    return tuple(_entry(next(_numbers)) for _ in range(count))
 
 
 def _entry(k: int) -> Entry:
@@ -53,15 +53,15 @@ def _entry(k: int) -> Entry:
     document = Document(document_id(text), text, ship, f"{year}-01-01")
     questions = (("port", f"Where does ferry {k} sail from?", port), ("year", "When was it launched?", str(year)))
     golds = (
-        GoldQuestion(Question(f"{document.id}-{key}", asked), (answer, f"the answer is {answer}"))
-        for key, asked, answer in questions
+        GoldQuestion(Question(f"{document.id}-{key}", wording), (answer, f"the answer is {answer}"))
+        for key, wording, answer in questions
     )
     return Entry(document, tuple(golds), group=ship)
 
 
-def documents(given: Sequence[Entry]) -> tuple[Document, ...]:
-    """The documents of the entries."""
-    return tuple(entry.document for entry in given)
+def documents(stream: Sequence[Entry]) -> tuple[Document, ...]:
+    """The documents of a stream."""
+    return tuple(entry.document for entry in stream)
 
 
 @functools.cache
@@ -69,10 +69,10 @@ def _template() -> tuple[Any, Any]:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    kept = [_entry(k) for k in range(_KEPT)]
-    words = [text for entry in kept for text in (entry.document.text, entry.questions[0].question.text)]
+    reserved = [_entry(k) for k in range(_RESERVED)]
+    texts = [text for entry in reserved for text in (entry.document.text, entry.questions[0].question.text)]
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(words, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
     end = "<|endoftext|>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end)
     config = LlamaConfig(
@@ -90,13 +90,13 @@ def _template() -> tuple[Any, Any]:
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():
-            if parameter.ndim > 1:  # far from uniform, so that every change of a prompt shows in the answers
+            if parameter.ndim > 1:  # far from equal logits: a change of the prompt must change the answers
                 parameter.mul_(8)
     return model, tokenizer
 
 
 def base_model(dtype: str = "float32") -> BaseModel:
-    """The same tiny Llama with random weights at every call, and a byte-level tokenizer."""
+    """A tiny Llama with random weights, the same at every call, and a byte-level tokenizer."""
     model, tokenizer = copy.deepcopy(_template())
     return BaseModel(model.to(DTYPES[dtype]), tokenizer)
 
@@ -105,12 +105,12 @@ def prepare(kind: type[Method], dtype: str = "float32") -> Method:
     """A fresh instance on a fresh base, fitted if it learns offline.
 
     Raises:
-        Skip: the method refuses with a request to the user (a package that is not installed, say).
+        Skip: the method refuses to run with a request to the user, such as to install a package.
     """
     try:
         method = _construct(kind, dtype)
         if isinstance(method, MetaTrained):
-            method.learner.load_state_dict(_learned(type(method), dtype))
+            method.learner.load_state_dict(_train_learner(type(method), dtype))
         elif kind.fit is not Method.fit:
             fit(method, _episodes())
     except BenchError as error:
@@ -126,8 +126,8 @@ def _construct(kind: type[Method], dtype: str) -> Method:
 
 
 @functools.cache
-def _learned(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
-    """What a method that is meta-trained once for all runs learns here."""
+def _train_learner(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
+    """The learner's state after meta-training, which is done once for all checks."""
     method = _construct(kind, dtype)
     assert isinstance(method, MetaTrained)
     fit(method, _episodes())
@@ -136,9 +136,4 @@ def _learned(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
 
 
 def _episodes() -> list[Episode]:
-    return [_episode(_entry(k)) for k in range(LENGTH)]
-
-
-def _episode(entry: Entry) -> Episode:
-    golds = entry.questions
-    return Episode(entry.document, tuple(gold.question for gold in golds), tuple(gold.answers for gold in golds))
+    return episodes([_entry(k) for k in range(LENGTH)])

@@ -1,4 +1,5 @@
-"""What a method is: its hooks and settings, gradient methods, meta-training, and the registry of all methods.
+"""The contract of a method.
 
-May import bench.lm, bench.data and the small files. A method author needs nothing else of bench.
+Offers ``method`` (hooks), ``config``, ``gradient``, ``meta_training`` and ``registry``; authors import most of it from
+``bench``. May import bench.lm, bench.data and the small files.
 """

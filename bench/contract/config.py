@@ -1,4 +1,4 @@
-"""Settings of methods: typed, bounded, with presets."""
+"""Hyper-parameters of methods: typed, bounded, with presets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pydantic
 class MethodConfig(pydantic.BaseModel):
     """Base of every ``Method.Config``: typed, bounded, frozen; an unknown key is an error.
 
-    What is not given of a group of settings within it keeps the group's default here. A config with a field ``preset``
-    takes what is not given from ``presets[preset]`` first.
+    Keys that are missing from a group of settings take the group's default. If the config has a field ``preset``,
+    missing keys are first taken from ``presets[preset]``.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -20,22 +20,22 @@ class MethodConfig(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        given = merged(cls.presets.get(given.get("preset", ""), {}), given)
-        groups = {key: field.default for key, field in cls.model_fields.items() if key in given}
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = merged(cls.presets.get(values.get("preset", ""), {}), values)
+        groups = {key: field.default for key, field in cls.model_fields.items() if key in values}
         defaults = {key: group.model_dump() for key, group in groups.items() if isinstance(group, MethodConfig)}
-        return merged(defaults, given)
+        return merged(defaults, values)
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``under``, mapping by mapping."""
+    """The keys of both, with the values of ``over`` where both have one; mappings are merged in turn."""
     both = {key for key in under.keys() & over.keys() if isinstance(under[key], dict) and isinstance(over[key], dict)}
     return {**under, **over, **{key: merged(under[key], over[key]) for key in both}}
 
 
 def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """The mapping that has ``value`` at the end of ``path``: ``nested(["a", "b"], 1)`` is ``{"a": {"b": 1}}``."""
+    """A mapping with ``value`` at the end of ``path``: ``nested(["a", "b"], 1)`` is ``{"a": {"b": 1}}``."""
     first, *rest = path
     return {first: nested(rest, value) if rest else value}

@@ -1,10 +1,11 @@
-"""Adaptation by gradient: the shared machinery of every method that fine-tunes on the documents."""
+"""Adaptation by gradient: the base class of every method that fine-tunes on the documents."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -20,9 +21,9 @@ from bench.lm.base_model import BaseModel, TokenBatch
 
 
 def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """An optimizer with its usual constants and a constant rate; no weight decay except AdamW's usual 0.01.
+    """An optimizer with PyTorch's defaults and a constant rate; only AdamW has weight decay (0.01).
 
-    ``adafactor`` neither scales by the parameters' size nor sets a relative step.
+    ``adafactor`` neither scales steps by the size of the parameters nor uses relative steps.
     """
     if name == "adafactor":
         from transformers.optimization import Adafactor
@@ -38,31 +39,32 @@ def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: f
     return built
 
 
-class GradientMethod(Method):
-    """Fine-tuning on every document as it arrives: gradient steps on its weighted next-token loss.
+@dataclass(frozen=True)
+class Weighed:
+    """Weights of a document's tokens, shape (tokens,), without gradient."""
 
-    A subclass overrides :meth:`token_weights` (what to learn from) or :meth:`trainable_parameters` (what may learn).
+    document: Document
+    weights: Tensor
+
+
+class GradientMethod(Method):
+    """Fine-tuning on each document as it arrives, by gradient steps on its weighted next-token loss.
+
+    A subclass overrides :meth:`token_weights`, :meth:`trainable_parameters` or :meth:`loss_divisor`.
     """
 
     class Config(MethodConfig):
         """Hyper-parameters of online fine-tuning."""
 
         optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
-            default="adam", description="rule that turns gradients into steps; its state lasts for the whole stream"
+            default="adam", description="optimizer, whose state is kept for the whole stream"
         )
         learning_rate: float = pydantic.Field(default=1e-4, ge=0, description="constant step size")
         steps_per_document: int = pydantic.Field(default=1, ge=1, description="optimizer steps on each document")
         clip_norm: float | None = pydantic.Field(
-            default=None, gt=0, description="largest global gradient norm; null does not clip"
+            default=None, gt=0, description="largest global gradient norm; null: no clipping"
         )
-        dropout: bool = pydantic.Field(default=False, description="keep the base's dropout on while learning")
-        loss_divisor: Literal["tokens", "padded"] = pydantic.Field(
-            default="tokens",
-            description="divide the summed loss by the document's tokens, or by padded_length whatever its length",
-        )
-        padded_length: int = pydantic.Field(
-            default=1023, ge=1, description="the divisor of loss_divisor=padded (1,023 in the CaMeLS code)"
-        )
+        dropout: bool = pydantic.Field(default=False, description="use the base's dropout while learning")
 
     grid: ClassVar[Mapping[str, Any]] = {"learning_rate": (1e-4, 2.5e-5, 6.25e-6, 1.5625e-6)}
 
@@ -70,34 +72,49 @@ class GradientMethod(Method):
         super().__init__(lm, config, seed)
         self._optimizer: torch.optim.Optimizer | None = None
         self._names: list[str] = []
+        self.last_weights: Weighed | None = None
+        """Token weights of the first gradient on the last document; None if they were all 1."""
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
-        """Weight of each token's loss, shape (tokens,), without gradient; None weighs every token 1 (the default)."""
+        """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1."""
         return None
 
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
-        """Names and parameters that learn; all of the model's by default."""
+        """Names and parameters that learn. Default: all of the model."""
         parameters: Iterable[tuple[str, Parameter]] = self.lm.model.named_parameters()
         return parameters
 
+    def loss_divisor(self, batch: TokenBatch) -> float:
+        """Divisor of a document's summed loss. Default: its number of tokens, so that the loss is a mean."""
+        return len(batch)
+
     def reset(self) -> None:
-        """Back to the base's weights; the optimizer starts afresh."""
+        """Restore the base and drop the optimizer."""
         super().reset()
+        self.drop_optimizer()
+        self.last_weights = None
+
+    def drop_optimizer(self) -> None:
+        """Drop the optimizer; the next step makes a new one over the parameters that are then trainable."""
         self._optimizer = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer over the trainable parameters, made when it is first needed."""
+        """The optimizer over the trainable parameters, made on first use; only these get gradients from then on."""
         if self._optimizer is None:
-            learning = list(self.trainable_parameters())
-            self._names = [name for name, _ in learning]
+            trainable = dict(self.trainable_parameters())
+            self._names = list(trainable)
             self.lm.model.requires_grad_(False)
-            for _, parameter in learning:
+            for parameter in trainable.values():
                 parameter.requires_grad_(True)
-            self._optimizer = build_optimizer(
-                self.config.optimizer, [parameter for _, parameter in learning], self.config.learning_rate
-            )
+            self._optimizer = build_optimizer(self.config.optimizer, trainable.values(), self.config.learning_rate)
         return self._optimizer
+
+    @property
+    def learning(self) -> list[tuple[str, Parameter]]:
+        """Names and parameters in the optimizer."""
+        parameters = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+        return list(zip(self._names, parameters, strict=True))
 
     def observe(self, document: Document) -> None:
         """Take ``steps_per_document`` optimizer steps on the document's weighted loss.
@@ -121,67 +138,71 @@ class GradientMethod(Method):
             self.lm.model.eval()
 
     def step(self) -> None:
-        """One step of the optimizer on the gradients at hand, clipped if so configured."""
+        """Clip the gradients if ``clip_norm`` is set, and take an optimizer step."""
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._learning(), self.config.clip_norm)
+            torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.learning], self.config.clip_norm)
         self.optimizer.step()
+
+    def weigh(self, batch: TokenBatch) -> Tensor | None:
+        """Compute the document's :meth:`token_weights`; :attr:`last_weights` keeps those of the first time."""
+        weights = self.token_weights(batch)
+        if self.last_weights is None or self.last_weights.document is not batch.document:
+            self.last_weights = None if weights is None else Weighed(batch.document, weights.detach())
+        return weights
 
     def backward(self, batch: TokenBatch) -> float:
         """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
 
-        The first step on a document that was scored uses the graph of its scoring. Returns the loss (nats).
+        The first step after a scoring uses the graph of the scoring. Returns the loss (nats).
         """
-        weights = self.token_weights(batch)
-        divisor = len(batch) if self.config.loss_divisor == "tokens" else self.config.padded_length
+        weights, divisor = self.weigh(batch), self.loss_divisor(batch)
         position, total = 0, 0.0
         for log_probs in self._log_probs(batch):
-            piece = slice(position, position + len(log_probs))
-            position = piece.stop
-            weighted = log_probs if weights is None else log_probs * weights[piece].to(log_probs)
+            window = slice(position, position + len(log_probs))
+            position = window.stop
+            weighted = log_probs if weights is None else log_probs * weights[window].to(log_probs)
             loss = -weighted.sum() / divisor
             loss.backward()
             total += loss.item()
         return total
 
     def _log_probs(self, batch: TokenBatch) -> Iterable[Tensor]:
-        scored, self.lm.scored = self.lm.scored, None
-        if scored is not None and scored[0] is batch.document:
-            return scored[1]
+        scored, self.scored = self.scored, None  # a graph can be used once
+        if scored is not None and scored.document is batch.document:
+            return scored.log_probs
         return self.reading.log_probs(self.lm, batch)
 
     @property
     def learns_from_scoring(self) -> bool:
-        """Scoring is without dropout, so that its graph serves unless dropout is asked for."""
-        learns: bool = not self.config.dropout and self.optimizer is not None  # the optimizer says what needs gradients
-        return learns
+        """True unless dropout is on: scoring runs without dropout."""
+        return not self.config.dropout
+
+    def before_scoring(self) -> None:
+        """Make the optimizer, so that the right parameters get gradients."""
+        _ = self.optimizer
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's weights, the registered tensors and the optimizer's state by parameter name."""
+        """The model's weights, the registered tensors, and the optimizer's state by parameter name."""
         state = super().state_dict()
         if self._optimizer is not None:
-            for name, parameter in zip(self._names, self._learning(), strict=True):
+            for name, parameter in self.learning:
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     if value is not None:  # plain numbers travel as tensors, and come back as numbers
                         state[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().clone()
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights, the registered tensors and the optimizer's state."""
+        """Restore the weights, the registered tensors and the optimizer's state."""
         super().load_state_dict(state)
-        self._optimizer = None
+        self.drop_optimizer()
         saved = {name: value for name, value in state.items() if name.startswith("optimizer.")}
         if not saved:
             return
-        optimizer = self.optimizer
         plain = ("RMS",) + (("step",) if self.config.optimizer == "adafactor" else ())
-        for name, parameter in zip(self._names, self._learning(), strict=True):
+        for name, parameter in self.learning:
             prefix = f"optimizer.{name}."
             own = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
             if own:
-                optimizer.state[parameter] = {
+                self.optimizer.state[parameter] = {
                     key: value.item() if key in plain else value.detach().clone() for key, value in own.items()
                 }
-
-    def _learning(self) -> list[Parameter]:
-        assert self._optimizer is not None
-        return list(itertools.chain.from_iterable(group["params"] for group in self._optimizer.param_groups))

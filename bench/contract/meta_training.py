@@ -1,20 +1,17 @@
 """Meta-training: the one offline trainer of every method that learns from episodes how to adapt.
 
-A method says what is trained (:attr:`MetaTrained.learner`) and what one outer step adds to its gradient; the trainer
-draws episodes, steps, validates, keeps the best, and resumes a killed run exactly.
+A method names its learner (:attr:`MetaTrained.learner`) and adds the gradient of one outer step to it; the trainer
+draws episodes, steps, validates, keeps the best learner, and resumes a killed run exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 import torch
@@ -24,11 +21,13 @@ from bench.contract.config import MethodConfig
 from bench.contract.method import Method
 from bench.data.documents import Episode
 from bench.errors import BenchError, Diverged
+from bench.files import read_tensors, write_tensors
+from bench.hashing import digest
 from bench.seeds import seed_for
 
 
-class Training(MethodConfig):
-    """How a method is meta-trained. Everything in it is part of the artifact's identity."""
+class TrainingConfig(MethodConfig):
+    """Settings of meta-training. All of them are part of the key of the trained weights."""
 
     steps: int = pydantic.Field(default=700, ge=0, description="outer optimizer steps")
     episodes_per_step: int = pydantic.Field(default=24, ge=1, description="documents, with their questions, in each")
@@ -39,12 +38,12 @@ class Training(MethodConfig):
     )
     clip_norm: float | None = pydantic.Field(default=None, gt=0, description="largest outer gradient norm; null: any")
     validate_every: int = pydantic.Field(default=100, ge=1, description="outer steps between validations")
-    validation_episodes: int = pydantic.Field(default=96, ge=1, description="most validation documents to use")
+    validation_episodes: int = pydantic.Field(default=96, ge=1, description="validation documents to use, at most")
     patience: int | None = pydantic.Field(
-        default=None, ge=1, description="stop after so many validations without a new best; null: never"
+        default=None, ge=1, description="stop after this many validations without a new best; null: never"
     )
     base: str | None = pydantic.Field(
-        default=None, description="base model it is meta-trained with, if not the one adapted; null: that one"
+        default=None, description="base model to meta-train with; null: the one that is adapted"
     )
     seed: int = pydantic.Field(default=0, description="seed of the order of episodes and of the untrained learner")
 
@@ -52,44 +51,57 @@ class Training(MethodConfig):
         """The settings, other than ``base``, that name a model."""
         return {}
 
-    def rate(self, step: int) -> float:
-        """The outer learning rate of a step, counted from 0."""
+    def rate_factor(self, step: int) -> float:
+        """The outer learning rate of a step, counted from 0, as a share of ``learning_rate``."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
-        left = (step - self.warmup) / max(1, self.steps - self.warmup)
-        fall = 0.5 + 0.5 * math.cos(math.pi * left) if self.decay == "cosine" and left > 0 else 1.0
-        return self.learning_rate * rise * fall
+        passed = (step - self.warmup) / max(1, self.steps - self.warmup)
+        fall = 0.5 + 0.5 * math.cos(math.pi * passed) if self.decay == "cosine" and passed > 0 else 1.0
+        return rise * fall
 
     def brief(self) -> Self:
-        """The same in the fewest steps: for checks that look at everything but what was learned."""
+        """The same settings with the fewest steps, for checks that do not depend on what was learned."""
         return self.model_copy(update={"steps": 2, "episodes_per_step": 2, "validate_every": 1})
+
+
+def training_of(config: MethodConfig) -> TrainingConfig:
+    """The training settings of a meta-trained method's config.
+
+    Raises:
+        TypeError: its field ``training`` is missing or not a :class:`TrainingConfig`.
+    """
+    training = getattr(config, "training", None)
+    if not isinstance(training, TrainingConfig):
+        raise TypeError(f"{type(config).__qualname__} needs a field `training` of type TrainingConfig.")
+    return training
 
 
 class MetaTrained(Method):
     """A method with a learner that is meta-trained on the train split, once, by ``run_bench.py train``.
 
-    What was learned is an artifact (``bench.run.artifacts``) that every cell loads. A subclass's ``Config`` has a field
-    ``training`` of a kind of :class:`Training`. The learner's saved buffers are kept and resumed with its parameters.
+    The trained learner is an artifact (``bench.run.artifacts``) that every cell loads. A subclass's ``Config`` has a
+    field ``training``, a :class:`TrainingConfig` or a subclass of it. Persistent buffers of the learner are saved and
+    restored with its parameters.
     """
 
     progress: float = 0.0
-    """The share of the outer steps that is done, while training."""
+    """Share of the outer steps that are done, during training."""
 
     @property
     @abstractmethod
     def learner(self) -> nn.Module:
-        """All that meta-training changes, its parameters in float32; it is no part of the base model."""
+        """Everything that meta-training changes, with parameters in float32; not part of the base model."""
 
     @abstractmethod
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """Add to the learner's gradients those of the outer loss on the episodes.
+        """Add the gradient of the outer loss on the episodes to the learner's gradients.
 
-        ``others`` are as many other train episodes (text to stay unchanged on, distractors). Returns the parts of the
-        loss (nats) under ``loss`` and names of its own. The base must be left as it was found.
+        ``others`` are the same number of other train episodes (text that should stay likely, distractors). Returns the
+        loss and its parts (nats): ``loss``, and names of the method's choice. The base must be left as it was.
         """
 
     @abstractmethod
     def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """The parts of the outer loss on validation episodes; the lowest ``loss`` is the best learner."""
+        """The outer loss and its parts on validation episodes; the learner with the lowest ``loss`` is kept."""
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """Meta-train here and now, in memory; the last tenth of the episodes is for validation."""
@@ -98,16 +110,17 @@ class MetaTrained(Method):
 
 
 Say = Callable[[str], None]
+"""Called with a line on the progress of training."""
 
 
 class Trainer:
-    """A meta-training run: the learner, its optimizer and curve, saved in ``file`` and resumed from there.
+    """A meta-training run: the learner, its optimizer and its curve, saved in ``file`` and resumed from there.
+
+    ``key`` identifies what the run depends on besides the training settings (data, base model, code).
 
     Raises:
-        BenchError: the checkpoint is of another run.
+        BenchError: the checkpoint is damaged or belongs to another run.
     """
-
-    prefixes: ClassVar = ("learner.", "best.", "optimizer.")
 
     def __init__(
         self,
@@ -115,31 +128,28 @@ class Trainer:
         train: Sequence[Episode],
         validation: Sequence[Episode],
         file: Path | None = None,
-        identity: str = "",
+        key: str = "",
     ) -> None:
         self.method, self.file = method, file
-        self.plan: Training = method.config.training
-        usable = [episode for episode in train if episode.questions]
-        if not usable:
+        self.training = training_of(method.config)
+        self.train = [episode for episode in train if episode.questions]
+        if not self.train:
             raise BenchError("Meta-training needs documents with questions, and the train split has none.")
-        self.train = usable
-        self._turn, self._order = -1, [0]
-        self.validation = self._spread([e for e in validation if e.questions] or usable, self.plan.validation_episodes)
-        self.identity = hashlib.sha256(f"{identity} {self.plan.model_dump_json()}".encode()).hexdigest()
+        candidates = [episode for episode in validation if episode.questions] or self.train
+        self.validation = evenly_spaced(candidates, self.training.validation_episodes)
+        self.key = digest([key, self.training])
+        self._epoch, self._order = -1, [0]
         self.parameters = dict(method.learner.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.plan.learning_rate)
-        self.step, self.seconds = 0, 0.0
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.training.learning_rate)
+        self.step, self.best_step, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
-        self.best = self._copy()
-        self.best_step = 0
+        self.best = self._learner_state()
         if file is not None and file.is_file():
             self._load(file)
-
-    @staticmethod
-    def _spread(episodes: Sequence[Episode], most: int) -> list[Episode]:
-        count = min(most, len(episodes))
-        return [episodes[i * len(episodes) // count] for i in range(count)]
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.training.rate_factor, self.step - 1)
 
     def run(self, say: Say = lambda _: None) -> None:
         """Train to the end, and leave the best learner in the method.
@@ -150,118 +160,113 @@ class Trainer:
         if not self.curve:
             self._validate()
             self._save()
-        while not self._finished():
+        while not self._is_finished():
             started = time.perf_counter()
             self._advance()
             self.seconds += time.perf_counter() - started
-            if self.step % self.plan.validate_every == 0 or self.step == self.plan.steps:
+            if self.step % self.training.validate_every == 0 or self.step == self.training.steps:
                 self._validate()
                 self._save()
                 say(self._progress())
         self.method.learner.load_state_dict(self.best)
 
-    def _finished(self) -> bool:
-        stale = len([row for row in self.curve if row["step"] > self.best_step])
-        return self.step >= self.plan.steps or (self.plan.patience is not None and stale >= self.plan.patience)
+    def _is_finished(self) -> bool:
+        patience = self.training.patience
+        since_best = sum(row["step"] > self.best_step for row in self.curve)
+        return self.step >= self.training.steps or (patience is not None and since_best >= patience)
 
     def _advance(self) -> None:
-        count = self.plan.episodes_per_step
-        self.method.progress = self.step / self.plan.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate(self.step)
-        torch.manual_seed(seed_for(self.plan.seed, "outer step", self.step))
-        drawn = [self._episode(2 * count * self.step + i) for i in range(2 * count)]
+        count = self.training.episodes_per_step
+        self.method.progress = self.step / self.training.steps
+        torch.manual_seed(seed_for(self.training.seed, "outer step", self.step))
+        episodes = [self._episode(2 * count * self.step + i) for i in range(2 * count)]
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.method.outer_step(drawn[:count], drawn[count:])
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.plan.clip_norm or float("inf"))
+        losses = self.method.outer_step(episodes[:count], episodes[count:])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.training.clip_norm or float("inf"))
         if not torch.isfinite(norm):
             raise Diverged(
                 f"The outer gradient became {norm.item()} in step {self.step}; a lower learning rate may help."
             )
         self.optimizer.step()
+        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.recent.append({**losses, "gradient_norm": norm.item()})
 
     def _episode(self, index: int) -> Episode:
         """The episode at a place of the endless sequence of shuffled passes over the train split."""
-        turn, place = divmod(index, len(self.train))
-        if turn != self._turn:
-            generator = torch.Generator().manual_seed(seed_for(self.plan.seed, "pass", turn))
-            self._turn, self._order = turn, torch.randperm(len(self.train), generator=generator).tolist()
+        epoch, place = divmod(index, len(self.train))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_for(self.training.seed, "pass", epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.train), generator=generator).tolist()
         return self.train[self._order[place]]
 
     def _validate(self) -> None:
-        torch.manual_seed(seed_for(self.plan.seed, "validation"))
+        torch.manual_seed(seed_for(self.training.seed, "validation"))
         started = time.perf_counter()
-        found = self.method.validate(self.validation)
-        means = {f"train_{key}": _mean([row[key] for row in self.recent]) for key in (self.recent or [{}])[0]}
-        row = {"step": float(self.step), **{f"validation_{key}": value for key, value in found.items()}, **means}
-        if not self.curve or found["loss"] < min(earlier["validation_loss"] for earlier in self.curve):
-            self.best, self.best_step = self._copy(), self.step
+        losses = self.method.validate(self.validation)
+        row = {"step": float(self.step), **{f"validation_{name}": value for name, value in losses.items()}}
+        row |= {f"train_{name}": value for name, value in mean_of(self.recent).items()}
+        if not self.curve or losses["loss"] < min(earlier["validation_loss"] for earlier in self.curve):
+            self.best, self.best_step = self._learner_state(), self.step
         self.curve.append(row)
         self.recent.clear()
         self.seconds += time.perf_counter() - started
 
     def _progress(self) -> str:
-        left = self.seconds / self.step * (self.plan.steps - self.step) / 60
-        told = " ".join(f"{key} {value:.4g}" for key, value in self.curve[-1].items() if key != "step")
-        return f"step {self.step}/{self.plan.steps}, {left:.0f} min left: {told}"
+        minutes_left = self.seconds / self.step * (self.training.steps - self.step) / 60
+        losses = " ".join(f"{name} {value:.4g}" for name, value in self.curve[-1].items() if name != "step")
+        return f"step {self.step}/{self.training.steps}, {minutes_left:.0f} min left: {losses}"
 
-    def _copy(self) -> dict[str, Tensor]:
+    def _learner_state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.method.learner.state_dict().items()}
 
     def _save(self) -> None:
-        """Write the checkpoint in one piece or not at all."""
-        from safetensors.torch import save_file
-
         if self.file is None:
             return
-        tensors = {f"learner.{name}": value for name, value in self._copy().items()}
+        tensors = {f"learner.{name}": value for name, value in self._learner_state().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for name, parameter in self.parameters.items():
-            state = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-        progress = {
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+        facts = {
             "step": self.step,
             "best_step": self.best_step,
             "seconds": self.seconds,
             "curve": self.curve,
-            "identity": self.identity,
+            "key": self.key,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"progress": json.dumps(progress)})
-        os.replace(partial, self.file)
+        write_tensors(self.file, tensors, facts)
 
-    def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
-            raise BenchError(f"{path} is cut short or damaged ({error}); delete it to start afresh.") from None
-        if progress["identity"] != self.identity:
-            raise BenchError(f"{path} is of other settings, code or data; delete it to start afresh.")
-        learner, self.best, moments = (_under(prefix, tensors) for prefix in self.prefixes)
+    def _load(self, file: Path) -> None:
+        remedy = "Delete it to start afresh."
+        tensors, facts = read_tensors(file, remedy)
+        if facts.get("key") != self.key:
+            raise BenchError(f"{file} belongs to other settings, code or data. {remedy}")
         device = next(iter(self.parameters.values())).device
-        self.method.learner.load_state_dict(learner)
+        self.method.learner.load_state_dict(_under("learner.", tensors))
+        self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
+        moments = _under("optimizer.", tensors)
         for name, parameter in self.parameters.items():
-            state = _under(f"{name}.", moments)
-            if state:
+            if state := _under(f"{name}.", moments):
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(device) for key, value in state.items()
                 }
-        self.best = {name: value.to(device) for name, value in self.best.items()}
-        self.step, self.best_step = progress["step"], progress["best_step"]
-        self.seconds, self.curve = progress["seconds"], progress["curve"]
+        self.step, self.best_step = facts["step"], facts["best_step"]
+        self.seconds, self.curve = facts["seconds"], facts["curve"]
+
+
+def evenly_spaced(episodes: Sequence[Episode], count: int) -> list[Episode]:
+    """At most ``count`` of the episodes, in order and evenly spaced."""
+    count = min(count, len(episodes))
+    return [episodes[i * len(episodes) // count] for i in range(count)]
+
+
+def mean_of(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each part over several losses; {} for no losses."""
+    return {name: sum(part[name] for part in parts) / len(parts) for name in (parts[0] if parts else {})}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -18,25 +18,25 @@ from torch import Tensor
 
 from bench.contract.config import MethodConfig
 from bench.data.documents import Document, Episode, Question
-from bench.errors import BenchError, nearest
+from bench.errors import BenchError, first_problem
 from bench.lm.base_model import BaseModel
 from bench.lm.reading import Reading
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the model is given beside each question: one entry per question in every field that is used.
+    """Input that the model gets with each question: one entry per question in every field that is used.
 
     - ``text[i]`` is put before question i, separated by a newline;
     - ``prefix_embeddings[i]``, shape (prefix length, hidden size), is a soft prompt before the question's tokens;
     - ``prefix_key_values[i]`` is one (keys, values) pair per layer, each (key/value heads, prefix length, head size).
 
-    With none of these the question is answered closed book. Only one of them may be used at a time.
+    At most one of these may be used. Without any the question is answered closed book.
 
-    ``documents[i]`` are the ids of the documents that stand behind what question i is given, the best first, each once:
-    the harness records where the right one is among them.
+    ``documents[i]`` are the ids of the documents that this input was made from, the best first, each once: the harness
+    records the rank of the right one.
 
-    With ``contrast`` = a the model answers from (1 + a) times its logits minus a times those without any of the above
+    With ``contrast`` = a, answers come from (1 + a) times the logits minus a times the logits of the bare question
     (context-aware decoding, Shi et al. 2024).
     """
 
@@ -54,32 +54,74 @@ class Conditioning:
             raise ValueError(f"Conditioning.contrast is {self.contrast}; it must be 0 or a positive number.")
 
     def rank(self, index: int, document_id: str) -> int | None:
-        """Where a document is, from 1, among those behind question ``index``: 0 for nowhere, None if none are named."""
+        """Rank of a document, from 1, among those of question ``index``: 0 if absent, None if none are named."""
         if self.documents is None:
             return None
-        given = list(self.documents[index])
-        return given.index(document_id) + 1 if document_id in given else 0
+        ids = list(self.documents[index])
+        return ids.index(document_id) + 1 if document_id in ids else 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probabilities of a segment's tokens from its scoring, a tensor per window, with their graph."""
+
+    document: Document
+    log_probs: Sequence[Tensor]
 
 
 class Method(ABC):
-    """A way of keeping the base model ``self.lm`` up to date while documents stream past.
+    """A way to keep the base model ``self.lm`` up to date while documents stream past.
 
-    The harness calls, for one cell: the constructor, :meth:`fit` (where the method :meth:`learns_offline`),
-    :meth:`reset`, then :meth:`observe` once per document in stream order, and at each probe :meth:`condition`, inside
-    :meth:`answering`. Whatever the method remembers must live in the parameters of ``self.lm.model``, in tensors given
-    to :meth:`register`, or in what :meth:`state_dict` returns, so that a run can be saved and resumed.
+    The harness calls the hooks in this order::
+
+        __init__ -> fit (if it learns_offline) -> reset
+        for each document:  begin_document
+            for each segment:  [score it: before_scoring if it learns_from_scoring] -> observe
+        at each probe:  answering { condition -> [decode and score the answers] }
+
+    A document is one segment unless it is cut. Everything that a method remembers must be in the parameters of
+    ``self.lm.model``, in tensors passed to :meth:`register`, or in what :meth:`state_dict` returns, so that a run can
+    be saved and resumed. A complete method:
+
+    >>> import torch
+    >>> from bench import Conditioning, Document, Method, Question
+    >>> class Newest(Method):
+    ...     '''Puts the newest document before each question.'''
+    ...
+    ...     name = "newest"
+    ...     paper = "none"
+    ...
+    ...     def __init__(self, *args):
+    ...         super().__init__(*args)
+    ...         self.register("ids", torch.zeros(0, dtype=torch.long))
+    ...
+    ...     def observe(self, document):
+    ...         self.ids = self.lm.encode(document.text)
+    ...
+    ...     def condition(self, questions):
+    ...         return Conditioning(text=[self.lm.tokenizer.decode(self.ids)] * len(questions))
+
+    >>> from bench.conformance.fixtures import base_model  # a tiny one with random weights
+    >>> method = Newest(base_model())
+    >>> method.reset()
+    >>> method.observe(Document("1", "The mill burned down."))
+    >>> method.condition([Question("q", "What burned down?")]).text
+    ['The mill burned down.']
     """
 
     name: ClassVar[str]
-    """The name on the command line and on the board: lower case, digits and underscores."""
+    """Name on the command line and on boards: lower-case letters, digits and underscores."""
     paper: ClassVar[str]
     """Citation key of the paper, or "none"."""
     sees_evidence: ClassVar[bool] = False
-    """True for controls that are given each question's document; they are marked as controls on every board."""
+    """True for a control that gets each question with its document; every board marks it as a control."""
     learns_from: ClassVar[Literal["train", "qa_train"]] = "train"
-    """The split whose episodes :meth:`fit` is given."""
+    """The split whose episodes :meth:`fit` gets."""
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Config keys to tune on validation streams, each with its candidate values (the full product is tried)."""
+    """Config keys to tune on validation streams, with their candidate values; the full product is tried."""
+
+    scored: Scored | None = None
+    """The scoring of the segment, handed over during :meth:`observe` if the method :attr:`learns_from_scoring`."""
 
     class Config(MethodConfig):
         """No hyper-parameters."""
@@ -91,74 +133,77 @@ class Method(ABC):
         self._registered: dict[str, Tensor] = {}
 
     def register(self, name: str, tensor: Tensor) -> None:
-        """Make ``tensor`` the attribute ``name`` and part of the saved state; :meth:`reset` returns to this value."""
+        """Make ``tensor`` the attribute ``name`` and part of the saved state; :meth:`reset` restores this value."""
         self._registered[name] = tensor.detach().clone()
         setattr(self, name, tensor)
 
     def keep(self) -> None:
-        """Let :meth:`reset` return to the registered tensors' present values: called after :meth:`fit`."""
+        """Let :meth:`reset` restore the registered tensors to their present values; called after :meth:`fit`."""
         self._registered = {name: getattr(self, name).detach().clone() for name in self._registered}
 
     def fit(self, episodes: Sequence[Episode]) -> None:
-        """Learn offline from the train split before the stream begins (meta-training). Default: nothing.
+        """Learn offline from the split :attr:`learns_from` before the stream begins. Default: nothing.
 
-        What it learns belongs in registered tensors or in modules of its own: the base's weights are restored after it.
+        Store what is learned in registered tensors or in modules of the method: the base is restored afterwards.
         """
 
     @classmethod
     def learns_offline(cls, config: MethodConfig) -> bool:
-        """Whether :meth:`fit` is to be called, the split that it learns from being needed: if the method has one."""
+        """True if :meth:`fit` must be called. Default: True if the method overrides it."""
         return cls.fit is not Method.fit
 
     def reset(self) -> None:
-        """Go back to the state before the first document. Default: the base's weights and the registered tensors."""
+        """Return to the state before the first document. Default: restore the base and the registered tensors."""
         self.lm.restore()
         for name, initial in self._registered.items():
             setattr(self, name, initial.clone())
 
     def begin_document(self) -> None:
-        """The next document begins: called before its first segment is scored. Default: nothing."""
+        """Prepare for the next document, before its first segment is scored. Default: nothing."""
 
     @abstractmethod
     def observe(self, document: Document) -> None:
-        """One document arrives: adapt to it. It has been scored already and will not come again."""
+        """Adapt to a document (or segment). It has been scored already and will not come again."""
 
     def condition(self, questions: Sequence[Question]) -> Conditioning:
-        """What to give the model when it answers these questions. Default: nothing (closed book)."""
+        """Input for the model when it answers these questions. Default: none (closed book)."""
         return Conditioning()
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Entered while the questions of a probe are answered. What changes on entry must be undone on leaving."""
+        """Context in which the questions of a probe are answered. Undo on exit what changes on entry."""
         yield
 
     @property
     def segment_tokens(self) -> int | None:
-        """Most tokens to score and observe at a time; None leaves it to the experiment (whole documents)."""
+        """Tokens to score and observe at a time; None: as the experiment says (by default whole documents)."""
         return None
 
     @property
     def reading(self) -> Reading:
-        """What each segment is read behind when it is scored and learned: by default all that fits the window."""
+        """Context of a segment when it is scored and learned. Default: everything before it that fits the window."""
         return Reading()
 
     @property
     def learns_from_scoring(self) -> bool:
-        """Whether the graph of a document's scoring forward is kept for :meth:`observe`; see ``lm.scored``."""
+        """True to get the scoring of the next segment, with its graph, as :attr:`scored`. Default: False."""
         return False
 
+    def before_scoring(self) -> None:
+        """Prepare for a scoring that is learned from: set which parameters need gradients. Default: nothing."""
+
     def notes(self) -> dict[str, Any]:
-        """Facts about this run that the record should keep (which tagger was found, a sparsity); plain data."""
+        """Facts about the run for its record (the tagger in use, a sparsity), as plain data. Default: none."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was learned since :meth:`reset`: by default the model's weights and the registered tensors."""
+        """Everything learned since :meth:`reset`. Default: the model's weights and the registered tensors."""
         state = {f"model.{name}": value.detach().clone() for name, value in self.lm.named_tensors()}
         state.update({f"method.{name}": getattr(self, name).detach().clone() for name in self._registered})
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state that :meth:`state_dict` returned; then the stream goes on as if never interrupted.
+        """Restore a state that :meth:`state_dict` returned, so that the stream can continue from there.
 
         Raises:
             KeyError: a tensor of the model or a registered tensor is missing from ``state``.
@@ -171,28 +216,23 @@ class Method(ABC):
 
 
 def packed(value: Any) -> Tensor:
-    """Plain data as a tensor, for :meth:`Method.state_dict`: the bytes of its JSON, uint8. Texts may be any."""
+    """Plain data as a uint8 tensor for :meth:`Method.state_dict`: the bytes of its JSON, with any text."""
     encoded = bytearray(json.dumps(value, ensure_ascii=False), "utf-8", "surrogatepass")
     return torch.frombuffer(encoded, dtype=torch.uint8)
 
 
 def unpacked(tensor: Tensor) -> Any:
-    """The data that :func:`packed` was given, with lists for tuples."""
+    """The plain data in a tensor made by :func:`packed`, with lists for tuples."""
     return json.loads(bytes(tensor.cpu().numpy()).decode("utf-8", "surrogatepass"))
 
 
-def validate_config(method: type[Method], given: Mapping[str, Any]) -> MethodConfig:
-    """The method's config with ``given`` keys set.
+def validate_config(method: type[Method], settings: Mapping[str, Any]) -> MethodConfig:
+    """The method's config with these settings.
 
     Raises:
         BenchError: an unknown key (with the nearest names) or a value out of bounds.
     """
     try:
-        return method.Config(**given)
+        return method.Config(**settings)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = list(method.Config.model_fields)
-            raise BenchError(f"{method.name} has no setting {key!r}.{nearest(key, known)}") from None
-        raise BenchError(f"{method.name}.{key} = {first['input']!r}: {first['msg']}.") from None
+        raise BenchError(first_problem(error, method.Config, method.name)) from None

@@ -1,7 +1,7 @@
-"""Which methods there are: in ``methods/``, in installed packages (entry points), and in files given by the user.
+"""Registry of methods: those in ``methods/``, in installed packages (entry points), and in the user's plug-in files.
 
-Methods are listed by reading their source, so that a listing imports neither torch nor anybody's code; a method is
-imported when it is asked for.
+Methods are listed by reading their source, so that a listing imports neither torch nor anybody's code. A method is
+imported when it is loaded.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, nearest
 from bench.hashing import PACKAGES, module_name, package_root, parse
-from bench.paths import ROOT
+from bench.paths import ROOT, relative
 
 if TYPE_CHECKING:
     from bench.contract.method import Method
 
 GROUP = "online_adaptation_bench.methods"
-"""Entry-point group under which an installed package offers methods (``module:Class``)."""
+"""Entry-point group in which an installed package offers methods (``module:Class``)."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""What a method may be called."""
+"""Pattern of a method's name."""
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """A method as its source describes it. ``broken`` says why it cannot be used, or is None."""
+    """A method as described by its source. ``broken`` is the reason why it cannot be used, or None."""
 
     name: str
     summary: str
@@ -44,7 +44,7 @@ class MethodInfo:
     paper: str
     """Citation key, or "none"."""
     control: bool
-    """Whether it sees the evidence."""
+    """True if it sees the evidence."""
     file: Path
     module: str
     class_name: str
@@ -52,28 +52,28 @@ class MethodInfo:
 
     @property
     def source(self) -> str:
-        """The file as it is shown: relative to the project, else to the working folder."""
-        return show(self.file)
+        """The file's path for people: relative to the project, else to the working folder."""
+        return relative(self.file) or os.path.relpath(self.file)
 
 
 def list_methods(plugins: Sequence[str | Path] = ()) -> list[MethodInfo]:
-    """Every method there is, by name; those that cannot be used say why in ``broken``.
+    """All methods, sorted by name. ``broken`` says why a method cannot be used.
 
     Raises:
         BenchError: two methods have one name, or a plug-in file does not exist or holds no method.
     """
-    found: dict[str, MethodInfo] = {}
-    for info in _everything(plugins):
-        other = found.setdefault(info.name, info)
+    methods: dict[str, MethodInfo] = {}
+    for info in _all_methods(plugins):
+        other = methods.setdefault(info.name, info)
         if (other.file, other.class_name) != (info.file, info.class_name):
             raise BenchError(
                 f"Two methods are called {info.name}: one in {other.source}, one in {info.source}. Rename one of them."
             )
-    return [found[name] for name in sorted(found)]
+    return [methods[name] for name in sorted(methods)]
 
 
 def methods_in(file: str | Path) -> list[MethodInfo]:
-    """The methods that one source file defines.
+    """The methods defined in one source file.
 
     Raises:
         BenchError: the file does not exist, or no class in it states a name.
@@ -84,10 +84,10 @@ def methods_in(file: str | Path) -> list[MethodInfo]:
     module = module_name(path)
     if package_root(path) != ROOT or module.split(".")[0] not in PACKAGES:
         module = f"{_plugin_package(package_root(path))}.{module}"
-    found = list(_read(path, module))
-    if not found:
+    methods = list(_read(path, module))
+    if not methods:
         raise BenchError(f'{file} defines no method: no class in it states name = "...".')
-    return found
+    return methods
 
 
 def find_method(name: str, plugins: Sequence[str | Path] = ()) -> MethodInfo:
@@ -96,17 +96,17 @@ def find_method(name: str, plugins: Sequence[str | Path] = ()) -> MethodInfo:
     Raises:
         BenchError: there is none; the message gives the nearest names.
     """
-    known = {info.name: info for info in list_methods(plugins)}
-    if name not in known:
-        raise BenchError(f"There is no method called {name}.{nearest(name, known)}")
-    return known[name]
+    methods = {info.name: info for info in list_methods(plugins)}
+    if name not in methods:
+        raise BenchError(f"There is no method called {name}.{nearest(name, methods)}")
+    return methods[name]
 
 
 def load_method(name: str, plugins: Sequence[str | Path] = ()) -> type[Method]:
     """Import the method called ``name`` and return its class.
 
     Raises:
-        BenchError: there is no such method, it cannot be imported, or its class does not keep the contract.
+        BenchError: there is no such method, it cannot be imported, or its class breaks the contract.
     """
     return load(find_method(name, plugins))
 
@@ -115,47 +115,42 @@ def load(info: MethodInfo) -> type[Method]:
     """Import a listed method and return its class.
 
     Raises:
-        BenchError: it cannot be imported, or its class does not keep the contract.
+        BenchError: it cannot be imported, or its class breaks the contract.
     """
     where = f"The method {info.name} ({info.source})"
     if info.broken:
         raise BenchError(f"{where} cannot be used: {info.broken}")
     try:
-        found: Any = getattr(_import(info), info.class_name, None)
+        method: Any = getattr(_import(info), info.class_name, None)
     except (Exception, SystemExit) as error:
         raise BenchError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     from bench.contract.method import Method
 
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise BenchError(f"{where}: {info.class_name} is not a subclass of bench.Method.")
     if not NAME.fullmatch(info.name):
         raise BenchError(f"{where} has a bad name: use lower-case letters, digits and underscores.")
-    if not found.__dict__.get("paper"):
+    if not method.__dict__.get("paper"):
         raise BenchError(f'{where} states no paper: add paper = "citation key", or paper = "none", to its class.')
     if not info.summary:
         raise BenchError(f"{where} has no docstring: say in a paragraph what it does and what it costs.")
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing = sorted(getattr(method, "__abstractmethods__", ()))
     if missing:
         raise BenchError(f"{where} does not implement {', '.join(missing)}.")
-    return found
+    return method
 
 
-def show(file: Path) -> str:
-    """A path for messages and boards: relative to the project if inside it, else to the working folder."""
-    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else os.path.relpath(file)
-
-
-def _everything(plugins: Sequence[str | Path]) -> Iterator[MethodInfo]:
+def _all_methods(plugins: Sequence[str | Path]) -> Iterator[MethodInfo]:
     for file in sorted((ROOT / "methods").glob("*.py")):
         yield from _read(file, f"methods.{file.stem}")
     for entry in importlib.metadata.entry_points(group=GROUP):
-        yield _offered(entry)
+        yield _from_entry_point(entry)
     for plugin in plugins:
         yield from methods_in(plugin)
 
 
-def _offered(entry: importlib.metadata.EntryPoint) -> MethodInfo:
-    """The method behind an entry point, found without importing its package."""
+def _from_entry_point(entry: importlib.metadata.EntryPoint) -> MethodInfo:
+    """The method that an entry point names, found without importing its package."""
     top, *rest = entry.module.split(".")
     spec = _spec(top)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
@@ -163,10 +158,9 @@ def _offered(entry: importlib.metadata.EntryPoint) -> MethodInfo:
     if spec and spec.origin and not rest:
         candidates.insert(0, Path(spec.origin))
     file = next((path.resolve() for path in candidates if path.is_file()), None)
-    reason = f"the entry point {entry.value} names a module that is not there."
+    reason = f"the entry point {entry.value} names a module that does not exist."
     if file:
-        listed = list(_read(file, entry.module))
-        for info in listed:
+        for info in _read(file, entry.module):
             if info.class_name == entry.attr or info.broken:
                 return info
         reason = f'{file.name} has no class {entry.attr} that states name = "..."; name the module that defines it.'
@@ -178,7 +172,7 @@ def _module_files(path: Path) -> tuple[Path, Path]:
 
 
 def _read(file: Path, module: str) -> Iterator[MethodInfo]:
-    """The classes of a file that state a name; the file itself, under its own name, if it is not valid Python."""
+    """The classes of a file that state a name; if the file is not valid Python, one broken method with its name."""
     try:
         tree = parse(file)
     except BenchError as error:
@@ -187,11 +181,11 @@ def _read(file: Path, module: str) -> Iterator[MethodInfo]:
     broken = _missing_import(tree, file)
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            stated = dict(_constants(node))
-            name = stated.get("name")
+            constants = dict(_constants(node))
+            name = constants.get("name")
             if isinstance(name, str):
                 summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-                paper, control = str(stated.get("paper", "none")), stated.get("sees_evidence") is True
+                paper, control = str(constants.get("paper", "none")), constants.get("sees_evidence") is True
                 yield MethodInfo(name, summary, paper, control, file, module, node.name, broken)
 
 
@@ -208,7 +202,7 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
 
 
 def _missing_import(tree: ast.Module, file: Path) -> str | None:
-    """Why the imports at the top of a file would fail, as far as can be told without running it."""
+    """The reason why the imports at the top of a file would fail, found without running them; None if there is none."""
     for node in tree.body:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -235,13 +229,13 @@ def _spec(top: str) -> importlib.machinery.ModuleSpec | None:
 def _import(info: MethodInfo) -> types.ModuleType:
     package = info.module.split(".")[0]
     if package == _plugin_package(package_root(info.file)) and package not in sys.modules:
-        made = types.ModuleType(package)
-        made.__path__ = [str(package_root(info.file))]
-        sys.modules[package] = made
+        parent = types.ModuleType(package)
+        parent.__path__ = [str(package_root(info.file))]
+        sys.modules[package] = parent
     importlib.invalidate_caches()
     return importlib.import_module(info.module)
 
 
 def _plugin_package(folder: Path) -> str:
-    """A package of its own for each folder with plug-ins: relative imports work, and sys.path stays as it is."""
+    """Name of a package for one folder with plug-ins: relative imports work, and sys.path is not changed."""
     return f"_plugins_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"

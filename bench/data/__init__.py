@@ -1,4 +1,5 @@
-"""Documents, questions and streams: from the files of a data set to what flows through the benchmark.
+"""Documents, questions and streams, read from the files of a dataset.
 
-May import the small files of bench (errors, seeds, paths, files, machine, hashing), and nothing above them.
+Offers ``documents`` (the types that flow through everything), ``recipe``, ``reader``, ``streams``, ``arms``,
+``tagger``. May import the small files of bench only: errors, seeds, paths, files, machine, hashing.
 """

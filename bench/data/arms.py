@@ -1,4 +1,4 @@
-"""Arms: which documents stand before which questions. All but ``stream`` are controls (docs/rules.md)."""
+"""Arms: the documents that a method observes before each question. All but ``stream`` are controls (docs/rules.md)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from bench.data.documents import Document, Entry
 Arm = Annotated[str, pydantic.StringConstraints(pattern=r"^(stream|placebo|empty|gold_only|shuffled|every_[1-9]\d*)$")]
 """One of:
 
-- ``stream``: all documents, one after another, and then the questions: the method itself;
-- ``placebo``: as many other documents of the split, which do not hold the answers;
+- ``stream``: all documents in order, then all questions (the method itself, not a control);
+- ``placebo``: the same number of other documents of the split, which do not contain the answers;
 - ``empty``: no document;
-- ``gold_only``: for each document afresh, that document alone, and then the questions about it;
-- ``shuffled``: as ``gold_only``, but another document of the stream (:func:`shuffled`) in place of each;
-- ``every_N``: afresh every N documents, and then the questions about these N.
+- ``gold_only``: a reset before each document, then that document and the questions about it;
+- ``shuffled``: like ``gold_only``, with another document of the stream (:func:`shuffled`) in place of each one;
+- ``every_N``: a reset every N documents, then these N and the questions about them.
 """
 
 
-def apart(arm: str) -> int | None:
-    """Number of documents after which the method starts afresh, None for never."""
+def documents_per_reset(arm: str) -> int | None:
+    """Number of documents between resets of the method; None if it is never reset."""
     if arm.startswith("every_"):
         return int(arm.removeprefix("every_"))
     return 1 if arm in ("gold_only", "shuffled") else None
 
 
 def shuffled(entries: Sequence[Entry]) -> tuple[Document, ...]:
-    """In place of each document the next one, the first after the last, that is of another group."""
-    chosen = []
+    """For each document, the next one of another group; after the last comes the first.
+
+    If all documents are of one group, it is the next document, and the document itself if there is only one.
+    """
+    documents = []
     for i, entry in enumerate(entries):
         following = [*entries[i + 1 :], *entries[:i]]
         other = next((one for one in following if not one.group or one.group != entry.group), None)
-        chosen.append((other or following[0]).document if following else entry.document)
-    return tuple(chosen)
+        documents.append((other or following[0]).document if following else entry.document)
+    return tuple(documents)

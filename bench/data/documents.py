@@ -1,4 +1,4 @@
-"""Documents, questions and streams: the things that flow through the benchmark."""
+"""Documents, questions and streams."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Segment(Document):
-    """A piece of a longer document, cut at token boundaries (segments of dynamic evaluation).
+    """A segment of a longer document, cut at token boundaries.
 
-    ``token_ids`` are the piece's tokens as the whole document was tokenised (encoding ``text`` alone may differ), and
-    ``offsets`` their characters in ``text``; ``context_ids`` are the document's tokens before it, oldest first. A
-    character whose bytes fall on both sides of a cut belongs to the later piece.
+    ``token_ids`` are its tokens in the tokenisation of the whole document, which may differ from that of ``text``.
+    ``offsets`` are their (start, end) characters in ``text``. ``context_ids`` are the document's tokens before the
+    segment, oldest first. A character whose bytes lie on both sides of a cut belongs to the later segment.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -36,7 +36,7 @@ class Segment(Document):
 
 @dataclass(frozen=True)
 class Question:
-    """A question as a method sees it: never with its answers."""
+    """A question as a method sees it, without its answers."""
 
     id: str
     text: str
@@ -44,17 +44,17 @@ class Question:
 
 @dataclass(frozen=True)
 class EvidencedQuestion(Question):
-    """A question together with the document that answers it: given only to controls (``sees_evidence``)."""
+    """A question with the document that answers it. Only controls (``sees_evidence``) receive it."""
 
     evidence: Document
 
 
 @dataclass(frozen=True)
 class GoldQuestion:
-    """A question with its reference answers: stays inside the harness.
+    """A question with its reference answers. It stays inside the harness.
 
-    ``revises`` is the id of an earlier question that this one supersedes: once this one's document has been seen,
-    the earlier one is no longer asked.
+    ``revises`` is the id of an earlier question that this one supersedes: once the document of this one has been
+    observed, the earlier one is no longer asked.
     """
 
     question: Question
@@ -66,8 +66,8 @@ class GoldQuestion:
 class Entry:
     """One position of a stream: a document and the questions about it.
 
-    ``facts`` are the character spans of the text that state an asked-about value (analysis only); ``group`` names
-    what the document is about (an entity, an article), the unit by which streams are drawn.
+    ``facts`` are the (start, end) characters of the answers in the text, for analysis only. ``group`` names the
+    subject of the document (an entity, an article); streams are drawn by group.
     """
 
     document: Document
@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Episode:
-    """What a method may learn from offline (``Method.fit``): a train document, its questions and their answers."""
+    """A training example for offline learning (``Method.fit``): a document, its questions and their answers."""
 
     document: Document
     questions: tuple[Question, ...]
@@ -105,7 +105,7 @@ def document_id(text: str) -> str:
 
 
 def stream_hash(entries: tuple[Entry, ...]) -> str:
-    """SHA-256 (hexadecimal) of everything in the entries that can change a score, in order."""
+    """SHA-256 (hexadecimal) of everything in the entries that affects a score, in order."""
     digest = hashlib.sha256()
     for entry in entries:
         document = entry.document
@@ -115,13 +115,13 @@ def stream_hash(entries: tuple[Entry, ...]) -> str:
     return digest.hexdigest()
 
 
-def superseded(seen: Iterable[GoldQuestion]) -> set[str]:
-    """Ids of the questions that another one among these revises: they are no longer asked."""
-    return {gold.revises for gold in seen if gold.revises is not None}
+def superseded(questions: Iterable[GoldQuestion]) -> set[str]:
+    """Ids of the questions that another of these questions revises. They are no longer asked."""
+    return {gold.revises for gold in questions if gold.revises is not None}
 
 
 def episodes(entries: Sequence[Entry]) -> list[Episode]:
-    """Entries as methods see them offline."""
+    """The entries as episodes for offline learning."""
     return [
         Episode(e.document, tuple(g.question for g in e.questions), tuple(g.answers for g in e.questions))
         for e in entries

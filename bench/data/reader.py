@@ -1,8 +1,8 @@
-"""From a recipe to the entries of a split: every format ends in one list of documents with their questions.
+"""Reading the entries of a split as its recipe declares them: from any format to documents with their questions.
 
-JSON lines and CSV are read with the standard library and not with the builders of Hugging Face ``datasets``, because
-those guess a type per column: a date among the answers would come back as a time of day, "007" as 7, "NA" as nothing.
-Parquet and the hub carry their types, so ``datasets`` reads them.
+JSON lines and CSV are read with the standard library. The builders of Hugging Face ``datasets`` guess a type for each
+column and would turn a date among the answers into a timestamp, "007" into 7 and "NA" into nothing. Parquet files and
+the hub carry types, so ``datasets`` reads them.
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench.data.documents import Document, Entry, GoldQuestion, Question, document_id
+from bench.data.documents import Document, Entry, GoldQuestion, Question, document_id, stream_hash
 from bench.data.recipe import SPLITS, Column, Hub, Recipe, find, rows_of
 from bench.errors import BenchError, nearest
+from bench.hashing import cached_by_content
 
 DataFiles = Mapping[str, Sequence[str]]
-"""Split -> files that the user gave for it (``--data-files SPLIT=FILE[,FILE...]``)."""
+"""Split -> the user's files for it (``--data-files SPLIT=FILE[,FILE...]``)."""
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row is (for error messages) and its cells by the names of the data."""
+"""Location of a row (for error messages), and its cells by the column names of the data."""
 
 NO_FILES: DataFiles = {}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class MissingSplit(BenchError):
-    """The dataset is known, but neither its source nor the files given hold this split."""
+    """The dataset exists, but neither its source nor the user's files contain this split."""
 
 
 def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> tuple[Entry, ...]:
-    """The documents of a split in file order, equal texts merged (their questions in order, repeats of one id dropped).
+    """The entries of a split, in file order.
 
-    Files given by the user replace the source of the recipe altogether: splits they do not name do not exist then.
+    Rows of equal texts become one entry with the questions of all, in order; a repeated question counts once. The
+    user's files replace the whole source of the recipe: a split for which there are none does not exist.
 
     Raises:
-        MissingSplit: there is no such split; the message says how to give it.
-        BenchError: a file is missing, or a row is wrong (the message names the file, the row from 1 and the column).
+        MissingSplit: there is no such split; the message says how to provide it.
+        BenchError: a file is missing, or a row is wrong; the message names the file, the row (from 1) and the column.
     """
     for name in {split, *data_files}:
         if name not in SPLITS:
@@ -56,36 +57,41 @@ def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
         if recipe.source.hub:
             rows = _hub_rows(recipe, recipe.source.hub, place)
         else:
-            source, chosen = rows_of(place)
+            source, span = rows_of(place)
             path = recipe.folder / (recipe.source.files or {})[source]
-            rows = islice(_file_rows(recipe, [path]), chosen.start, chosen.stop)
+            rows = islice(_file_rows(recipe, [path]), span.start, span.stop)
     else:
-        given = f" (files were given for {', '.join(data_files)} only)" if data_files else ""
-        raise MissingSplit(f"{recipe.name} has no split {split!r}{given}: give it with --data-files {split}=FILE.")
+        limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
+        raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
     entries = _merge((where, _entry(recipe, where, row)) for where, row in rows)
     if not entries:
-        raise BenchError(f"The split {split!r} of {recipe.name} holds no documents.")
+        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents.")
     return entries
 
 
+@cached_by_content(8)
 def split_entries(dataset: str, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
-    """What :func:`load_split` gives for a data set by name or folder, read once per process."""
-    return _read_once(dataset, split, json.dumps({name: list(paths) for name, paths in sorted(data_files.items())}))
+    """The entries of a split of ``dataset`` (a name or a folder): :func:`load_split`, with its last results cached."""
+    return load_split(find(dataset), split, data_files)
 
 
-@lru_cache(maxsize=8)
-def _read_once(dataset: str, split: str, files: str) -> tuple[Entry, ...]:
-    return load_split(find(dataset), split, json.loads(files))
+@cached_by_content(8)
+def split_hash(dataset: str, split: str, data_files: DataFiles) -> str:
+    """Hash of the entries of a split; "" if the dataset has no such split."""
+    try:
+        return stream_hash(split_entries(dataset, split, data_files))
+    except MissingSplit:
+        return ""
 
 
 def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:
     try:
         rows = _huggingface().load_dataset(hub.id, hub.config, revision=hub.revision, split=place)
-    except Exception as error:  # the hub client raises errors of several libraries; all mean that the data did not come
+    except Exception as error:  # the hub client raises errors of several libraries, all of which mean no data
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise BenchError(
             f"{hub.id} (revision {hub.revision[:8]}) did not load from the hub: {type(error).__name__}: {reason}. "
-            f"Without a network, give local files: --dataset {recipe.name} --data-files test=FILE."
+            f"Without a network, use local files: --dataset {recipe.name} --data-files test=FILE."
         ) from error
     return ((f"{hub.id} {place}, row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -94,7 +100,7 @@ def _file_rows(recipe: Recipe, paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         if not path.is_file() and not (recipe.format == "text" and path.is_dir()):
             raise BenchError(
-                f"{path} is not a file: put the data of {recipe.name} there, or give others (--data-files)."
+                f"{path} is not a file: put the data of {recipe.name} there, or name other files with --data-files."
             )
         try:
             if recipe.format == "text":
@@ -112,7 +118,7 @@ def _file_rows(recipe: Recipe, paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _texts(path: Path) -> Iterator[Row]:
-    """Each file is a document, a folder stands for its .txt files; ``Author_Title_1864.txt`` has title and year."""
+    """One document per file; a folder means its .txt files. ``Author_Title_1864.txt`` gives title and year."""
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         title, year = re.fullmatch(r"(.*?)(?:_(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
         text = file.read_text(encoding="utf-8-sig")
@@ -161,11 +167,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _huggingface() -> Any:
-    return import_module("datasets")  # by name: a type checker would take the project's own folder for it
+    return import_module("datasets")  # by name, because a type checker would find the project's own folder
 
 
 def _squad_paragraphs(path: Path) -> Iterator[Row]:
-    """The nested JSON of SQuAD 1.1, one row per paragraph, counted through all articles."""
+    """The nested JSON of SQuAD 1.1, one row per paragraph, numbered across all articles."""
     articles: Any = _json(path.read_text(encoding="utf-8-sig"), str(path)).get("data")
     try:
         paragraphs = [
@@ -177,7 +183,7 @@ def _squad_paragraphs(path: Path) -> Iterator[Row]:
 
 
 def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
-    """One row as an entry with all, one or none of its document's questions."""
+    """One row as an entry, with all, one or none of the questions about its document."""
     text = _cell(recipe, where, row, "text", required=True)
     if not text.strip():
         raise BenchError(f"{where}, column {recipe.column('text')}: the document is empty.")
@@ -212,8 +218,8 @@ def _question(recipe: Recipe, where: str, row: Mapping[str, Any], document: Docu
     if isinstance(raw, str) and recipe.answer_separator:
         raw = raw.split(recipe.answer_separator)
     parts = raw if isinstance(raw, list) else [raw]
-    spoken = (_plain(part.get("text") if isinstance(part, dict) else part) for part in parts)
-    answers = tuple(dict.fromkeys(answer.strip() for answer in spoken if answer and answer.strip()))
+    texts = (_plain(part.get("text") if isinstance(part, dict) else part) for part in parts)
+    answers = tuple(dict.fromkeys(answer.strip() for answer in texts if answer and answer.strip()))
     if not answers:
         raise BenchError(f"{where}, column {recipe.column('answers')}: the question has no answer.")
     if recipe.gold == "shortest":
@@ -236,7 +242,7 @@ def _facts(recipe: Recipe, where: str, row: Mapping[str, Any], text: str) -> tup
 
 
 def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, required: bool = False) -> str:
-    """A cell as text; "" for an optional one that is empty or that the data do not have."""
+    """A cell as text; "" for an optional cell that is empty or missing."""
     column = recipe.column(name)
     if column not in row:
         if required or recipe.declares(name):
@@ -244,38 +250,38 @@ def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, requ
         return ""
     text = _plain(row[column])
     if text is not None and _SURROGATE.search(text):
-        raise BenchError(f"{where}, column {column}: the text holds half a surrogate pair, which is no character.")
+        raise BenchError(
+            f"{where}, column {column}: the text contains half a surrogate pair, which is not a character."
+        )
     if text is None:
         raise BenchError(f"{where}, column {column}: expected text, found {type(row[column]).__name__}.")
     return text
 
 
 def _plain(value: Any) -> str | None:
-    """Text, a number, a date or nothing as text (midnight is a date); None for anything else."""
+    """Text, a number, a date or an empty cell as text; None for anything else. A time of midnight is a date."""
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         value = value.date()
     if isinstance(value, datetime.date):
         return value.isoformat()
     if isinstance(value, float) and value != value:
-        return ""  # NaN is how tables say nothing
+        return ""  # an empty cell of a table is read as NaN
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     return "" if value is None else None
 
 
 def _merge(entries: Iterable[tuple[str, Entry]]) -> tuple[Entry, ...]:
-    """Entries of equal documents as one, at the place of the first."""
+    """Merge the entries of equal documents, in the order of their first rows."""
     documents: dict[str, Entry] = {}
-    asked: dict[str, tuple[str, GoldQuestion]] = {}
+    by_id: dict[str, tuple[str, GoldQuestion]] = {}
     for where, entry in entries:
         documents.setdefault(entry.document.id, entry)
         for gold in entry.questions:
-            here = (entry.document.id, gold)
-            if asked.setdefault(gold.question.id, here) != here:
-                raise BenchError(
-                    f"{where}: the question id {gold.question.id!r} was already given to another question."
-                )
+            item = (entry.document.id, gold)
+            if by_id.setdefault(gold.question.id, item) != item:
+                raise BenchError(f"{where}: another question already has the id {gold.question.id!r}.")
     questions: dict[str, list[GoldQuestion]] = {document: [] for document in documents}
-    for document, gold in asked.values():
+    for document, gold in by_id.values():
         questions[document].append(gold)
     return tuple(replace(entry, questions=tuple(questions[document])) for document, entry in documents.items())

@@ -1,6 +1,6 @@
-"""Recipes: what a dataset is and where its data come from, declared in ``datasets/<name>/dataset.yaml``.
+"""Recipes: the description and the source of a dataset, declared in ``datasets/<name>/dataset.yaml``.
 
-The format is documented field by field in ``datasets/README.md``. Reading a recipe reads no data.
+``datasets/README.md`` documents every key. Reading a recipe reads no data.
 """
 
 from __future__ import annotations
@@ -8,17 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import pydantic
 
 from bench import paths
-from bench.errors import BenchError, nearest
-
-ROOT = paths.DATASETS
-"""The folder of the datasets that come with the project."""
-
-FILE = paths.RECIPE
+from bench.errors import BenchError, first_problem, nearest
 
 Split = Literal["qa_train", "qa_validation", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -33,26 +28,18 @@ _SQUAD: Mapping[Column, str] = {"text": "context", "group": "title", "questions"
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, value: Any) -> Any:
-        for key in value if isinstance(value, dict) else ():
-            if key not in cls.model_fields:
-                raise ValueError(f"unknown key {key!r}.{nearest(str(key), cls.model_fields)}")
-        return value
-
 
 class Hub(_Strict):
     """A dataset on the Hugging Face hub, pinned to one commit."""
 
     id: str
     revision: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{40}$")]
-    """The commit (40 hexadecimal digits): a branch or a tag can change under a benchmark."""
+    """The commit (40 hexadecimal digits), because a branch or a tag can change."""
     config: str | None = None
 
 
 class Source(_Strict):
-    """Where the data come from: the hub, or files in the recipe's folder, named by source split."""
+    """Source of the data: the hub, or files in the recipe's folder, by source split."""
 
     hub: Hub | None = None
     files: Mapping[str, str] | None = None
@@ -65,17 +52,17 @@ class Source(_Strict):
 
 
 class Size(_Strict):
-    """How many streams of how many documents a split is meant for."""
+    """Number of streams of a split, and of documents in each."""
 
     documents: pydantic.PositiveInt
     count: pydantic.PositiveInt
 
 
 class StreamPolicy(_Strict):
-    """How streams are drawn (see :func:`bench.data.streams.draw`)."""
+    """Rule by which streams are drawn (see :func:`bench.data.streams.draw`)."""
 
     group: bool = False
-    """Draw whole groups (an entity, an article) instead of single documents."""
+    """Draw whole groups (an entity, an article) rather than single documents."""
     order: Literal["timestamp", "grouped", "random"] = "random"
     sizes: Mapping[Split, Size] = {}
 
@@ -87,13 +74,13 @@ class StreamPolicy(_Strict):
 
 
 class Anchor(_Strict):
-    """Where old knowledge comes from, which adaptation should not destroy."""
+    """Source of the anchor set: old knowledge that adaptation should not destroy."""
 
     split: Split
 
 
 class Recipe(_Strict):
-    """One dataset, as its ``dataset.yaml`` declares it."""
+    """A dataset as its ``dataset.yaml`` declares it."""
 
     name: str
     """The name of its folder."""
@@ -103,16 +90,16 @@ class Recipe(_Strict):
     licence: str
     citation: str
     source: Source | None = None
-    """None: the dataset has no data of its own and lives on ``--data-files``."""
+    """None for a dataset without data, which needs ``--data-files``."""
     format: Literal["documents", "rows", "squad", "text"]
     columns: Mapping[Column, str] = {}
-    """Our name of a column -> its name in the data, where they differ."""
+    """Our name of a column -> its name in the data, if they differ."""
     answer_separator: str | None = None
-    """What separates the answers in a cell that holds them all as one string."""
+    """Separator of the answers in a cell that contains all of them as one string."""
     splits: Mapping[Split, str] = {}
-    """Our split -> source split, whole or a range of its rows (``train[0:1000]``). Default: the same names."""
+    """Our split -> source split, or a range of its rows (``train[0:1000]``). Default: the same names."""
     gold: Literal["all", "shortest"] = "all"
-    """Which reference answers count."""
+    """Reference answers that count."""
     stream: StreamPolicy = StreamPolicy()
     anchor: Anchor | None = None
 
@@ -120,21 +107,21 @@ class Recipe(_Strict):
 
     @property
     def folder(self) -> Path:
-        """The folder of the recipe; its files and its frozen streams lie there."""
+        """The folder of the recipe, which also contains its files and its frozen streams."""
         return self._folder
 
     @property
     def declared(self) -> Mapping[str, str]:
-        """Our split -> where it is in the declared source; empty without one."""
+        """Our split -> source split, or a range of its rows; empty if there is no source."""
         files = self.source.files if self.source else None
         return {str(split): place for split, place in self.splits.items()} or {split: split for split in files or {}}
 
     def column(self, name: Column) -> str:
-        """The name of one of our columns in the data."""
+        """The name that one of our columns has in the data."""
         return self.columns.get(name) or (_SQUAD.get(name, name) if self.format == "squad" else name)
 
     def declares(self, name: Column) -> bool:
-        """Whether a row without this (otherwise optional) column is an error."""
+        """True if the recipe lists this column; then a row without it is an error, even if it is optional."""
         return name in self.columns
 
     @pydantic.model_validator(mode="after")
@@ -156,10 +143,10 @@ class Recipe(_Strict):
 
 
 def rows_of(place: str) -> tuple[str, slice]:
-    """``train[0:1000]`` -> source split and range of its rows; ``train`` is all of them.
+    """The source split and the range of rows in ``train[0:1000]``; ``train`` alone means all rows.
 
     Raises:
-        ValueError: it is written otherwise.
+        ValueError: ``place`` has another form.
     """
     match = _RANGE.fullmatch(place)
     if match is None:
@@ -168,42 +155,40 @@ def rows_of(place: str) -> tuple[str, slice]:
     return match["source"], slice(start, stop)
 
 
-def known() -> list[str]:
-    """Names of the datasets that come with the project."""
-    return paths.datasets()
-
-
 def find(name: str) -> Recipe:
-    """The recipe of a dataset: the name of a folder under ``datasets/``, or the path of any folder with a recipe.
+    """The recipe of a dataset, given the name of a folder under ``datasets/`` or the path of any folder with a recipe.
 
     Raises:
-        BenchError: there is no such dataset, or its recipe is wrong (the message names the file and the key).
+        BenchError: there is no such dataset, or its recipe is wrong; the message names the file and the key.
     """
-    for folder in (ROOT / name, Path(name)):
-        if (folder / FILE).is_file():
+    for folder in (paths.DATASETS / name, Path(name)):
+        if (folder / paths.RECIPE).is_file():
             return read(folder)
-    raise BenchError(f"There is no dataset {name!r} (nor a folder of that name with a {FILE}).{nearest(name, known())}")
+    raise BenchError(
+        f"There is no dataset {name!r}, and no folder of that name with a {paths.RECIPE}."
+        f"{nearest(name, paths.datasets())}"
+    )
 
 
 def read(folder: Path) -> Recipe:
     """Read and check the recipe in a folder.
 
     Raises:
-        BenchError: it is not YAML, or a key is unknown, missing or wrong.
+        BenchError: the file is not YAML, or a key is unknown, missing or wrong.
     """
     import yaml
 
-    path = folder / FILE
+    path = folder / paths.RECIPE
     try:
         recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from None
+        raise BenchError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "top level"
-        message = first["msg"].removeprefix("Value error, ")
-        raise BenchError(f"{path}, {key}: {message} The format is described in datasets/README.md.") from None
+        problem = first_problem(error, Recipe)
+        raise BenchError(f"{path}: {problem} The format is described in datasets/README.md.") from None
     if recipe.name != folder.resolve().name:
-        raise BenchError(f"{path}, name: {recipe.name!r} is not the name of its folder ({folder.resolve().name}).")
+        raise BenchError(
+            f"{path}: name = {recipe.name!r}: this is not the name of its folder, {folder.resolve().name}."
+        )
     recipe._folder = folder
     return recipe

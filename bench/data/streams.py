@@ -1,8 +1,8 @@
-"""Streams: drawn from a split by a rule without chance, frozen as manifests, and checked when they are loaded.
+"""Streams: drawn from a split by a deterministic rule, frozen as manifests, and checked when they are loaded.
 
-The rule orders things by a hash of (purpose, dataset, split, length, name of the thing). It depends on neither the
-order of the file nor a random generator, so the same data give the same streams everywhere. A manifest protects what
-was drawn against later changes of the data or of the rule.
+The rule orders groups and documents by a hash of (purpose, dataset, split, length, name). It uses no random generator
+and does not depend on the order of the groups in the file, so the same data give the same streams everywhere. A
+manifest detects later changes of the data, and keeps the stream if the rule changes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pydantic
 from bench.data.documents import Document, Entry, Stream, stream_hash, superseded
 from bench.data.reader import NO_FILES, DataFiles, MissingSplit, load_split
 from bench.data.recipe import Recipe, StreamPolicy
-from bench.errors import BenchError
+from bench.errors import BenchError, first_problem
 from bench.files import write_json
 from bench.seeds import seed_for
 
 Reader = Callable[[Recipe, str, DataFiles], tuple[Entry, ...]]
-"""Gives the entries of a split, as :func:`bench.data.load_split` does."""
+"""A function that returns the entries of a split, like :func:`bench.data.reader.load_split`."""
 
 
 class Manifest(pydantic.BaseModel):
@@ -32,11 +32,11 @@ class Manifest(pydantic.BaseModel):
 
     dataset: str
     name: str
-    """``<split>-<documents>-<index>``; documents is ``all`` for a whole split in file order."""
+    """``<split>-<documents>-<index>``, where documents is ``all`` for a whole split in file order."""
     documents: tuple[str, ...]
-    """Document ids in order."""
+    """Document ids, in order."""
     contents: tuple[str, ...]
-    """For each document, the start of the hash of it with its questions and answers."""
+    """For each document, the start of a hash of the document with its questions and answers."""
     hash: str
     """:attr:`bench.data.documents.Stream.hash`."""
     source: str
@@ -56,13 +56,14 @@ def load(
     data_files: DataFiles = NO_FILES,
     read: Reader = load_split,
 ) -> Stream:
-    """One stream: the frozen one where there is a manifest for these data, else drawn (and the same for the same data).
+    """Load a stream: the frozen one if there is a manifest for these data, else drawn by the rule.
 
-    ``read`` gives the entries of a split. A manifest binds the recipe's declared source: data that differ from it are
-    an error. Files that the user gave are other data by right; it holds for them only if it was frozen from the same.
+    ``read`` returns the entries of a split. Data from the recipe's own source must agree with the manifest. The user's
+    files may differ: the manifest applies to them only if it was frozen from the same split.
 
     Raises:
-        BenchError: the data differ from the manifest (names the first differing document), or the split is too small.
+        BenchError: the data differ from the manifest (the message names the first such document), or the split is
+            too small.
         MissingSplit: there is no such split.
     """
     entries = read(recipe, split, data_files)
@@ -71,7 +72,7 @@ def load(
         manifest = _read(path)
         if split not in data_files or manifest.source == stream_hash(entries):
             return _thaw(recipe, path, manifest, entries)
-    return _drawn(recipe, split, documents, index, entries)
+    return _draw_stream(recipe, split, documents, index, entries)
 
 
 def draw(
@@ -82,58 +83,58 @@ def draw(
     index: int,
     policy: StreamPolicy,
 ) -> tuple[Entry, ...]:
-    """The stream number ``index`` of so many documents (None: the whole split in file order).
+    """The entries of stream ``index`` of n = ``documents`` documents (None: the whole split in file order).
 
-    The groups of the split (with ``policy.group``; else single documents) are put in hash order and laid end to end,
-    and stream k is the k-th run of ``documents`` documents: the streams of one length share no document, and at most
-    one group is cut at each border. The run is then ordered by ``policy.order``: ``timestamp`` (ties in file order),
-    ``grouped`` (as drawn: groups shuffled, file order within) or ``random`` (hash order of the documents).
+    The groups of the split (single documents without ``policy.group``) are sorted by hash and concatenated. Stream k is
+    the k-th run of n documents, so streams of one length share no document and cut at most one group at each border.
+    Each run is then sorted by ``policy.order``: ``timestamp`` (ties in file order), ``grouped`` (groups as drawn, file
+    order within a group) or ``random`` (by a hash of the document).
 
     Raises:
-        BenchError: the split is too small, or ordering by time meets a document without a timestamp.
+        BenchError: the split is too small, or the order is by time and a document has no timestamp.
     """
     if documents is None:
         if index:
             raise BenchError(
-                f"A whole split is one stream: ask for 1 stream of {split!r}, or give a number of documents."
+                f"A whole split is one stream: use 1 stream of {split!r}, or set the number of documents per stream."
             )
         return tuple(entries)
     if documents < 1 or (index + 1) * documents > len(entries):
         raise BenchError(
-            f"{split!r} of {dataset} holds {len(entries)} documents, too few for {index + 1} disjoint stream(s) of "
-            f"{documents}: ask for fewer streams or documents (--streams, --documents)."
+            f"{split!r} of {dataset} has {len(entries)} documents, too few for {index + 1} disjoint stream(s) of "
+            f"{documents}: use fewer streams or documents (--streams, --documents)."
         )
 
-    def rank(*thing: str | int) -> int:
-        return seed_for("stream", dataset, split, documents, *thing)
+    def rank(*name: str | int) -> int:
+        return seed_for("stream", dataset, split, documents, *name)
 
     groups: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
         groups.setdefault((policy.group and entry.group) or entry.document.id, []).append(position)
     line = [position for group in sorted(groups, key=rank) for position in groups[group]]
-    chosen = line[index * documents : (index + 1) * documents]
+    run = line[index * documents : (index + 1) * documents]
     if policy.order == "timestamp":
-        undated = [entries[position].document.id for position in chosen if not entries[position].document.timestamp]
+        undated = [entries[position].document.id for position in run if not entries[position].document.timestamp]
         if undated:
             raise BenchError(f"Document {undated[0]} ({split!r} of {dataset}) has no timestamp to order the stream by.")
-        chosen.sort(key=lambda position: (entries[position].document.timestamp, position))
+        run.sort(key=lambda position: (entries[position].document.timestamp, position))
     elif policy.order == "random":
-        chosen.sort(key=lambda position: rank(index, entries[position].document.id))
-    return tuple(entries[position] for position in chosen)
+        run.sort(key=lambda position: rank(index, entries[position].document.id))
+    return tuple(entries[position] for position in run)
 
 
 def build(
     recipe: Recipe, split: str, documents: int | None, count: int, data_files: DataFiles = NO_FILES
 ) -> list[Path]:
-    """Draw streams 0 to ``count`` - 1 and freeze them, replacing earlier manifests of these names.
+    """Draw streams 0 to ``count`` - 1 and freeze them, replacing earlier manifests of the same names.
 
     Raises:
-        BenchError: as :func:`draw`; nothing is written then.
+        BenchError: as :func:`draw`; then nothing is written.
     """
     entries = load_split(recipe, split, data_files)
     source = stream_hash(entries)
-    drawn = [_drawn(recipe, split, documents, index, entries) for index in range(count)]
-    for stream in drawn:
+    streams = [_draw_stream(recipe, split, documents, index, entries) for index in range(count)]
+    for stream in streams:
         manifest = Manifest(
             dataset=recipe.name,
             name=stream.name,
@@ -143,25 +144,25 @@ def build(
             source=source,
         )
         write_json(_path(recipe, stream.name), manifest.model_dump(mode="json"))
-    return [_path(recipe, stream.name) for stream in drawn]
+    return [_path(recipe, stream.name) for stream in streams]
 
 
 def build_all(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[Path]:
-    """Freeze the streams of every size that the recipe names (of the splits of ``data_files``, if there are any).
+    """Freeze the streams of every size in the recipe; with ``data_files``, only those of its splits.
 
     Raises:
-        BenchError: the recipe names no such size; else as :func:`build`.
+        BenchError: the recipe has no such size; else as :func:`build`.
     """
     sizes = {split: size for split, size in recipe.stream.sizes.items() if not data_files or split in data_files}
     if not sizes:
-        raise BenchError(f"{recipe.name} names no stream sizes to freeze: see stream.sizes in datasets/README.md.")
+        raise BenchError(f"{recipe.name} has no stream sizes to freeze: see stream.sizes in datasets/README.md.")
     return [
         path for split, size in sizes.items() for path in build(recipe, split, size.documents, size.count, data_files)
     ]
 
 
 def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
-    """Check every manifest of a dataset against its data; one line for each of what was checked.
+    """Check every manifest of a dataset against its data, and report one line for each.
 
     Raises:
         BenchError: a manifest is unreadable, its data differ, or two streams of one length share a document.
@@ -175,8 +176,8 @@ def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
         stream = _thaw(recipe, path, manifest, entries)
         if manifest.source != stream_hash(entries):
             raise BenchError(
-                f"{path}: the documents of the stream are unchanged, but others of its split are not, and placebo "
-                f"documents are taken from them. Freeze it again: {_rebuild(recipe)}."
+                f"{path}: the documents of the stream are unchanged, but the rest of its split, from which placebo "
+                f"documents are taken, has changed. Freeze it again: {_rebuild(recipe)}."
             )
         for document in manifest.documents:
             if (other := owners.setdefault((family, document), manifest.name)) != manifest.name:
@@ -189,43 +190,43 @@ def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
 
 
 def placebo(entries: Sequence[Entry], stream: Stream) -> tuple[Document, ...]:
-    """Other documents of the split, one for each position of the stream, as near as possible in length (UTF-8 bytes).
+    """Other documents of the split, one for each position of the stream, of the nearest length (UTF-8 bytes).
 
-    None is in the stream or of a group that is, so none holds the answers; none comes twice. The choice is greedy in
-    stream order.
+    No document comes from the stream or its groups, so none contains the answers, and none is used twice. The choice is
+    greedy, in stream order.
 
     Raises:
-        BenchError: the split has too few such documents.
+        BenchError: the split has too few other documents.
     """
-    taken = {entry.document.id for entry in stream.entries}
+    own = {entry.document.id for entry in stream.entries}
     groups = {entry.group for entry in stream.entries if entry.group}
-    pool = [entry.document for entry in entries if entry.document.id not in taken and entry.group not in groups]
+    pool = [entry.document for entry in entries if entry.document.id not in own and entry.group not in groups]
     if len(pool) < len(stream.entries):
         raise BenchError(
             f"The placebo arm of {stream.dataset} {stream.name} needs {len(stream.entries)} documents outside the "
-            f"stream and its groups, but the split has {len(pool)}: ask for fewer --documents, or leave the arm out."
+            f"stream and its groups, but the split has {len(pool)}: use fewer --documents, or leave the arm out."
         )
     rest: list[tuple[int, int, Document]] = []
     for document in pool:
         tie = seed_for("placebo", stream.dataset, stream.name, document.id)
         insort(rest, (len(document.text.encode()), tie, document), key=lambda item: item[:2])
-    chosen = []
+    documents = []
     for entry in stream.entries:
         size = len(entry.document.text.encode())
         place = bisect_left(rest, size, key=lambda item: item[0])
         if place == len(rest) or (place > 0 and size - rest[place - 1][0] <= rest[place][0] - size):
             place -= 1
-        chosen.append(rest.pop(place)[2])
-    return tuple(chosen)
+        documents.append(rest.pop(place)[2])
+    return tuple(documents)
 
 
 def anchor(
     recipe: Recipe, data_files: DataFiles, questions: int, documents: int, read: Reader = load_split
 ) -> tuple[Entry, ...]:
-    """Old knowledge: a fixed sample of documents of the split that the recipe names, with so many questions at most.
+    """The anchor set: a fixed sample of documents of the anchor split, with at most ``questions`` questions in all.
 
-    Questions that another one of the split supersedes are left out. Empty where the recipe names no such split, or
-    the user's files do not hold it.
+    Questions that another question of the split supersedes are left out. The set is empty if the recipe has no anchor
+    split, or the data do not contain it.
 
     Raises:
         BenchError: the data of the split are wrong.
@@ -241,26 +242,25 @@ def anchor(
         return seed_for("anchor", recipe.name, name)
 
     old = superseded(gold for entry in entries for gold in entry.questions)
-    chosen = sorted(entries, key=lambda entry: rank(entry.document.id))[:documents]
-    current = {gold.question.id for entry in chosen for gold in entry.questions} - old
-    kept = set(sorted(current, key=rank)[:questions])
+    sample = sorted(entries, key=lambda entry: rank(entry.document.id))[:documents]
+    current = {gold.question.id for entry in sample for gold in entry.questions} - old
+    ids = set(sorted(current, key=rank)[:questions])
     return tuple(
-        replace(entry, questions=tuple(gold for gold in entry.questions if gold.question.id in kept))
-        for entry in chosen
+        replace(entry, questions=tuple(gold for gold in entry.questions if gold.question.id in ids)) for entry in sample
     )
 
 
-def _drawn(recipe: Recipe, split: str, documents: int | None, index: int, entries: Sequence[Entry]) -> Stream:
+def _draw_stream(recipe: Recipe, split: str, documents: int | None, index: int, entries: Sequence[Entry]) -> Stream:
     name = stream_name(split, documents, index)
     return Stream(recipe.name, name, draw(entries, recipe.name, split, documents, index, recipe.stream))
 
 
 def _thaw(recipe: Recipe, path: Path, manifest: Manifest, entries: Sequence[Entry]) -> Stream:
-    found = {entry.document.id: entry for entry in entries}
+    by_id = {entry.document.id: entry for entry in entries}
     for position, (document, content) in enumerate(zip(manifest.documents, manifest.contents, strict=True)):
-        if document not in found:
+        if document not in by_id:
             problem = "is missing from the data (or its text has changed)"
-        elif _content(found[document]) != content:
+        elif _content(by_id[document]) != content:
             problem = "has other questions, answers, title or timestamp in the data"
         else:
             continue
@@ -268,7 +268,7 @@ def _thaw(recipe: Recipe, path: Path, manifest: Manifest, entries: Sequence[Entr
             f"{path}: document {document} (position {position}) {problem}. Restore the data, or freeze the streams "
             f"again: {_rebuild(recipe)} (and delete those of other lengths)."
         )
-    stream = Stream(recipe.name, manifest.name, tuple(found[document] for document in manifest.documents))
+    stream = Stream(recipe.name, manifest.name, tuple(by_id[document] for document in manifest.documents))
     if manifest.dataset != recipe.name or manifest.name != path.stem or stream.hash != manifest.hash:
         raise BenchError(f"{path} contradicts itself (dataset, name or hash). Freeze it again: {_rebuild(recipe)}.")
     return stream
@@ -278,9 +278,9 @@ def _read(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BenchError(f"{path} is not a stream manifest ({where}: {first['msg']}). Freeze it again.") from None
+        raise BenchError(
+            f"{path} is not a stream manifest. {first_problem(error, Manifest)} Freeze it again."
+        ) from None
     if len(manifest.documents) != len(manifest.contents):
         raise BenchError(f"{path} is not a stream manifest (documents and contents differ in number). Freeze it again.")
     return manifest

@@ -1,4 +1,4 @@
-"""Named entities of a text: by spaCy's small English model where it is installed, else by rules of our own."""
+"""Named entities of a text, from spaCy's small English model if it is installed, else from rules."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.machine import package_version
 
 SPACY_MODEL = "en_core_web_sm"
 NUMBER_TYPES = frozenset({"TIME", "PERCENT", "MONEY", "QUANTITY", "ORDINAL", "CARDINAL"})
-"""Entity types of spaCy that are amounts and no names or dates: salient spans leave them out."""
+"""Entity types of spaCy that are numbers, not names or dates. Salient spans leave them out."""
 
 
 class Span(NamedTuple):
-    """Characters ``start`` to ``end`` (exclusive) of a text, and what they are: an entity type or a part of speech."""
+    """Characters ``start`` to ``end`` (exclusive) of a text, with an entity type or a part of speech."""
 
     start: int
     end: int
@@ -24,22 +24,22 @@ class Span(NamedTuple):
 
 
 class Tagger(Protocol):
-    """What finds entities. ``name`` says which one it is, with its version."""
+    """A tagger of entities and parts of speech. ``name`` identifies it, with its version."""
 
     name: str
 
     def entities(self, text: str) -> list[Span]:
-        """The named entities in order, none overlapping."""
+        """The named entities, in order and without overlap."""
 
     def parts_of_speech(self, text: str) -> list[Span] | None:
-        """The words with their universal part-of-speech tags; None for a tagger that knows none."""
+        """The words with their universal part-of-speech tags; None if the tagger has none."""
 
 
 def load_tagger(choice: Literal["auto", "spacy", "rules"]) -> Tagger:
-    """The tagger asked for; ``auto`` is spaCy's where it is installed with its model, else the rules.
+    """Load a tagger; ``auto`` is spaCy if it is installed with its model, else the rules.
 
     Raises:
-        BenchError: spaCy or its model is asked for and not installed.
+        BenchError: the choice is ``spacy``, and it or its model is not installed.
     """
     if choice == "rules":
         return RuleTagger()
@@ -63,30 +63,30 @@ def _spacy_tagger() -> SpacyTagger:
     except OSError:
         raise BenchError(
             f"spaCy is installed without its model {SPACY_MODEL}. Run `python -m spacy download {SPACY_MODEL}` "
-            f"(it is a package: pip installs its wheel, too), or set tagger=rules."
+            f"(or install its wheel with pip), or set tagger=rules."
         ) from None
 
 
 class SpacyTagger:
-    """A pipeline of spaCy's, with its own entity types and universal part-of-speech tags."""
+    """A spaCy pipeline, with its own entity types and universal part-of-speech tags."""
 
     def __init__(self, pipeline: Any) -> None:
         self.name = f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}"
         self.name += f", spacy {package_version('spacy')}"
         self._pipeline = pipeline
-        self._read: Callable[[str], Any] = lru_cache(maxsize=1)(self._parse)  # several steps ask about one document
+        self._parse_once: Callable[[str], Any] = lru_cache(maxsize=1)(self._parse)  # several calls for one document
 
     def _parse(self, text: str) -> Any:
         self._pipeline.max_length = max(self._pipeline.max_length, len(text) + 1)
         return self._pipeline(text)
 
     def entities(self, text: str) -> list[Span]:
-        """The entities that the pipeline recognises."""
-        return [Span(entity.start_char, entity.end_char, entity.label_) for entity in self._read(text).ents]
+        """The entities that the pipeline finds."""
+        return [Span(entity.start_char, entity.end_char, entity.label_) for entity in self._parse_once(text).ents]
 
     def parts_of_speech(self, text: str) -> list[Span]:
         """The tokens with their universal tags (NOUN, PROPN, VERB, ...)."""
-        return [Span(token.idx, token.idx + len(token), token.pos_) for token in self._read(text)]
+        return [Span(token.idx, token.idx + len(token), token.pos_) for token in self._parse_once(text)]
 
 
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -98,7 +98,7 @@ _DATE = re.compile(
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WORD = re.compile(r"[^\W_]+(?:[-&'’](?!s\b)[^\W_]+)*")
 _OPENS = re.compile(r"[.!?:…\n\"“‘]")
-"""What, between two words, lets a sentence (or a quotation) begin with the second."""
+"""Characters between two words after which the second may begin a sentence or a quotation."""
 _ABBREVIATIONS = frozenset("Mr Mrs Ms Dr St Prof Rev Sen Gen".split())
 _LINKS = frozenset("of the de la van von der du".split())
 _COMMON = frozenset(
@@ -108,15 +108,15 @@ _COMMON = frozenset(
     "that the their them then there these they this those though through to today under until up we what when where "
     "whether which while who whose why with without yet you your".split()
 )
-"""Words that are no names, however they are written."""
+"""Words that are never names, whatever their case."""
 
 
 class RuleTagger:
-    """Names by their capitals, dates and years by their form, in languages that write names so.
+    """Names by their capitals, dates and numbers by their form, for languages that capitalise names.
 
-    - ``NAME``: a run of capitalised words, also across a link (*Bank of England*). A word that is capital only because
-      a sentence begins with it does not count: neither a common one (*The*, *After*), nor a single one, unless it
-      stands capital within a sentence elsewhere in the text or has a second capital.
+    - ``NAME``: a run of capitalised words, also across a link (*Bank of England*). Common words (*The*, *After*) do
+      not count. A single word at the start of a sentence counts only if it has a second capital, or is capitalised
+      within a sentence elsewhere in the text.
     - ``DATE``: days of the week, months with their day and year, ISO dates, years from 1000 to 2099.
     - ``CARDINAL``: every other number in digits.
     """
@@ -124,19 +124,19 @@ class RuleTagger:
     name = "rules 1"
 
     def entities(self, text: str) -> list[Span]:
-        """Dates, then names in what is left, then numbers in what is left of that."""
-        found: list[Span] = []
+        """Dates first, then names in the rest of the text, then numbers in the remainder."""
+        entities: list[Span] = []
         for find in (_dates, _names, _numbers):
             spans = list(find(text))
-            found += spans
-            left = list(text)
+            entities += spans
+            characters = list(text)
             for start, end, _ in spans:
-                left[start:end] = "\0" * (end - start)
-            text = "".join(left)
-        return sorted(found)
+                characters[start:end] = "\0" * (end - start)
+            text = "".join(characters)
+        return sorted(entities)
 
     def parts_of_speech(self, text: str) -> None:
-        """Rules know none."""
+        """None: the rules find entities only."""
 
 
 def _dates(text: str) -> Iterator[Span]:
@@ -154,7 +154,7 @@ def _names(text: str) -> Iterator[Span]:
         for before, match in zip([None, *words], words, strict=False)
         if before is None or _opens(before[0], text[before.end() : match.start()])
     }
-    within = {match[0] for match in words if match.start() not in opening}  # runs hold the capital ones only
+    within = {match[0] for match in words if match.start() not in opening}  # lower-case words are never looked up
     for run in _runs(text, words):
         first = run[0]
         if len(run) > 1 or first.start() not in opening or first[0] in within or not _is_plain(first[0]):
@@ -162,7 +162,7 @@ def _names(text: str) -> Iterator[Span]:
 
 
 def _runs(text: str, words: list[re.Match[str]]) -> Iterator[list[re.Match[str]]]:
-    """Capitalised words that follow one another, with the links between them."""
+    """Runs of capitalised words, with the links between them."""
     run: list[re.Match[str]] = []
     link: list[re.Match[str]] = []
     for word in words:
@@ -190,5 +190,5 @@ def _is_capital(word: str) -> bool:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether no letter after the first is capital: the word may be so only for where it stands."""
+    """True if no letter after the first is a capital. Then the first may be one only because of its position."""
     return word[1:] == word[1:].lower()

@@ -1,4 +1,5 @@
-"""The one loop that every experiment runs: score, observe, answer; what each phase costs and what each token weighs.
+"""The one loop of every experiment: score, observe, answer.
 
-May import bench.records, bench.answering, bench.contract and what those may import.
+Offers ``loop``, ``ledger`` (costs of each phase) and ``token_notes`` (token weights). May import bench.records,
+bench.answering and the rooms below them.
 """

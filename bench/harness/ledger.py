@@ -1,4 +1,4 @@
-"""The ledger: what each phase of a cell costs in time, floating-point operations and memory."""
+"""The ledger: the cost of each phase of a cell in time, floating-point operations and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.contract.method import Method
 from bench.records.schema import Costs, Tally
 
 COUNT_EVERY = 32
-"""Operations are counted in the first and then every so many calls of a phase, and scaled by the work of the others."""
+"""Operations are counted in every n-th call of a phase, from the first on, and scaled to the work of all calls."""
 
 Shape = tuple[int, ...]
 
@@ -32,19 +32,19 @@ def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape,
 
 
 _aten: Any = torch.ops.aten
-_COUNTED: dict[Any, Any] = {
+_FORMULAS: dict[Any, Any] = {
     **flop_registry,
-    # PyTorch counts attention kernels of GPUs only
+    # PyTorch has formulas for the attention kernels of GPUs only
     _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
 }
 
 
 class _Counter(TorchDispatchMode):
-    """Operations of what runs inside, by PyTorch's own formulas.
+    """Counts the operations that run inside it, by PyTorch's formulas.
 
-    Its FlopCounterMode also follows modules and takes apart what it has no formula for: that takes longer than a small
-    model's work, and changes the last bits of gradients.
+    PyTorch's FlopCounterMode also tracks modules and decomposes operators without a formula. That takes longer than
+    the work of a small model, and it changes the last bits of gradients.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = _COUNTED.get(func._overloadpacket)
+        formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out
@@ -72,7 +72,7 @@ class _Phase:
     def tally(self) -> Tally:
         flops = self.counted_flops * self.work / self.counted_work if self.counted_work else 0.0
         seconds, work = self.seconds - self.counted_seconds, self.work - self.counted_work
-        # counting slows a call down, so that the other calls, where there are any, say what the work takes
+        # counting slows a call down: the seconds are extrapolated from the other calls, if there are any
         seconds = seconds * self.work / work if work else self.seconds
         return Tally(seconds=seconds, flops=flops, peak_bytes=self.peak)
 
@@ -80,8 +80,8 @@ class _Phase:
 class Ledger:
     """Costs by phase: ``offline``, ``score``, ``observe`` and ``answer``.
 
-    Seconds are wall time with the device synchronised at both ends. One multiply-add counts as two operations, as
-    PyTorch counts them (matrix products and attention); they are counted in a sample of the calls.
+    Seconds are wall time, with the device synchronised before and after. Operations are those of matrix products and
+    attention, as PyTorch counts them (a multiply-add is two), in a sample of the calls.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -90,9 +90,9 @@ class Ledger:
 
     @contextlib.contextmanager
     def phase(self, name: str, work: float = 1.0, count: bool = False) -> Iterator[None]:
-        """Charge what runs inside to a phase. ``work`` (its tokens, say) is what its costs grow with.
+        """Charge the block to a phase. Its cost is assumed to be proportional to ``work`` (e.g. its number of tokens).
 
-        With ``count`` its operations are counted, whether or not it is this call's turn.
+        With ``count`` its operations are always counted, not only in the sample.
         """
         phase = self._phases[name]
         counting = count or phase.calls % COUNT_EVERY == 0
@@ -118,7 +118,7 @@ class Ledger:
         return self._phases[name].seconds
 
     def costs(self, state_bytes: int) -> Costs:
-        """The whole account, with the bytes of the method's state."""
+        """Costs of all phases so far, with the bytes of the method's state."""
         return Costs(state_bytes=state_bytes, **{name: phase.tally() for name, phase in self._phases.items()})
 
 
@@ -130,7 +130,7 @@ def _synchronize(device: torch.device) -> None:
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:  # Linux: 5 resets the high-water mark of the resident set; elsewhere the mark is the process's
+    else:  # Linux: 5 resets the peak of the resident set; elsewhere the peak is that of the whole process
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -145,7 +145,7 @@ def _peak(device: torch.device) -> int:
 
 
 def state_bytes(method: Method) -> int:
-    """Bytes of what the method has learned: changed weights of the base and everything else in its state."""
+    """Bytes that the method has learned: the changed weights of the base and everything else in its state."""
     extra = sum(
         value.numel() * value.element_size()
         for name, value in method.state_dict().items()

@@ -1,4 +1,4 @@
-"""The one loop: for each document, score it, let the method observe it, and at a probe answer the questions."""
+"""The loop: score each document, let the method observe it, and answer the questions at each probe."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from bench.answering import metrics
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompts import prompts
+from bench.answering.prompts import build_prompts
 from bench.contract.config import MethodConfig
-from bench.contract.method import Method
+from bench.contract.method import Method, Scored
 from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
 from bench.errors import Diverged
 from bench.harness.ledger import Ledger, state_bytes
@@ -27,34 +27,54 @@ from bench.seeds import seed_for
 
 
 def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
-    """An instance of the method, with torch's generator seeded for what its constructor may draw."""
+    """Construct a method, with torch's generator seeded for random draws in its constructor."""
     torch.manual_seed(seed_for(seed, "construct"))
     return kind(lm, config, seed)
 
 
 def fit(method: Method, episodes: Sequence[Episode]) -> None:
-    """Let the method learn offline, with torch's generator seeded for it; :meth:`Method.reset` keeps the result."""
+    """Let the method learn offline, with torch's generator seeded; :meth:`Method.reset` then returns to the result."""
     torch.manual_seed(seed_for(method.seed, "fit"))
     method.fit(episodes)
     method.keep()
 
 
-@dataclass
-class Asked:
-    """A question that is due at a probe, with where its document stands."""
+@dataclass(frozen=True)
+class DueQuestion:
+    """A question to ask at a probe, with its document and the document's position in the stream."""
 
     gold: GoldQuestion
     document: Document
     position: int
 
 
+def due_questions(entries: Sequence[Entry]) -> list[DueQuestion]:
+    """The questions of the entries, except those that another of them supersedes."""
+    questions = [DueQuestion(gold, entry.document, i) for i, entry in enumerate(entries) for gold in entry.questions]
+    revised = superseded(question.gold for question in questions)
+    return [question for question in questions if question.gold.question.id not in revised]
+
+
+def question_for_method(kind: type[Method], question: Question, document: Document) -> Question:
+    """The question as a method of this kind sees it: with its document if the method sees the evidence."""
+    return EvidencedQuestion(question.id, question.text, document) if kind.sees_evidence else question
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a segment: its negative log-likelihood (nats) and its tokens' log-probabilities, detached, by window."""
+
+    nll: float
+    log_probs: Sequence[torch.Tensor]
+
+
 @dataclass
 class Loop:
     """One pass of one method over one stream. ``documents`` are observed; the questions are those of ``entries``.
 
-    They are the entries' own documents except on control arms, where others or none stand in for them. With ``apart``
-    the method starts afresh every so many documents, and the questions about these are asked then: those that are
-    asked at the end of the whole stream, which later documents of it have not superseded.
+    ``documents`` are those of the entries, except on control arms, which observe others or none. With
+    ``documents_per_reset`` = n the method is reset every n documents and then asked the questions about these n, except
+    those that later documents of the stream supersede. Together they are the questions asked at the end of the stream.
     """
 
     method: Method
@@ -62,7 +82,7 @@ class Loop:
     documents: Sequence[Document]
     anchor: Sequence[Entry] = ()
     probes: Sequence[float] = (1.0,)
-    apart: int | None = None
+    documents_per_reset: int | None = None
     scoring: bool = True
     segment_tokens: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
@@ -73,26 +93,25 @@ class Loop:
     anchor_nll: dict[float, float | None] = field(default_factory=dict)
     position: int | None = None
     state_bytes: int = 0
-    """Of the method's state at the end, or the most at the end of a group of documents."""
+    """Bytes of the method's state at the end of the stream; with ``documents_per_reset``, the most over the groups."""
 
     def __post_init__(self) -> None:
         self.lm: BaseModel = self.method.lm
         self.ledger = Ledger(self.lm.device)
-        self.log_probs: list[torch.Tensor] = []  # of the tokens that were scored last
 
     @property
     def events(self) -> tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]:
-        """What happened, as records keep it."""
+        """Events of documents, answers and tokens, for the record."""
         return self.document_events, self.answer_events, self.token_events
 
     def run(self) -> None:
-        """Reset the method and go through the stream once, left to right; without documents, ask all that there is.
+        """Reset the method and go through the stream once, left to right; without documents, ask all questions.
 
         Raises:
             Diverged: a score or a weight became NaN or infinite.
         """
-        if self.apart is not None:
-            return self._run_apart(self.apart)
+        if self.documents_per_reset is not None:
+            return self._run_in_groups(self.documents_per_reset)
         self.method.reset()
         due = [(math.ceil(probe * len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
         if self.anchor or 0.0 in self.probes:
@@ -107,8 +126,8 @@ class Loop:
             self.probe(max(self.probes), len(self.entries))
         self.state_bytes = state_bytes(self.method)
 
-    def _run_apart(self, every: int) -> None:
-        due = _due(self.entries)
+    def _run_in_groups(self, every: int) -> None:
+        due = due_questions(self.entries)
         for first in range(0, len(self.documents), every):
             self.method.reset()
             group = range(first, min(first + every, len(self.documents)))
@@ -116,60 +135,63 @@ class Loop:
                 self.position = position
                 self.step(position, self.documents[position])
             with self._answering(str(first)):
-                self.ask(max(self.probes), "stream", [item for item in due if item.position in group])
+                self.ask(max(self.probes), "stream", [question for question in due if question.position in group])
             self.state_bytes = max(self.state_bytes, state_bytes(self.method))
 
     def step(self, position: int, document: Document) -> None:
-        """One document: each of its segments is scored, then observed."""
+        """Process one document: score, then observe each of its segments."""
         size = self.method.segment_tokens or self.segment_tokens
-        pieces = [document] if size is None else self.lm.segments(document, size)
+        segments: Sequence[Document] = [document] if size is None else self.lm.segments(document, size)
         notes = TokenNotes(position, document, self.entries)
         self.method.begin_document()
-        for index, piece in enumerate(pieces):
-            batch = self.lm.tokens(piece)
-            nll = self.score(piece) if self.scoring else None
+        for index, segment in enumerate(segments):
+            batch = self.lm.tokens(segment)
+            score = self.score(segment) if self.scoring else None
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
-            with notes.observing(self.method, batch, self.log_probs), self.ledger.phase("observe", len(batch)):
-                self.method.observe(piece)
-            self.lm.scored = None
+            with self.ledger.phase("observe", len(batch)):
+                self.method.observe(segment)
+            self.method.scored = None  # frees the graph if the method did not use it
+            notes.add(self.method, batch, score.log_probs if score is not None else [])
             self.document_events.append(
                 DocumentEvent(
                     position=position,
                     segment=index,
                     document_id=document.id,
                     tokens=len(batch),
-                    bytes=len(piece.text.encode()),
+                    bytes=len(segment.text.encode()),
                     windows=self.method.reading.windows(self.lm, batch),
-                    nll=nll,
+                    nll=score.nll if score is not None else None,
                     observe_seconds=self.ledger.seconds("observe") - before,
                 )
             )
         self.token_events += notes.events()
 
-    def score(self, document: Document) -> float:
-        """Sum of -log p (nats) over the document's tokens under the model as it is now.
+    def score(self, document: Document) -> Score:
+        """Score the document's tokens under the model as it is now.
 
-        Where the method learns from scoring, the graph is kept for it (of a document that is read in one window).
+        If the method learns from scoring and the document is read in one window, the method gets the graph.
         """
         batch = self.lm.tokens(document)
         self.lm.model.eval()
         reading = self.method.reading
-        keep = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
-        with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep):
-            pieces = list(reading.log_probs(self.lm, batch))
-            nll = -sum(piece.detach().double().sum().item() for piece in pieces)
-        self.log_probs = [piece.detach() for piece in pieces]
-        self.lm.scored = (document, pieces) if keep else None
-        return _finite(nll, "likelihood of a document")
+        keep_graph = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
+        if keep_graph:
+            self.method.before_scoring()
+        with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep_graph):
+            windows = list(reading.log_probs(self.lm, batch))
+            log_probs = [window.detach() for window in windows]
+            nll = -sum(window.double().sum().item() for window in log_probs)
+        self.method.scored = Scored(document, windows) if keep_graph else None
+        return Score(_finite(nll, "likelihood of a document"), log_probs)
 
     def probe(self, fraction: float, seen: int) -> None:
-        """Ask the questions on the documents seen so far (superseded ones no longer), and the anchor set."""
+        """Ask the questions about the first ``seen`` documents, except superseded ones, and those of the anchor set."""
         with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
         with self._answering(str(fraction)):
-            self.ask(fraction, "stream", _due(self.entries[:seen]))
+            self.ask(fraction, "stream", due_questions(self.entries[:seen]))
             if with_anchor:
-                self.ask(fraction, "anchor", _due(self.anchor))
+                self.ask(fraction, "anchor", due_questions(self.anchor))
         if with_anchor:
             self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
 
@@ -185,20 +207,20 @@ class Loop:
                 stack.enter_context(self.method.answering())
             yield
 
-    def ask(self, fraction: float, which: Literal["stream", "anchor"], asked: Sequence[Asked]) -> None:
+    def ask(self, fraction: float, which: Literal["stream", "anchor"], due: Sequence[DueQuestion]) -> None:
         """Answer and score these questions; the method sees the questions only."""
-        if not asked:
+        if not due:
             return
-        questions = [self._shown(item) for item in asked]
-        first_golds = [item.gold.answers[0] for item in asked]
+        questions = [question_for_method(type(self.method), item.gold.question, item.document) for item in due]
+        first_golds = [item.gold.answers[0] for item in due]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
-        with self.ledger.phase("answer", len(asked), count=True):
+        with self.ledger.phase("answer", len(due), count=True):
             conditioning = self.method.condition(questions)
-            made = prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
+            prompts = build_prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
         answering = partial(self.ledger.phase, "answer", 0, count=True)
-        predictions, likelihoods = answer_and_nll(self.lm, made, first_golds, self.decoding, answering)
-        ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(asked)]
-        for item, prediction, prompt, nll, rank in zip(asked, predictions, made, likelihoods, ranks, strict=True):
+        predictions, likelihoods = answer_and_nll(self.lm, prompts, first_golds, self.decoding, answering)
+        ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(due)]
+        for item, prediction, prompt, nll, rank in zip(due, predictions, prompts, likelihoods, ranks, strict=True):
             self.answer_events.append(
                 AnswerEvent(
                     probe=fraction,
@@ -214,12 +236,6 @@ class Loop:
                     **metrics.score(prediction, item.gold.answers),
                 )
             )
-
-    def _shown(self, item: Asked) -> Question:
-        question = item.gold.question
-        if self.method.sees_evidence:
-            return EvidencedQuestion(question.id, question.text, item.document)
-        return question
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         batches = list(map(self.lm.tokens, documents))
@@ -249,13 +265,6 @@ class Loop:
             anchor_nll=self.anchor_nll.get(last),
             recall=mean([event.recall for event in final if event.recall is not None]),
         )
-
-
-def _due(entries: Sequence[Entry]) -> list[Asked]:
-    """The questions of the entries, but for those that another one of them supersedes."""
-    asked = [Asked(gold, entry.document, i) for i, entry in enumerate(entries) for gold in entry.questions]
-    revised = superseded(item.gold for item in asked)
-    return [item for item in asked if item.gold.question.id not in revised]
 
 
 def _finite(value: float, what: str) -> float:

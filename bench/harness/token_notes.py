@@ -1,11 +1,10 @@
-"""What each token weighs in a method's learning: noted as it learns from the first documents of a stream."""
+"""Notes of the weights with which a method learns from each token, for the first documents of a stream."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,49 +17,47 @@ from bench.lm.base_model import TokenBatch
 from bench.records.schema import TokenClass, TokenEvent
 
 DOCUMENTS = 50
-"""Documents of a stream whose tokens are noted, from its first on."""
+"""Number of documents, from the first of a stream, whose tokens are noted."""
 CLASSES: tuple[TokenClass, ...] = ("filler", "name", "fact")
-"""By rank: a token is of the highest class that any of its characters has."""
+"""In ascending rank: a token has the highest class among its characters."""
 
-Span = tuple[int, int]
-Tagged = Sequence[tuple[int, int, str]]
+Offsets = tuple[int, int]
+TagSpans = Sequence[tuple[int, int, str]]
 
 
 class TokenNotes:
     """The weights of one document's tokens, segment by segment.
 
-    What is noted is what :meth:`GradientMethod.token_weights` says while the method observes. It is not asked a second
-    time: that could cost as much as learning does, and one that counts or draws would answer differently.
+    These are the weights of the first step on each segment (:attr:`GradientMethod.last_weights`). They are not computed
+    again: that could cost as much as the step, and a method that counts or samples would give other weights.
     """
 
     def __init__(self, position: int, document: Document, entries: Sequence[Entry]) -> None:
         self.position = position
-        own = position < min(DOCUMENTS, len(entries)) and entries[position].document.id == document.id
-        self.entry = entries[position] if own else None  # a placebo document is nobody's: there is nothing to mark
-        self._spans: list[Span] = []
+        noted = position < min(DOCUMENTS, len(entries)) and entries[position].document.id == document.id
+        self.entry = entries[position] if noted else None  # a placebo document has no facts to mark
+        self._spans: list[Offsets] = []
         self._weights: list[Tensor] = []
         self._log_probs: list[Tensor] = []
-        self._read = 0
+        self._characters = 0
 
-    @contextmanager
-    def observing(self, method: Method, batch: TokenBatch, log_probs: Sequence[Tensor]) -> Iterator[None]:
-        """Entered while ``method`` observes the next segment, whose scoring gave ``log_probs`` ([] without scoring)."""
+    def add(self, method: Method, batch: TokenBatch, log_probs: Sequence[Tensor]) -> None:
+        """Note the segment that ``method`` has just observed; ``log_probs`` are those of its scoring, [] without it."""
         if self.entry is None or not isinstance(method, GradientMethod):
-            yield
             return
-        with _overheard(method) as weights:
-            yield
-        self._spans += [(self._read + start, self._read + end) for start, end in batch.offsets]
-        self._weights += weights[:1]  # of the first step
+        self._spans += [(self._characters + start, self._characters + end) for start, end in batch.offsets]
+        self._characters += len(batch.document.text)
         self._log_probs += log_probs
-        self._read += len(batch.document.text)
+        last = method.last_weights
+        if last is not None and last.document is batch.document:
+            self._weights.append(last.weights)
 
     def events(self) -> list[TokenEvent]:
-        """The document's event, or none: where every token weighs the same, or a segment was not learned from."""
+        """The document's event; none if all tokens weigh the same or the method did not learn from every segment."""
         if self.entry is None or not self._spans or sum(map(len, self._weights)) != len(self._spans):
             return []
         text = self.entry.document.text
-        tagged = load_tagger("auto").parts_of_speech(text)
+        tags = load_tagger("auto").parts_of_speech(text)
         return [
             TokenEvent(
                 position=self.position,
@@ -69,59 +66,38 @@ class TokenNotes:
                 weights=_rounded(torch.cat(self._weights)),
                 nll=_rounded(-torch.cat(self._log_probs)) if self._log_probs else None,
                 classes=classes(self.entry, self._spans),
-                pos=None if tagged is None else parts_of_speech(tagged, text, self._spans),
+                pos=None if tags is None else parts_of_speech(tags, text, self._spans),
             )
         ]
 
 
-def pieces(text: str, spans: Sequence[Span]) -> tuple[str, ...]:
-    """The text of each token together with what no token covers before it; a shared character is the first one's."""
-    found, done = [], 0
+def pieces(text: str, spans: Sequence[Offsets]) -> tuple[str, ...]:
+    """The text of each token with any uncovered text before it. A character of several tokens goes to the first."""
+    texts, done = [], 0
     for _, end in spans:
-        found.append(text[done:end])
+        texts.append(text[done:end])
         done = max(done, end)
-    return tuple(found)
+    return tuple(texts)
 
 
-def classes(entry: Entry, spans: Sequence[Span]) -> tuple[TokenClass, ...]:
+def classes(entry: Entry, spans: Sequence[Offsets]) -> tuple[TokenClass, ...]:
     """The class of each token of the entry's document."""
     text = entry.document.text
     ranks = [0] * len(text)
     names = re.finditer(rf"(?<!\w){re.escape(entry.group)}(?!\w)", text) if entry.group else ()
-    for rank, marked in ((1, [name.span() for name in names]), (2, entry.facts)):
-        for start, end in marked:
+    for rank, class_spans in ((1, [name.span() for name in names]), (2, entry.facts)):
+        for start, end in class_spans:
             ranks[start:end] = [rank] * (end - start)
     return tuple(CLASSES[max(ranks[start:end], default=0)] for start, end in spans)
 
 
-def parts_of_speech(tagged: Tagged, text: str, spans: Sequence[Span]) -> tuple[str, ...]:
-    """The tag that most of each token's characters have, the first of several; X (other) where none is tagged."""
+def parts_of_speech(tag_spans: TagSpans, text: str, spans: Sequence[Offsets]) -> tuple[str, ...]:
+    """The most frequent tag among each token's characters, the first of equals; X (other) if none is tagged."""
     tags = [""] * len(text)
-    for start, end, tag in tagged:
+    for start, end, tag in tag_spans:
         tags[start:end] = [tag] * (end - start)
     counts = (Counter(filter(None, tags[start:end])) for start, end in spans)
     return tuple(count.most_common(1)[0][0] if count else "X" for count in counts)
-
-
-@contextmanager
-def _overheard(method: GradientMethod) -> Iterator[list[Tensor]]:
-    """The weights that the method gives tokens while inside, in the order in which it asks itself for them."""
-    heard: list[Tensor] = []
-    asked = method.token_weights
-
-    def answer(batch: TokenBatch) -> Tensor | None:
-        weights = asked(batch)
-        if weights is not None:
-            heard.append(weights.detach())
-        return weights
-
-    own = {name: hook for name, hook in vars(method).items() if name == "token_weights"}
-    vars(method)["token_weights"] = answer
-    try:
-        yield heard
-    finally:
-        del vars(method)["token_weights"]
-        vars(method).update(own)
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:

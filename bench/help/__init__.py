@@ -1,4 +1,4 @@
-"""What the command line says and writes for people: descriptions, a diagnosis of the machine, a skeleton of a method.
+"""Help on the command line.
 
-May import every other room of bench.
+Offers ``describe``, ``doctor`` and ``skeleton``. May import every other room of bench.
 """

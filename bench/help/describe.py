@@ -1,4 +1,4 @@
-"""What a method, data set or experiment is, in words: for ``run_bench.py describe``."""
+"""Descriptions of methods, datasets and experiments, for ``run_bench.py describe``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from bench import paths
 from bench.contract import registry
 from bench.contract.config import MethodConfig
 from bench.data import recipe
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
-    """A description to print.
+    """The description of a method, dataset or experiment, for rich to print.
 
     Raises:
-        BenchError: nothing has that name (with the nearest names).
+        BenchError: nothing has that name; the message gives the nearest names.
     """
     methods = [info.name for info in registry.list_methods(plugins)]
     if name in methods:
         return _method(name, plugins)
-    if name in recipe.known():
+    if name in paths.datasets():
         return _fields(recipe.find(name).model_dump(exclude_none=True))
-    if name in experiment.known():
+    if name in paths.experiments():
         return _fields(experiment.load(name).model_dump(exclude_none=True))
-    known = [*methods, *recipe.known(), *experiment.known()]
-    raise BenchError(f"Nothing is called {name!r}.{nearest(name, known)}")
+    names = [*methods, *paths.datasets(), *paths.experiments()]
+    raise BenchError(f"No method, dataset or experiment is named {name!r}.{nearest(name, names)}")
 
 
 def _method(name: str, plugins: Sequence[str]) -> RenderableType:
@@ -43,8 +44,8 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
     info = registry.find_method(name, plugins)
     parts: list[RenderableType] = [f"[bold]{name}[/bold]  ({escape(info.source)}; paper: {escape(method.paper)})"]
     if method.sees_evidence:
-        parts.append("Control: it is given the document that answers each question.")
-    paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # whose lines are as wide as the source
+        parts.append("Control: with each question it receives the document that answers it.")
+    paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # joined: their lines are as wide as the source
     parts.append(escape("\n\n".join(" ".join(text.split()) for text in paragraphs)))
     parts += ["", "Settings (change one with --set method.key=value):"]
     for key, field, value in _settings(method.Config()):
@@ -57,7 +58,7 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
 
 
 def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Name, field and default of every setting; those of a group by dotted names."""
+    """Name, field and default of every setting; the name is dotted for a setting in a group."""
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if isinstance(value, MethodConfig):
@@ -67,7 +68,7 @@ def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def _range(field: FieldInfo) -> str:
-    """What a setting may be: the choices, or the type with its bounds."""
+    """The allowed values of a setting: its choices, or its type with the bounds."""
     choices = get_args(field.annotation)
     if get_origin(field.annotation) is Literal:
         return " | ".join(map(str, choices))

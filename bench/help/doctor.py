@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, and what is missing for what."""
+"""A diagnosis of the installation and the machine: what is there, and what is missing for which purpose."""
 
 from __future__ import annotations
 
@@ -15,50 +15,51 @@ from bench.paths import ROOT
 from bench.records.provenance import PACKAGES, git_state
 
 OPTIONAL = {
-    "spacy": "finding salient spans with a trained tagger",
-    "ray": "running on several machines",
+    "spacy": "to find salient spans with a trained tagger",
+    "ray": "to run on several machines",
 }
-"""What each package of the extras is for."""
-FEW_GIB = 5.0
-"""Free disk space below which a warning is given: checkpoints and data sets of the larger experiments need more."""
+"""The purpose of each package of the extras."""
+LOW_DISK_GIB = 5.0
+"""Free disk space below which there is a note: checkpoints and datasets of the larger experiments need more."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis. ``missing`` stops the benchmark, ``note`` only part of it."""
+    """One line of the diagnosis. A ``missing`` item stops the benchmark, a ``note`` concerns only a part of it."""
 
     level: Literal["ok", "note", "missing"]
-    what: str
+    subject: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.level:<8}{self.what:<14}{self.text}"
+        return f"{self.level:<8}{self.subject:<14}{self.text}"
 
 
 def diagnose(runs: Path = Path("runs")) -> list[Finding]:
-    """Everything worth knowing before a run; ``runs`` is the folder that records would go to."""
+    """All findings that matter for a run; ``runs`` is the folder of its records."""
     return [*_project(), *_packages(), *_devices(), *_storage(runs)]
 
 
 def _project() -> Iterator[Finding]:
     commit, dirty = git_state(ROOT)
-    state = "no git commit" if commit is None else f"commit {commit[:12]}{', changed since' if dirty else ''}"
+    state = "no git commit" if commit is None else f"commit {commit[:12]}{' with local changes' if dirty else ''}"
     yield Finding("ok", "project", f"{__version__}, protocol {PROTOCOL}, {state}")
 
 
 def _packages() -> Iterator[Finding]:
-    found = {name: package_version(name) for name in PACKAGES}
-    present = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    absent = ", ".join(name for name, version in found.items() if not version)
-    yield Finding("ok", "packages", present or "none")
-    if absent:
-        yield Finding("missing", "packages", f"{absent}: run make bench, or pip install -e . in the project's folder")
+    versions = {name: package_version(name) for name in PACKAGES}
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    missing = ", ".join(name for name, version in versions.items() if not version)
+    yield Finding("ok", "packages", installed or "none")
+    if missing:
+        text = f"not installed: {missing}; run make bench, or pip install -e . in the project's folder"
+        yield Finding("missing", "packages", text)
     for name, purpose in OPTIONAL.items():
         version = package_version(name)
         if version:
             yield Finding("ok", name, version)
         else:
-            yield Finding("note", name, f"not installed; for {purpose}: pip install {name}")
+            yield Finding("note", name, f"not installed; {purpose}: pip install {name}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -76,14 +77,14 @@ def _devices() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("ok", "mps", "Apple GPU")
     elif not torch.cuda.is_available():
-        yield Finding("note", "gpu", "none; the default experiment needs none, those at paper scale do")
+        yield Finding("note", "gpu", "none; the default experiment needs none, experiments at paper scale need one")
 
 
 def _storage(runs: Path) -> Iterator[Finding]:
     folder = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         free = shutil.disk_usage(folder).free / 2**30
-        level: Literal["ok", "note"] = "note" if free < FEW_GIB else "ok"
+        level: Literal["ok", "note"] = "note" if free < LOW_DISK_GIB else "ok"
         yield Finding(level, "disk", f"{free:.1f} GiB free for {runs}")
     else:
-        yield Finding("missing", "disk", f"{runs} cannot be written to; choose another folder with --runs")
+        yield Finding("missing", "disk", f"{runs} is not writable; choose another folder with --runs")

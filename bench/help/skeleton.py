@@ -1,4 +1,4 @@
-"""A method to start from: a file that runs, passes the conformance check, and says where to write what."""
+"""The skeleton of a method: a file that runs, passes the conformance check, and says what to write where."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ from bench import GradientMethod, TokenBatch
 
 
 class $class_name(GradientMethod):
-    """One sentence on what the method does: it is the line that the list of methods shows.
+    """One sentence that says what the method does; the list of methods shows it.
 
-    Then what sets it apart, the paper and section it follows, and what it costs for each document.
+    Then how it differs from other methods, the paper and section that it follows, and its cost per document.
     """
 
     name = "$name"  # on the command line and on the board
-    paper = "none"  # or the citation key of its paper
-    grid = {"learning_rate": (1e-3, 1e-4)}  # tuned on validation streams; every combination is tried
+    paper = "none"  # or the citation key of the paper
+    grid = {"learning_rate": (1e-3, 1e-4)}  # candidates for tuning on validation streams; all combinations are tried
 
     class Config(GradientMethod.Config):
-        """Every hyper-parameter: typed, bounded, described; those of GradientMethod are there already."""
+        """Hyper-parameters, each with type, bounds and description, in addition to those of GradientMethod."""
 
-        early: float = pydantic.Field(default=1.0, ge=0, description="weight of the first half of a document")
+        early: float = pydantic.Field(default=1.0, ge=0, description="token weight in the first half of a document")
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
-        """Weight of each token's loss, shape (tokens,); None would weigh every token the same.
+        """Weight of each token's loss, shape (tokens,); None gives all tokens the same weight.
 
-        There are batch.token_ids, batch.offsets (first and last character of each token) and batch.document.
+        The batch has token_ids, offsets (the characters [start, end) of each token) and document.
         """
         weights = batch.token_ids.new_ones(len(batch)).float()
         weights[: len(batch) // 2] = self.config.early
         return weights
 
-    # The other hooks, each with a default that this method keeps:
-    #   trainable_parameters()   which (name, parameter) pairs of self.lm.model learn
-    #   fit(episodes)            learn offline, from training documents with their questions and answers
-    #   reset()                  back to the state before the first document (call super().reset())
-    #   observe(document)        adapt to one document, if not by gradient steps on its weighted loss
+    # The other hooks; this method keeps their defaults:
+    #   trainable_parameters()   the (name, parameter) pairs of self.lm.model that learn
+    #   fit(episodes)            learn offline from train documents with their questions and answers
+    #   reset()                  restore the state before the first document (call super().reset())
+    #   observe(document)        adapt to a document; by default, gradient steps on its weighted loss
     #   condition(questions)     give the model a text, soft prompt or prefix with each question
-    # A tensor that changes along the stream must be made known by self.register("its_name", tensor).
+    # Register each tensor that changes along the stream: self.register("its_name", tensor).
 ''')
 
 
 def new_method(name: str, folder: Path) -> Path:
-    """Write ``<folder>/<name>.py``, the skeleton of a method called ``name``, and return its path.
+    """Write ``<folder>/<name>.py``, the skeleton of a method named ``name``, and return its path.
 
     Raises:
-        BenchError: the name is not one or is taken, or the folder does not exist.
+        BenchError: the name is not valid or is in use, the file exists, or the folder does not exist.
     """
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise BenchError(
-            f"{name!r} cannot name a method: use lower-case letters, digits and underscores, a letter first, "
-            f"and no word of Python's own."
+            f"{name!r} cannot name a method: use lower-case letters, digits and underscores, with a letter first; "
+            f"keywords of Python are not allowed."
         )
     path = folder / f"{name}.py"
     if path.exists():
-        raise BenchError(f"{path} exists already. Choose another name, or delete the file.")
-    taken = {info.name: info.source for info in list_methods()}
-    if name in taken:
-        raise BenchError(f"There is a method called {name} already, in {taken[name]}. Choose another name.")
+        raise BenchError(f"{path} already exists. Choose another name, or delete the file.")
+    sources = {info.name: info.source for info in list_methods()}
+    if name in sources:
+        raise BenchError(f"A method named {name} already exists in {sources[name]}. Choose another name.")
     if not folder.is_dir():
-        raise BenchError(f"There is no folder {folder}. Create it, or choose another one with --folder.")
+        raise BenchError(f"The folder {folder} does not exist. Create it, or choose another one with --folder.")
     class_name = "".join(part.capitalize() for part in name.split("_"))
     with path.open("x", encoding="utf-8") as file:
         file.write(_SKELETON.substitute(name=name, class_name=class_name))

@@ -1,4 +1,5 @@
-"""The base model: where checkpoints are, loading, tokens, windows, exact log-probabilities and restoring the weights.
+"""The base model.
 
-May import bench.data and the small files.
+Offers ``base_model`` (tokens, windows, exact log-probabilities, restoring), ``reading`` (the context of a segment) and
+``checkpoint`` (finding and checking a model). May import bench.data and the small files.
 """

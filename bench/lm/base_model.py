@@ -1,4 +1,4 @@
-"""The base model: loading, encoding, windows over long texts, exact log-probabilities, and restoring its weights."""
+"""The base model: loading, encoding, windows over long texts, exact log-probabilities, restoring of the weights."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from bench.errors import BenchError
 from bench.lm import checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-READ_AT_ONCE = 1024
-"""Most tokens of short texts, with their padding, that are read at once where only their likelihood is asked for."""
+BATCH_TOKENS = 1024
+"""Most tokens, padding included, in a batch of texts in :meth:`BaseModel.total_nll`."""
 FALLBACK_WINDOW = 1024
-"""Window for models whose configuration states no maximum length (relative or no position encoding)."""
+"""Window of models whose configuration has no maximum length (relative or no position encoding)."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A document as tokens.
+    """Tokens of a document.
 
-    ``token_ids`` has shape (tokens,); ``context_ids``, shape (context,), is what precedes it: the begin-of-text token,
-    and for a segment the tokens of the document before it. ``offsets`` are (start, end) characters of each token.
+    ``token_ids`` has shape (tokens,). ``context_ids``, shape (context,), precedes it: the begin-of-text token and, for
+    a segment, the document's tokens before it. ``offsets`` are the (start, end) characters of each token.
     """
 
     document: Document
@@ -45,7 +45,7 @@ class TokenBatch:
         return len(self.token_ids)
 
     def per_token(self, values: Sequence[float]) -> Tensor:
-        """Values of the text's characters as the tokens', shape (tokens,): the largest in each, 0 for an empty one."""
+        """Values of the characters pooled per token, shape (tokens,): the maximum, 0 for a token without characters."""
         largest = [max(values[start:end], default=0.0) for start, end in self.offsets]
         return torch.tensor(largest, dtype=torch.float32, device=self.token_ids.device)
 
@@ -53,8 +53,8 @@ class TokenBatch:
 class BaseModel:
     """A causal language model with its tokenizer, as methods (``self.lm``) and the harness use it.
 
-    Every text is read behind one begin-of-text token (the end-of-text token where the tokenizer has no other), so each
-    token of a document has a probability.
+    Every text is read after one begin-of-text token (the end-of-text token if the tokenizer has no other), so that
+    every token of a document has a probability.
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
@@ -63,11 +63,8 @@ class BaseModel:
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_id: int = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self.scored: tuple[Document, list[Tensor]] | None = None
-        """The document that was scored last, and its tokens' log-probabilities with their graph, where a method
-        learns from scoring."""
-        self._loaded = dict(self._present())
-        self._pristine = {name: value.detach().clone() for name, value in self.named_tensors()}
+        self._tensors = dict(self._current_tensors())
+        self._initial_values = {name: value.detach().clone() for name, value in self.named_tensors()}
 
     @classmethod
     def load(cls, path: str, device: str = "cpu", dtype: str = "float32") -> BaseModel:
@@ -79,21 +76,21 @@ class BaseModel:
         disable_progress_bar()
         checkpoint.check(Path(path), device)
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_and_info: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
             )
         except OSError as error:
             raise BenchError(f"The weights in {path} could not be read: {error}") from None
-        model, loading = loaded
+        model, info = model_and_info
         tokenizer = AutoTokenizer.from_pretrained(path)
-        if loading["missing_keys"]:
-            missing = sorted(loading["missing_keys"])[0]
-            raise BenchError(f"{path} lacks weights of the model ({missing}); give a complete causal LM checkpoint.")
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])[0]
+            raise BenchError(f"{path} lacks weights of the model ({missing}). Use a complete causal LM checkpoint.")
         return cls(model, tokenizer, device)
 
     @property
     def window(self) -> int:
-        """Most tokens that the model can attend to at once, the begin-of-text token included."""
+        """Maximum context length of the model in tokens, the begin-of-text token included."""
         config = self.model.config
         for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
             value = getattr(config, name, None)
@@ -102,7 +99,7 @@ class BaseModel:
         return FALLBACK_WINDOW
 
     def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, shape (tokens,), on the model's device; no special tokens are added."""
+        """Token ids of ``text``, shape (tokens,), on the model's device, without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
@@ -122,13 +119,13 @@ class BaseModel:
         return encoded["input_ids"], tuple((start, end) for start, end in encoded["offset_mapping"])
 
     def segments(self, document: Document, size: int) -> list[Segment]:
-        """Cut a document into consecutive segments of ``size`` tokens (the last may be shorter); [] for no tokens."""
+        """Cut a document into consecutive segments of ``size`` tokens (the last may be shorter); [] without tokens."""
         ids, offsets = self._tokenize(document.text)
         starts = [0, *(offsets[i][0] for i in range(size, len(ids), size)), len(document.text)]
-        pieces = []
+        segments = []
         for k, first in enumerate(range(0, len(ids), size)):
             start, end = starts[k], starts[k + 1]
-            pieces.append(
+            segments.append(
                 Segment(
                     id=document.id,
                     text=document.text[start:end],
@@ -139,14 +136,14 @@ class BaseModel:
                     context_ids=tuple(ids[max(0, first - self.window) : first]),
                 )
             )
-        return pieces
+        return segments
 
     def windows(self, tokens: int, context: int) -> list[tuple[int, int, int]]:
-        """How ``tokens`` tokens behind ``context`` tokens are read: (first read, first predicted, end) of each window.
+        """Windows that read ``tokens`` tokens after ``context`` tokens: (first read, first predicted, end) of each.
 
-        Positions count from the start of the context. Every token is predicted exactly once; where all fits into the
-        model's window there is one window. Otherwise each window after the first predicts as many tokens as it reads
-        before them (half a window), so that no token is predicted from less than half a window of context.
+        Positions count from the start of the context. Every token is predicted exactly once. If everything fits into
+        the model's window, there is one window. Otherwise each window after the first reads half a window of context
+        and then predicts as many tokens, so that no token is predicted from less than half a window of context.
         """
         end = context + tokens
         if tokens == 0:
@@ -164,114 +161,116 @@ class BaseModel:
         return spans
 
     def window_log_probs(self, token_ids: Tensor, context_ids: Tensor) -> Iterator[Tensor]:
-        """Log-probabilities (full softmax, float32) of the tokens given what precedes them, a window at a time.
+        """Log-probabilities (full softmax, float32) of the tokens given their context, one window at a time.
 
-        Concatenated, the pieces have shape (tokens,). Differentiable wherever gradients are enabled; each window has
-        a graph of its own, so that a long document can be back-propagated piece by piece.
+        Concatenated they have shape (tokens,). They are differentiable if gradients are enabled. Each window has a
+        separate graph, so that a long document can be back-propagated window by window.
         """
-        everything = torch.cat([context_ids, token_ids])
+        ids = torch.cat([context_ids, token_ids])
         for start, first, stop in self.windows(len(token_ids), len(context_ids)):
-            logits = self.model(input_ids=everything[None, start : stop - 1], use_cache=False).logits.flatten(0, 1)
+            logits = self.model(input_ids=ids[None, start : stop - 1], use_cache=False).logits.flatten(0, 1)
             before = first - start - 1
-            predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a copy among zeros
-            yield -functional.cross_entropy(predicted, everything[first:stop], reduction="none")
+            predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a zero-padded copy
+            yield -functional.cross_entropy(predicted, ids[first:stop], reduction="none")
 
     def log_probs(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
-        """Exact log-probabilities (nats) of ``ids``, shape (tokens,), behind ``context`` (default: begin of text)."""
-        before = torch.tensor([self.bos_id], device=self.device) if context is None else context
-        pieces = list(self.window_log_probs(ids, before))
-        return torch.cat(pieces) if pieces else torch.zeros(0, device=self.device)
+        """Exact log-probabilities (nats) of ``ids``, shape (tokens,), after ``context`` (default: begin of text)."""
+        context_ids = torch.tensor([self.bos_id], device=self.device) if context is None else context
+        windows = list(self.window_log_probs(ids, context_ids))
+        return torch.cat(windows) if windows else torch.zeros(0, device=self.device)
 
     @torch.no_grad()
     def total_nll(self, batches: Sequence[TokenBatch]) -> float:
-        """Sum of -log p (nats) over all tokens of several texts under fixed weights, texts of like length read at once.
+        """Sum of -log p (nats) over all tokens of several texts, read in batches of similar length.
 
-        A text longer than the model's window is read as :meth:`windows` says.
+        Long texts are cut into :meth:`windows`.
         """
         spans = [
-            (everything[start : stop - 1], everything[first:stop])
+            (ids[start : stop - 1], ids[first:stop])
             for batch in batches
-            for everything in [torch.cat([batch.context_ids, batch.token_ids])]
+            for ids in [torch.cat([batch.context_ids, batch.token_ids])]
             for start, first, stop in self.windows(len(batch), len(batch.context_ids))
         ]
         spans.sort(key=lambda span: -len(span[0]))
         total = 0.0
         while spans:
-            rows = max(1, READ_AT_ONCE // len(spans[0][0]))
+            rows = max(1, BATCH_TOKENS // len(spans[0][0]))
             inputs, targets = zip(*spans[:rows], strict=True)
             del spans[:rows]
-            # padding stands on the right, where a causal model does not see it from the left
+            # padding is on the right, where a causal model does not attend to it
             ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
             logits = self.model(input_ids=ids, use_cache=False).logits
-            for row, read, target in zip(logits, inputs, targets, strict=True):
-                predicted = row[len(read) - len(target) : len(read)].float()
+            for row, source, target in zip(logits, inputs, targets, strict=True):
+                predicted = row[len(source) - len(target) : len(source)].float()
                 total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
         return total
 
     def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:
-        """Mean over the document's tokens of weight times -log p (nats); differentiable scalar, 0 without tokens.
+        """Mean over the document's tokens of weight times -log p (nats): a differentiable scalar, 0 without tokens.
 
-        ``weights`` has shape (tokens,); by default every token weighs 1.
+        ``weights`` has shape (tokens,). By default every weight is 1.
         """
         batch = self.tokens(document)
         nll = -self.log_probs(batch.token_ids, batch.context_ids)
         return (nll if weights is None else nll * weights).sum() / max(1, len(batch))
 
     def embeddings(self, ids: Tensor) -> Tensor:
-        """Input embeddings of token ids: shape ids.shape + (hidden size,)."""
+        """Input embeddings of token ids, shape ids.shape + (hidden size,)."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and saved buffer that was loaded, tied ones once, by the name it was loaded under.
+        """Every parameter and persistent buffer of the checkpoint by name; tied ones once.
 
-        So it is also while an adapter wraps the model's modules; what the adapter adds is not among them.
+        Names stay the same while an adapter wraps the model's modules. Tensors of adapters are not included.
         """
-        yield from self._loaded.items()
+        yield from self._tensors.items()
 
-    def _present(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's parameters and saved buffers as they are now."""
+    def _current_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and persistent buffers that the model has now."""
         yield from self.model.named_parameters()
-        kept = self.model.state_dict(keep_vars=True)
-        yield from ((name, value) for name, value in self.model.named_buffers() if name in kept)
+        persistent = self.model.state_dict(keep_vars=True)
+        yield from ((name, value) for name, value in self.model.named_buffers() if name in persistent)
 
     def restore(self) -> None:
-        """Bring the model back, bit for bit, to what was loaded: weights, evaluation mode, all gradients on and empty.
+        """Restore the model as it was loaded: weights (bit for bit), evaluation mode, all gradients enabled and empty.
 
         Raises:
             RuntimeError: a method has changed the model's structure and not undone it.
         """
-        present = dict(self._present())
-        if present.keys() != self._loaded.keys() or any(present[name] is not self._loaded[name] for name in present):
-            raise RuntimeError("The model's structure was changed (an adapter left in place?); its reset must undo it.")
+        current = dict(self._current_tensors())
+        if current.keys() != self._tensors.keys() or any(current[name] is not self._tensors[name] for name in current):
+            raise RuntimeError(
+                "The model's structure was changed (is an adapter still attached?). The method's reset must undo this."
+            )
         with torch.no_grad():
             for name, value in self.named_tensors():
-                value.copy_(self._pristine[name])
+                value.copy_(self._initial_values[name])
         self.model.eval()
         self.model.requires_grad_(True)
         self.model.zero_grad(set_to_none=True)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No gradients for the weights while inside; activations still have them."""
-        wanted = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        """Disable gradients for the weights inside the block; activations still have them."""
+        before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         self.model.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter, value in wanted.items():
+            for parameter, value in before.items():
                 parameter.requires_grad_(value)
 
     def pristine(self, name: str) -> Tensor:
-        """What a parameter or saved buffer was loaded as: not a copy, so only to be read."""
-        return self._pristine[name]
+        """Value of a parameter or persistent buffer in the checkpoint. It is not a copy: do not change it."""
+        return self._initial_values[name]
 
     def changed_bytes(self) -> int:
-        """Bytes of the model's tensors that differ from what was loaded."""
+        """Bytes of the model's tensors that differ from the checkpoint."""
         return sum(
             value.numel() * value.element_size()
             for name, value in self.named_tensors()
-            if not torch.equal(value, self._pristine[name])
+            if not torch.equal(value, self._initial_values[name])
         )
 
     def weights_hash(self) -> str:
@@ -284,12 +283,12 @@ class BaseModel:
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
-        """Tokens whose text contains a newline: an answer stops at them."""
+        """Ids of the tokens whose text contains a newline: an answer stops at them."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         return frozenset(i for i, text in enumerate(texts) if "\n" in text)
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of generated tokens up to the first newline, stripped of outer white space."""
+    """Text of generated tokens up to the first newline, stripped of outer whitespace."""
     text: str = tokenizer.decode(ids, skip_special_tokens=True)
     return text.split("\n", 1)[0].strip()

@@ -1,4 +1,4 @@
-"""Reading: what a document's tokens are predicted from, for scoring and for learning alike."""
+"""Reading: the context that a document's tokens are predicted from, both for scoring and for learning."""
 
 from __future__ import annotations
 
@@ -19,106 +19,106 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a segment is read behind: by default all of its document that came before, as far as the window reaches.
+    """Context of a segment: by default the tokens before it in its document, as far as they fit into the window.
 
-    ``context_tokens`` allows at most so many of the document's tokens before it. With ``memory`` they are not read
-    again: the segment attends to their keys and values.
+    ``context_tokens`` limits it to that number of tokens. With a ``cache`` the segment attends to the keys and values
+    of earlier segments instead of reading their tokens again.
     """
 
     context_tokens: int | None = None
-    memory: Memory | None = None
+    cache: CarriedCache | None = None
 
     def log_probs(self, lm: BaseModel, batch: TokenBatch) -> Iterator[Tensor]:
-        """Log-probabilities of the batch's tokens, a window at a time; see :meth:`BaseModel.window_log_probs`."""
-        if self.memory is not None:
-            return self.memory.log_probs(lm, batch)
-        batch = self._cut(batch)
+        """Log-probabilities of the batch's tokens, one window at a time; see :meth:`BaseModel.window_log_probs`."""
+        if self.cache is not None:
+            return self.cache.log_probs(lm, batch)
+        batch = self._limit_context(batch)
         return lm.window_log_probs(batch.token_ids, batch.context_ids)
 
     def windows(self, lm: BaseModel, batch: TokenBatch) -> int:
-        """The number of windows in which the batch is read."""
-        if self.memory is not None:
-            return len(list(self.memory.windows(lm, batch)))
-        batch = self._cut(batch)
+        """Number of windows in which the batch is read."""
+        if self.cache is not None:
+            return len(list(self.cache.windows(lm, batch)))
+        batch = self._limit_context(batch)
         return len(lm.windows(len(batch), len(batch.context_ids)))
 
-    def _cut(self, batch: TokenBatch) -> TokenBatch:
+    def _limit_context(self, batch: TokenBatch) -> TokenBatch:
         begin, before = batch.context_ids[:1], batch.context_ids[1:]
         if self.context_tokens is None or len(before) <= self.context_tokens:
             return batch
         return replace(batch, context_ids=torch.cat([begin, before[len(before) - self.context_tokens :]]))
 
 
-class Memory:
-    """Keys and values of a document's segments, as they were computed when each was read (Dai et al. 2019).
+class CarriedCache:
+    """Keys and values of a document's segments, computed when each segment was read (Dai et al. 2019).
 
-    No gradient flows into them, and later updates of the weights do not change them. Positions go on from segment to
-    segment. Where they would leave the model's window, the last half window is read again from position 0, so that
-    every architecture sees positions it knows; a text that fits is read once. A new document starts empty.
+    No gradient flows into them, and later updates of the weights do not change them. Positions continue from segment
+    to segment. Before they would leave the model's window, the last half window is read again from position 0, so that
+    positions stay in the trained range. A text that fits into the window is read once. A new document starts empty.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self.layers: Layers = ()
         self._before: Layers = ()
-        self._read: Document | None = None
+        self._segment: Document | None = None
 
-    def holds(self, document: Document) -> bool:
-        """Whether this is the segment that was read last."""
-        return document is self._read
+    def is_last_segment(self, document: Document) -> bool:
+        """True if this is the segment that was read last."""
+        return document is self._segment
 
     def log_probs(self, lm: BaseModel, batch: TokenBatch) -> Iterator[Tensor]:
-        """Log-probabilities of the batch's tokens, a window at a time, differentiable where gradients are enabled.
+        """Log-probabilities of the batch's tokens, one window at a time, differentiable if gradients are enabled.
 
-        The first time a segment is read, it is remembered; read again, it finds what it found then.
+        A segment is added to the cache when it is first read. When it is read again, it sees the cache from before it.
         """
-        everything = torch.cat([batch.context_ids, batch.token_ids])
-        again, layers = self.holds(batch.document), self._start(batch)
+        ids = torch.cat([batch.context_ids, batch.token_ids])
+        is_reread, layers = self.is_last_segment(batch.document), self._initial_layers(batch)
         windows = list(self.windows(lm, batch))
-        self._before, self._read = layers, batch.document
-        for kept, first, stop in windows:
-            if kept is not None:
+        self._before, self._segment = layers, batch.document
+        for overlap, first, stop in windows:
+            if overlap is not None:
                 with torch.no_grad():
-                    _, layers = _forward(lm, everything[first - 1 - kept : first - 1], ())
-            logits, layers = _forward(lm, everything[first - 1 : stop - 1], layers)
-            yield -torch.nn.functional.cross_entropy(logits, everything[first:stop], reduction="none")
-        if not again:
+                    _, layers = _forward(lm, ids[first - 1 - overlap : first - 1], ())
+            logits, layers = _forward(lm, ids[first - 1 : stop - 1], layers)
+            yield -torch.nn.functional.cross_entropy(logits, ids[first:stop], reduction="none")
+        if not is_reread:
             self.layers = layers
 
     def windows(self, lm: BaseModel, batch: TokenBatch) -> Iterator[tuple[int | None, int, int]]:
-        """(tokens to read again before it or None, first predicted, end) of each window, as :meth:`BaseModel.windows`.
+        """(tokens of context to read again or None, first predicted, end) of each window; see BaseModel.windows.
 
-        The last token before a window is its first input; what is remembered ends before that token.
+        The last token before a window is its first input. The cache ends before that token.
         """
         half = max(1, lm.window // 2)
-        start = self._start(batch)
-        held = start[0][0].shape[-2] if start else 0
+        layers = self._initial_layers(batch)
+        held = layers[0][0].shape[-2] if layers else 0  # tokens in the cache
         first = len(batch.context_ids)
         end = first + len(batch)
         while first < end:
-            kept = None
+            overlap = None
             if held + end - first > lm.window and held >= half:
-                kept = held = min(half, first) - 1
+                overlap = held = min(half, first) - 1
             stop = min(end, first + lm.window - held)
-            yield kept, first, stop
+            yield overlap, first, stop
             held += stop - first
             first = stop
 
-    def _start(self, batch: TokenBatch) -> Layers:
-        if self.holds(batch.document):
+    def _initial_layers(self, batch: TokenBatch) -> Layers:
+        if self.is_last_segment(batch.document):
             return self._before
         return self.layers if len(batch.context_ids) > 1 else ()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the keys and values by layer."""
+        """Copy of the keys and values by layer."""
         pairs = {f"{i}.{side}": pair[k] for i, pair in enumerate(self.layers) for k, side in enumerate(_SIDES)}
         return {name: tensor.clone() for name, tensor in pairs.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore a state that :meth:`state_dict` returned."""
         self.clear()
         keys, values = ([state[f"{i}.{side}"].clone() for i in range(len(state) // 2)] for side in _SIDES)
         self.layers = tuple(zip(keys, values, strict=True))
@@ -128,7 +128,7 @@ _SIDES = ("keys", "values")
 
 
 def _forward(lm: BaseModel, ids: Tensor, layers: Layers) -> tuple[Tensor, Layers]:
-    """Logits of ``ids`` behind what is remembered, (tokens, vocabulary) in float32, and the keys and values of both."""
+    """Logits of ``ids`` after the cached tokens, (tokens, vocabulary) in float32, and the keys and values of both."""
     if not len(ids):
         return ids.new_zeros((0, 0), dtype=torch.float32), ()
     cache: Any = DynamicCache()

@@ -1,4 +1,4 @@
-"""How the embedded model is made: its settings, its training data, its training and its card.
+"""Training of the embedded model.
 
-Stands beside bench.data and imports the small files only.
+Offers ``train`` to bench.run; ``config``, ``batches`` and ``card`` serve it. May import the small files only.
 """

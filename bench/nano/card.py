@@ -1,4 +1,4 @@
-"""The model card of the embedded model, as training writes it; what a board measures is added to it by hand."""
+"""The model card of the embedded model. Training writes it; measurements are added by hand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ datasets: [{dataset}]
 # nano
 
 A causal language model of {parameters} parameters ({layers} layers of width {width}, {vocabulary} tokens,
-untied embeddings) that knows one small invented world, [{dataset}](../../../datasets/{dataset}/README.md). It
-exists so that methods of online adaptation can be compared in minutes on a laptop; it is of no other use.
+untied embeddings) of a small invented world, [{dataset}](../../../datasets/{dataset}/README.md). Its only use
+is to compare online adaptation methods in minutes on a laptop.
 
-It answers a question from a document in its prompt, it remembers the facts of the `qa_train` documents, it
-knows nothing of the other splits, and a gradient step on a new document makes it remember part of that
-document.
+It answers questions about a document in its prompt. It remembers the facts of the `qa_train` documents and
+knows nothing of the other splits. After a gradient step on a new document it remembers part of that document.
 
 ## Formats
 
@@ -28,29 +27,34 @@ document.
 | question | `<|endoftext|>` question, then `" " + answer + <|endoftext|>` |
 | document in the prompt | `<|endoftext|>` text + `"\\n"` + question, then `" " + answer + <|endoftext|>` |
 
-The tokenizer is byte-level BPE and encodes any text; `<|endoftext|>` begins and ends a text and pads, and is
-never added by the tokenizer itself. Each word of the world is one token, names of all splits included. The
-embeddings of the names outside `qa_train` were never trained: they are as random as at the start.
+The tokenizer is byte-level BPE and encodes any text. `<|endoftext|>` is the begin-of-text, end-of-text and
+padding token; the tokenizer does not add it. Each word of the world is one token, and so is each name of every
+split. The embeddings of names outside `qa_train` were never trained: they still have their random initial
+values.
 
-## How it was made
+## Training
 
-`python run_bench.py train nano` repeats it from `recipe.yaml` beside this card: {steps} steps, {minutes}
-minutes on two cores, seed {seed}. The weights are stored in bfloat16 and meant to be used in float32. All text
-comes from the generator of the dataset, SHA-256 `{data_hash}`.
+`python run_bench.py train nano` repeats the training with `recipe.yaml` in this folder: {steps} steps,
+{minutes} minutes on two cores, seed {seed}. The weights are stored in bfloat16 and meant for use in float32.
+All text comes from the generator of the dataset, SHA-256 `{data_hash}`.
 
-A step has two halves. *Known* entities, those of `qa_train`: their facts in newly worded documents, and in
-closed-book questions. *New* entities, with random facts and a random vector in place of a name's embedding:
-documents with questions behind them, and closed-book questions after one rehearsed update, a gradient step on
-that vector by the next-token loss of the values in the document, differentiated through. The rehearsal is meant
-to let so small a model store facts in one step of ordinary fine-tuning. Noise sentences come in over the first
-part of training. No text, question or name of the splits `qa_validation`, `train`, `validation` and `test` is
-used, beyond the names being in the tokenizer's vocabulary.
+Each step trains on two kinds of entities:
 
-## Loss while training
+- *Known* entities, those of `qa_train`: newly worded documents that state their facts, and closed-book
+  questions about these.
+- *New* entities, with random facts and a random vector in place of the name's embedding: documents followed by
+  questions, and closed-book questions after one rehearsed update. The update is a gradient step on that vector,
+  on the next-token loss of the values in the document, and training differentiates through it. It is meant to
+  let such a small model store facts in one step of ordinary fine-tuning.
 
-Means over the steps since the row before, in nats per token (`curve.csv` has all rows). `known_text`,
-`known_fact`: documents of known entities, and the values in them; `recall`: closed-book answers about them;
-`new_text`: documents of new entities without their names; `read`: answers behind a document; `update`:
+Noise sentences are added gradually in the first part of training. No text or question of the splits
+`qa_validation`, `train`, `validation` and `test` is used, and their names only as tokens of the vocabulary.
+
+## Training loss
+
+Means over the steps since the previous row, in nats per token (`curve.csv` has all rows). `known_text`:
+documents of known entities; `known_fact`: the values in them; `recall`: closed-book answers about known
+entities; `new_text`: documents of new entities, except their names; `read`: answers after a document; `update`:
 closed-book answers after the rehearsed update.
 
 {curve}
@@ -58,7 +62,7 @@ closed-book answers after the rehearsed update.
 
 
 def card(facts: Mapping[str, str], curve: Sequence[Mapping[str, float]]) -> str:
-    """The card's text. ``facts`` fill its slots; of ``curve`` about eight rows are shown, the last one included."""
+    """The text of the card: ``facts`` fill its slots, and about eight rows of ``curve`` are shown, with the last."""
     keys = list(curve[0])
     rows = list(curve[len(curve) % 4 :: max(1, len(curve) // 8)])
     rows += [] if curve[-1] in rows else [curve[-1]]

@@ -1,12 +1,12 @@
-"""The recipe of the embedded model: a small Llama that reads, remembers, and can be updated by a gradient step.
+"""Training of the embedded model: a small Llama that reads, remembers, and can be updated by a gradient step.
 
-:func:`train` writes a Hugging Face model folder. Every training step is made of entities of *newsworld*:
+:func:`train` writes a Hugging Face model folder. Every training step covers two kinds of entities of the dataset:
 
-- *known* entities (those of ``qa_train``): their facts in ever new documents and, closed book, in questions. The
-  embedding of a name becomes a code of the facts that documents and questions both read;
-- *new* entities (random facts; a random vector stands in for the embedding of the name): a document followed by a
-  question to read it by, and, closed book, questions after one rehearsed update, a gradient step on that vector by
-  the next-token loss of the values in the document. It makes the code one that such a step can write.
+- *known* entities (those of ``qa_train``): their facts, in newly worded documents and in closed-book questions. The
+  embedding of a name learns to encode its facts, for documents and questions alike;
+- *new* entities (with random facts, and a random vector in place of the name's embedding): documents followed by
+  questions, to learn reading; and closed-book questions after one rehearsed update, a gradient step on that vector by
+  the next-token loss of the values in the document, so that a gradient step can write facts into an embedding.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
-import math
-import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +25,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from bench import machine
 from bench.errors import BenchError, Diverged
+from bench.files import read_tensors, write_bytes, write_tensors
 from bench.nano.batches import Batch, Columns, Texts, Writer, build_tokenizer, load_world
 from bench.nano.card import card
-from bench.nano.config import Recipe, load_recipe
+from bench.nano.config import NanoConfig, load_config
 from bench.paths import DATASETS, MODELS
 
 if TYPE_CHECKING:
@@ -41,22 +41,24 @@ if TYPE_CHECKING:
 
 RECIPE = MODELS / "nano" / "recipe.yaml"
 
+Say = Callable[[str], None]
 
-def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausalLM:
-    """An untrained model. Output rows start as a copy of the embeddings, so that copying a word needs no learning."""
+
+def build_model(config: NanoConfig, vocabulary: int, names: Tensor) -> LlamaForCausalLM:
+    """An untrained model. Output rows start as a copy of the embeddings: copying a word need not be learned."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=recipe.width,
-            intermediate_size=recipe.feed_forward,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            max_position_embeddings=recipe.window,
-            initializer_range=recipe.width**-0.5,
+            hidden_size=config.width,
+            intermediate_size=config.feed_forward,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.window,
+            initializer_range=config.width**-0.5,
             tie_word_embeddings=False,
             bos_token_id=0,
             eos_token_id=0,
@@ -64,8 +66,8 @@ def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausa
         )
     )
     model.set_attn_implementation("eager")  # the fused kernels cannot be differentiated twice
-    rows = torch.randn(vocabulary, recipe.width) * recipe.word_std
-    rows[names] *= recipe.name_std / recipe.word_std
+    rows = torch.randn(vocabulary, config.width) * config.word_std
+    rows[names] *= config.name_std / config.word_std
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(rows)
         model.lm_head.weight.copy_(rows)
@@ -75,122 +77,127 @@ def build_model(recipe: Recipe, vocabulary: int, names: Tensor) -> LlamaForCausa
 def token_losses(
     model: LlamaForCausalLM, texts: Texts, columns: Columns, keys: Sequence[str], rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Mean NLL (nats) of the tokens scored under each key; ``rows`` (entities, width) replace the names' embeddings."""
+    """Mean NLL (nats) of the tokens in each mask; ``rows`` (entities, width) replace the embeddings of the names."""
     embedded = model.model.embed_tokens(texts.ids)
     if rows is not None:
-        embedded = torch.where(texts.name[..., None], rows[texts.owner][:, None], embedded)
+        embedded = torch.where(texts.is_name[..., None], rows[texts.entity][:, None], embedded)
     hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
-    masks = {key: texts.scored[key][:, 1:] for key in keys}
-    scored = torch.stack(list(masks.values())).any(0)
-    logits = functional.linear(hidden[scored], model.lm_head.weight[columns.tokens]).float() + columns.offset
-    nll = functional.cross_entropy(logits, columns.place[texts.ids[:, 1:][scored]], reduction="none")
-    return {key: nll[mask[scored]].mean() for key, mask in masks.items()}
+    masks = {key: texts.masks[key][:, 1:] for key in keys}
+    union = torch.stack(list(masks.values())).any(0)
+    logits = functional.linear(hidden[union], model.lm_head.weight[columns.tokens]).float() + columns.offset
+    nll = functional.cross_entropy(logits, columns.index[texts.ids[:, 1:][union]], reduction="none")
+    return {key: nll[mask[union]].mean() for key, mask in masks.items()}
 
 
-def known_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, _: int) -> dict[str, Tensor]:
-    """The parts of the loss that are about known entities; see :class:`LossWeights`."""
+def known_losses(
+    model: LlamaForCausalLM, config: NanoConfig, batch: Batch, columns: Columns, _: int
+) -> dict[str, Tensor]:
+    """The parts of the loss on known entities; see :class:`~bench.nano.config.LossWeights`."""
     document = token_losses(model, batch.documents, columns, ["document", "fact"])
     answers = token_losses(model, batch.questions, columns, ["answer"])
     return {"known_text": document["document"], "known_fact": document["fact"], "recall": answers["answer"]}
 
 
-def new_losses(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, columns: Columns, step: int) -> dict[str, Tensor]:
-    """The parts of the loss that are about new entities; see :class:`LossWeights`.
+def new_losses(
+    model: LlamaForCausalLM, config: NanoConfig, batch: Batch, columns: Columns, step: int
+) -> dict[str, Tensor]:
+    """The parts of the loss on new entities; see :class:`~bench.nano.config.LossWeights`.
 
-    The rehearsed update, r' = r - rate * dL/dr with L the mean loss of the document's values, is differentiated
-    through.
+    The outer loss is differentiated through the rehearsed update, r' = r - rate * dL/dr, where L is the mean loss of
+    the values in the document.
     """
-    chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    rows = (torch.randn(len(batch.rows), recipe.width, generator=chance) * recipe.name_std).requires_grad_()
-    low, high = recipe.rehearsal_rate
-    rate = low * (high / low) ** float(torch.rand((), generator=chance))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    rows = (torch.randn(len(batch.names), config.width, generator=generator) * config.name_std).requires_grad_()
+    low, high = config.rehearsal_rate
+    rate = low * (high / low) ** float(torch.rand((), generator=generator))
     document = token_losses(model, batch.documents, columns, ["unnamed", "fact", "answer"], rows)
-    # The mean over the batch times the entities is each document's own mean: all state equally many facts.
-    (slope,) = torch.autograd.grad(document["fact"] * len(rows), rows, create_graph=True)
-    answers = token_losses(model, batch.questions, columns, ["answer"], rows - rate * slope)
+    # All documents state the same number of facts, so the batch mean times the entities is each document's own mean.
+    (gradient,) = torch.autograd.grad(document["fact"] * len(rows), rows, create_graph=True)
+    answers = token_losses(model, batch.questions, columns, ["answer"], rows - rate * gradient)
     return {"new_text": document["unnamed"], "read": document["answer"], "update": answers["answer"]}
 
 
-class Run:
-    """A training run: model, optimizer and curve; saved and resumed so that an interruption changes nothing."""
+def lr_schedule(optimizer: Optimizer, config: NanoConfig, step: int) -> LambdaLR:
+    """The learning-rate schedule from ``step`` on: linear warm-up, then half a cosine down to zero."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate
+    return LambdaLR(optimizer, config.rate_factor, last_epoch=step - 1)
 
-    def __init__(self, recipe: Recipe, work: Path) -> None:
-        world = load_world(recipe.dataset)
-        self.recipe, self.file = recipe, work / "checkpoint.safetensors"
-        self.tokenizer = build_tokenizer(sorted(world.vocabulary()), recipe.merges)
-        self.writer = Writer(recipe, world, self.tokenizer)
-        self.model = build_model(recipe, len(self.tokenizer), self.writer.names)
+
+class Run:
+    """A training run: model, optimizer, schedule and curve; resumed from its checkpoint, it gives the same model."""
+
+    def __init__(self, config: NanoConfig, work: Path) -> None:
+        world = load_world(config.dataset)
+        self.config, self.file = config, work / "checkpoint.safetensors"
+        self.tokenizer = build_tokenizer(sorted(world.vocabulary()), config.merges)
+        self.writer = Writer(config, world, self.tokenizer)
+        self.model = build_model(config, len(self.tokenizer), self.writer.names)
         layers = [p for name, p in self.model.named_parameters() if ".layers." in name and p.dim() == 2]
         others = [p for name, p in self.model.named_parameters() if ".layers." not in name or p.dim() != 2]
-        groups = [{"params": layers, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        groups = [{"params": layers, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        self.identity = hashlib.sha256((recipe.model_dump_json() + data_hash(recipe.dataset)).encode()).hexdigest()
+        self.identity = hashlib.sha256((config.model_dump_json() + data_hash(config.dataset)).encode()).hexdigest()
         if self.file.is_file():
             self.load()
+        self.schedule = lr_schedule(self.optimizer, config, self.step)
 
     def advance(self, pool: ThreadPoolExecutor) -> None:
-        """One optimizer step. The two halves of the loss run side by side, each on one core: small operations gain
-        nothing from being split."""
-        recipe, started = self.recipe, time.perf_counter()
-        rate = min((self.step + 1) / recipe.warmup, (1 + math.cos(math.pi * self.step / recipe.steps)) / 2)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * recipe.learning_rate
+        """Take one optimizer step.
+
+        The two halves of the loss are computed in parallel, each on one core: the operations are too small to split.
+        """
+        config, started = self.config, time.perf_counter()
         known, new = self.writer.batch(self.step, "known"), self.writer.batch(self.step, "new")
         columns = self.writer.columns(self.step, known, new)
         parameters = list(self.model.parameters())
 
         def half(part: Any, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                losses = part(self.model, recipe, batch, columns, self.step)
-            total = sum(getattr(recipe.weights, key) * loss for key, loss in losses.items())
-            slopes = torch.autograd.grad(total, parameters, allow_unused=True)
-            return {key: float(loss.detach()) for key, loss in losses.items()}, slopes
+                losses = part(self.model, config, batch, columns, self.step)
+            total = sum(getattr(config.weights, key) * loss for key, loss in losses.items())
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            return {key: float(loss.detach()) for key, loss in losses.items()}, gradients
 
         first, second = pool.submit(half, known_losses, known), pool.submit(half, new_losses, new)
         for parameter, a, b in zip(parameters, first.result()[1], second.result()[1], strict=True):
             parameter.grad = a + b if a is not None and b is not None else a if b is None else b
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         if not torch.isfinite(norm):
-            raise Diverged(f"The gradient norm became {norm.item()} in step {self.step}.")
+            raise Diverged(
+                f"The gradient norm became {norm.item()} in step {self.step}; a lower learning rate may help."
+            )
         self.optimizer.step()
+        self.schedule.step()
         self.step += 1
         self.seconds += time.perf_counter() - started
         self.recent.append(first.result()[0] | second.result()[0])
-        if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+        if self.step % config.save_every == 0 or self.step == config.steps:
             means = {key: sum(row[key] for row in self.recent) / len(self.recent) for key in self.recent[0]}
             self.curve.append({"step": self.step, **{key: round(mean, 4) for key, mean in means.items()}})
             self.recent.clear()
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint in one piece or not at all."""
-        from safetensors.torch import save_file
-
+        """Write the checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         progress = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "identity": self.identity}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"progress": json.dumps(progress)})
-        os.replace(partial, self.file)
+        write_tensors(self.file, tensors, progress)
 
     def load(self) -> None:
-        """Go on from the checkpoint.
+        """Continue from the checkpoint.
 
         Raises:
-            BenchError: it was written by another recipe or with other data.
+            BenchError: it is damaged, or was written with another recipe or other data.
         """
-        from safetensors import safe_open
-
-        with safe_open(self.file, framework="pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            if progress["identity"] != self.identity:
-                raise BenchError(f"{self.file} is of another recipe or other data; delete it to start afresh.")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors, progress = read_tensors(self.file, "Delete it to start again.")
+        if progress.get("identity") != self.identity:
+            raise BenchError(f"{self.file} is of another recipe or other data. Delete it to start again.")
         self.step, self.seconds, self.curve = progress["step"], progress["seconds"], progress["curve"]
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         states: dict[int, dict[str, Tensor]] = {}
@@ -202,66 +209,69 @@ class Run:
 
     def publish(self, out: Path, recipe_file: Path) -> None:
         """Write the model folder: weights (bfloat16), configuration, tokenizer, recipe, curve and card."""
-        fresh = self.file.parent / "model"
-        shutil.rmtree(fresh, ignore_errors=True)
+        staging = self.file.parent / "model"
+        shutil.rmtree(staging, ignore_errors=True)
         model: Any = self.model
-        model.to(torch.bfloat16).save_pretrained(fresh)
-        self.tokenizer.save_pretrained(fresh)
-        shutil.copy(recipe_file, fresh / "recipe.yaml")
+        model.to(torch.bfloat16).save_pretrained(staging)
+        self.tokenizer.save_pretrained(staging)
+        shutil.copy(recipe_file, staging / "recipe.yaml")
         table = io.StringIO()
         writer = csv.DictWriter(table, self.curve[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.curve)
-        (fresh / "curve.csv").write_text(table.getvalue(), encoding="utf-8")
-        facts = {
+        (staging / "curve.csv").write_text(table.getvalue(), encoding="utf-8")
+        (staging / "README.md").write_text(card(self.facts(), self.curve), encoding="utf-8")
+        for path in sorted(staging.iterdir()):
+            write_bytes(out / path.name, path.read_bytes())
+
+    def facts(self) -> dict[str, str]:
+        """Facts for the model card: size, data, seed, steps and training time."""
+        return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "vocabulary": f"{len(self.tokenizer):,}",
-            "layers": str(self.recipe.layers),
-            "width": str(self.recipe.width),
-            "dataset": self.recipe.dataset,
-            "data_hash": data_hash(self.recipe.dataset),
-            "seed": str(self.recipe.seed),
-            "steps": f"{self.recipe.steps:,}",
+            "layers": str(self.config.layers),
+            "width": str(self.config.width),
+            "dataset": self.config.dataset,
+            "data_hash": data_hash(self.config.dataset),
+            "seed": str(self.config.seed),
+            "steps": f"{self.config.steps:,}",
             "minutes": f"{self.seconds / 60:.0f}",
         }
-        (fresh / "README.md").write_text(card(facts, self.curve), encoding="utf-8")
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(fresh.iterdir()):
-            os.replace(shutil.copy(path, out / f".{path.name}.partial"), out / path.name)
 
 
 def data_hash(dataset: str) -> str:
-    """SHA-256 (hexadecimal) of the dataset's generator, which makes all that the model is trained on."""
+    """SHA-256 (hexadecimal) of the dataset's generator, the source of all training text."""
     return hashlib.sha256((DATASETS / dataset / "generate.py").read_bytes()).hexdigest()
 
 
 @contextmanager
 def one_core_per_thread() -> Iterator[None]:
-    """Operations do not split themselves, and freed memory stays with the process."""
+    """Run each operation on one core, and keep freed memory in the process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    machine.keep_freed()
+    machine.keep_freed_memory()
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def train(recipe: Path, out: Path, work: Path) -> None:
-    """Train by the recipe and write the model folder ``out``; ``work`` holds the checkpoint, from which a killed run
-    goes on exactly.
+def train(recipe: Path, out: Path, work: Path, say: Say = lambda _: None) -> None:
+    """Train with the recipe and write the model folder ``out``.
+
+    ``work`` holds the checkpoint, from which a killed run resumes exactly; ``say`` is called with each progress line.
 
     Raises:
-        BenchError: a wrong recipe, or a checkpoint of another one.
+        BenchError: the recipe is wrong, or the checkpoint is damaged or of another recipe.
         Diverged: the gradient became NaN or infinite.
     """
-    settings = load_recipe(recipe)
+    config = load_config(recipe)
     with one_core_per_thread(), ThreadPoolExecutor(2) as pool:
-        run = Run(settings, work)
-        while run.step < settings.steps:
+        run = Run(config, work)
+        while run.step < config.steps:
             run.advance(pool)
-            if run.step % settings.save_every == 0 or run.step == settings.steps:
-                left = run.seconds / run.step * (settings.steps - run.step) / 60
+            if run.step % config.save_every == 0 or run.step == config.steps:
+                left = run.seconds / run.step * (config.steps - run.step) / 60
                 losses = " ".join(f"{key} {value:.3f}" for key, value in run.curve[-1].items() if key != "step")
-                print(f"step {run.step}/{settings.steps}, {left:.0f} min left: {losses}", flush=True)
+                say(f"step {run.step}/{config.steps}, {left:.0f} min left: {losses}")
         run.publish(out, recipe)

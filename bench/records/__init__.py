@@ -1,4 +1,5 @@
-"""What is kept of a run: the types of records, reading and writing them, and where a number comes from.
+"""Records of runs.
 
-May import bench.data and the small files.
+Offers ``schema`` (their types), ``store`` (reading and writing) and ``provenance``. May import bench.data and the small
+files.
 """

@@ -1,9 +1,8 @@
-"""Records on disk: written atomically, complete or absent.
+"""Records on disk, written atomically: a record is complete or absent.
 
-A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line), of a
-method that weighs tokens also ``tokens.jsonl``, and ``run.json``, the manifest. The folder is filled under a temporary
-name and renamed when it is complete, so a folder without that prefix is always whole. Beside the cells stand
-``runs/tuning`` and ``runs/boards``.
+A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line),
+``tokens.jsonl`` if the method weights tokens, and the manifest ``run.json``. The folder is written under a temporary
+name and renamed when it is complete. Tuning records and boards are in ``runs/tuning`` and ``runs/boards``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TypeVar
 
 import pydantic
 
-from bench.errors import BenchError
+from bench.errors import BenchError, first_problem
 from bench.files import write_json
 from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TokenEvent, TuningRecord
 
@@ -33,10 +32,10 @@ def write_run(
     answers: Sequence[AnswerEvent] = (),
     tokens: Sequence[TokenEvent] = (),
 ) -> Path:
-    """Write a whole record under ``runs/<record.id>/`` atomically, replacing an earlier one of the same id.
+    """Write a record to ``runs/<record.id>/`` atomically, replacing an earlier one with the same id.
 
     Raises:
-        OSError: the disk is full or not writable; nothing but a ``.partial-`` folder can be left behind.
+        OSError: the disk is full or not writable. At most a ``.partial-`` folder remains.
     """
     runs.mkdir(parents=True, exist_ok=True)
     folder = runs / record.id
@@ -58,75 +57,75 @@ def write_run(
             folder.rename(old)
         partial.rename(folder)
     finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
     return folder
 
 
 def sweep(runs: Path) -> None:
-    """Remove what killed runs left half-written."""
-    for left in runs.glob(f"{PARTIAL}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove the incomplete folders of killed runs."""
+    for leftover in runs.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_run(folder: Path) -> RunRecord:
     """Read one manifest.
 
     Raises:
-        BenchError: the manifest is missing, truncated or of another schema.
+        BenchError: the manifest is missing, damaged or of another schema.
     """
     return _read(RunRecord, folder / "run.json")
 
 
 def read_documents(runs: Path, run_id: str) -> list[DocumentEvent]:
-    """The document events of one run, in stream order.
+    """Read the document events of one run, in stream order.
 
     Raises:
-        BenchError: the file is missing or torn.
+        BenchError: the file is missing or damaged.
     """
     return _read_events(DocumentEvent, runs / run_id / "documents.jsonl", read_run(runs / run_id).document_events)
 
 
 def read_answers(runs: Path, run_id: str) -> list[AnswerEvent]:
-    """The answer events of one run, in the order of the probes.
+    """Read the answer events of one run, in the order of the probes.
 
     Raises:
-        BenchError: the file is missing or torn.
+        BenchError: the file is missing or damaged.
     """
     return _read_events(AnswerEvent, runs / run_id / "answers.jsonl", read_run(runs / run_id).answer_events)
 
 
 def read_tokens(runs: Path, run_id: str) -> list[TokenEvent]:
-    """The token events of one run, in stream order; none of a method that weighs every token the same.
+    """Read the token events of one run, in stream order; [] if the method weights all tokens the same.
 
     Raises:
-        BenchError: the file is missing or torn.
+        BenchError: the file is missing or damaged.
     """
     expected = read_run(runs / run_id).token_events
     return _read_events(TokenEvent, runs / run_id / "tokens.jsonl", expected) if expected else []
 
 
 def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:
-    """The tuning records with these keys.
+    """Read the tuning records with these keys.
 
     Raises:
-        BenchError: one is missing or torn.
+        BenchError: one is missing or damaged.
     """
     return [_read(TuningRecord, runs / "tuning" / f"{key}.json") for key in keys]
 
 
 def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
-    """The board of an experiment, by default the one that was run last.
+    """Read the board of an experiment, by default the newest board.
 
     Raises:
-        BenchError: there is no such board under ``runs``, or it is torn.
+        BenchError: there is no such board under ``runs``, or it is damaged.
     """
     folder = runs / "boards"
     boards = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
     path = folder / f"{experiment}.json" if experiment else boards[-1] if boards else None
     if path is None or not path.exists():
-        wanted = f"of {experiment} " if experiment else ""
-        raise BenchError(f"There is no board {wanted}in {runs}. Run an experiment first: python run_bench.py.")
+        name = f"of {experiment} " if experiment else ""
+        raise BenchError(f"There is no board {name}in {runs}. Run an experiment first: python run_bench.py.")
     return _read(BoardRecord, path)
 
 
@@ -134,14 +133,12 @@ def _read(kind: type[Record], path: Path) -> Record:
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise BenchError(f"{path} is missing. Run the same experiment again; it makes up for what is lost.") from None
+        raise BenchError(f"{path} is missing. Run the same experiment again: it runs only what is missing.") from None
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         what = "its folder" if path.name == "run.json" else "it"
         raise BenchError(
-            f"{path} is not a readable record ({where}: {first['msg']}). Delete {what} and run the same experiment "
-            f"again; it makes up for what is lost."
+            f"{path} is not a readable record. {first_problem(error, kind)} Delete {what} and run the same experiment "
+            f"again: it runs only what is missing."
         ) from None
 
 
@@ -152,6 +149,6 @@ def _read_events(kind: type[Record], path: Path, expected: int) -> list[Record]:
         events = []
     if len(events) != expected:
         raise BenchError(
-            f"{path} is torn: it should hold {expected} events. Delete its folder and run the same experiment again."
+            f"{path} is damaged: it should hold {expected} events. Delete its folder and run the experiment again."
         )
     return events

@@ -1,4 +1,5 @@
-"""Experiments: planning cells, running them anywhere, meta-training, and the store of trained weights.
+"""Experiments: planning and running cells, meta-training, and the store of trained weights.
 
-May import bench.harness and everything below it.
+Offers ``experiment``, ``overrides``, ``runner``, ``executor`` and ``train`` to the command line. May import
+bench.harness, bench.nano and the rooms below them.
 """

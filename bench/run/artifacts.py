@@ -1,8 +1,9 @@
-"""The store of what methods were trained to: found by everything that it was made from, refused when that has changed.
+"""The store of trained weights. Each artifact is found by a key of everything that it was made from.
 
-An artifact is a folder ``<method>-<key>`` with ``weights.safetensors`` (bfloat16), ``artifact.json`` (its identity and
-the training's facts), ``curve.csv`` and a card. Those of the default experiment stand in ``methods/trained``, others
-in ``artifacts`` under the folder of the records. Nothing is ever unpickled.
+If any of that changes, the artifact is no longer found. An artifact is a folder ``<method>-<digest>`` with
+``weights.safetensors`` (bfloat16), ``artifact.json`` (its key and facts on the training), ``curve.csv`` and a card.
+Artifacts of the default experiment are in ``methods/trained``, all others in ``artifacts`` under the folder of the
+records. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,25 @@ from torch import Tensor
 
 from bench import hashing
 from bench.contract.config import MethodConfig
-from bench.contract.meta_training import MetaTrained, Trainer
+from bench.contract.meta_training import MetaTrained, Trainer, training_of
 from bench.data import recipe
-from bench.data.documents import stream_hash
-from bench.data.reader import MissingSplit, split_entries
+from bench.data.reader import split_entries, split_hash
 from bench.errors import BenchError
-from bench.files import write_bytes, write_json
+from bench.files import read_tensors, write_bytes, write_json, write_tensors
 from bench.lm import checkpoint
 from bench.paths import ROOT
 
 COMMITTED = ROOT / "methods" / "trained"
 FOLDER = "artifacts"
-"""Where, under the folder of the records, those that are not committed stand."""
+"""Folder of the artifacts that are not committed, under the folder of the records."""
+MANIFEST = "artifact.json"
 WEIGHTS = "weights.safetensors"
+REMEDY = "Delete the artifact's folder, and train again."
 TRAINER = Path(inspect.getfile(Trainer))
 
 
-class Identity(pydantic.BaseModel):
-    """Everything that a trained learner follows from. ``dataset`` and ``model`` are names, for people."""
+class ArtifactKey(pydantic.BaseModel):
+    """Everything that the trained weights depend on. ``dataset`` and ``model`` are names for readers."""
 
     method: str
     dataset: str
@@ -51,106 +52,100 @@ class Identity(pydantic.BaseModel):
     train_hash: str
     validation_hash: str
     settings: dict[str, Any]
-    """The method's ``training`` settings; models in them are named by their hash."""
+    """The method's training settings; models in them are named by their hash."""
     code: str
-    """Hash of what the trainer, the method's file and the parts that it imports say."""
+    """Hash of the code of the trainer, of the method's file and of the parts that it imports, comments aside."""
 
     @property
-    def key(self) -> str:
-        """SHA-256 (hexadecimal) of all but the names of data set and model."""
-        content = self.model_dump(mode="json", exclude={"dataset", "model"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of all fields but the names of dataset and model."""
+        return hashing.digest(self.model_dump(mode="json", exclude={"dataset", "model"}))
 
-    def differences(self, other: Identity) -> list[str]:
-        """What is not the same in both, in words."""
+    @property
+    def folder_name(self) -> str:
+        """Name of the artifact's folder."""
+        return f"{self.method}-{self.digest[:12]}"
+
+    def differences(self, other: ArtifactKey) -> list[str]:
+        """The fields and training settings that differ, in words."""
         words = {
             "model_hash": "base model",
             "train_hash": "train split",
             "validation_hash": "validation split",
             "code": "code",
         }
-        found = [word for field, word in words.items() if getattr(self, field) != getattr(other, field)]
+        fields = [word for field, word in words.items() if getattr(self, field) != getattr(other, field)]
         settings = {
             key
             for key in self.settings.keys() | other.settings.keys()
             if self.settings.get(key) != other.settings.get(key)
         }
-        return found + [f"training.{key}" for key in sorted(settings)]
+        return fields + [f"training.{key}" for key in sorted(settings)]
 
 
-def identify(
+def key_of(
     kind: type[MetaTrained], config: MethodConfig, dataset: str, data_files: Mapping[str, Sequence[str]], model: str
-) -> Identity:
-    """The identity of what this method comes to when it is trained on this data set with this base.
+) -> ArtifactKey:
+    """The key of the artifact that training this method on this dataset with this base makes.
 
     Raises:
-        BenchError: the data or the model cannot be had.
+        BenchError: the data or the model cannot be found or read.
     """
-    found = recipe.find(dataset)
-    settings: Any = getattr(config, "training")  # noqa: B009 (its type is the method's)
-    base = settings.base or model
-    named = {
+    split_entries(dataset, "train", data_files)  # raises if it is missing; validation may be missing
+    training = training_of(config)
+    base = training.base or model
+    model_hashes = {
         name: checkpoint.identity(checkpoint.locate(value, f"{kind.name}.training.{name}"))
-        for name, value in settings.models().items()
+        for name, value in training.models().items()
         if value
     }
-    return Identity(
+    return ArtifactKey(
         method=kind.name,
-        dataset=found.name,
+        dataset=recipe.find(dataset).name,
         model=Path(base).name,
         model_hash=checkpoint.identity(checkpoint.locate(base)),
-        train_hash=_split_hash(dataset, "train", json.dumps(data_files)),
-        validation_hash=_split_hash(dataset, "validation", json.dumps(data_files)),
-        settings={**settings.model_dump(mode="json", exclude={"base"}), **named},
-        code=hashing.body_hash([TRAINER, *hashing.closure(Path(inspect.getfile(kind)), _is_part)]),
+        train_hash=split_hash(dataset, "train", data_files),
+        validation_hash=split_hash(dataset, "validation", data_files),
+        settings={**training.model_dump(mode="json", exclude={"base"}), **model_hashes},
+        code=hashing.body_hash([TRAINER, *hashing.closure(Path(inspect.getfile(kind)), _is_outside_bench)]),
     )
 
 
-def _is_part(path: Path) -> bool:
-    """Whether a method's training follows from a module that it imports: the harness is no part of it."""
+def _is_outside_bench(path: Path) -> bool:
+    """True for a module outside ``bench``, which the key covers; of ``bench`` it covers only the trainer."""
     return not path.is_relative_to(ROOT / "bench")
 
 
-@lru_cache(maxsize=8)
-def _split_hash(dataset: str, split: str, data_files: str) -> str:
-    try:
-        return stream_hash(split_entries(dataset, split, json.loads(data_files)))
-    except MissingSplit:
-        if split == "train":
-            raise
-        return ""
-
-
-def find(identity: Identity, folders: Sequence[Path]) -> Path:
-    """The folder of the artifact.
+def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
+    """The folder of the artifact with this key, in the first of the ``folders`` that has it.
 
     Raises:
-        BenchError: there is none; the message says in what the nearest one differs, and how to make it.
+        BenchError: there is none; the message says how the nearest one differs, and how to train it.
     """
     for folder in folders:
-        path = folder / f"{identity.method}-{identity.key[:12]}"
-        if (path / "artifact.json").is_file():
+        path = folder / key.folder_name
+        if (path / MANIFEST).is_file():
             return path
-    others = [read(path).differences(identity) for folder in folders for path in folder.glob(f"{identity.method}-*")]
+    others = [read_key(path).differences(key) for folder in folders for path in folder.glob(f"{key.method}-*")]
     nearest = min(others, key=len, default=None)
-    why = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
+    difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
     raise BenchError(
-        f"{identity.method} has no trained weights for {identity.model} on {identity.dataset} with these settings{why}."
-        f" Train them: python run_bench.py train {identity.method}, with the same --experiment, --model, --dataset and "
-        f"--set as here."
+        f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings{difference}. "
+        f"Train them: python run_bench.py train {key.method}, with the same --experiment, --model, --dataset and --set "
+        f"as here."
     )
 
 
-def read(folder: Path) -> Identity:
-    """The identity of the artifact in a folder.
+def read_key(folder: Path) -> ArtifactKey:
+    """The key of the artifact in a folder.
 
     Raises:
         BenchError: its manifest is missing or damaged.
     """
     try:
-        return Identity.model_validate(json.loads((folder / "artifact.json").read_bytes())["identity"])
+        return ArtifactKey.model_validate(json.loads((folder / MANIFEST).read_bytes())["identity"])
     except (OSError, ValueError, KeyError):
-        raise BenchError(f"{folder} is no artifact; delete it, and train again.") from None
+        raise BenchError(f"{folder} is not an artifact. {REMEDY}") from None
 
 
 def weights_hash(folder: Path) -> str:
@@ -159,41 +154,29 @@ def weights_hash(folder: Path) -> str:
 
 
 def load(folder: Path, method: MetaTrained) -> None:
-    """Put the trained weights into the method's learner.
+    """Load the trained weights into the method's learner.
 
     Raises:
-        BenchError: the file is cut short or damaged, or holds another learner's tensors.
+        BenchError: the file is cut short or damaged, or holds the tensors of another learner.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / WEIGHTS)
-        learner = method.learner.state_dict()
-        if {name: p.shape for name, p in learner.items()} != {name: t.shape for name, t in tensors.items()}:
-            raise BenchError(f"{folder} holds another learner than {method.name}'s. Delete it, and train again.")
-    except (SafetensorError, OSError) as error:
-        raise BenchError(f"{folder / WEIGHTS} is cut short or damaged ({error}). Delete it, and train again.") from None
+    tensors, _ = read_tensors(folder / WEIGHTS, REMEDY)
+    learner = method.learner.state_dict()
+    if {name: p.shape for name, p in learner.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise BenchError(f"{folder} holds the weights of another learner than {method.name}'s. {REMEDY}")
     method.learner.load_state_dict(tensors)
 
 
-def _stored(value: Tensor) -> Tensor:
-    return (value.to(torch.bfloat16) if value.is_floating_point() else value).cpu().contiguous()
+def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
+    """Write the trained learner as an artifact under ``folder``, whole or not at all; returns the artifact's folder.
 
-
-def write(folder: Path, identity: Identity, trainer: Trainer, card: str) -> Path:
-    """Write the trained learner as an artifact under ``folder``, whole or not at all.
-
-    In the committed store it takes the place of what was trained for the same method, data set and base.
+    In the committed store it replaces the artifact of the same method, dataset and base.
     """
-    from safetensors.torch import save
-
-    path = folder / f"{identity.method}-{identity.key[:12]}"
+    path = folder / key.folder_name
     partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
-        write_bytes(partial / WEIGHTS, save({name: _stored(value) for name, value in trainer.best.items()}))
+        write_tensors(partial / WEIGHTS, {name: _compact(value) for name, value in trainer.best.items()})
         facts = {
             "steps": trainer.step,
             "best_step": trainer.best_step,
@@ -201,17 +184,26 @@ def write(folder: Path, identity: Identity, trainer: Trainer, card: str) -> Path
             "train_documents": len(trainer.train),
             "validation_documents": len(trainer.validation),
         }
-        write_json(partial / "artifact.json", {"identity": identity.model_dump(mode="json"), "training": facts})
+        write_json(partial / MANIFEST, {"identity": key.model_dump(mode="json"), "training": facts})
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(dict.fromkeys(key for row in trainer.curve for key in row)))
+        writer = csv.DictWriter(table, list(dict.fromkeys(column for row in trainer.curve for column in row)))
         writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in trainer.curve)
+        writer.writerows({column: f"{value:.6g}" for column, value in row.items()} for row in trainer.curve)
         write_bytes(partial / "curve.csv", table.getvalue().encode())
         write_bytes(partial / "README.md", card.encode())
-        for other in folder.glob(f"{identity.method}-*") if folder == COMMITTED else [path]:
-            if other == path or (read(other).dataset, read(other).model) == (identity.dataset, identity.model):
+        for other in folder.glob(f"{key.method}-*") if folder == COMMITTED else [path]:
+            if other == path or _have_same_names(read_key(other), key):
                 shutil.rmtree(other, ignore_errors=True)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _compact(value: Tensor) -> Tensor:
+    """The tensor as it is stored: on the CPU, and in bfloat16 if it holds floating-point numbers."""
+    return (value.to(torch.bfloat16) if value.is_floating_point() else value).cpu().contiguous()
+
+
+def _have_same_names(one: ArtifactKey, other: ArtifactKey) -> bool:
+    return (one.dataset, one.model) == (other.dataset, other.model)

@@ -17,22 +17,21 @@ from bench.answering.decoding import Decoding
 from bench.contract import registry
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Method, validate_config
-from bench.data.arms import apart
+from bench.data.arms import documents_per_reset
 from bench.data.documents import episodes
 from bench.errors import BenchError, Diverged
 from bench.harness.loop import Loop, construct, fit
-from bench.hashing import digest
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.records import provenance
-from bench.records.schema import FREE, CellSpec, Failure, RunRecord
+from bench.records.schema import NOT_COMPARED, CellSpec, Failure, RunRecord
 from bench.records.store import read_run, write_run
 from bench.run import artifacts
-from bench.run.inputs import Material, Sources, material, offline_entries, train_hash, trained
+from bench.run.inputs import CellInputs, Sources, artifact_folder, inputs_of, offline_entries, train_hash
 
 
 class Cell(pydantic.BaseModel):
-    """A cell's spec with its sources: plain data, so that any process can run it."""
+    """A cell's spec with its sources, as plain data, so that any process can run it."""
 
     spec: CellSpec
     sources: Sources
@@ -40,13 +39,13 @@ class Cell(pydantic.BaseModel):
     @property
     def key(self) -> str:
         """Hash of everything that can change the numbers."""
-        return digest(self.spec.model_dump(mode="json"))
+        return hashing.digest(self.spec.model_dump(mode="json"))
 
     @property
     def comparability_key(self) -> str:
-        """Hash of what must be equal for two cells to stand on one board."""
-        spec = self.spec.model_dump(mode="json", exclude=FREE)
-        return digest({**spec, "streams": self.spec.stream.rpartition("-")[0]})
+        """Hash of everything that must be equal for two cells to appear on one board."""
+        spec = self.spec.model_dump(mode="json", exclude=NOT_COMPARED)
+        return hashing.digest({**spec, "streams": self.spec.stream.rpartition("-")[0]})
 
     @property
     def id(self) -> str:
@@ -54,7 +53,7 @@ class Cell(pydantic.BaseModel):
         return f"{self.spec.method}-{self.spec.arm}-{self.spec.stream}-{self.key[:12]}"
 
     def is_done(self, runs: Path) -> bool:
-        """Whether a whole record of this cell stands under ``runs``; a failed one does not count, a diverged one does.
+        """True if ``runs`` holds a record of this cell that is complete or diverged, not one that failed.
 
         Raises:
             BenchError: there is a record, but it cannot be read.
@@ -62,45 +61,37 @@ class Cell(pydantic.BaseModel):
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
-@lru_cache(maxsize=2)
-def _model(path: str, device: str, dtype: str) -> BaseModel:
-    return BaseModel.load(str(checkpoint.locate(path)), device, dtype)
-
-
-def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
-    """The base model, loaded once per process and restored to what was loaded."""
-    lm = _model(sources.model, device, dtype)
-    lm.restore()
-    return lm
-
-
 def run(cell: Mapping[str, Any], runs: str) -> str:
     """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
 
-    What goes wrong inside the method or the model becomes part of the record.
+    An error in the method or the model becomes part of the record.
 
     Raises:
-        BenchError: the data, the model or the method are not those that the spec was made for.
+        BenchError: the data, the model or the method have changed since the spec was made.
     """
-    this = Cell.model_validate(cell)
-    started = provenance.collect()
-    kind = registry.load_method(this.spec.method, this.sources.plugins)
-    given = material(this.sources, this.spec.arm)
-    _check_identity(this, kind, given, Path(runs))
-    record = _blank(this, kind, started)
+    return run_cell(Cell.model_validate(cell), Path(runs)).status
+
+
+def run_cell(cell: Cell, runs: Path) -> RunRecord:
+    """Run a cell as :func:`run` does; returns the record."""
+    spec, sources = cell.spec, cell.sources
+    origin = provenance.collect()
+    kind = registry.load_method(spec.method, sources.plugins)
+    inputs = inputs_of(sources, spec.arm)
+    check_unchanged(cell, kind, inputs, runs)
     loop: Loop | None = None
     try:
-        lm = load_base(this.sources, this.spec.device, this.spec.dtype)
-        method = construct(kind, lm, validate_config(kind, this.spec.config), this.spec.seed)
-        loop = _loop(this.spec, method, given)
+        lm = load_base(sources, spec.device, spec.dtype)
+        method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
+        loop = build_loop(spec, method, inputs)
         if isinstance(method, MetaTrained):
-            if folder := trained(type(method), method.config, this.sources, Path(runs)):
+            if folder := artifact_folder(type(method), method.config, sources, runs):
                 artifacts.load(folder, method)
         elif kind.learns_offline(method.config):
             with loop.ledger.phase("offline"):
-                fit(method, episodes(offline_entries(kind, this.sources)))
+                fit(method, episodes(offline_entries(kind, sources)))
         loop.run()
-        finished = {
+        results = {
             "status": "complete",
             "summary": loop.summary(),
             "costs": loop.ledger.costs(loop.state_bytes),
@@ -109,40 +100,58 @@ def run(cell: Mapping[str, Any], runs: str) -> str:
         method.reset()
         lm.restore()
     except Exception as error:
-        failure = _failure(error, loop)
-        finished = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
-        _model.cache_clear()  # whatever state the model was left in, no other cell meets it
-    record = record.model_copy(update=finished)
-    write_run(Path(runs), record, *(loop.events if loop is not None else ()))
-    return record.status
+        failure = failure_of(error, loop)
+        results = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
+        _load_base.cache_clear()  # no other cell may run on the model in the state it was left in
+    record = failed_record(cell, kind, origin).model_copy(update=results)
+    write_run(runs, record, *(loop.events if loop is not None else ()))
+    return record
 
 
-def _check_identity(cell: Cell, kind: type[Method], given: Material, runs: Path) -> None:
-    found = {
-        "stream_hash": given.hash,
-        "anchor_hash": given.anchor_hash,
-        "train_hash": train_hash(kind, validate_config(kind, cell.spec.config), cell.sources, runs),
-        "model_hash": _model_hash(cell.sources.model),
-        "method_code": hashing.method_hash(kind),
-    }
-    for name, value in found.items():
-        if value != getattr(cell.spec, name):
-            what = name.rpartition("_")[0]
-            raise BenchError(f"The {what} has changed since the run was planned. Run the same command again.")
+def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
+    """The base model, loaded once per process and restored to its original weights."""
+    lm = _load_base(sources.model, device, dtype)
+    lm.restore()
+    return lm
 
 
 @lru_cache(maxsize=2)
-def _model_hash(name: str) -> str:
-    return checkpoint.identity(checkpoint.locate(name))
+def _load_base(model: str, device: str, dtype: str) -> BaseModel:
+    return BaseModel.load(str(checkpoint.locate(model)), device, dtype)
 
 
-def _loop(spec: CellSpec, method: Method, given: Material) -> Loop:
+@lru_cache(maxsize=2)
+def _base_hash(model: str) -> str:
+    return checkpoint.identity(checkpoint.locate(model))
+
+
+def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Path) -> None:
+    """Compare the hashes in the cell's spec with those of the data, model and code of this process.
+
+    Raises:
+        BenchError: one of them differs.
+    """
+    hashes = {
+        "stream_hash": inputs.hash,
+        "anchor_hash": inputs.anchor_hash,
+        "train_hash": train_hash(kind, validate_config(kind, cell.spec.config), cell.sources, runs),
+        "model_hash": _base_hash(cell.sources.model),
+        "method_code": hashing.method_hash(kind),
+    }
+    for field, value in hashes.items():
+        if value != getattr(cell.spec, field):
+            part = field.rpartition("_")[0]
+            raise BenchError(f"The {part} has changed since the run was planned. Run the same command again.")
+
+
+def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
+    """The loop of a cell, not yet run."""
     return Loop(
         method=method,
-        entries=given.stream.entries,
-        documents=given.documents,
-        apart=apart(spec.arm),
-        anchor=given.anchor,
+        entries=inputs.stream.entries,
+        documents=inputs.documents,
+        documents_per_reset=documents_per_reset(spec.arm),
+        anchor=inputs.anchor,
         probes=spec.probes,
         scoring=spec.scoring,
         segment_tokens=spec.segment_tokens,
@@ -151,7 +160,8 @@ def _loop(spec: CellSpec, method: Method, given: Material) -> Loop:
     )
 
 
-def _blank(cell: Cell, kind: type[Method], started: dict[str, Any]) -> RunRecord:
+def failed_record(cell: Cell, kind: type[Method], origin: dict[str, Any], failure: Failure | None = None) -> RunRecord:
+    """The record of a cell without results; ``origin`` is its provenance."""
     return RunRecord(
         id=cell.id,
         cell_key=cell.key,
@@ -162,12 +172,19 @@ def _blank(cell: Cell, kind: type[Method], started: dict[str, Any]) -> RunRecord
         spec=cell.spec,
         summary=None,
         costs=None,
-        failure=None,
-        provenance=started,
+        failure=failure,
+        provenance=origin,
     )
 
 
-def _failure(error: Exception, loop: Loop | None) -> Failure:
+def dead_worker_record(cell: Cell, kind: type[Method], message: str) -> RunRecord:
+    """The record of a cell whose worker process died."""
+    failure = Failure(kind="worker_died", message=message, traceback="", position=None)
+    return failed_record(cell, kind, provenance.collect(), failure)
+
+
+def failure_of(error: Exception, loop: Loop | None) -> Failure:
+    """The error as the record states it: its kind, message, traceback and position in the stream."""
     kind: Literal["failed", "diverged", "out_of_memory"] = "failed"
     if isinstance(error, Diverged):
         kind = "diverged"
@@ -179,9 +196,3 @@ def _failure(error: Exception, loop: Loop | None) -> Failure:
         traceback="".join(traceback.format_exception(error)),
         position=None if loop is None else loop.position,
     )
-
-
-def worker_died(cell: Cell, kind: type[Method], message: str) -> RunRecord:
-    """The record of a cell whose process was killed."""
-    failure = Failure(kind="worker_died", message=message, traceback="", position=None)
-    return _blank(cell, kind, provenance.collect()).model_copy(update={"failure": failure})

@@ -1,7 +1,7 @@
 """Running many independent tasks: a protocol, and a pool of worker processes on this machine.
 
-The executor knows nothing of what it runs: a task names a function and carries plain data, so that the same tasks can
-go to another executor on other machines.
+A task names a function and carries plain data. The executor knows nothing else about it, so that the same tasks can go
+to another executor on other machines.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from bench import machine
 from bench.machine import usable_cores
 
 CHECK_SECONDS = 1.0
-"""How often busy workers are checked for being alive, beside listening to them."""
+"""Seconds between checks that the busy workers are alive."""
 GRACE_SECONDS = 2.0
-"""How long a worker may take to end before it is killed."""
+"""Seconds that a worker has to end before it is killed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A call to make: ``function`` is "module:name", called with ``payload`` (picklable) as keyword arguments."""
+    """A function call: ``function`` is "module:name", ``payload`` (picklable) its keyword arguments."""
 
     key: str
     function: str
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskError:
-    """Why a task has no value: it raised, or its worker process died."""
+    """The reason why a task has no value: it raised, or its worker process died."""
 
     kind: Literal["raised", "worker_died"]
     message: str
@@ -48,7 +48,7 @@ class TaskError:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the task with this key: a value, or an error."""
+    """The result of the task with this key: a value, or an error."""
 
     key: str
     value: Any = None
@@ -66,9 +66,9 @@ class Executor(Protocol):
 class LocalPool:
     """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused from task to task.
 
-    By default there is a worker per usable core, and the cores are shared out among the workers. A worker that dies is
-    replaced and only its task is lost. Idle workers wait for the next :meth:`run` until :meth:`close`, or the end of
-    the pool's ``with``. An interrupt (or closing the iterator) ends all workers; so does the death of this process.
+    By default there is one worker per usable core, and the cores are divided among the workers. If a worker dies, only
+    its task is lost and it is replaced. Idle workers wait for the next :meth:`run` until :meth:`close` or the end of
+    the pool's ``with`` block. An interrupt, closing the iterator, or the death of this process ends all workers.
     """
 
     def __init__(self, jobs: int | None = None, threads: int | None = None) -> None:
@@ -83,19 +83,19 @@ class LocalPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers that wait."""
+        """End the idle workers."""
         while self._idle:
             self._idle.pop().stop()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Run all tasks; see :meth:`Executor.run`. The workers start with the first outcome asked for."""
+        """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
         waiting = list(reversed(tasks))
         workers: list[_Worker] = []
         try:
             while waiting or workers:
                 while waiting and len(workers) < self.jobs:
-                    worker = self._worker()
-                    worker.give(waiting.pop())
+                    worker = self._idle_or_new_worker()
+                    worker.assign(waiting.pop())
                     workers.append(worker)
                 ready = connection.wait([worker.pipe for worker in workers], CHECK_SECONDS)
                 for worker in list(workers):
@@ -103,7 +103,7 @@ class LocalPool:
                         continue
                     outcome = worker.outcome()
                     if worker.alive and waiting:
-                        worker.give(waiting.pop())
+                        worker.assign(waiting.pop())
                     else:
                         workers.remove(worker)
                         if worker.alive:
@@ -117,7 +117,7 @@ class LocalPool:
             for worker in workers:
                 worker.stop()
 
-    def _worker(self) -> _Worker:
+    def _idle_or_new_worker(self) -> _Worker:
         while self._idle:
             worker = self._idle.pop()
             if worker.process.is_alive():
@@ -127,30 +127,31 @@ class LocalPool:
 
 
 class _Worker:
-    """This process's end of one worker, which has at most one task at a time."""
+    """One worker, seen from this process. It has at most one task at a time."""
 
     task: Task
 
     def __init__(self, threads: int) -> None:
         context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, threads), daemon=True)
-        with _environment(threads), _interrupts_held():
+        self.pipe, worker_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(worker_end, threads), daemon=True)
+        with _thread_counts(threads), _interrupts_blocked():
             self.process.start()
-        theirs.close()
+        worker_end.close()
         self.alive = True
 
-    def give(self, task: Task) -> None:
+    def assign(self, task: Task) -> None:
+        """Send a task to the process."""
         self.task = task
-        with contextlib.suppress(OSError):  # it died while idle, which outcome() will find
+        with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
             self.pipe.send(task)
 
     def outcome(self) -> Outcome:
-        """What became of the task, once there is something to read or the process is gone."""
+        """The outcome of the task, once there is something to read or the process has ended."""
         try:
             if self.pipe.poll():
-                received: Outcome = self.pipe.recv()
-                return received
+                outcome: Outcome = self.pipe.recv()
+                return outcome
         except (EOFError, OSError):
             pass
         self.alive = False
@@ -158,7 +159,7 @@ class _Worker:
         return Outcome(self.task.key, error=TaskError("worker_died", _cause_of_death(self.process.exitcode)))
 
     def stop(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process and wait for it."""
         self.pipe.close()
         self.process.join(GRACE_SECONDS)
         if self.process.is_alive():
@@ -171,13 +172,13 @@ def _cause_of_death(code: int | None) -> str:
     if code is None or code >= 0:
         return f"The worker process ended with exit code {code}."
     name = signal.Signals(-code).name
-    hint = " (often the system running out of memory; try fewer --jobs)" if name == "SIGKILL" else ""
+    hint = " (the system may have run out of memory; try fewer --jobs)" if name == "SIGKILL" else ""
     return f"The worker process was ended by {name}{hint}."
 
 
 @contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Thread counts as a new process must find them: torch reads them once, when it is imported."""
+def _thread_counts(threads: int) -> Iterator[None]:
+    """Set the thread counts in the environment of new processes. torch reads them once, when it is imported."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))
@@ -192,12 +193,12 @@ def _environment(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Start a process deaf to Ctrl-C from its first instruction (it inherits the mask); ours is only postponed."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C. A process that is started meanwhile inherits the mask; this process gets the signal afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # otherwise started with the first process, where it would lift the mask
+    resource_tracker.ensure_running()  # otherwise it starts with the first process, and lifts the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -206,9 +207,9 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _work(pipe: Connection, threads: int) -> None:
-    """The worker's life: do one task after the other until the pipe is closed."""
+    """Run in the worker: one task after another until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    machine.keep_freed()
+    machine.keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
     while True:
         try:
@@ -227,14 +228,14 @@ def _work(pipe: Connection, threads: int) -> None:
 def _call(task: Task, threads: int) -> Any:
     module, name = task.function.split(":")
     function = getattr(importlib.import_module(module), name)
-    if "torch" in sys.modules:  # its own default ignores the environment where it was built without OpenMP
+    if "torch" in sys.modules:  # built without OpenMP, it ignores the environment
         sys.modules["torch"].set_num_threads(threads)
-    machine.give_back()
+    machine.return_freed_memory()
     return function(**task.payload)
 
 
 def _follow_parent() -> None:
-    """A killed parent cannot end its workers, so they end themselves, even in the middle of a task."""
+    """End this worker when its parent dies, even during a task: a killed parent cannot do that."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Experiments: what to run, as a validated YAML file with command-line overrides."""
+"""Experiments: validated YAML files that say what to run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from bench import paths
 from bench.answering.decoding import Decoding
 from bench.contract.config import merged, nested
 from bench.data.arms import Arm
-from bench.errors import BenchError, nearest
-
-FOLDER = paths.EXPERIMENTS
+from bench.errors import BenchError, first_problem, nearest
 
 
 class _Part(pydantic.BaseModel):
@@ -25,17 +23,17 @@ class _Part(pydantic.BaseModel):
         """Set several fields.
 
         Raises:
-            BenchError: a value out of bounds.
+            BenchError: a value is out of bounds.
         """
         for key, value in values.items():
             try:
                 setattr(self, key, value)
             except pydantic.ValidationError as error:
-                raise BenchError(f"{key} = {value!r}: {error.errors()[0]['msg']}.") from None
+                raise BenchError(first_problem(error, type(self))) from None
 
 
 class StreamPlan(_Part):
-    """Which frozen streams of a split to use."""
+    """The frozen streams of a split that are used."""
 
     split: str
     documents: int | None = pydantic.Field(default=None, ge=1, description="per stream; null takes the whole split")
@@ -43,14 +41,14 @@ class StreamPlan(_Part):
 
 
 class TuningPlan(StreamPlan):
-    """Validation streams on which each method's grid is tried."""
+    """The validation streams on which each method's grid is tried."""
 
     split: str = "validation"
     metric: Literal["f1", "token_nll"] = "f1"
 
 
 class AnchorPlan(_Part):
-    """How much old knowledge is asked before and after the stream."""
+    """Size of the anchor set: old knowledge that is tested before and after the stream."""
 
     questions: int = pydantic.Field(default=0, ge=0)
     documents: int = pydantic.Field(default=0, ge=0)
@@ -59,10 +57,10 @@ class AnchorPlan(_Part):
 class MethodPlan(_Part):
     """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms.
 
-    An ``optional`` one is left out, with a remark, where the split that it learns from offline is missing. One that is
-    ``like`` another experiment's starts from the first entry of its name there: ``config`` is laid on that entry's,
-    and whatever else is given here takes the place of what is there. So experiments that share cells or trained weights
-    state them once.
+    An ``optional`` method is left out, with a remark, if the split that it learns from offline is missing. ``like``
+    names an experiment whose first entry of this method is the base of this one: ``config`` is merged into the config
+    of that entry, and the other fields that are set here replace those of that entry. Experiments that share cells or
+    trained weights thus state them once.
     """
 
     name: str
@@ -73,23 +71,23 @@ class MethodPlan(_Part):
     optional: bool = False
 
     def start_from(self, experiment: Experiment) -> None:
-        """Take over this method's entry in the experiment that it is ``like``.
+        """Complete this entry from the first entry of the same method in the experiment that ``like`` names.
 
         Raises:
-            BenchError: the experiment has no entry of that name, or one that is itself like another.
+            BenchError: the experiment has no entry of this method, or only entries that use ``like`` themselves.
         """
-        own = [plan for plan in experiment.methods if plan.name == self.name and plan.like is None]
-        if not own:
+        base = next((plan for plan in experiment.methods if plan.name == self.name and plan.like is None), None)
+        if base is None:
             raise BenchError(
-                f"{self.name} is to be like that of {experiment.name}, which states no settings of its own for it: "
-                f"name an experiment that does, or give them here."
+                f"like: {experiment.name}: {experiment.name} has no entry of {self.name} that states its settings. "
+                f"Name an experiment that has one, or write the settings here."
             )
-        given = self.model_dump(exclude_unset=True)
-        self.override({**own[0].model_dump(exclude_unset=True), **given, "config": merged(own[0].config, self.config)})
+        fields = {**base.model_dump(exclude_unset=True), **self.model_dump(exclude_unset=True)}
+        self.override({**fields, "config": merged(base.config, self.config)})
 
 
 class Experiment(_Part):
-    """Everything a board needs. See docs/rules.md for what each rule means."""
+    """Everything that a board needs. docs/rules.md explains the rules."""
 
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
     description: str = ""
@@ -110,28 +108,33 @@ class Experiment(_Part):
 
     @pydantic.field_validator("methods", mode="before")
     @classmethod
-    def _names_alone(cls, value: Any) -> Any:
+    def _expand_names(cls, value: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError("methods is a list of names, or of mappings with a name")
         return [{"name": item} if isinstance(item, str) else item for item in value]
 
     @pydantic.field_validator("probes")
     @classmethod
-    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _sort_probes(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or any(not 0 <= probe <= 1 for probe in value):
             raise ValueError("probes are fractions of the stream between 0 and 1, at least one")
         return tuple(sorted(set(value)))
 
+    @property
+    def default_jobs(self) -> int | None:
+        """Number of worker processes: 1 on a GPU, where each holds its own model; None (one per core) on the CPU."""
+        return None if self.device == "cpu" else 1
+
     def select(self, names: Iterable[str]) -> None:
-        """Keep only the named methods, in this order; a name that the experiment lacks is added with its defaults."""
-        planned = {name: [plan for plan in self.methods if plan.name == name] for name in names}
-        self.methods = [plan for name, plans in planned.items() for plan in plans or [MethodPlan(name=name)]]
+        """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""
+        entries = {name: [plan for plan in self.methods if plan.name == name] for name in names}
+        self.methods = [plan for name, plans in entries.items() for plan in plans or [MethodPlan(name=name)]]
 
     def set(self, assignment: str) -> None:
-        """Fix one hyper-parameter, ``method.key=value`` (the value in YAML); it is then not tuned.
+        """Fix one hyper-parameter, ``method.key=value`` (the value in YAML). It is then not tuned.
 
         Raises:
-            BenchError: not of that form, or the experiment has no such method.
+            BenchError: the assignment has another form, or the experiment has no such method.
         """
         target, separator, value = assignment.partition("=")
         name, dot, key = target.partition(".")
@@ -144,37 +147,32 @@ class Experiment(_Part):
         plans = [plan for plan in self.methods if plan.name == name]
         for plan in plans:
             plan.config = merged(plan.config, nested(key.split("."), setting))
-        if plans:
-            return
-        raise BenchError(f"--set {assignment}: no method {name!r} here.{nearest(name, [m.name for m in self.methods])}")
-
-
-def known() -> list[str]:
-    """Names of the experiments that come with the project."""
-    return paths.experiments()
+        if not plans:
+            hint = nearest(name, [plan.name for plan in self.methods])
+            raise BenchError(f"--set {assignment}: the experiment has no method {name!r}.{hint}")
 
 
 def load(name: str) -> Experiment:
     """An experiment by name or from a YAML file.
 
     Raises:
-        BenchError: no such experiment, unreadable YAML, an unknown key or a value out of bounds.
+        BenchError: there is no such experiment, its YAML cannot be read, a key is unknown or a value out of bounds.
     """
-    found = _read(name)
-    others = {other: _read(other) for other in {plan.like for plan in found.methods} if other is not None}
-    for plan in found.methods:
+    experiment = _read(name)
+    bases = {base: _read(base) for base in {plan.like for plan in experiment.methods} if base is not None}
+    for plan in experiment.methods:
         if plan.like is not None:
-            plan.start_from(others[plan.like])
-    return found
+            plan.start_from(bases[plan.like])
+    return experiment
 
 
 def _read(name: str) -> Experiment:
-    """An experiment as its file has it, what its methods are like not yet filled in."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    """An experiment as its file states it, with ``like`` not yet resolved."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else paths.EXPERIMENTS / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BenchError(f"No experiment {name!r}.{nearest(name, known())}") from None
+        raise BenchError(f"No experiment {name!r}.{nearest(name, paths.experiments())}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise BenchError(f"{path.name} cannot be read: {error}.") from None
     try:
@@ -186,10 +184,4 @@ def _read(name: str) -> Experiment:
     try:
         return Experiment(**{"name": path.stem, **values})
     except pydantic.ValidationError as error:
-        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typo explains the rest
-        key = ".".join(str(part) for part in found[0]["loc"])
-        known_keys = {*Experiment.model_fields, *TuningPlan.model_fields, *AnchorPlan.model_fields}
-        unknown = found[0]["type"] == "extra_forbidden"
-        what = "is no setting" if unknown else found[0]["msg"]
-        hint = nearest(str(found[0]["loc"][-1]), known_keys | set(MethodPlan.model_fields)) if unknown else ""
-        raise BenchError(f"{path.name}: {key}: {what}.{hint}") from None
+        raise BenchError(f"{path.name}: {first_problem(error, Experiment)}") from None

@@ -1,27 +1,25 @@
-"""What a cell runs on: its stream, the documents to observe, the anchor set, and what its method learned offline."""
+"""Inputs of a cell: its stream, the documents to observe, the anchor set, and data or weights from offline learning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pydantic
 
 from bench.contract.config import MethodConfig
-from bench.contract.meta_training import MetaTrained
+from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import Method
 from bench.data import recipe, streams
 from bench.data.arms import shuffled
 from bench.data.documents import Document, Entry, Stream, stream_hash
 from bench.data.reader import DataFiles, split_entries
-from bench.hashing import digest
+from bench.hashing import cached_by_content, digest
 from bench.run import artifacts
 
 
 class Sources(pydantic.BaseModel):
-    """Where a cell finds its data, model and plug-ins on this machine: never part of its identity."""
+    """Location of a cell's data, model and plug-ins on this machine; not part of the cell's key."""
 
     dataset: str
     data_files: dict[str, list[str]] = {}
@@ -35,8 +33,8 @@ class Sources(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a cell runs on: its stream, the documents to observe, and the anchor set."""
+class CellInputs:
+    """Inputs of a cell: its stream, the documents to observe, and the anchor set."""
 
     stream: Stream
     documents: tuple[Document, ...]
@@ -44,7 +42,7 @@ class Material:
 
     @property
     def hash(self) -> str:
-        """Hash of the documents, questions and answers, and of what is observed in place of the documents."""
+        """Hash of the stream (documents, questions and answers) and of the documents to observe."""
         return digest([self.stream.hash, stream_hash(tuple(Entry(document) for document in self.documents))])
 
     @property
@@ -53,59 +51,56 @@ class Material:
         return stream_hash(self.anchor)
 
 
-@lru_cache(maxsize=64)
-def _material(sources_json: str, arm: str) -> Material:
-    sources = Sources.model_validate_json(sources_json)
-    found = recipe.find(sources.dataset)
+@cached_by_content(64)
+def inputs_of(sources: Sources, arm: str) -> CellInputs:
+    """The stream, the documents to observe on this arm, and the anchor set."""
+    dataset = recipe.find(sources.dataset)
 
-    def read(_: recipe.Recipe, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
+    def read_split(_: recipe.Recipe, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
         return split_entries(sources.dataset, split, data_files)
 
-    loaded = streams.load(found, sources.split, sources.documents, sources.index, sources.data_files, read)
-    documents = tuple(entry.document for entry in loaded.entries)
+    stream = streams.load(dataset, sources.split, sources.documents, sources.index, sources.data_files, read_split)
+    documents = tuple(entry.document for entry in stream.entries)
     if arm == "placebo":
-        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), loaded)
+        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), stream)
     elif arm == "shuffled":
-        documents = shuffled(loaded.entries)
+        documents = shuffled(stream.entries)
     elif arm == "empty":
         documents = ()
     anchor: tuple[Entry, ...] = ()
     if sources.anchor_questions or sources.anchor_documents:
-        anchor = streams.anchor(found, sources.data_files, sources.anchor_questions, sources.anchor_documents, read)
-    return Material(loaded, documents, anchor)
-
-
-def material(sources: Sources, arm: str) -> Material:
-    """The stream, the documents to observe on this arm, and the anchor set."""
-    return _material(sources.model_dump_json(), arm)
+        anchor = streams.anchor(
+            dataset, sources.data_files, sources.anchor_questions, sources.anchor_documents, read_split
+        )
+    return CellInputs(stream, documents, anchor)
 
 
 def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]:
-    """The split that the method may learn from offline, without the anchor's documents.
+    """The entries of the split that the method learns from offline, without those of the anchor set.
 
     Raises:
-        MissingSplit: the data set, or the files given for it, lack that split.
+        MissingSplit: the dataset, or the files in its place, lack that split.
     """
-    held_out = {entry.document.id for entry in material(sources, "stream").anchor}
+    held_out = {entry.document.id for entry in inputs_of(sources, "stream").anchor}
     entries = split_entries(sources.dataset, method.learns_from, sources.data_files)
     return tuple(entry for entry in entries if entry.document.id not in held_out)
 
 
-def trained(method: type[MetaTrained], config: Any, sources: Sources, runs: Path) -> Path | None:
-    """The artifact that holds what the method was meta-trained to; None for no steps: the learner as constructed.
+def artifact_folder(method: type[MetaTrained], config: MethodConfig, sources: Sources, runs: Path) -> Path | None:
+    """The folder of the method's trained weights; None without training steps: the learner stays as constructed.
 
     Raises:
-        BenchError: there is none for this base, data and settings.
+        BenchError: there are none for this base, data and settings.
     """
-    if not config.training.steps:
+    if not training_of(config).steps:
         return None
-    wanted = artifacts.identify(method, config, sources.dataset, sources.data_files, sources.model)
-    return artifacts.find(wanted, (artifacts.COMMITTED, runs / artifacts.FOLDER))
+    key = artifacts.key_of(method, config, sources.dataset, sources.data_files, sources.model)
+    return artifacts.find(key, (artifacts.COMMITTED, runs / artifacts.FOLDER))
 
 
 def train_hash(method: type[Method], config: MethodConfig, sources: Sources, runs: Path) -> str:
-    """Hash of what the method learned or learns from offline, "" for one that does not."""
+    """Hash of the trained weights, or of the entries that the method learns from offline; "" if it does neither."""
     if issubclass(method, MetaTrained):
-        folder = trained(method, config, sources, runs)
+        folder = artifact_folder(method, config, sources, runs)
         return artifacts.weights_hash(folder) if folder else ""
     return stream_hash(offline_entries(method, sources)) if method.learns_offline(config) else ""

@@ -1,45 +1,88 @@
-"""``run_bench.py train METHOD``: meta-training as an experiment plans it, into the artifact store."""
+"""``run_bench.py train``: meta-training with the settings of an experiment, into the store of trained weights."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bench.contract import registry
-from bench.contract.meta_training import MetaTrained, Say, Trainer
+from bench.contract.meta_training import MetaTrained, Say, Trainer, training_of
 from bench.contract.method import validate_config
 from bench.data.documents import episodes
 from bench.data.reader import MissingSplit, split_entries
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest
 from bench.harness.loop import construct
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.run import artifacts
-from bench.run.artifacts import Identity
-from bench.run.experiment import Experiment, MethodPlan
+from bench.run.artifacts import ArtifactKey
+from bench.run.experiment import Experiment, MethodPlan, load
+from bench.run.overrides import Overrides
+
+EMBEDDED_MODEL = "nano"
+"""The target that is not a method: the embedded model, rebuilt from its recipe."""
+DEFAULT_EXPERIMENT = "default"
+"""The experiment whose trained weights are committed."""
+
+
+def train_target(
+    target: str,
+    experiment: str,
+    overrides: Overrides,
+    runs: Path,
+    out: Path | None = None,
+    work: Path | None = None,
+    plugins: Sequence[str] = (),
+    say: Say = lambda _: None,
+) -> Path:
+    """Meta-train a method as an experiment plans it, or rebuild the embedded model; returns the folder that is written.
+
+    Without ``out``, the embedded model and the methods of the default experiment replace the committed weights, and
+    everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
+    by default ``train`` under ``runs``; a run that was killed resumes from there.
+
+    Raises:
+        BenchError: nothing of that name can be trained (with the nearest names), or as :func:`train`.
+        Diverged: as :func:`train`.
+    """
+    work = work or runs / "train"
+    if target == EMBEDDED_MODEL:
+        from bench.nano import train as nano
+
+        folder = out or nano.RECIPE.parent
+        nano.train(nano.RECIPE, folder, work / target, say)
+        return folder
+    names = [info.name for info in registry.list_methods(plugins)]
+    if target not in names:
+        raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, [EMBEDDED_MODEL, *names])}")
+    changed = load(experiment)
+    replace(overrides, methods=[target]).apply(changed)
+    if out is None:
+        is_default = experiment == DEFAULT_EXPERIMENT and not plugins and replace(overrides, device=None).is_empty
+        out = artifacts.COMMITTED if is_default else runs / artifacts.FOLDER
+    return train(target, changed, out, work, plugins, say)
 
 
 def train(
     name: str, experiment: Experiment, out: Path, work: Path, plugins: Sequence[str] = (), say: Say = lambda _: None
 ) -> Path:
-    """Meta-train a method with its settings, base and data set in ``experiment``; returns the artifact's folder.
+    """Meta-train a method with its first settings in ``experiment``, its base and data; returns the artifact's folder.
 
-    A checkpoint under ``work`` lets a killed run go on exactly where it was.
+    A run that was killed resumes exactly from the checkpoint under ``work``.
 
     Raises:
-        BenchError: the method is not meta-trained, or the data or the model cannot be had.
+        BenchError: the method is not meta-trained, or the data or the model cannot be found or read.
         Diverged: the outer gradient became NaN or infinite.
     """
     kind = registry.load_method(name, plugins)
     if not issubclass(kind, MetaTrained):
-        raise BenchError(f"{name} is not meta-trained: there is nothing to train before a run.")
+        raise BenchError(f"{name} is not meta-trained: it has nothing to train before a run.")
     plan = next((plan for plan in experiment.methods if plan.name == name), MethodPlan(name=name))
     config = validate_config(kind, plan.config)
-    identity = artifacts.identify(kind, config, experiment.dataset, experiment.data_files, experiment.model)
-    plan_of: Any = config
-    base = str(checkpoint.locate(plan_of.training.base or experiment.model))
+    key = artifacts.key_of(kind, config, experiment.dataset, experiment.data_files, experiment.model)
+    base = str(checkpoint.locate(training_of(config).base or experiment.model))
     method = construct(kind, BaseModel.load(base, experiment.device, experiment.dtype), config, experiment.seed)
     assert isinstance(method, MetaTrained)
     splits = [split_entries(experiment.dataset, "train", experiment.data_files)]
@@ -47,46 +90,47 @@ def train(
         splits.append(split_entries(experiment.dataset, "validation", experiment.data_files))
     except MissingSplit:
         splits.append(())
-    file = work / f"{name}-{identity.key[:12]}" / "checkpoint.safetensors"
-    trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, identity.key)
+    file = work / key.folder_name / "checkpoint.safetensors"
+    trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     trainer.run(say)
-    return artifacts.write(out, identity, trainer, card(kind, identity, trainer))
+    return artifacts.write(out, key, trainer, card(kind, key, trainer))
 
 
-def card(kind: type[MetaTrained], identity: Identity, trainer: Trainer) -> str:
-    """The artifact's card: what it is, what it was made from, and how training went."""
+def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
+    """The artifact's card: what it is, what it was made from, and the loss during training."""
     minutes = trainer.seconds / 60
-    settings = [f"| {key} | {value} |" for key, value in identity.settings.items()]
+    settings = [f"| {name} | {value} |" for name, value in key.settings.items()]
     return "\n".join(
         [
-            f"# {identity.method}, trained on {identity.dataset} with {identity.model}",
+            f"# {key.method}, trained on {key.dataset} with {key.model}",
             "",
             inspect.getdoc(kind) or "",
             "",
-            f"`python run_bench.py train {identity.method}` makes these weights: {trainer.step} outer steps on the "
-            f"{len(trainer.train):,} documents of the train split and their questions, {minutes:.0f} minutes. Kept are "
-            f"those of step {trainer.best_step}, the lowest loss on {len(trainer.validation)} documents of the "
-            "validation split. They are stored in bfloat16 and used in float32. `artifact.json` says by hash what they "
-            "were made from; if any of it changes, they are refused.",
+            f"`python run_bench.py train {key.method}` makes these weights: {trainer.step} outer steps on the "
+            f"{len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} minutes. The "
+            f"weights are those of step {trainer.best_step}, which has the lowest loss on {len(trainer.validation)} "
+            "documents of the validation split. They are stored in bfloat16 and used in float32. `artifact.json` holds "
+            "the hashes of what they were made from; if any of it changes, the weights are refused.",
             "",
             "| setting | value |",
             "| --- | --- |",
             *settings,
             "",
-            "## Loss while training",
+            "## Loss during training",
             "",
-            "`validation` columns: the outer loss and its parts on the validation documents; `train` columns: means "
-            "over the steps since the row before (`curve.csv` has all rows). Step 0 is the untrained learner.",
+            "The `validation` columns are the outer loss and its parts on the validation documents. The `train` "
+            "columns are means over the steps since the previous validation. `curve.csv` has all rows. Step 0 is the "
+            "untrained learner.",
             "",
-            *_table(trainer.curve),
+            *_curve_table(trainer.curve),
             "",
         ]
     )
 
 
-def _table(curve: Sequence[Mapping[str, float]]) -> list[str]:
-    """About ten rows of the curve, the first and the last among them."""
-    keys = list(dict.fromkeys(key for row in curve for key in row))
-    shown = [row for i, row in enumerate(curve) if i % max(1, len(curve) // 9) == 0 or row is curve[-1]]
-    lines = [f"| {' | '.join(keys)} |", f"|{' ---: |' * len(keys)}"]
-    return lines + [f"| {' | '.join(f'{row[key]:.4g}' if key in row else '' for key in keys)} |" for row in shown]
+def _curve_table(curve: Sequence[Mapping[str, float]]) -> list[str]:
+    """About ten rows of the curve, with the first and the last, as a Markdown table."""
+    columns = list(dict.fromkeys(column for row in curve for column in row))
+    rows = [row for i, row in enumerate(curve) if i % max(1, len(curve) // 9) == 0 or row is curve[-1]]
+    cells = [[f"{row[column]:.4g}" if column in row else "" for column in columns] for row in rows]
+    return [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}", *(f"| {' | '.join(row)} |" for row in cells)]

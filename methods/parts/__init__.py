@@ -1,4 +1,4 @@
-"""What methods share: adapters, inner loops, memory banks, generators. No module of the harness imports it.
+"""Building blocks that methods share: adapters, the inner loop, memory banks, weight generators.
 
-May import bench. A part belongs to no single method.
+Any method may import them. May import bench.contract, bench.answering and the rooms below them.
 """

@@ -1,4 +1,4 @@
-"""Low-rank adapters: put into the base model by peft, taken out again without a trace, merged, and exported."""
+"""Low-rank adapters: inserted into the base model by peft, removed without a trace, merged, and exported."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from transformers.pytorch_utils import Conv1D
 
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.parameters import blocks
+from methods.parts.parameters import blocks, is_attention
 
 Targets = Literal["attention", "attention_output", "mlp", "all", "everything"]
-"""Which modules are adapted: the linear layers of each block's attention, the last one of its attention (the output
-projection), those outside its attention, all of them, or these and the embeddings and the output layer."""
+"""Modules to adapt: the linear layers of each block's attention, the last of these (the output projection), those
+outside its attention, all linear layers of the blocks, or these with the embeddings and the output layer."""
 Initialization = Literal["kaiming", "orthonormal"]
-"""The random factor: as peft draws it, or orthonormal on the side of the hidden states."""
+"""Initialization of the random factor: peft's, or orthonormal on the side of the hidden states."""
 _LINEAR = (nn.Linear, Conv1D)
 _ADAPTED = (*_LINEAR, nn.Embedding)
 _NAME = "default"
 
 
 def target_modules(model: Any, targets: Targets) -> list[str]:
-    """Names of the modules to adapt, found by the model's structure.
+    """Names of the modules to adapt, chosen by the model's structure.
 
-    ``everything`` leaves out a table that is also the output layer: an adapter on one of the two uses would untie them.
+    ``everything`` leaves out an embedding table tied to the output layer: an adapter on one would untie them.
 
     Raises:
         BenchError: the model has none.
     """
-    chosen = set(_chosen(model, targets))
-    found = [name for name, module in model.named_modules() if module in chosen]
-    if not found:
+    chosen = set(_modules(model, targets))
+    names = [name for name, module in model.named_modules() if module in chosen]
+    if not names:
         raise BenchError(f"{type(model).__name__} has no layers for targets={targets}; choose other targets.")
-    return found
+    return names
 
 
-def _chosen(model: Any, targets: Targets) -> Iterator[nn.Module]:
+def _modules(model: Any, targets: Targets) -> Iterator[nn.Module]:
     if targets == "everything":
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         tied = ends if ends[0].weight is ends[1].weight else ()
@@ -49,20 +49,19 @@ def _chosen(model: Any, targets: Targets) -> Iterator[nn.Module]:
     for block in blocks(model):
         for part in block.children():
             linear = [module for module in part.modules() if isinstance(module, _LINEAR)]
-            attends = "attention" in type(part).__name__.lower()  # transformers' models call it so
-            if targets == "all" or targets == ("attention" if attends else "mlp"):
+            if targets == "all" or targets == ("attention" if is_attention(part) else "mlp"):
                 yield from linear
-            elif targets == "attention_output" and attends:
-                yield from linear[-1:]  # declared after what it follows
+            elif targets == "attention_output" and is_attention(part):
+                yield from linear[-1:]  # the output projection is declared last
 
 
 class Adapter:
-    """LoRA on modules of ``lm.model``, or those named (Hu et al. 2021): y = W x + alpha / rank B A x, A and B learning.
+    """LoRA on modules of ``lm.model`` (Hu et al. 2021): y = W x + alpha / rank B A x, where only A and B learn.
 
-    It is put in on construction and changes nothing until it learns: one factor is zero, the other drawn from ``seed``
-    alone. ``lm`` goes on to name the base's tensors as before. Where the drawn factor is orthonormal, the first
-    gradient step is (alpha / rank)^2 times that of the full weights, projected onto a random subspace of ``rank``
-    dimensions: at full rank it is all of it.
+    ``targets`` are a kind of modules or their names. Construction inserts the adapter into the model. It changes
+    nothing until it learns: one factor is zero, and the other is drawn from ``seed`` alone. ``lm`` names the base's
+    tensors as before. With an orthonormal factor the first gradient step is (alpha / rank)^2 times that of the full
+    weights, projected onto a random subspace of ``rank`` dimensions; at full rank the projection is the identity.
     """
 
     def __init__(
@@ -78,23 +77,23 @@ class Adapter:
 
         names = targets if isinstance(targets, list) else target_modules(lm.model, targets)
         config: Any = peft.LoraConfig(r=rank, target_modules=names)
-        config.lora_alpha = alpha  # any number serves, whatever its type says
+        config.lora_alpha = alpha  # declared int, but any number works
         self.lm = lm
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # that peft sees which layers are Conv1D
+            warnings.simplefilter("ignore")  # peft warns about Conv1D layers, which it handles
             torch.manual_seed(seed)
             self._peft: Any = peft.get_peft_model(lm.model, config)
         if initialization == "orthonormal":
-            self._orthonormal(torch.Generator().manual_seed(seed))
+            self._orthonormalize(torch.Generator().manual_seed(seed))
 
-    def _orthonormal(self, generator: torch.Generator) -> None:
+    def _orthonormalize(self, generator: torch.Generator) -> None:
         for name, parameter in self.named_parameters():
             if name.rpartition(".")[2] in ("lora_A", "lora_embedding_B"):
-                drawn = nn.init.orthogonal_(torch.empty(parameter.shape), generator=generator)
-                parameter.data.copy_(drawn)
+                factor = nn.init.orthogonal_(torch.empty(parameter.shape), generator=generator)
+                parameter.data.copy_(factor)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """The adapter's own parameters, by module and factor: ``model.layers.0.mlp.up_proj.lora_A``."""
+        """The adapter's parameters by module and factor, such as ``model.layers.0.mlp.up_proj.lora_A``."""
         base = {id(tensor) for _, tensor in self.lm.named_tensors()}
         for name, parameter in self.lm.model.named_parameters():
             if id(parameter) not in base:
@@ -105,7 +104,7 @@ class Adapter:
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Load what :meth:`state_dict` returned.
 
         Raises:
             KeyError: a parameter is missing from ``state``.
@@ -114,11 +113,11 @@ class Adapter:
             parameter.data.copy_(state[name])
 
     def remove(self) -> None:
-        """Take the adapter out: the model's modules and weights are those from before."""
+        """Remove the adapter: the model has its original modules and weights."""
         self._peft.unload()
 
     def merge(self) -> None:
-        """Add what was learned to the base's weights and take the adapter out: the model computes the same."""
+        """Add the adapter to the base's weights and remove it: the model computes the same."""
         self._peft.merge_and_unload()
 
     def save(self, folder: str | Path) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import pydantic
@@ -15,37 +15,38 @@ from torch import Tensor, nn
 from transformers import T5Config, T5Model
 
 from bench.contract.config import MethodConfig
+from bench.contract.meta_training import mean_of
 from bench.data.documents import Document, Episode
-from bench.lm import checkpoint as models
+from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.seeds import seed_for
 from methods.parts.cross_attention import Aggregator, PrefixHead
-from methods.parts.memory_bank import MemoryMethod, Recalled, answer_nll, padded, questions_of
+from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts, question_answer_pairs
 from methods.parts.text_encoder import (
     AmortizedTraining,
     Amortizer,
-    checkpoint,
-    hand_on,
-    start_as_tokens,
+    fit_prefix_head,
+    init_copying_attention,
+    load_t5,
     unit_embeddings,
 )
 
-WINDOW = 1022
-"""Tokens of a T5 checkpoint's own that it reads at a time."""
+T5_WINDOW = 1022
+"""Tokens that a T5 checkpoint reads at a time, including the end token."""
 
 
 class AmortizedMemory(MemoryMethod):
-    """Documents and questions are amortised; the question's vectors attend to the rows of all documents, block after
-    block, and become the key/value prefix that the frozen base answers behind."""
+    """Documents and questions are amortised. The question's vectors attend to the rows of all documents, block by
+    block, and become the key/value prefix after which the frozen base answers."""
 
     class Config(MemoryMethod.Config):
-        """Hyper-parameters that all such methods share."""
+        """Hyper-parameters shared by these methods."""
 
         preset: Literal["sound", "reference"] = pydantic.Field(
             default="sound", description="the values used here, or those of the authors' code for distilgpt2"
         )
         training: AmortizedTraining = pydantic.Field(
-            default=AmortizedTraining(), description="the networks, and how they are trained"
+            default=AmortizedTraining(), description="the networks and their training"
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -54,39 +55,41 @@ class AmortizedMemory(MemoryMethod):
             torch.manual_seed(seed_for(self.config.training.seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
             if self.config.training.prefix_start == "base":
-                start_as_tokens(self.prefix, lm)
+                fit_prefix_head(self.prefix, lm)
         self.prepare_bank()
 
     def build(self) -> nn.Module:
-        """All that is trained."""
-        plan, base = self.config.training, self.lm.model.config
+        """Build all networks that are trained."""
+        training, base = self.config.training, self.lm.model.config
+        width = base.hidden_size
         self.documents = self._amortizer("amortizer")
-        self.questions = self.documents if plan.shared else self._amortizer("question_encoder")
-        self.aggregator = Aggregator(plan.blocks, base.hidden_size, plan.heads, plan.head_width, plan.hidden)
-        self.prefix = PrefixHead(base, plan.tokens, base.hidden_size, plan.prefix_hidden, plan.prefix_positions)
-        parts = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
-        return nn.ModuleDict(parts if plan.shared else {**parts, "questions": self.questions})
+        self.questions = self.documents if training.shared else self._amortizer("question_encoder")
+        self.aggregator = Aggregator(training.blocks, width, training.heads, training.head_width, training.hidden)
+        self.prefix = PrefixHead(base, training.tokens, width, training.prefix_hidden, training.prefix_positions)
+        networks = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
+        return nn.ModuleDict(networks if training.shared else {**networks, "questions": self.questions})
 
     def _amortizer(self, setting: str) -> Amortizer:
-        plan, width = self.config.training, self.lm.model.config.hidden_size
-        if (name := plan.models()[setting]) is not None:
-            return Amortizer(*checkpoint(models.locate(name, f"training.{setting}")), plan.tokens, width)
+        """Build the amortizer whose T5 checkpoint, if any, is named by ``training.<setting>``."""
+        training, width = self.config.training, self.lm.model.config.hidden_size
+        if (name := training.models()[setting]) is not None:
+            return Amortizer(*load_t5(checkpoint.locate(name, f"training.{setting}")), training.tokens, width)
         config = T5Config(
-            vocab_size=1,  # its own embeddings are not used
+            vocab_size=1,  # a T5 from scratch does not use embeddings of its own
             d_model=width,
-            d_kv=max(1, width // plan.encoder_heads),
-            d_ff=plan.encoder_hidden,
-            num_layers=plan.encoder_layers,
-            num_decoder_layers=plan.decoder_layers,
-            num_heads=plan.encoder_heads,
+            d_kv=max(1, width // training.encoder_heads),
+            d_ff=training.encoder_hidden,
+            num_layers=training.encoder_layers,
+            num_decoder_layers=training.decoder_layers,
+            num_heads=training.encoder_heads,
             dropout_rate=0.0,
             pad_token_id=0,
             eos_token_id=0,
         )
         body: Any = T5Model(config)
         for block in body.decoder.block:
-            hand_on(block.layer[1].EncDecAttention)
-        return Amortizer(body, None, plan.tokens, width)
+            init_copying_attention(block.layer[1].EncDecAttention)
+        return Amortizer(body, None, training.tokens, width)
 
     @property
     def learner(self) -> nn.Module:
@@ -99,129 +102,142 @@ class AmortizedMemory(MemoryMethod):
         return self.config.training.tokens, self.lm.model.config.hidden_size
 
     def windows(self, document: Document) -> list[Tensor]:
-        """Token ids of the base, or of the amortiser's own tokenizer, a window at a time."""
+        """The document's token ids in windows, by the base's tokenizer or that of the amortiser's checkpoint."""
         tokenizer = self.documents.tokenizer
         if tokenizer is None:
             return super().windows(document)
-        pieces = self._own(tokenizer, document.text).split(WINDOW - 1)
+        pieces = self._t5_ids(tokenizer, document.text).split(T5_WINDOW - 1)
         end = torch.tensor([tokenizer.eos_token_id], device=self.lm.device)
         return [torch.cat([piece, end]) for piece in pieces if len(piece)]
 
-    def _own(self, tokenizer: Any, text: str) -> Tensor:
+    def _t5_ids(self, tokenizer: Any, text: str) -> Tensor:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.lm.device)
 
     def question_ids(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Padded token ids of the base, or of the question encoder's own tokenizer, and their mask."""
+        """Token ids of the questions, by the base's tokenizer or that of the question encoder, and their mask."""
         tokenizer = self.questions.tokenizer
         if tokenizer is None:
             return super().question_ids(questions)
         end = torch.tensor([tokenizer.eos_token_id], device=self.lm.device)
-        return padded([torch.cat([self._own(tokenizer, text)[: WINDOW - 1], end]) for text in questions])
+        return pad_texts([torch.cat([self._t5_ids(tokenizer, text)[: T5_WINDOW - 1], end]) for text in questions])
 
     def embeddings(self, ids: Tensor) -> Tensor:
         """The base's unit embeddings."""
         return unit_embeddings(self.lm, ids)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Rows (B, T, hidden size) of texts."""
+        """Encode texts as rows (B, T, hidden size)."""
         rows: Tensor = self.documents(ids, mask, self.embed)
         return rows
 
-    def recall(self, questions: Sequence[str], rows: Tensor) -> Recalled:
-        """The prefix of each question."""
-        return Recalled(key_values=self.prefix(self.aggregate(self.queries(questions), rows)))
+    def recall(self, questions: Sequence[str], rows: Tensor) -> Prefix:
+        """The key/value prefix of each question."""
+        return Prefix(key_values=self.prefix(self.aggregate(self.queries(questions), rows)))
 
     def queries(self, questions: Sequence[str]) -> Tensor:
-        """The questions as T vectors each."""
-        made: Tensor = self.questions(*self.question_ids(questions), self.embed)
-        return made
+        """The questions as vectors (B, T, width)."""
+        queries: Tensor = self.questions(*self.question_ids(questions), self.embed)
+        return queries
 
-    def stored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the bank makes of rows, differentiable and of the same shape; and what it keeps of each entry."""
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows as questions read them, differentiable and of the same shape, and their codes. Default: the rows."""
         return rows, rows
 
-    def bank_of(self, documents: Sequence[Document]) -> Tensor:
-        """Rows of several documents as the bank has them."""
-        return self.stored(super().bank_of(documents))[0]
+    def encode_documents(self, documents: Sequence[Document]) -> Tensor:
+        """Rows of several documents as questions read them, (entries, T, width)."""
+        return self.quantize(super().encode_documents(documents))[0]
 
     def aggregate(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Queries (B, T, width) after attending to rows (entries, T, width).
 
-        ``bias``, (B or 1, rows of all entries), is added to the attention's logits.
+        ``bias``, (B or 1, entries * T), is added to the attention logits.
         """
-        read: Tensor = self.aggregator(queries, rows.flatten(0, 1)[None], None if bias is None else bias[:, None, None])
-        return read
+        flat = rows.flatten(0, 1)[None]  # (1, entries * T, width)
+        outputs: Tensor = self.aggregator(queries, flat, None if bias is None else bias[:, None, None])
+        return outputs
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """Answer NLL over the bank of the step's documents, or the mean over its banks."""
-        plan = self.config.training
-        size = plan.bank_documents or len(episodes)
+        """Add the gradient of the answer NLL over the bank of the step's documents, or its mean over several banks."""
+        training = self.config.training
+        size = training.bank_documents or len(episodes)
         banks = [episodes[i : i + size] for i in range(0, len(episodes), size)]
-        self.lm.model.train(plan.dropout)
+        self.lm.model.train(training.dropout)
         parts = [self.bank_step(bank, len(banks)) for bank in banks]
         self.lm.model.eval()
-        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+        return mean_of(parts)
 
     def bank_step(self, episodes: Sequence[Episode], banks: int) -> dict[str, float]:
         """Add the gradient of the answer NLL over the bank of these documents, divided by the number of ``banks``.
 
-        Only the first share of them get gradients and are asked about (backpropagation dropout); that is not rescaled.
+        Only the first ``backprop_ratio`` of the documents get gradients and count with their questions
+        (backpropagation dropout); the gradients are not rescaled.
         """
-        plan = self.config.training
-        count = max(1, round(plan.backprop_ratio * len(episodes)))
-        said = [(i, question.text) for i, episode in enumerate(episodes) for question in episode.questions]
-        named = self.renaming([self.windows(e.document) for e in episodes], said) if plan.rename else nullcontext()
-        with self.lm.frozen(), named:
-            rows, owners = self.rows_of(episodes[:count])
+        training = self.config.training
+        count = max(1, round(training.backprop_ratio * len(episodes)))
+        renaming: AbstractContextManager[None] = nullcontext()
+        if training.rename:
+            windows = [self.windows(episode.document) for episode in episodes]
+            texts = [(i, question.text) for i, episode in enumerate(episodes) for question in episode.questions]
+            renaming = self.renaming(windows, texts)
+        with self.lm.frozen(), renaming:
+            rows, owners = self.encode_episodes(episodes[:count])  # (entries, T, width), (entries,)
             with torch.no_grad():
-                more, their_owners = self.rows_of(episodes[count:])
-            bank, kept = self.stored(torch.cat([rows, more]))
-            owners = torch.cat([owners, their_owners + count])
-            texts, golds = zip(*questions_of(episodes[:count]), strict=True)
-            own = torch.tensor([i for i, e in enumerate(episodes[:count]) for _ in e.questions], device=owners.device)
-            queries = self.queries(texts)
-            read = self.aggregate(queries, bank, self.hidden(own, owners, len(episodes)))
-            answers = answer_nll(self.lm, texts, golds, Recalled(key_values=self.prefix(read))).mean()
-            loss = answers + self.penalty(rows, kept[: len(rows)])
-            if plan.focus:
-                sought = self.queries([f" {answer}" for answer in golds])
-                loss = loss + plan.focus * self.distraction(queries, sought, bank, owners == own[:, None])
+                distractors, distractor_owners = self.encode_episodes(episodes[count:])
+            bank, codes = self.quantize(torch.cat([rows, distractors]))  # (all entries, T, width), codes of each row
+            owners = torch.cat([owners, distractor_owners + count])  # (all entries,)
+            questions, answers = zip(*question_answer_pairs(episodes[:count]), strict=True)
+            own = torch.tensor(  # (questions,), the document of each question
+                [i for i, episode in enumerate(episodes[:count]) for _ in episode.questions], device=owners.device
+            )
+            queries = self.queries(questions)  # (questions, T, width)
+            outputs = self.aggregate(queries, bank, self.curriculum_bias(own, owners, len(episodes)))
+            nll = answer_nll(self.lm, questions, answers, Prefix(key_values=self.prefix(outputs))).mean()
+            loss = nll + self.penalty(rows, codes[: len(rows)])
+            if training.focus:
+                answer_queries = self.queries([f" {answer}" for answer in answers])  # (questions, T, width)
+                focus_loss = self.focus_loss(queries, answer_queries, bank, owners == own[:, None])
+                loss = loss + training.focus * focus_loss
             (loss / banks).backward()
-        return {"loss": loss.item(), "answer_nll": answers.item()}
+        return {"loss": loss.item(), "answer_nll": nll.item()}
 
-    def distraction(self, queries: Tensor, sought: Tensor, bank: Tensor, own: Tensor) -> Tensor:
-        """Mean -log of the chance that a question and its answer, read as a question, look at one row of its document.
+    def focus_loss(self, queries: Tensor, answer_queries: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+        """Mean -log of the probability that question and answer attend to the same row of the question's document.
 
-        Each looks at a row as the first block's attention is spread; ``own``, (questions, entries), are the document's.
+        The answer is encoded as a question; each attends as in the first block, averaged over heads and queries.
+        ``queries`` and ``answer_queries`` are (questions, T, width), ``bank`` is (entries, T, width); ``own``,
+        (questions, entries), is True for the entries of the question's document.
         """
-        asked, answer = (self.aggregator.spread(q, bank.flatten(0, 1)).mean((1, 2)) for q in (queries, sought))
-        chance = (asked * answer).unflatten(-1, bank.shape[:2]).sum(-1)
-        tiny = torch.finfo(chance.dtype).tiny  # products of small chances may vanish
-        mean: Tensor = -(chance * own).sum(1).clamp(min=tiny).log().mean()
+        rows = bank.flatten(0, 1)  # (entries * T, width)
+        question, answer = (
+            self.aggregator.attention_weights(q, rows).mean((1, 2)) for q in (queries, answer_queries)
+        )  # (questions, entries * T)
+        joint = (question * answer).unflatten(-1, bank.shape[:2]).sum(-1)  # (questions, entries)
+        tiny = torch.finfo(joint.dtype).tiny  # products of small probabilities may underflow
+        mean: Tensor = -(joint * own).sum(1).clamp(min=tiny).log().mean()
         return mean
 
-    def penalty(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """What is added to the loss of a training step, for the rows that get gradients and what is kept of them."""
+    def penalty(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """A term of the training loss, from the rows that get gradients and their codes. Default: 0."""
         return rows.new_zeros(())
 
-    def rows_of(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
-        """Rows of the episodes' documents (entries, T, width), and which episode each entry is of."""
+    def encode_episodes(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
+        """Rows of the episodes' documents (entries, T, width), and the index of each entry's episode (entries,)."""
         pieces = [self.windows(episode.document) for episode in episodes]
         owners = [i for i, windows in enumerate(pieces) for _ in windows]
         rows = self.encode_texts([window for windows in pieces for window in windows])
         return rows, torch.tensor(owners, dtype=torch.long, device=self.lm.device)
 
-    def hidden(self, own: Tensor, owners: Tensor, count: int) -> Tensor | None:
-        """What hides entries from a step's questions in the attention, (questions, rows of all entries); None: nothing.
+    def curriculum_bias(self, own: Tensor, owners: Tensor, count: int) -> Tensor | None:
+        """Attention bias (questions, entries * T) that hides entries from the questions of a step; None hides nothing.
 
-        ``own`` and ``owners`` are the documents, of ``count``, of each question and each entry. At first a question
-        sees its own alone, then in geometric progression more and more of them, from its own on.
+        ``own`` (questions,) and ``owners`` (entries,) are indices of documents, of which there are ``count``. At first
+        a question sees its own document alone, then a number that grows geometrically, counted from its own.
         """
-        plan = self.config.training
-        if self.progress >= plan.all_from:
+        training = self.config.training
+        if self.progress >= training.all_from:
             return None
-        grown = (self.progress - plan.own_until) / max(1e-9, plan.all_from - plan.own_until)
-        far = (owners - own[:, None]) % count >= round(count ** max(0.0, grown))
-        bias = torch.zeros(far.shape, device=far.device).masked_fill(far, -torch.inf)
-        return bias.repeat_interleave(plan.tokens, 1)
+        growth = (self.progress - training.own_until) / max(1e-9, training.all_from - training.own_until)
+        hidden = (owners - own[:, None]) % count >= round(count ** max(0.0, growth))  # (questions, entries)
+        bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)
+        return bias.repeat_interleave(training.tokens, 1)

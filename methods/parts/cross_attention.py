@@ -1,4 +1,4 @@
-"""What memory-bank methods compute with: cross-attention from questions to the rows of a bank, and prefix heads."""
+"""Modules of the memory-bank methods: cross-attention from questions to the rows of a bank, and prefix heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]
-"""Per layer keys and values, each (B, key/value heads, positions, head size)."""
+"""Keys and values of each layer, each (B, key/value heads, positions, head size)."""
 
 
 class CrossBlock(nn.Module):
@@ -22,7 +22,7 @@ class CrossBlock(nn.Module):
         self.query_norm, self.row_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, heads * head_width, bias=False) for _ in range(3))
         self.out = nn.Linear(heads * head_width, width, bias=False)
-        # from the start what is alike finds each other, and what is found is passed on as it is
+        # at the start, a query attends to the rows most similar to it and passes their values on unchanged
         nn.init.orthogonal_(self.query.weight)
         nn.init.orthogonal_(self.value.weight)
         with torch.no_grad():
@@ -33,67 +33,67 @@ class CrossBlock(nn.Module):
         )
 
     def forward(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Queries (B, T, width) after reading rows (B or 1, R, width); without rows only the feed-forward net acts.
+        """Queries (B, T, width) after attending to rows (B or 1, R, width); with R = 0, only the feed-forward net acts.
 
-        ``bias``, of shape (B or 1, heads or 1, T or 1, R), is added to the attention's logits: -inf hides a row, of
-        which each query must see at least one.
+        ``bias``, (B or 1, heads or 1, T or 1, R), is added to the attention logits. -inf hides a row; each query must
+        see at least one.
         """
         if rows.shape[1]:
             queries = queries + self.attend(self.query_norm(queries), self.row_norm(rows), bias)
-        read: Tensor = queries + self.feed_forward(queries)
-        return read
+        outputs: Tensor = queries + self.feed_forward(queries)
+        return outputs
 
-    def weights(self, queries: Tensor, rows: Tensor) -> Tensor:
-        """How the attention is spread, for queries (B, T, width) and rows (R, width): (B, heads, T, R), each sum 1."""
-        q = self.query(self.query_norm(queries)).unflatten(-1, (self.heads, -1))
-        k = self.key(self.row_norm(rows)).unflatten(-1, (self.heads, -1))
-        spread: Tensor = (torch.einsum("bthw,rhw->bhtr", q, k) * k.shape[-1] ** -0.5).softmax(-1)
-        return spread
+    def attention_weights(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Attention weights of queries (B, T, width) over rows (R, width): (B, heads, T, R), each row sums to 1."""
+        q = self.query(self.query_norm(queries)).unflatten(-1, (self.heads, -1))  # (B, T, heads, head width)
+        k = self.key(self.row_norm(rows)).unflatten(-1, (self.heads, -1))  # (R, heads, head width)
+        weights: Tensor = (torch.einsum("bthw,rhw->bhtr", q, k) * k.shape[-1] ** -0.5).softmax(-1)
+        return weights
 
     def attend(self, queries: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
-        """The attention alone, shape (B, T, width)."""
+        """The attention alone, (B, T, width)."""
         batch, length = queries.shape[:2]
-        q, k, v = (
+        q, k, v = (  # (B, heads, T, head width) and twice (B or 1, heads, R, head width)
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(queries), self.key(rows), self.value(rows))
         )
         shared = len(rows) == 1
-        if shared:  # all queries side by side, so that the rows need not be copied for each question
-            q = q.transpose(0, 1).flatten(1, 2)[None]
+        if shared:  # one long row of queries, so that the rows need not be copied for each question
+            q = q.transpose(0, 1).flatten(1, 2)[None]  # (1, heads, B * T, head width)
             if bias is not None and (bias.shape[0], bias.shape[2]) != (1, 1):
-                wide = bias.expand(batch, -1, length, -1)
-                bias = wide.transpose(0, 1).flatten(1, 2)[None]
-        read = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+                expanded = bias.expand(batch, -1, length, -1)  # (B, heads or 1, T, R)
+                bias = expanded.transpose(0, 1).flatten(1, 2)[None]  # (1, heads or 1, B * T, R)
+        outputs = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if shared:
-            read = read[0].unflatten(1, (batch, length)).transpose(0, 1)
-        out: Tensor = self.out(read.transpose(1, 2).flatten(2))
-        return out
+            outputs = outputs[0].unflatten(1, (batch, length)).transpose(0, 1)  # (B, heads, T, head width)
+        projected: Tensor = self.out(outputs.transpose(1, 2).flatten(2))  # (B, T, width)
+        return projected
 
 
 class Aggregator(nn.Module):
-    """Cross-attention blocks, one after another. None knows a row's place, so the order of rows has no effect."""
+    """A stack of cross-attention blocks without positions, so the order of the rows has no effect."""
 
     def __init__(self, blocks: int, width: int, heads: int, head_width: int, hidden: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(CrossBlock(width, heads, head_width, hidden) for _ in range(blocks))
 
     def forward(self, queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What the queries recall, shape (B, T, width); see :meth:`CrossBlock.forward`."""
+        """Queries after all blocks, (B, T, width); see :meth:`CrossBlock.forward`."""
         for block in self.blocks:
             queries = block(queries, rows, bias)
         return queries
 
-    def spread(self, queries: Tensor, rows: Tensor) -> Tensor:
-        """How the first block's attention is spread over rows (R, width): (B, heads, T, R)."""
+    def attention_weights(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Attention weights of the first block over rows (R, width): (B, heads, T, R)."""
         first = self.blocks[0]
         assert isinstance(first, CrossBlock)
-        return first.weights(queries, rows)
+        return first.attention_weights(queries, rows)
 
 
-class Heads(nn.Module):
-    """A residual net LayerNorm, linear, activation, linear of its own for each position, all computed side by side.
+class PerPositionNets(nn.Module):
+    """A residual net (LayerNorm, linear, activation, linear) with separate weights for each position.
 
-    Where the widths differ, what is added to it goes through a linear map, again one for each position.
+    If the widths differ, the residual path is a linear map, also separate for each position.
     """
 
     def __init__(
@@ -112,17 +112,18 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, positions, width) -> (B, positions, out)."""
-        normed = functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+        normed = functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift  # (B, positions, width)
         inner = self.activation(torch.einsum("bpw,pwh->bph", normed, self.first) + self.first_bias)
-        kept = x if self.skip is None else torch.einsum("bpw,pwo->bpo", x, self.skip)
-        out: Tensor = kept + torch.einsum("bph,pho->bpo", inner, self.second) + self.second_bias
-        return out
+        residual = x if self.skip is None else torch.einsum("bpw,pwo->bpo", x, self.skip)
+        outputs: Tensor = residual + torch.einsum("bph,pho->bpo", inner, self.second) + self.second_bias
+        return outputs
 
 
 class PrefixHead(nn.Module):
-    """What was aggregated as key/value prefixes: each (layer, key or value, position) is a slot with its own net.
+    """Key/value prefixes from T vectors. Each (layer, key or value, position) is a slot with a net for it alone.
 
-    The T vectors are repeated to fill the slots, in order; where the division leaves a rest, the first ones once more.
+    The vectors are repeated, in order, to fill the slots. If T does not divide the number of slots, the first vectors
+    are repeated once more than the others.
     """
 
     def __init__(self, config: Any, tokens: int, width: int, hidden: int, positions: int) -> None:
@@ -134,12 +135,13 @@ class PrefixHead(nn.Module):
         slots = config.num_hidden_layers * 2 * positions
         times, rest = divmod(slots, tokens)
         repeats = torch.tensor([times + (i < rest) for i in range(tokens)])
-        self.source: Tensor
+        self.source: Tensor  # (slots,), the vector that each slot is made from
         self.register_buffer("source", torch.arange(tokens).repeat_interleave(repeats), persistent=False)
-        self.nets = Heads(slots, width, hidden, heads * head_size, functional.gelu)
+        self.nets = PerPositionNets(slots, width, hidden, heads * head_size, functional.gelu)
 
-    def forward(self, aggregated: Tensor) -> KeyValues:
+    def forward(self, vectors: Tensor) -> KeyValues:
         """(B, T, width) -> the prefix of every layer."""
-        slots = self.nets(aggregated[:, self.source]).unflatten(-1, self.shape[-2:]).unflatten(1, self.shape[:3])
-        layers = slots.permute(1, 2, 0, 4, 3, 5)  # layer, key or value, B, head, position, head size
+        slots = self.nets(vectors[:, self.source])  # (B, layers * 2 * positions, heads * head size)
+        slots = slots.unflatten(-1, self.shape[-2:]).unflatten(1, self.shape[:3])
+        layers = slots.permute(1, 2, 0, 4, 3, 5)  # (layers, key or value, B, heads, positions, head size)
         return [(layer[0], layer[1]) for layer in layers]

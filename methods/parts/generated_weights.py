@@ -1,33 +1,30 @@
-"""A base whose weights are written by forward passes: states, the updates they stand for, and reading into them."""
+"""A base whose weights follow the stream without gradients: states that add up chunk by chunk, and their updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.pytorch_utils import Conv1D
 
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.data.documents import Document
-from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.seeds import seed_for
-from methods.parts.adapters import Adapter, Targets, target_modules
-from methods.parts.parameters import blocks
-from methods.parts.weight_generator import Encoding, Generator, GeneratorTraining, Written
+from methods.parts.adapted_layers import Activations, AdaptedLayers
+from methods.parts.adapters import Adapter
+from methods.parts.weight_generator import ChunkStates, Encoding, Generator, GeneratorTraining
 
-Read = tuple[Tensor, Tensor, Tensor]
-"""A block's input, the adapted layer's own input, and the base's last hidden state, (rows, length, ...) each."""
+READ_AT_ONCE = 32
+"""Chunks that the bare base reads in one batch."""
 
 
-class WrittenWeights(MetaTrained):
-    """The stream of a method whose generators write states while the base reads, and updates of its weights from them.
+class GeneratedWeights(MetaTrained):
+    """The stream of a method with a generator per adapted layer: documents in, states and updated weights out.
 
     A subclass's ``Config`` has ``training`` of a kind of :class:`GeneratorTraining`, and ``encoding`` to read the
     stream in another way than in training.
@@ -35,46 +32,18 @@ class WrittenWeights(MetaTrained):
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        plan: GeneratorTraining = self.config.training
-        self.encoding: Encoding = self.config.encoding or plan.encoding
-        self.names, self.places = self._places(plan)
+        training: GeneratorTraining = self.config.training
+        self.encoding: Encoding = self.config.encoding or training.encoding
+        self.layers = AdaptedLayers(lm, training.target, training.blocks)
         hidden = lm.model.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(plan.seed, "learner"))
-            made = [Generator(hidden, *_shape(module), plan) for _, module in self.places]
-        self._learner = nn.ModuleList(made).float().to(lm.device)
-        self.generators: list[Generator] = made
-        inner = made[0].Q.shape[0]
+            torch.manual_seed(seed_for(training.seed, "learner"))
+            self.generators = [Generator(hidden, *shape, training) for shape in self.layers.shapes()]
+        self._learner = nn.ModuleList(self.generators).float().to(lm.device)
+        inner = self.generators[0].Q.shape[0]
         self.state: Tensor
-        self.register("state", torch.zeros(len(made), inner, inner, device=lm.device))
-        self._remembered: dict[bytes, list[Read]] = {}
-
-    def _places(self, plan: GeneratorTraining) -> tuple[list[str], list[tuple[nn.Module, Any]]]:
-        """Names of the adapted layers, and each layer behind the block that it is in.
-
-        Raises:
-            BenchError: the model has no such layers or blocks.
-        """
-        model = self.lm.model
-        found_blocks, modules = list(blocks(model)), dict(model.named_modules())
-        wanted = range(len(found_blocks)) if plan.blocks is None else plan.blocks
-        if any(index >= len(found_blocks) for index in wanted):
-            raise BenchError(
-                f"The base has {len(found_blocks)} blocks, counted from 0, and blocks={wanted} are asked for."
-            )
-        kinds: dict[str, tuple[Targets, ...]] = {
-            "attention_output": ("attention_output",),
-            "mlp_output": ("mlp",),
-            "both": ("attention_output", "mlp"),
-        }
-        found = [{modules[name]: name for name in target_modules(model, each)} for each in kinds[plan.target]]
-        names, places = [], []
-        for block in (found_blocks[index] for index in sorted(set(wanted))):
-            for some in found:  # in the order in which they compute
-                last = [module for module in block.modules() if module in some][-1]
-                names.append(some[last])
-                places.append((block, last))
-        return names, places
+        self.register("state", torch.zeros(len(self.layers), inner, inner, device=lm.device))
+        self._cache: dict[bytes, list[Activations]] = {}  # of the bare base, by the chunk's tokens
 
     @property
     def learner(self) -> nn.ModuleList:
@@ -83,155 +52,107 @@ class WrittenWeights(MetaTrained):
 
     @torch.no_grad()
     def observe(self, document: Document) -> None:
-        """Write the document into the states, chunk by chunk, and put the update that they stand for into the base."""
+        """Add the document to the states, chunk by chunk, and update the base's weights accordingly."""
         for chunk in self.chunks(document):
             if self.encoding != "sequential":
-                self._put([None] * len(self.places))
-            written = self._written([self._read(chunk[None])], [chunk])
-            self.state = self.state + torch.cat([each.state for each in written])
+                self.layers.restore()
+            chunk_states = self._generate([self.layers.activations(chunk[None])], [chunk])
+            self.state = self.state + torch.cat([layer.states for layer in chunk_states])  # (layers, d_r, d_r)
             if self.encoding == "sequential":
                 self.install()
         self.install()
 
     @torch.no_grad()
     def install(self) -> None:
-        """Set the adapted weights to the base's own plus the update."""
+        """Set the adapted weights to the base's plus the update."""
         normals = [g.normalize(state) for g, state in zip(self.generators, self.state, strict=True)]
-        self._put([g.update(normal) for g, normal in zip(self.generators, normals, strict=True)])
-
-    def _put(self, updates: Sequence[Tensor | None]) -> None:
-        for name, (_, module), update in zip(self.names, self.places, updates, strict=True):
-            loaded = self.lm.pristine(f"{name}.weight")
-            if update is None:
-                module.weight.data.copy_(loaded)
-            else:
-                turned = update.mT if isinstance(module, Conv1D) else update
-                module.weight.data.copy_(loaded.to(turned.dtype) + turned)
+        self.layers.set_updates([g.update(normal) for g, normal in zip(self.generators, normals, strict=True)])
 
     def export(self, folder: str | Path) -> None:
-        """Write the update as a peft adapter of the base (LoRA of the rank kept; of rank d_r without the SVD)."""
+        """Write the update as a peft adapter of the base: LoRA of the rank that the SVD keeps, or of rank d_r."""
         with torch.no_grad():
-            pairs = [g.factors(state) for g, state in zip(self.generators, self.state, strict=True)]
-        self._put([None] * len(self.places))
-        rank = pairs[0][1].shape[0]
-        adapter = Adapter(self.lm, rank, rank, self.names)
-        made = {f"{name}.lora_A": a for name, (_, a) in zip(self.names, pairs, strict=True)}
-        made |= {f"{name}.lora_B": b for name, (b, _) in zip(self.names, pairs, strict=True)}
-        adapter.load_state_dict(made)
+            factors = [g.factors(state) for g, state in zip(self.generators, self.state, strict=True)]
+        self.layers.restore()
+        rank = factors[0][1].shape[0]
+        adapter = Adapter(self.lm, rank, rank, self.layers.names)
+        tensors: dict[str, Tensor] = {}
+        for name, (b, a) in zip(self.layers.names, factors, strict=True):
+            tensors |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+        adapter.load_state_dict(tensors)
         adapter.save(folder)
         adapter.remove()
         self.install()
 
     def chunks(self, document: Document) -> list[Tensor]:
-        """The document's tokens behind a begin-of-text token, in as few pieces of nearly equal length as may be.
+        """The document's tokens after a begin-of-text token, in the fewest chunks, of nearly equal length.
 
-        A piece of a document (a segment) is read behind that token too, without what comes before it.
+        A segment of a document is read after that token too, without the tokens before it.
         """
         ids = self.lm.tokens(document).token_ids
         if not len(ids):
             return []
-        return self._cut(torch.cat([torch.tensor([self.lm.bos_id], device=self.lm.device), ids]))
-
-    def _cut(self, ids: Tensor) -> list[Tensor]:
+        ids = torch.cat([torch.tensor([self.lm.bos_id], device=self.lm.device), ids])
         longest = self.lm.window
         if self.encoding != "concat":
             longest = min(longest, self.config.training.chunk)
-        pieces = -(-len(ids) // longest)
-        return list(ids.split(-(-len(ids) // pieces)))
+        count = math.ceil(len(ids) / longest)
+        return list(ids.split(math.ceil(len(ids) / count)))
 
-    @contextmanager
-    def _adapting(self, normal: Callable[[int, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-        """While entered, layer i adds the update of ``normal(i, block's input, layer's input)`` row by row.
+    def chunk_states(self, groups: Sequence[Sequence[Tensor]]) -> list[ChunkStates]:
+        """For each layer the states of all groups' chunks, group by group.
 
-        The function returns N, (rows, d_r, d_r), or None for the bare base.
-        """
-        before: dict[int, Tensor] = {}
-        handles = []
-        for i, (block, module) in enumerate(self.places):
-
-            def keep(_: Any, given: tuple[Any, ...], named: dict[str, Any], i: int = i) -> None:
-                before[i] = given[0] if given else named["hidden_states"]
-
-            def add(_: Any, given: tuple[Any, ...], output: Tensor, i: int = i) -> Tensor | None:
-                found = normal(i, before[i], given[0])
-                return None if found is None else output + self.generators[i](given[0], found).to(output.dtype)
-
-            handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
-            handles.append(module.register_forward_hook(add))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _body(self, ids: Tensor) -> Tensor:
-        hidden: Tensor = self.lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
-
-    @torch.no_grad()
-    def _read(self, ids: Tensor) -> list[Read]:
-        """What the model as it is makes of rows (rows, length): each layer's block input and own, and its last."""
-        found: list[tuple[Tensor, Tensor]] = []
-        with self._adapting(lambda _, hidden, inputs: found.append((hidden, inputs))):
-            last = self._body(ids)
-        return [(hidden, inputs, last) for hidden, inputs in found]
-
-    def _written(self, read: Sequence[Sequence[Read]], chunks: Sequence[Tensor]) -> list[Written]:
-        """What chunks leave in each layer, from what was read of each: (1, length, ...)."""
-        mask = mask_of(chunks)
-        written = []
-        for i, generator in enumerate(self.generators):
-            hidden, inputs, last = (
-                pad_sequence([row[i][side][0] for row in read], batch_first=True) for side in range(3)
-            )
-            written.append(generator.write(hidden, inputs, mask, last))
-        return written
-
-    def write(self, groups: Sequence[Sequence[Tensor]]) -> list[Written]:
-        """What each chunk of each group leaves in each layer; the rows are all groups' chunks, group by group.
-
-        Where encoding is sequential all are read at once, layer by layer: chunk t of a group with the update from the
-        group's chunks before it. That equals the recursion of :meth:`observe`, since a layer's update follows from
-        what goes into that layer alone.
+        With encoding=sequential all chunks are read at once: in each layer, chunk t of a group meets the update from
+        the group's chunks before it. That equals the recursion of :meth:`observe`, since a layer's update depends only
+        on inputs of that layer.
         """
         chunks = [chunk for group in groups for chunk in group]
         if self.encoding != "sequential":
-            return self._written(self._recall(chunks), chunks)
-        owner = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=self.lm.device)
-        earlier = (owner[:, None] == owner).float().tril(-1)
-        mask = mask_of(chunks)
-        written: list[Written] = []
+            return self._generate(self._base_activations(chunks), chunks)
+        group_of = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=self.lm.device)
+        earlier = (group_of[:, None] == group_of).float().tril(-1)  # (rows, rows): 1 for earlier chunks of the group
+        mask = padding_mask(chunks)  # (rows, length)
+        layers: list[ChunkStates] = []
 
-        def normal(i: int, hidden: Tensor, inputs: Tensor) -> Tensor:
-            written.append(self.generators[i].write(hidden, inputs, mask))
-            return self.generators[i].normalize(torch.einsum("rs,sij->rij", earlier, written[-1].state))
+        def update(i: int, hidden: Tensor, inputs: Tensor) -> Tensor:
+            generator = self.generators[i]
+            layers.append(generator.chunk_states(hidden, inputs, mask))
+            normal = generator.normalize(torch.einsum("rs,sij->rij", earlier, layers[-1].states))  # (rows, d_r, d_r)
+            added: Tensor = generator(inputs, normal)  # (rows, length, outputs)
+            return added
 
-        with self._adapting(normal):
-            self._body(pad_sequence(chunks, batch_first=True, padding_value=self.lm.eos_id))
-        return written
+        with self.layers.adding(update):
+            self.layers.last_hidden(pad_sequence(chunks, batch_first=True, padding_value=self.lm.eos_id))
+        return layers
 
-    def _recall(self, chunks: Sequence[Tensor]) -> list[list[Read]]:
-        """What the bare base makes of each chunk, from memory where it was read before and that is kept."""
+    def _generate(self, rows: Sequence[Sequence[Activations]], chunks: Sequence[Tensor]) -> list[ChunkStates]:
+        """Each layer's states of chunks, from each chunk's activations, (1, length, ...), by layer."""
+        mask = padding_mask(chunks)  # (rows, length)
+        layers = []
+        for generator, of_layer in zip(self.generators, zip(*rows, strict=True), strict=True):
+            hidden, inputs, last = (
+                pad_sequence([activation[0] for activation in side], batch_first=True)  # (rows, length, ...)
+                for side in zip(*of_layer, strict=True)
+            )
+            layers.append(generator.chunk_states(hidden, inputs, mask, last))
+        return layers
+
+    def _base_activations(self, chunks: Sequence[Tensor]) -> list[list[Activations]]:
+        """Activations of each chunk in the bare base, by layer; from the cache if training keeps one."""
         keys = [chunk.cpu().numpy().tobytes() for chunk in chunks]
-        found = {key: self._remembered[key] for key in keys if key in self._remembered}
-        new = list({key: chunk for key, chunk in zip(keys, chunks, strict=True) if key not in found}.items())
-        for start in range(0, len(new), 32):
-            some = new[start : start + 32]
-            read = self._read(pad_sequence([c for _, c in some], batch_first=True, padding_value=self.lm.eos_id))
-            for row, (key, chunk) in enumerate(some):
-                here = (slice(row, row + 1), slice(len(chunk)))
-                found[key] = [(h[here].clone(), x[here].clone(), last[here].clone()) for h, x, last in read]
+        known = {key: self._cache[key] for key in keys if key in self._cache}
+        new = list({key: chunk for key, chunk in zip(keys, chunks, strict=True) if key not in known}.items())
+        for start in range(0, len(new), READ_AT_ONCE):
+            batch = new[start : start + READ_AT_ONCE]
+            ids = pad_sequence([chunk for _, chunk in batch], batch_first=True, padding_value=self.lm.eos_id)
+            layers = self.layers.activations(ids)
+            for row, (key, chunk) in enumerate(batch):
+                tokens = (slice(row, row + 1), slice(len(chunk)))
+                known[key] = [Activations(*(side[tokens].clone() for side in layer)) for layer in layers]
                 if self.config.training.remember:
-                    self._remembered[key] = found[key]
-        return [found[key] for key in keys]
+                    self._cache[key] = known[key]
+        return [known[key] for key in keys]
 
 
-def mask_of(chunks: Sequence[Tensor]) -> Tensor:
+def padding_mask(chunks: Sequence[Tensor]) -> Tensor:
     """1 for a token, 0 for padding on the right: (rows, length)."""
     return pad_sequence([torch.ones(len(chunk), device=chunk.device) for chunk in chunks], batch_first=True)
-
-
-def _shape(module: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
-    rows, columns = module.weight.shape
-    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)

@@ -1,24 +1,26 @@
-"""Differentiating through fine-tuning: sequential gradient steps as a function of their token weights.
+"""The inner loop: sequential gradient steps as a function of their token weights, and the gradient through them.
 
-The inner loop takes one plain SGD step per document (Hu et al. 2023),
+It takes one plain SGD step per document (Hu et al. 2023),
 
-    theta_i = theta_(i-1) - rate * grad L_i(theta_(i-1), w_i),    L_i = sum over tokens of w x -log p / divisor,
+    theta_i = theta_(i-1) - rate * grad L_i(theta_(i-1), w_i),    L_i = sum over tokens of w x -log p / divisor.
 
-and the outer gradient is exact: second order, through all steps.
+The outer gradient is exact: second order, through all steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from bench.answering.prompts import prompts
+from bench.answering.metrics import shortest
+from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Episode
 from bench.lm.base_model import BaseModel, TokenBatch
@@ -29,7 +31,7 @@ Parameters = Mapping[str, Tensor]
 
 @contextmanager
 def twice_differentiable(lm: BaseModel, dropout: bool = False) -> Iterator[None]:
-    """The model with attention that can be differentiated twice (the fused kernels cannot), in train mode or not."""
+    """Switch to attention that can be differentiated twice (the fused kernels cannot), with dropout on or off."""
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")
     lm.model.train(dropout)
@@ -48,17 +50,17 @@ def parameters_of(lm: BaseModel) -> dict[str, Tensor]:
 def logits(lm: BaseModel, parameters: Parameters, ids: Tensor) -> Tensor:
     """Logits of the model with these parameters, shape (rows, length, vocabulary), in float32 or better."""
     output: Any = functional_call(lm.model, dict(parameters), (), {"input_ids": ids, "use_cache": False})
-    found: Tensor = output.logits
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    scores: Tensor = output.logits
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def token_nll(lm: BaseModel, parameters: Parameters, batch: TokenBatch) -> Tensor:
     """-log p (nats) of a document's tokens under these parameters, shape (tokens,), window by window."""
-    everything = torch.cat([batch.context_ids, batch.token_ids])
+    ids = torch.cat([batch.context_ids, batch.token_ids])
     pieces = [
         functional.cross_entropy(
-            logits(lm, parameters, everything[None, start : stop - 1])[0, first - start - 1 :],
-            everything[first:stop],
+            logits(lm, parameters, ids[None, start : stop - 1])[0, first - start - 1 :],
+            ids[first:stop],
             reduction="none",
         )
         for start, first, stop in lm.windows(len(batch), len(batch.context_ids))
@@ -66,98 +68,106 @@ def token_nll(lm: BaseModel, parameters: Parameters, batch: TokenBatch) -> Tenso
     return torch.cat(pieces) if pieces else torch.zeros(0, device=lm.device)
 
 
-def weighted_loss(lm: BaseModel, parameters: Parameters, batch: TokenBatch, weights: Tensor, divisor: float) -> Tensor:
-    """Sum over the tokens of weight x -log p, over the divisor."""
-    return (token_nll(lm, parameters, batch) * weights).sum() / divisor
+@dataclass(frozen=True)
+class InnerStep:
+    """A document to step on: its tokens, their weights, shape (tokens,), and the divisor of its summed loss."""
+
+    batch: TokenBatch
+    weights: Tensor
+    divisor: float
 
 
-def step(
-    lm: BaseModel,
-    parameters: Parameters,
-    batch: TokenBatch,
-    weights: Tensor,
-    rate: float,
-    divisor: float,
-    differentiable: bool,
-) -> dict[str, Tensor]:
-    """The parameters after one inner step. If ``differentiable``, its graph leads back to parameters and weights."""
-    names = list(parameters)
-    values = [p if p.requires_grad else p.requires_grad_() for p in parameters.values()]
-    with torch.enable_grad():
-        loss = weighted_loss(lm, dict(zip(names, values, strict=True)), batch, weights, divisor)
-        slopes = torch.autograd.grad(loss, values, create_graph=differentiable, materialize_grads=True)
-    return {name: p - rate * slope for name, p, slope in zip(names, values, slopes, strict=True)}
+class OuterGradient(NamedTuple):
+    """The outer loss with its parts, its gradient for the token weights of each step, and the final parameters."""
+
+    losses: dict[str, float]
+    weights: list[Tensor]
+    parameters: dict[str, Tensor]
 
 
-def unroll(
-    lm: BaseModel,
-    parameters: Parameters,
-    batches: Sequence[TokenBatch],
-    weights: Sequence[Tensor],
-    rate: float,
-    divisors: Sequence[float],
-    differentiable: bool = True,
-) -> list[dict[str, Tensor]]:
-    """The parameters before the first and after every inner step; nothing leads back beyond the first."""
-    reached: list[dict[str, Tensor]] = [{name: p.detach() for name, p in parameters.items()}]
-    for batch, w, divisor in zip(batches, weights, divisors, strict=True):
-        after = step(lm, reached[-1], batch, w, rate, divisor, differentiable)
-        reached.append(after if differentiable else {name: p.detach() for name, p in after.items()})
-    return reached
+@dataclass(frozen=True)
+class InnerLoop:
+    """SGD steps of the model ``lm`` at a constant ``rate``."""
+
+    lm: BaseModel
+    rate: float
+
+    def step(self, parameters: Parameters, step: InnerStep, differentiable: bool) -> dict[str, Tensor]:
+        """Parameters after one step. If ``differentiable``, their graph leads back to parameters and weights."""
+        names = list(parameters)
+        values = [p if p.requires_grad else p.requires_grad_() for p in parameters.values()]
+        with torch.enable_grad():
+            nll = token_nll(self.lm, dict(zip(names, values, strict=True)), step.batch)  # (tokens,)
+            loss = (nll * step.weights).sum() / step.divisor
+            gradients = torch.autograd.grad(loss, values, create_graph=differentiable, materialize_grads=True)
+        return {name: p - self.rate * g for name, p, g in zip(names, values, gradients, strict=True)}
+
+    def unroll(
+        self, parameters: Parameters, steps: Sequence[InnerStep], differentiable: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """Parameters before the first step and after each; no graph leads back beyond the first."""
+        trajectory: list[dict[str, Tensor]] = [{name: p.detach() for name, p in parameters.items()}]
+        for step in steps:
+            after = self.step(trajectory[-1], step, differentiable)
+            trajectory.append(after if differentiable else {name: p.detach() for name, p in after.items()})
+        return trajectory
+
+    def outer_gradient(
+        self,
+        parameters: Parameters,
+        steps: Sequence[InnerStep],
+        outer_loss: Callable[[Parameters], Mapping[str, Tensor]],
+        checkpoint: bool = False,
+    ) -> OuterGradient:
+        """The exact gradient, for every token weight, of the outer loss after all steps.
+
+        ``outer_loss`` maps parameters to ``loss`` and its parts. With ``checkpoint`` only the parameters between the
+        steps are kept, and the graph of each step is built again on the way back, so that memory does not grow with
+        the graphs of all steps: with lambda_k = d loss / d theta_k,
+
+            lambda_(i-1) = d <theta_i, lambda_i> / d theta_(i-1),    d loss / d w_i = d <theta_i, lambda_i> / d w_i.
+        """
+        steps = [replace(step, weights=step.weights.detach().requires_grad_()) for step in steps]
+        trajectory = self.unroll(parameters, steps, differentiable=not checkpoint)
+        last = {name: p.detach() for name, p in trajectory[-1].items()}
+        if not checkpoint:
+            losses = outer_loss(trajectory[-1])
+            gradients = list(
+                torch.autograd.grad(losses["loss"], [step.weights for step in steps], materialize_grads=True)
+            )
+            return OuterGradient(_values(losses), gradients, last)
+        end = {name: p.requires_grad_() for name, p in last.items()}
+        losses = outer_loss(end)
+        adjoint = list(torch.autograd.grad(losses["loss"], list(end.values()), materialize_grads=True))
+        gradients = []
+        for step, before in zip(reversed(steps), reversed(trajectory[:-1]), strict=True):
+            start = {name: p.detach().requires_grad_() for name, p in before.items()}
+            after = self.step(start, step, differentiable=True)
+            *adjoint, gradient = torch.autograd.grad(
+                list(after.values()), [*start.values(), step.weights], adjoint, materialize_grads=True
+            )
+            gradients.insert(0, gradient)
+        return OuterGradient(_values(losses), gradients, {name: p.detach() for name, p in last.items()})
 
 
-def weight_gradients(
-    lm: BaseModel,
-    parameters: Parameters,
-    batches: Sequence[TokenBatch],
-    weights: Sequence[Tensor],
-    rate: float,
-    divisors: Sequence[float],
-    outer_loss: Callable[[Parameters], Tensor],
-    checkpoint: bool = False,
-) -> tuple[float, list[Tensor], dict[str, Tensor]]:
-    """The outer loss after all inner steps, its exact gradient for every token weight, and the parameters reached.
-
-    With ``checkpoint`` only the parameters between the steps are kept, and each step's graph is built once more on
-    the way back, so that memory does not grow with the graphs of all steps: with lambda_k = d loss / d theta_k,
-
-        lambda_(i-1) = d <theta_i, lambda_i> / d theta_(i-1),    d loss / d w_i = d <theta_i, lambda_i> / d w_i.
-    """
-    given = [w.detach().requires_grad_() for w in weights]
-    reached = unroll(lm, parameters, batches, given, rate, divisors, differentiable=not checkpoint)
-    last = {name: p.detach() for name, p in reached[-1].items()}
-    if not checkpoint:
-        loss = outer_loss(reached[-1])
-        found = torch.autograd.grad(loss, given, materialize_grads=True)
-        return loss.item(), list(found), last
-    end = {name: p.requires_grad_() for name, p in last.items()}
-    loss = outer_loss(end)
-    adjoint = list(torch.autograd.grad(loss, list(end.values()), materialize_grads=True))
-    slopes: list[Tensor] = []
-    for i in reversed(range(len(batches))):
-        start = {name: p.detach().requires_grad_() for name, p in reached[i].items()}
-        after = step(lm, start, batches[i], given[i], rate, divisors[i], differentiable=True)
-        *adjoint, slope = torch.autograd.grad(
-            list(after.values()), [*start.values(), given[i]], adjoint, materialize_grads=True
-        )
-        slopes.insert(0, slope)
-    return loss.item(), slopes, {name: p.detach() for name, p in last.items()}
+def _values(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 def answer_loss(lm: BaseModel, parameters: Parameters, episodes: Sequence[Episode]) -> Tensor:
-    """Mean -log p (nats) over the tokens of all answers (the shortest of each question's) and their ends of text."""
-    end = torch.tensor([lm.eos_id], device=lm.device)
-    made = prompts(lm, [question for episode in episodes for question in episode.questions], Conditioning(), 0)
-    golds = [min(answers, key=len) for episode in episodes for answers in episode.answers]
-    endings = [torch.cat([lm.encode(" " + gold), end])[: lm.window - 1] for gold in golds]
-    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(made, endings, strict=True)]
+    """Mean -log p (nats) over the tokens of all answers (the shortest of each question) and their ends of text."""
+    questions = [question for episode in episodes for question in episode.questions]
+    prompts = build_prompts(lm, questions, Conditioning(), 0)
+    golds = [shortest(answers) for episode in episodes for answers in episode.answers]
+    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, golds)]
+    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
     rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)  # (questions, longest)
     scored = torch.zeros_like(ids, dtype=torch.bool)
     for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
         scored[i, len(head) : len(row)] = True
-    # padding stands on the right, where a causal model does not see it from the left
-    predicted = logits(lm, parameters, ids[:, :-1])[scored[:, 1:]]
+    # a causal model does not see padding on the right
+    predicted = logits(lm, parameters, ids[:, :-1])[scored[:, 1:]]  # (answer tokens, vocabulary)
     return functional.cross_entropy(predicted, ids[:, 1:][scored[:, 1:]])
 
 

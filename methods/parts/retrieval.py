@@ -1,4 +1,4 @@
-"""The base class of methods that keep the documents themselves and let the model read some of them again."""
+"""Base class of retrieval methods: they store the documents, and the model reads some of them again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bench.contract.method import Conditioning, Method, packed, unpacked
 from bench.data.documents import Document, Question
 from bench.lm.base_model import BaseModel
 
-_KEPT = "method.documents"
+_DOCUMENTS = "method.documents"
 
 
 class RetrievalMethod(Method):
-    """Keeps every document (segment by segment where they are cut) and puts some before each question.
+    """Stores every document, or every segment if documents are cut, and puts some of them before each question.
 
-    The base stays as it is. A subclass says which documents, in :meth:`rank`; those of a question are joined by
-    newlines, the best last: it stands next to the question, and what does not fit into the window is cut off from the
-    worst. Before the first document questions are answered closed book.
+    The base does not change. A subclass selects the documents in :meth:`rank`. They are joined by newlines, the best
+    last and so next to the question; text that does not fit into the window is cut from the worst. Before the first
+    document, questions are answered closed book.
     """
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -29,7 +29,7 @@ class RetrievalMethod(Method):
 
     @abstractmethod
     def rank(self, questions: Sequence[Question]) -> Sequence[Sequence[int]]:
-        """Positions in ``self.documents``, of which there are some, of those that each question gets, best first."""
+        """Positions in ``self.documents``, which is not empty, of each question's documents, best first."""
 
     def reset(self) -> None:
         """Forget the documents."""
@@ -37,30 +37,33 @@ class RetrievalMethod(Method):
         self.documents = []
 
     def observe(self, document: Document) -> None:
-        """Keep the document."""
+        """Store the document."""
         self.documents.append(Document(document.id, document.text))
 
     def condition(self, questions: Sequence[Question]) -> Conditioning:
-        """The documents that :meth:`rank` names, as text."""
+        """The documents selected by :meth:`rank`, as text."""
         if not self.documents:
             return Conditioning()
-        ranked = [[self.documents[i] for i in ranking] for ranking in self.rank(questions)]
+        selections = [[self.documents[i] for i in ranking] for ranking in self.rank(questions)]
         return Conditioning(
-            text=["\n".join(document.text for document in reversed(given)) for given in ranked],
-            documents=[list(dict.fromkeys(document.id for document in given)) for given in ranked],
+            text=["\n".join(document.text for document in reversed(selection)) for selection in selections],
+            documents=[list(dict.fromkeys(document.id for document in selection)) for selection in selections],
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The documents too."""
-        return {**super().state_dict(), _KEPT: packed([(document.id, document.text) for document in self.documents])}
+        """State of the base class and the documents."""
+        return {
+            **super().state_dict(),
+            _DOCUMENTS: packed([(document.id, document.text) for document in self.documents]),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the documents over too."""
+        """Load a state with its documents."""
         super().load_state_dict(state)
-        self.documents = [Document(name, text) for name, text in unpacked(state[_KEPT])]
+        self.documents = [Document(document_id, text) for document_id, text in unpacked(state[_DOCUMENTS])]
 
 
 def best(scores: Tensor, k: int) -> list[int]:
-    """Positions of the ``k`` highest scores, best first; of equal ones the later is better, for news supersedes."""
+    """Positions of the ``k`` highest scores, best first. Of equal scores the later is better: newer news supersedes."""
     order = scores.flip(0).argsort(descending=True, stable=True)[:k]
     return [len(scores) - 1 - i for i in order.tolist()]

@@ -1,4 +1,4 @@
-"""The network that makes a few vectors of a text: a T5 encoder-decoder with learned decoder inputs; its settings."""
+"""Text encoder of the amortised memories: a T5 encoder-decoder with learned decoder inputs; and its settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoTokenizer, T5Model
 
-from bench.contract.meta_training import Training
+from bench.contract.meta_training import TrainingConfig
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.cross_attention import Heads, PrefixHead
+from methods.parts.cross_attention import PerPositionNets, PrefixHead
 
-TOKENS = 4096
-"""Most tokens of the vocabulary whose keys and values a prefix head may start from."""
+FIT_TOKENS = 4096
+"""Most tokens of the vocabulary that a prefix head is fitted on."""
 
 
 REFERENCE: Mapping[str, Any] = {
@@ -31,16 +31,16 @@ REFERENCE: Mapping[str, Any] = {
     "validate_every": 624,
     "validation_episodes": 5_588,
 }
-"""How the authors' code trains for distilgpt2, where that is not the default: the steps of 50 epochs of the 39,893 rows
-of SQuAD's train split, 1 % of them as warm-up, and after each epoch a validation on the whole validation split."""
+"""Training settings of the authors' code for distilgpt2 that differ from the defaults: the steps of 50 epochs over the
+39,893 rows of SQuAD's train split, 1 % of them as warm-up, and a validation on the whole validation split per epoch."""
 
 
-class AmortizedTraining(Training):
-    """The networks around the frozen base, and how they are trained."""
+class AmortizedTraining(TrainingConfig):
+    """Architecture of the networks around the frozen base, and settings of their training."""
 
     amortizer: str | None = pydantic.Field(
         default=None,
-        description="T5 checkpoint that reads documents; null: one from scratch, over the base's embeddings",
+        description="T5 checkpoint that reads documents; null: a T5 from scratch, over the base's embeddings",
     )
     question_encoder: str | None = pydantic.Field(default=None, description="the same for questions")
     shared: bool = pydantic.Field(default=False, description="one network reads both documents and questions")
@@ -48,44 +48,50 @@ class AmortizedTraining(Training):
     decoder_layers: int = pydantic.Field(default=6, ge=1, description="decoder layers of a T5 from scratch")
     encoder_heads: int = pydantic.Field(default=8, ge=1, description="attention heads of a T5 from scratch")
     encoder_hidden: int = pydantic.Field(default=2048, ge=1, description="feed-forward width of a T5 from scratch")
-    tokens: int = pydantic.Field(default=12, ge=1, description="T, vectors that a document or a question becomes")
+    tokens: int = pydantic.Field(default=12, ge=1, description="T, vectors per document or question")
     blocks: int = pydantic.Field(default=4, ge=1, description="cross-attention blocks of the aggregator")
     heads: int = pydantic.Field(default=8, ge=1, description="attention heads of the aggregator")
-    head_width: int = pydantic.Field(default=96, ge=1, description="width of each of them")
+    head_width: int = pydantic.Field(default=96, ge=1, description="width of each of these heads")
     hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
     prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
     prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
     prefix_start: Literal["identity", "base"] = pydantic.Field(
         default="identity",
-        description="a slot's net starts as the vector itself, or as the keys and values that the base makes of a "
-        "token whose embedding is the vector (fitted by least squares)",
+        description="initial prefix head: each slot is the vector itself (identity), or the base's keys and values of "
+        "a token whose embedding is the vector (base; fitted by least squares)",
     )
     backprop_ratio: float = pydantic.Field(
         default=1.0,
         gt=0,
         le=1,
-        description="share of a bank's documents that get gradients and are asked about; the rest are distractors",
+        description="share of a bank's documents that get gradients and whose questions count; the rest are "
+        "distractors",
     )
     bank_documents: int | None = pydantic.Field(
-        default=None, ge=1, description="documents in each of a step's banks, whose gradients are averaged; null: all"
+        default=None,
+        ge=1,
+        description="documents per bank; gradients are averaged over the banks of a step; null: one bank per step",
     )
     dropout: bool = pydantic.Field(default=False, description="dropout in the frozen base while training")
     focus: float = pydantic.Field(
         default=0.0,
         ge=0,
-        description="weight of -log of the chance that a question and its answer look at the same row, one of the "
-        "question's document, in the first block",
+        description="weight of -log of the probability that a question and its answer attend, in the first block, to "
+        "the same row of the question's document",
     )
     rename: bool = pydantic.Field(
         default=False,
-        description="give tokens that a question shares with its own document alone a new random embedding in each "
-        "step, so that names can be matched but not memorised (T5 from scratch only)",
+        description="in each step, give tokens that a question shares with its own document alone a new random "
+        "embedding, so that names can be matched but not memorised (T5 from scratch only)",
     )
     own_until: float = pydantic.Field(
-        default=0.0, ge=0, le=1, description="share of the steps in which a question sees its own document alone"
+        default=0.0, ge=0, le=1, description="share of the steps in which a question sees only its own document"
     )
     all_from: float = pydantic.Field(
-        default=0.0, ge=0, le=1, description="share of the steps after which it sees all; in between ever more"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps after which a question sees all documents; in between their number grows",
     )
 
     @pydantic.model_validator(mode="after")
@@ -104,10 +110,10 @@ class AmortizedTraining(Training):
 
 
 class Amortizer(nn.Module):
-    """A text as T vectors: a T5 reads it, its decoder has T learned inputs, and each output a residual net of its own.
+    """A text as T vectors: a T5 whose decoder has T learned inputs, and a residual net for each of its T outputs.
 
-    A checkpoint embeds its own tokens; a T5 from scratch is given the base's embeddings, each divided by its root mean
-    square (names that training never met differ in scale from other words).
+    A checkpoint embeds the tokens of its own tokenizer. A T5 from scratch reads the base's embeddings, each divided by
+    its root mean square: names that the base was not trained on differ in scale from other words.
     """
 
     def __init__(self, body: Any, tokenizer: Any, tokens: int, width: int) -> None:
@@ -115,20 +121,20 @@ class Amortizer(nn.Module):
         self.body, self.tokenizer = body, tokenizer
         size = body.config.d_model
         self.inputs = nn.Parameter(0.02 * torch.randn(tokens, size))
-        self.nets = Heads(tokens, size, width, width, torch.tanh)
+        self.nets = PerPositionNets(tokens, size, width, width, torch.tanh)
 
     def forward(self, ids: Tensor, mask: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Token ids and their mask (B, tokens) -> (B, T, width); ``embed`` is the base's embedding of tokens."""
-        inputs = self.inputs.expand(len(ids), -1, -1)
-        given = {"input_ids": ids} if self.tokenizer is not None else {"inputs_embeds": embed(ids)}
-        read = self.body(**given, attention_mask=mask, decoder_inputs_embeds=inputs, use_cache=False)
-        out: Tensor = self.nets(read.last_hidden_state)
-        return out
+        """Token ids and mask (B, tokens) -> (B, T, width); ``embed`` gives the base's embeddings of tokens."""
+        decoder_inputs = self.inputs.expand(len(ids), -1, -1)  # (B, T, T5 width)
+        inputs = {"input_ids": ids} if self.tokenizer is not None else {"inputs_embeds": embed(ids)}
+        outputs = self.body(**inputs, attention_mask=mask, decoder_inputs_embeds=decoder_inputs, use_cache=False)
+        vectors: Tensor = self.nets(outputs.last_hidden_state)  # (B, T, width)
+        return vectors
 
 
 @torch.no_grad()
-def hand_on(attention: Any) -> None:
-    """Let a T5's attention start, as the aggregator's, by finding what is alike and handing it on as it is."""
+def init_copying_attention(attention: Any) -> None:
+    """Initialise a T5's attention like the aggregator's: attend to what is most similar, pass it on unchanged."""
     nn.init.orthogonal_(attention.k.weight)
     nn.init.orthogonal_(attention.v.weight)
     attention.q.weight.copy_(attention.k.weight * attention.key_value_proj_dim**-0.5)
@@ -143,28 +149,28 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_as_tokens(prefix: PrefixHead, lm: BaseModel) -> None:
-    """Let the prefix head start as a linear map from unit embeddings to the keys and values of their tokens."""
+def fit_prefix_head(prefix: PrefixHead, lm: BaseModel) -> None:
+    """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens."""
     layers, _, positions, heads, size = prefix.shape
-    ids = torch.randperm(len(lm.tokenizer))[:TOKENS].to(lm.device)
+    ids = torch.randperm(len(lm.tokenizer))[:FIT_TOKENS].to(lm.device)
     targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=lm.device)
     for position in range(positions):
-        place = torch.full((len(ids), 1), position, device=lm.device)
-        cache = lm.model(input_ids=ids[:, None], position_ids=place, use_cache=True).past_key_values
-        for layer, kept in enumerate(cache.layers):
-            for side, made in enumerate((kept.keys, kept.values)):
-                targets[layer, side, position] = made[:, :, 0].flatten(1).float()
-    slots = targets.flatten(0, 2)
-    embedded = unit_embeddings(lm, ids).expand(len(slots), -1, -1)
+        position_ids = torch.full((len(ids), 1), position, device=lm.device)
+        cache = lm.model(input_ids=ids[:, None], position_ids=position_ids, use_cache=True).past_key_values
+        for layer, layer_cache in enumerate(cache.layers):
+            for side, states in enumerate((layer_cache.keys, layer_cache.values)):  # (tokens, heads, 1, head size)
+                targets[layer, side, position] = states[:, :, 0].flatten(1).float()
+    slots = targets.flatten(0, 2)  # (slots, tokens, heads * head size)
+    embedded = unit_embeddings(lm, ids).expand(len(slots), -1, -1)  # (slots, tokens, width)
     prefix.nets.skip = nn.Parameter(torch.linalg.lstsq(embedded, slots).solution.contiguous())
     prefix.nets.second.zero_()
 
 
-def checkpoint(folder: Path) -> tuple[Any, Any]:
-    """A T5 and its tokenizer.
+def load_t5(folder: Path) -> tuple[Any, Any]:
+    """Load a T5 and its tokenizer.
 
     Raises:
-        BenchError: the folder holds none.
+        BenchError: there is no T5 in the folder.
     """
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
@@ -174,7 +180,7 @@ def checkpoint(folder: Path) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BenchError(
-            f"No T5 could be read from {folder} ({str(error).splitlines()[0]}). Give a folder that save_pretrained "
-            f"wrote, with config.json, a tokenizer and .safetensors weights, or leave it out."
+            f"No T5 could be read from {folder} ({str(error).splitlines()[0]}). Give a folder written by "
+            f"save_pretrained, with config.json, a tokenizer and .safetensors weights, or leave the setting out."
         ) from None
     return body, tokenizer

@@ -1,13 +1,14 @@
-"""The hash of a method's code changes when a number could, and only then."""
+"""The hash of a method's code changes if a number could change, and only then; results are cached by content."""
 
 import ast
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from bench import hashing
 from bench.errors import BenchError
-from bench.hashing import body_hash, closure, code_hash
+from bench.hashing import CachedByContent, body_hash, cached_by_content, closure, code_hash
 
 PROJECT = {
     "bench/__init__.py": '__version__ = "1"\n_HOMES = {"Method": "bench.method", "Other": "bench.other"}\n',
@@ -30,7 +31,7 @@ PROJECT = {
 
 
 class Project:
-    """A small copy of the project's shape, whose files can be changed."""
+    """A small project of the same layout, whose files can be changed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -80,16 +81,16 @@ def test_a_change_anywhere_along_the_imports_counts(project: Project, changed: s
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ("bench/other.py", "OTHER = 2\n"),  # of bench only Method is taken
+        ("bench/other.py", "OTHER = 2\n"),  # only Method is imported from bench
         ("bench/unused.py", "UNUSED = 2\n"),  # imported for the type checker
         ("bench/__init__.py", PROJECT["bench/__init__.py"].replace('"1"', '"2"')),  # a new version of the project
     ],
 )
-def test_what_is_not_imported_does_not_count(project: Project, changed: str, text: str) -> None:
+def test_code_that_is_not_imported_does_not_count(project: Project, changed: str, text: str) -> None:
     assert project.hash_with("methods/clever.py", changed, text) == project.hash("methods/clever.py")
 
 
-def test_importing_all_of_a_package_counts_everything_it_offers(project: Project) -> None:
+def test_importing_a_whole_package_counts_everything_in_it(project: Project) -> None:
     before = project.hash_with("methods/plain.py", "methods/plain.py", "import bench\n")
     (project.root / "bench/other.py").write_text("OTHER = 2\n")
     assert project.hash_with("methods/plain.py", "methods/plain.py", "import bench\n") != before
@@ -109,7 +110,7 @@ def test_a_package_from_elsewhere_counts_as_a_whole(project: Project) -> None:
     assert project.hash_with("theirs/a.py", "theirs/b.py", "y = 2\n") != project.hash("theirs/a.py")
 
 
-def test_the_place_of_the_project_does_not_count(
+def test_the_location_of_the_project_does_not_count(
     project: Project, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = project.hash("methods/clever.py")
@@ -158,9 +159,85 @@ def test_a_body_stays_the_same_when_it_or_what_it_imports_is_renamed(project: Pr
     assert body_hash(moved) != before
 
 
-def test_a_closure_stays_within_what_it_is_told(project: Project) -> None:
+def test_a_closure_can_be_limited(project: Project) -> None:
     start = project.root / "methods" / "clever.py"
     everything = closure(start)
     assert {path.name for path in everything} == {"clever.py", "plain.py", "method.py", "maths.py", "deep.py"}
     inside = closure(start, lambda path: path.parent.name == "methods")
     assert {path.name for path in inside} == {"clever.py", "plain.py"}
+
+
+class Settings(pydantic.BaseModel):
+    rate: float
+    names: dict[str, list[str]] = {}
+
+
+@pytest.fixture
+def calls() -> list[tuple[object, ...]]:
+    """The calls of the function that is cached."""
+    return []
+
+
+@pytest.fixture
+def cached(calls: list[tuple[object, ...]]) -> CachedByContent[..., object]:
+    """A function that returns a new object for each call, with a cache of two results."""
+
+    @cached_by_content(2)
+    def function(*args: object, **kwargs: object) -> object:
+        """The function."""
+        calls.append((*args, kwargs))
+        return object()
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, {"a": 1, "b": [3]}),
+        (Settings(rate=0.1, names={"x": ["y"]}), Settings(rate=0.1, names={"x": ["y"]}), Settings(rate=0.2)),
+        ({"a": (1, 2)}, {"a": [1, 2]}, {"a": [2, 1]}),
+        ("é", "é", "e"),
+    ],
+)
+def test_results_are_cached_by_the_content_of_the_arguments(
+    cached: CachedByContent[..., object], one: object, same: object, other: object
+) -> None:
+    assert cached(one, key=one) is cached(same, key=same)
+    assert cached(one, key=one) is not cached(other, key=one)
+    assert cached(one, key=one) is not cached(one, key=other)
+
+
+def test_the_result_that_was_used_last_stays_and_the_oldest_goes(
+    cached: CachedByContent[..., object], calls: list[tuple[object, ...]]
+) -> None:
+    first, second = cached(1), cached(2)
+    assert cached(1) is first, "now 2 is the oldest"
+    cached(3)
+    assert cached(1) is first
+    assert cached(2) is not second
+    assert len(calls) == 4
+
+
+def test_a_cleared_cache_calls_again(cached: CachedByContent[..., object], calls: list[tuple[object, ...]]) -> None:
+    first = cached(1)
+    cached.cache_clear()
+    assert cached(1) is not first
+    assert len(calls) == 2
+
+
+def test_a_call_that_fails_is_not_cached() -> None:
+    ready: list[int] = []
+
+    @cached_by_content(2)
+    def function() -> int:
+        return ready[0]
+
+    with pytest.raises(IndexError):
+        function()
+    ready.append(1)
+    assert function() == 1
+
+
+def test_a_cached_function_keeps_its_name_and_docstring(cached: CachedByContent[..., object]) -> None:
+    assert (cached.__name__, cached.__doc__) == ("function", "The function.")  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The conformance suite catches what it is there to catch, and only that."""
+"""The conformance suite catches the methods that break the contract, and only those."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ METHODS = {info.name: info for file in sorted(HERE.glob("*_methods/*.py")) for i
 CAUGHT = [
     ("no_observe", "declares_itself", "does not implement observe"),
     ("undescribed", "config_is_sound", "Config.strength has no description"),
-    ("bad_grid", "config_is_sound", "grid['learning_rate'] holds -0.0001"),
+    ("bad_grid", "config_is_sound", "Correct the grid: learning_rate = -0.0001: Input should be greater than"),
     ("mutates_documents", "observe_only_reads", "changed a document"),
     ("marks_documents", "observe_only_reads", "changed a document"),
     ("returns_loss", "observe_only_reads", "returned a float"),
-    ("one_for_all", "condition_fits_the_questions", "text has 1 entries for 12 questions"),
-    ("names_documents_to_come", "condition_fits_the_questions", "each entry lists ids of observed documents"),
+    ("one_for_all", "condition_fits_the_questions", "text has 1 entries for 12 questions: give one per question"),
+    ("names_documents_to_come", "condition_fits_the_questions", "each entry must list ids of observed documents"),
     ("mutates_questions", "condition_fits_the_questions", "changed a question"),
     ("unseeded", "same_seed_same_results", "seeded with self.seed"),
-    ("unseeded_start", "same_seed_same_results", "tensor method.memory"),
+    ("unseeded_start", "same_seed_same_results", "(tensor method.memory) differs between two runs"),
     ("remembers_the_last_pass", "same_seed_same_results", "class or module variables"),
-    ("peeks_ahead", "blind_to_the_future", "documents that come only after it"),
-    ("remembers_the_last_pass", "blind_to_the_future", "documents that come only after it"),
-    ("reads_answers", "blind_to_the_answers", "changes with the reference answers"),
-    ("keeps_the_frame", "blind_to_the_answers", "can be reached from the method"),
-    ("flatters_itself", "scored_before_update", "as it stood before observing it"),
+    ("peeks_ahead", "blind_to_the_future", "depends on later documents"),
+    ("remembers_the_last_pass", "blind_to_the_future", "depends on later documents"),
+    ("reads_answers", "blind_to_the_answers", "depends on the reference answers"),
+    ("keeps_the_frame", "blind_to_the_answers", "Reference answers can be reached from the method"),
+    ("flatters_itself", "scored_before_update", "but the model before observing it gives"),
     ("learns_from_questions", "probes_leave_no_trace", "condition must not change the state"),
-    ("saves_numbers", "state_survives_saving", "'count', a int, which cannot be saved"),
-    ("forgets_the_texts", "state_survives_saving", "leaves something out"),
-    ("loads_nothing", "state_survives_saving", "after load_state_dict"),
-    ("forgets_the_step", "resumes_in_mid_stream", "leaves something out"),
-    ("never_restores", "reset_forgets", "reset does not bring back the tensor model.lm_head.weight"),
+    ("saves_numbers", "state_survives_saving", "'count' of type int, which cannot be saved"),
+    ("forgets_the_texts", "state_survives_saving", "state_dict must return the whole state"),
+    ("loads_nothing", "state_survives_saving", "differs after load_state_dict"),
+    ("forgets_the_step", "resumes_in_mid_stream", "state_dict must return the whole state"),
+    ("never_restores", "reset_forgets", "reset does not restore the tensor model.lm_head.weight"),
     ("unlearns", "reset_forgets", "loses what fit learned in the tensor method.memory"),
     ("hoards_texts", "reset_forgets", "before the last reset"),
     ("hoards_tensor", "reset_forgets", "before the last reset"),
@@ -45,15 +45,15 @@ CAUGHT = [
     ("fails_on_empty", "reads_odd_documents", "IndexError: index 0 is out of bounds"),
     ("wants_float32", "runs_in_bfloat16", "(careless.py, line "),
 ]
-"""A method, the check that must fail on it, and a part of what the check says."""
+"""A method, the check that must fail on it, and a part of the message."""
 
 
 @pytest.mark.parametrize(("method", "check", "reason"), CAUGHT)
 def test_a_bad_method_is_caught_by_the_check_meant_for_it(method: str, check: str, reason: str) -> None:
-    outcome = suite.examine(METHODS[method], check)
-    assert not outcome.passed and not outcome.skipped
-    assert reason in outcome.message
-    assert outcome.line() == f"FAIL  {method}  {check}: {outcome.message}" and "\n" not in outcome.line()
+    verdict = suite.examine(METHODS[method], check)
+    assert not verdict.passed and not verdict.skipped
+    assert reason in verdict.message
+    assert verdict.line() == f"FAIL  {method}  {check}: {verdict.message}" and "\n" not in verdict.line()
 
 
 def test_every_check_is_shown_to_catch_something() -> None:
@@ -68,11 +68,11 @@ def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str)
 
 @pytest.mark.parametrize("method", ["soft_memory", "key_value_memory", "text_memory"])
 def test_a_sound_method_with_a_memory_passes_every_check(method: str) -> None:
-    outcomes = [suite.examine(METHODS[method], name) for name in suite.CHECKS]
-    assert [outcome.line() for outcome in outcomes if not outcome.passed or outcome.skipped] == []
+    verdicts = [suite.examine(METHODS[method], name) for name in suite.CHECKS]
+    assert [verdict.line() for verdict in verdicts if not verdict.passed or verdict.skipped] == []
 
 
-def test_peeking_pays_so_that_it_is_worth_catching() -> None:
+def test_peeking_improves_scores_and_is_worth_catching() -> None:
     entries = fixtures.entries()
     scores = []
     for kind in (registry.load(METHODS["returns_loss"]), registry.load(METHODS["peeks_ahead"])):

@@ -13,7 +13,7 @@ METHODS = [info for info in registry.list_methods() if info.broken is None]
 @pytest.mark.parametrize("check", ["declares_itself", *suite.CHECKS])
 @pytest.mark.parametrize("info", METHODS, ids=lambda info: info.name)
 def test_conforms(info: registry.MethodInfo, check: str) -> None:
-    outcome = suite.examine(info, check)
-    if outcome.skipped:
-        pytest.skip(outcome.message)
-    assert outcome.passed, outcome.message
+    verdict = suite.examine(info, check)
+    if verdict.skipped:
+        pytest.skip(verdict.message)
+    assert verdict.passed, verdict.message

@@ -1,4 +1,4 @@
-"""newsworld is what its card says: reproducible, disjoint, consistent, balanced, drifting."""
+"""newsworld is as its card says: reproducible, disjoint, consistent, balanced and drifting."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_generator_writes_the_committed_bytes(world: Any) -> None:
-    for split, made in world.world().items():
-        assert world.lines(made).encode() == (FOLDER / f"{split}.jsonl").read_bytes(), split
+    for split, documents in world.world().items():
+        assert world.lines(documents).encode() == (FOLDER / f"{split}.jsonl").read_bytes(), split
 
 
 def test_splits_are_large_enough_and_share_no_entity_and_no_text(rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -59,18 +59,18 @@ def test_documents_are_in_order_of_time_and_splits_follow_one_another(rows: dict
 
 def test_one_document_in_ten_changes_an_earlier_answer(rows: dict[str, list[dict[str, Any]]]) -> None:
     for split in SPLITS:
-        asked = {question["id"]: (row, question) for row in rows[split] for question in row["questions"]}
-        revisions = [(row, question) for row, question in asked.values() if question["revises"]]
+        by_id = {question["id"]: (row, question) for row in rows[split] for question in row["questions"]}
+        revisions = [(row, question) for row, question in by_id.values() if question["revises"]]
         assert len(revisions) == pytest.approx(len(rows[split]) / 10, rel=0.02)
         for row, question in revisions:
-            before, old = asked[question["revises"]]
+            before, old = by_id[question["revises"]]
             assert before["group"] == row["group"]
             assert before["timestamp"] < row["timestamp"]
             assert old["answers"] != question["answers"]
 
 
 def test_all_values_of_a_set_are_equally_frequent(world: Any, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Else adapting to the distribution of values alone, on other documents, would raise scores."""
+    """Otherwise, adaptation to the distribution of values on other documents would raise scores."""
     answers = collections.Counter(question["answers"][0] for row in rows["test"] for question in row["questions"])
     for values in world.VALUES.values():
         counts = [answers[value] for value in values]
@@ -94,7 +94,7 @@ def test_some_wordings_of_questions_occur_in_the_test_split_only(
     assert len(wordings("test") - earlier) == 2 * 12
 
 
-def test_papers_of_the_test_period_are_new(world: Any) -> None:
+def test_newspapers_of_the_test_period_are_new(world: Any) -> None:
     def papers(split: str) -> set[Any]:
         plan = world.SPLITS[split]
         return {paper for date in (plan.first, plan.last) for paper in world.outlets(date)}

@@ -1,4 +1,4 @@
-"""The datasets that come with the project: their recipes, their frozen streams, and the folder itself."""
+"""The datasets of the project: their recipes, their frozen streams, and the folder itself."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import pytest
 from bench.data import recipe, streams
 from bench.data.documents import superseded
 from bench.data.reader import load_split
-
-ROOT = recipe.ROOT.parent
+from bench.paths import DATASETS, ROOT, datasets
 
 
 def test_the_folder_is_not_a_package_and_does_not_hide_the_library() -> None:
-    assert not list(recipe.ROOT.rglob("__init__.py"))
+    assert not list(DATASETS.rglob("__init__.py"))
     spec = importlib.machinery.PathFinder.find_spec("datasets", [str(ROOT), *sys.path])
     assert spec is not None
     assert spec.origin is not None, "a namespace folder won over the library"
-    assert recipe.ROOT not in Path(spec.origin).parents
+    assert DATASETS not in Path(spec.origin).parents
 
 
-@pytest.mark.parametrize("name", recipe.known())
-def test_every_dataset_has_a_card_beside_its_recipe(name: str) -> None:
-    assert (recipe.ROOT / name / "README.md").is_file()
+@pytest.mark.parametrize("name", datasets())
+def test_every_dataset_has_a_card_next_to_its_recipe(name: str) -> None:
+    assert (DATASETS / name / "README.md").is_file()
 
 
 def test_the_squad_ranges_are_those_of_the_camels_code() -> None:
@@ -42,7 +41,7 @@ def test_the_squad_ranges_are_those_of_the_camels_code() -> None:
 
 
 def test_every_key_of_a_recipe_is_in_the_readme() -> None:
-    page = (recipe.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (DATASETS / "README.md").read_text(encoding="utf-8")
     models = {"": recipe.Recipe, "source.": recipe.Source, "stream.": recipe.StreamPolicy, "anchor.": recipe.Anchor}
     keys = {prefix + key for prefix, model in models.items() for key in model.model_fields} - {"stream", "anchor"}
     keys |= set(recipe.Hub.model_fields)
@@ -50,15 +49,15 @@ def test_every_key_of_a_recipe_is_in_the_readme() -> None:
 
 
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
-    page = (recipe.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (DATASETS / "README.md").read_text(encoding="utf-8")
     declared, lines = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "json"))  # type: ignore[index]
     folder = tmp_path / "my_news"
     folder.mkdir()
     (folder / "dataset.yaml").write_text(declared, encoding="utf-8")
     (folder / "notices.jsonl").write_text(lines, encoding="utf-8")
-    found = recipe.find(str(folder))
-    size = found.stream.sizes["test"]
-    stream = streams.load(found, "test", size.documents, size.count - 1)
+    my_news = recipe.find(str(folder))
+    size = my_news.stream.sizes["test"]
+    stream = streams.load(my_news, "test", size.documents, size.count - 1)
     assert [item.document.timestamp for item in stream.entries] == ["2031-03-09", "2031-05-02"]
     assert [item.document.text[start:end] for item in stream.entries for start, end in item.facts] == [
         "Pier 1",
@@ -68,14 +67,14 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
 
 
 def test_newsworld_is_whole_and_its_streams_are_as_frozen() -> None:
-    found = recipe.find("newsworld")
-    groups = [{entry.group for entry in load_split(found, split)} for split in recipe.SPLITS]
+    newsworld = recipe.find("newsworld")
+    groups = [{entry.group for entry in load_split(newsworld, split)} for split in recipe.SPLITS]
     assert sum(len(names) for names in groups) == len(set().union(*groups)), "the splits share an entity"
-    frozen = {f"{split}-{size.documents}": size.count for split, size in found.stream.sizes.items()}
-    report = [line.partition(":")[0] for line in streams.verify(found)]
+    frozen = {f"{split}-{size.documents}": size.count for split, size in newsworld.stream.sizes.items()}
+    report = [line.partition(":")[0] for line in streams.verify(newsworld)]
     assert set(report) == {f"{name}-{index}" for name, count in frozen.items() for index in range(count)}
-    for split, size in found.stream.sizes.items():
-        entries = load_split(found, split)
+    for split, size in newsworld.stream.sizes.items():
+        entries = load_split(newsworld, split)
         for index in range(size.count):
-            stream = streams.load(found, split, size.documents, index)
+            stream = streams.load(newsworld, split, size.documents, index)
             assert len(streams.placebo(entries, stream)) == size.documents

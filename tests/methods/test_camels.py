@@ -22,14 +22,14 @@ EPISODES = [
 ]
 
 
-def plan(**settings: object) -> CamelsTraining:
+def settings(**changes: object) -> CamelsTraining:
     return CamelsTraining.model_validate(
-        {"unroll": 2, "reset_every": 2, "episodes_per_step": 4, "inner_rate": 0.05, "hidden": 8, **settings}
+        {"unroll": 2, "reset_every": 2, "episodes_per_step": 4, "inner_rate": 0.05, "hidden": 8, **changes}
     )
 
 
-def make(lm: BaseModel, control: str = "none", seed: int = 0, **settings: object) -> Camels:
-    method = Camels(lm, Camels.Config(control=control, training=plan(**settings)), seed)
+def make(lm: BaseModel, control: str = "none", seed: int = 0, **changes: object) -> Camels:
+    method = Camels(lm, Camels.Config(control=control, training=settings(**changes)), seed)
     generator = torch.Generator().manual_seed(3)
     last = method.weigher.head[2]
     with torch.no_grad():  # as after some training: the weights differ from token to token
@@ -53,7 +53,7 @@ def test_untrained_every_token_weighs_the_softplus_of_zero(lm: BaseModel) -> Non
 
 
 def test_untrained_bounded_weights_are_a_half(llama_lm: BaseModel) -> None:
-    method = Camels(llama_lm, Camels.Config(training=plan(bounded=True)))
+    method = Camels(llama_lm, Camels.Config(training=settings(bounded=True)))
     assert set(method.token_weights(llama_lm.tokens(EPISODES[0].document)).tolist()) == {0.5}
 
 
@@ -95,19 +95,19 @@ def test_mean_and_bimodal_weights_have_one_and_two_levels(llama_lm: BaseModel) -
     torch.testing.assert_close(make(llama_lm, "bimodal").token_weights(batch), expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"checkpoint": True}, {"bounded": True, "learn_inner_rate": True}])
-def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"checkpoint": True}, {"bounded": True, "learn_inner_rate": True}])
+def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, changes: dict[str, object]) -> None:
     lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))  # it computes in float64 throughout when asked to
     lm.model.double()
     with torch.no_grad():
         for parameter in lm.model.parameters():
             parameter.div_(4)
-    method = make(lm, locality=0.5, episodes_per_step=2, **settings)
+    method = make(lm, locality=0.5, episodes_per_step=2, **changes)
     method.weigher.double()
     episodes, others = EPISODES[:2], EPISODES[2:]
     method.outer_step(episodes, others)
     names = ["head.2.weight", "head.0.bias", "body.h.0.mlp.c_fc.weight", "body.wte.weight"]
-    names += ["log_rate"] if "learn_inner_rate" in settings else []
+    names += ["log_rate"] if "learn_inner_rate" in changes else []
     parameters = dict(method.weigher.named_parameters())
     for name in names:
         gradient = parameters[name].grad
@@ -126,13 +126,13 @@ def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, setting
 
 
 def test_checkpointing_changes_nothing(lm: BaseModel) -> None:
-    found = []
+    results = []
     for checkpoint in (False, True):
         method = make(lm, checkpoint=checkpoint)
         losses = method.outer_step(EPISODES, EPISODES[::-1])
-        found.append((losses, [p.grad for p in method.weigher.parameters() if p.grad is not None]))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    for a, b in zip(found[0][1], found[1][1], strict=True):
+        results.append((losses, [p.grad for p in method.weigher.parameters() if p.grad is not None]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-8)
 
 
@@ -153,16 +153,16 @@ def test_meta_training_leaves_the_base_as_it_was(lm: BaseModel) -> None:
 
 def test_validation_is_the_outer_loss_without_a_gradient(llama_lm: BaseModel) -> None:
     method = make(llama_lm)
-    found = method.validate(EPISODES)
-    assert found["loss"] == pytest.approx(found["answer_nll"] + 0.1 * found["drift"], rel=1e-6)
+    losses = method.validate(EPISODES)
+    assert losses["loss"] == pytest.approx(losses["answer_nll"] + 0.1 * losses["drift"], rel=1e-6)
     assert all(p.grad is None for p in method.weigher.parameters())
 
 
 def test_meta_training_lowers_the_outer_loss(llama_lm: BaseModel) -> None:
     from bench.contract.meta_training import Trainer
 
-    settings = plan(steps=25, learning_rate=1e-2, validate_every=5, inner_rate=0.5, episodes_per_step=2)
-    method = Camels(llama_lm, Camels.Config(training=settings))
+    training = settings(steps=25, learning_rate=1e-2, validate_every=5, inner_rate=0.5, episodes_per_step=2)
+    method = Camels(llama_lm, Camels.Config(training=training))
     trainer = Trainer(method, EPISODES[:2], EPISODES[:2])
     trainer.run()
     losses = [row["validation_loss"] for row in trainer.curve]
@@ -178,15 +178,23 @@ def test_the_reference_preset_is_that_of_the_authors_code() -> None:
     assert (training.locality, training.learning_rate) == (0.1, 1e-5)
 
 
+def test_the_padded_divisor_ignores_the_length_of_a_document(llama_lm: BaseModel) -> None:
+    batch = llama_lm.tokens(EPISODES[0].document)
+    assert Camels(llama_lm).loss_divisor(batch) == len(batch)
+    assert Camels(llama_lm, Camels.Config(preset="reference")).loss_divisor(batch) == 1023
+
+
 def test_windows_must_fit_into_an_outer_step() -> None:
     with pytest.raises(pydantic.ValidationError, match="multiple"):
-        plan(unroll=2, reset_every=3)
+        settings(unroll=2, reset_every=3)
 
 
 def test_a_weighting_model_of_another_vocabulary_is_refused(llama_lm: BaseModel, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path, "gpt2")
-    assert Camels(llama_lm, Camels.Config(training=plan(backbone=str(other)))).weigher.body.config.model_type == "gpt2"
+    assert (
+        Camels(llama_lm, Camels.Config(training=settings(backbone=str(other)))).weigher.body.config.model_type == "gpt2"
+    )
     tokenizer = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(tokenizer.replace('"the"', '"eht"').replace('"at"', '"ta"'))
     with pytest.raises(BenchError, match="vocabulary"):
-        Camels(llama_lm, Camels.Config(training=plan(backbone=str(other))))
+        Camels(llama_lm, Camels.Config(training=settings(backbone=str(other))))

@@ -1,4 +1,4 @@
-"""CMT: compression, self-matching, top-k aggregation, the memory-aware loss, and what reaches the base."""
+"""CMT: compression, self-matching, top-k aggregation, the memory-aware loss, and the input to the base."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode, Question
-from bench.answering.prompts import prompts
+from bench.answering.prompts import build_prompts
 from bench.contract.meta_training import Trainer
 from bench.lm.base_model import BaseModel
 from methods.cmt import Cmt
-from methods.parts.compression import DecoderCompressor, matching, matching_loss
-from methods.parts.memory_bank import Recalled
+from methods.parts.compression import DecoderCompressor, matching_loss, matching_scores
+from methods.parts.memory_bank import Prefix
 from tests.conftest import ROOT, TEXT
 
 SMALL = {
@@ -44,8 +44,7 @@ EPISODES = [
 
 def make(lm: BaseModel, seed: int = 0, k: int | None = 2, **training: object) -> Cmt:
     decode = training.pop("decode", "plain")
-    plan = {**SMALL, **training}
-    return Cmt(lm, Cmt.Config(k=k, decode=decode, training=plan), seed)
+    return Cmt(lm, Cmt.Config(k=k, decode=decode, training={**SMALL, **training}), seed)
 
 
 def observed(method: Cmt, texts: list[str]) -> Cmt:
@@ -55,7 +54,7 @@ def observed(method: Cmt, texts: list[str]) -> Cmt:
     return method
 
 
-def soft(method: Cmt, questions: list[str], rows: Tensor) -> Tensor:
+def soft_prompts(method: Cmt, questions: list[str], rows: Tensor) -> Tensor:
     with torch.no_grad():
         embeddings = method.recall(questions, rows).embeddings
     assert embeddings is not None
@@ -72,19 +71,19 @@ def each_lm(checkpoint: Path) -> BaseModel:
     return BaseModel.load(str(checkpoint))
 
 
-def test_aggregating_as_many_as_there_are_is_full_aggregation(lm: BaseModel) -> None:
+def test_aggregating_at_least_all_documents_is_full_aggregation(lm: BaseModel) -> None:
     rows = observed(make(lm), TEXTS).rows
     for k in (6, 9, None):
         method = make(lm, k=k)
         with torch.no_grad():
-            asked = method.encode(*method.question_ids(QUESTIONS))
-            bias = (matching(asked, rows) / 0.05).repeat_interleave(3, 1)[:, None, None]
-            full = method.memory.aggregate(asked, rows.flatten(0, 1).expand(3, -1, -1), bias).embeddings
-        torch.testing.assert_close(soft(method, QUESTIONS, rows), full)
+            questions = method.encode(*method.question_ids(QUESTIONS))
+            bias = (matching_scores(questions, rows) / 0.05).repeat_interleave(3, 1)[:, None, None]
+            full = method.network.aggregate(questions, rows.flatten(0, 1).expand(3, -1, -1), bias).embeddings
+        torch.testing.assert_close(soft_prompts(method, QUESTIONS, rows), full)
 
 
 @pytest.mark.parametrize("match_use", ["weight", "filter"])
-def test_a_question_reads_its_best_matches_alone_however_many_are_asked(lm: BaseModel, match_use: str) -> None:
+def test_a_question_reads_only_its_best_matches_in_any_batch(lm: BaseModel, match_use: str) -> None:
     method = make(lm, match_use=match_use)
     rows = observed(method, TEXTS).rows
     together = method.recall(QUESTIONS, rows)
@@ -92,35 +91,39 @@ def test_a_question_reads_its_best_matches_alone_however_many_are_asked(lm: Base
     for i, question in enumerate(QUESTIONS):
         with torch.no_grad():
             alone = method.recall([question], rows)
-            asked = method.encode(*method.question_ids([question]))
-            best = matching(asked, rows)[0].argsort(descending=True)[:2]
-            bias = None if match_use == "filter" else matching(asked, rows)[0, best].repeat_interleave(3)[None] / 0.05
-            expected = method.memory.aggregate(
-                asked, rows[best].flatten(0, 1)[None], None if bias is None else bias[:, None, None]
+            questions = method.encode(*method.question_ids([question]))
+            best = matching_scores(questions, rows)[0].argsort(descending=True)[:2]
+            bias = (
+                None
+                if match_use == "filter"
+                else matching_scores(questions, rows)[0, best].repeat_interleave(3)[None] / 0.05
+            )
+            expected = method.network.aggregate(
+                questions, rows[best].flatten(0, 1)[None], None if bias is None else bias[:, None, None]
             )
         assert alone.entries == [best.tolist()] == [list(together.entries[i])]
-        for found in (alone.embeddings, together.embeddings[i : i + 1]):
-            torch.testing.assert_close(found, expected.embeddings)
+        for embeddings in (alone.embeddings, together.embeddings[i : i + 1]):
+            torch.testing.assert_close(embeddings, expected.embeddings)
 
 
 def test_the_order_of_the_bank_changes_nothing_but_the_places(lm: BaseModel) -> None:
     method = make(lm)
     rows = observed(method, TEXTS).rows
     order = [4, 2, 0, 5, 1, 3]
-    torch.testing.assert_close(soft(method, QUESTIONS, rows), soft(method, QUESTIONS, rows[order]))
+    torch.testing.assert_close(soft_prompts(method, QUESTIONS, rows), soft_prompts(method, QUESTIONS, rows[order]))
     first, second = (method.recall(QUESTIONS, bank).entries for bank in (rows, rows[order]))
     assert first is not None and second is not None
     assert [list(row) for row in first] == [[order[i] for i in row] for row in second]
 
 
-def test_a_document_seen_again_adds_no_entry_and_matches_are_named_best_first(lm: BaseModel) -> None:
+def test_a_repeated_document_adds_no_entry_and_matches_are_listed_best_first(lm: BaseModel) -> None:
     method = observed(make(lm, k=3), [*TEXTS, TEXTS[2]])
     assert len(method.rows) == len(method.entries) == 6
-    given = method.condition([Question(str(i), text) for i, text in enumerate(QUESTIONS)])
-    scores = matching(method.encode(*method.question_ids(QUESTIONS)), method.rows)
+    conditioning = method.condition([Question(str(i), text) for i, text in enumerate(QUESTIONS)])
+    scores = matching_scores(method.encode(*method.question_ids(QUESTIONS)), method.rows)
     best = [[f"d{i}" for i in row] for row in scores.argsort(1, descending=True)[:, :3].tolist()]
-    assert given.documents == best
-    assert given.prefix_embeddings is not None and given.prefix_embeddings[0].shape == (3, 32)
+    assert conditioning.documents == best
+    assert conditioning.prefix_embeddings is not None and conditioning.prefix_embeddings[0].shape == (3, 32)
 
 
 @pytest.mark.parametrize("body", ["xattn", "decoder"])
@@ -134,31 +137,31 @@ def test_padding_does_not_change_a_memory(each_lm: BaseModel, body: str) -> None
 
 
 @pytest.mark.parametrize("body", ["xattn", "decoder"])
-def test_streaming_one_by_one_makes_the_bank_of_the_batch(lm: BaseModel, body: str) -> None:
+def test_observing_one_by_one_gives_the_bank_of_the_batch(lm: BaseModel, body: str) -> None:
     method = observed(make(lm, body=body), TEXTS)
     with torch.no_grad():
-        batch = method.bank_of([episode.document for episode in EPISODES])
+        batch = method.encode_documents([episode.document for episode in EPISODES])
     torch.testing.assert_close(method.rows, batch, rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_bank_gives_the_prefix_of_the_question_alone(lm: BaseModel) -> None:
-    asked = [Question("0", QUESTIONS[0])]
+    questions = [Question("0", QUESTIONS[0])]
     fresh = make(lm)
     fresh.reset()
     with torch.no_grad():
         memory = fresh.encode(*fresh.question_ids(QUESTIONS[:1]))
-        for block in fresh.memory.aggregator.blocks:
+        for block in fresh.network.aggregator.blocks:
             memory = memory + block.feed_forward(memory)
-        expected = fresh.memory.inject(fresh.memory.norm(memory)) * fresh.memory.scale
-    given = fresh.condition(asked)
-    assert given.prefix_embeddings is not None and given.documents == [[]]
-    torch.testing.assert_close(given.prefix_embeddings[0][None], expected)
+        expected = fresh.network.inject(fresh.network.norm(memory)) * fresh.network.scale
+    conditioning = fresh.condition(questions)
+    assert conditioning.prefix_embeddings is not None and conditioning.documents == [[]]
+    torch.testing.assert_close(conditioning.prefix_embeddings[0][None], expected)
 
 
 def test_matching_is_the_cosine_of_mean_rows() -> None:
-    asked = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])  # its mean points along (1, 0)
+    questions = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])  # its mean points along (1, 0)
     memories = torch.tensor([[[0.0, 3.0], [0.0, 1.0]], [[6.0, 0.0], [0.0, 8.0]]])  # (0, 1) and (3, 4) / 5
-    torch.testing.assert_close(matching(asked, memories), torch.tensor([[0.0, 0.6]]))
+    torch.testing.assert_close(matching_scores(questions, memories), torch.tensor([[0.0, 0.6]]))
 
 
 def test_the_matching_loss_counts_every_window_of_the_own_document() -> None:
@@ -170,66 +173,66 @@ def test_the_matching_loss_counts_every_window_of_the_own_document() -> None:
 def test_the_memory_aware_losses_by_hand(lm: BaseModel) -> None:
     memory, bare = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
     targets, counted = torch.tensor([[0]]), torch.tensor([[1]])
-    contrast = make(lm, contrast=0.5).memory_aware(memory, bare, targets, counted)
+    contrast = make(lm, contrast=0.5).memory_aware_loss(memory, bare, targets, counted)
     assert contrast.item() == pytest.approx(math.log1p(math.exp(-2)))  # of the logits (1.5, -0.5)
-    margin = make(lm, memory_aware="margin", margin_slope=2.0).memory_aware(memory, bare, targets, counted)
+    margin = make(lm, memory_aware="margin", margin_slope=2.0).memory_aware_loss(memory, bare, targets, counted)
     assert margin.item() == pytest.approx(math.log1p(math.exp(-2)))  # the NLL falls by 1: softplus(2 x -1)
 
 
 def test_the_outer_loss_is_the_sum_of_its_weighted_parts(lm: BaseModel) -> None:
-    found = make(lm, matching_weight=2.0, memory_aware_weight=0.25).outer_step(EPISODES[:2], EPISODES[2:4])
-    assert found["loss"] == pytest.approx(
-        found["answer_nll"] + 0.25 * found["memory_aware"] + 2 * found["matching"], rel=1e-5
+    parts = make(lm, matching_weight=2.0, memory_aware_weight=0.25).outer_step(EPISODES[:2], EPISODES[2:4])
+    assert parts["loss"] == pytest.approx(
+        parts["answer_nll"] + 0.25 * parts["memory_aware"] + 2 * parts["matching"], rel=1e-5
     )
     assert set(make(lm, memory_aware_weight=0).outer_step(EPISODES[:2], EPISODES)) == {"loss", "answer_nll"}
 
 
-def test_the_answer_loss_alone_teaches_the_matching_where_it_weighs(lm: BaseModel) -> None:
-    slopes = []
+def test_the_answer_loss_alone_trains_the_matching_if_it_weights_rows(lm: BaseModel) -> None:
+    gradients = []
     for match_use in ("weight", "filter"):
         method = make(lm, match_use=match_use, memory_aware_weight=0)
-        rows = method.bank_of([episode.document for episode in EPISODES]).detach()
-        asked = method.encode(*method.question_ids(QUESTIONS)).detach()
-        scores = matching(asked, rows).requires_grad_()
-        recalled = method.aggregate(asked, rows, scores, scores.detach(), 4)
-        assert recalled.embeddings is not None
-        recalled.embeddings.square().sum().backward()
-        slopes.append(0.0 if scores.grad is None else scores.grad.abs().sum().item())
-    assert slopes[0] > 0 and slopes[1] == 0
+        rows = method.encode_documents([episode.document for episode in EPISODES]).detach()
+        questions = method.encode(*method.question_ids(QUESTIONS)).detach()
+        scores = matching_scores(questions, rows).requires_grad_()
+        prefix = method.aggregate(questions, rows, scores, scores.detach(), 4)
+        assert prefix.embeddings is not None
+        prefix.embeddings.square().sum().backward()
+        gradients.append(0.0 if scores.grad is None else scores.grad.abs().sum().item())
+    assert gradients[0] > 0 and gradients[1] == 0
 
 
 def test_the_own_document_is_forced_among_the_best_at_first(lm: BaseModel) -> None:
     method = make(lm, k=None, force_gold=1.0, queue=0)
     method.config.training.__dict__["k"] = 1
-    seen: list[Recalled] = []
+    prefixes: list[Prefix] = []
     aggregate = method.aggregate
-    method.aggregate = lambda *given: seen.append(aggregate(*given)) or seen[-1]  # type: ignore
+    method.aggregate = lambda *inputs: prefixes.append(aggregate(*inputs)) or prefixes[-1]  # type: ignore
     method.outer_step(EPISODES, EPISODES)
-    assert seen[0].entries == [[i] for i in range(6)]
+    assert prefixes[0].entries == [[i] for i in range(6)]
     method.progress = 1.0
     method.outer_step(EPISODES, EPISODES)
-    assert seen[1].entries != seen[0].entries
+    assert prefixes[1].entries != prefixes[0].entries
 
 
 def test_two_questions_of_a_document_share_its_entry(lm: BaseModel) -> None:
     document = EPISODES[0].document
-    asked = tuple(Question(str(i), text) for i, text in enumerate(QUESTIONS))
+    questions = tuple(Question(str(i), text) for i, text in enumerate(QUESTIONS))
     method = make(lm, questions_per_document=2, queue=4)
-    method.outer_step([Episode(document, asked, (("1",), ("2",), ("3",))), EPISODES[1]], EPISODES)
-    assert int(method.memory.queued) == 2
+    method.outer_step([Episode(document, questions, (("1",), ("2",), ("3",))), EPISODES[1]], EPISODES)
+    assert int(method.network.queued) == 2
 
 
 def test_the_queue_keeps_the_newest_memories_without_gradient(lm: BaseModel) -> None:
-    memory = make(lm, queue=3).memory
+    network = make(lm, queue=3).network
     value = torch.arange(1.0, 5.0)[:, None, None].expand(4, 3, 32).clone().requires_grad_()
-    assert len(memory.distractors) == 0
-    memory.enqueue(value[:2])
-    assert memory.distractors[:, 0, 0].tolist() == [1, 2]
-    memory.enqueue(value[2:])
-    assert memory.distractors[:, 0, 0].tolist() == [3, 4, 1] and not memory.distractors.requires_grad
+    assert len(network.distractors) == 0
+    network.enqueue(value[:2])
+    assert network.distractors[:, 0, 0].tolist() == [1, 2]
+    network.enqueue(value[2:])
+    assert network.distractors[:, 0, 0].tolist() == [3, 4, 1] and not network.distractors.requires_grad
 
 
-def test_distractors_of_the_queue_are_read_and_change_the_loss(lm: BaseModel) -> None:
+def test_distractors_of_the_queue_change_the_loss(lm: BaseModel) -> None:
     losses = []
     for queue in (0, 5):
         method = make(lm, queue=queue)
@@ -240,19 +243,19 @@ def test_distractors_of_the_queue_are_read_and_change_the_loss(lm: BaseModel) ->
     assert losses[0] == losses[2] and losses[1] != losses[3], "the first step finds the queue empty, the second not"
 
 
-def test_a_killed_training_goes_on_exactly_with_its_queue(lm: BaseModel, tmp_path: Path) -> None:
-    def trainer(steps: int, file: Path) -> Trainer:
+def test_a_killed_training_resumes_exactly_with_its_queue(lm: BaseModel, tmp_path: Path) -> None:
+    def make_trainer(steps: int, file: Path) -> Trainer:
         method = make(lm, steps=4, validate_every=2, queue=5, warmup=0)
-        made = Trainer(method, EPISODES, EPISODES[:2], file, "cmt")
-        made._finished = lambda: made.step >= steps  # type: ignore[method-assign]
-        return made
+        trainer = Trainer(method, EPISODES, EPISODES[:2], file, "cmt")
+        trainer._is_finished = lambda: trainer.step >= steps  # type: ignore[method-assign]
+        return trainer
 
-    trainer(2, tmp_path / "half").run()
-    resumed, whole = trainer(4, tmp_path / "half"), trainer(4, tmp_path / "whole")
+    make_trainer(2, tmp_path / "half").run()
+    resumed, whole = make_trainer(4, tmp_path / "half"), make_trainer(4, tmp_path / "whole")
     assert resumed.step == 2 and int(resumed.method.learner.queued) == 4  # type: ignore[arg-type]
-    for each in (resumed, whole):
-        each.run()
-        each.method.learner.load_state_dict(each._copy())
+    for trainer in (resumed, whole):
+        trainer.run()
+        trainer.method.learner.load_state_dict(trainer._learner_state())
     ours, theirs = resumed.best, whole.best
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and resumed.curve == whole.curve
 
@@ -270,19 +273,19 @@ def test_neither_training_nor_streaming_touches_the_base(each_lm: BaseModel, set
     assert {name.split(".")[0] for name in learning} >= {"compressor", "aggregator", "inject"}
 
 
-def test_untrained_adapters_read_like_the_base_and_leave_no_trace(each_lm: BaseModel) -> None:
+def test_untrained_adapters_change_nothing_and_are_removed_after_reading(each_lm: BaseModel) -> None:
     method = make(each_lm, body="decoder")
-    body = method.memory.compressor
-    assert isinstance(body, DecoderCompressor) and len(body.lora.places) == len(body.lora.ups) > 0
+    body = method.network.compressor
+    assert isinstance(body, DecoderCompressor) and len(body.lora.targets) == len(body.lora.ups) > 0
     ids = each_lm.encode(TEXTS[0])[None]
     with torch.no_grad():
-        behind = torch.cat([each_lm.embeddings(ids), body.soft_tokens[None]], 1)
-        expected = each_lm.model.base_model(inputs_embeds=behind).last_hidden_state[:, -3:]
+        inputs = torch.cat([each_lm.embeddings(ids), body.soft_tokens[None]], 1)
+        expected = each_lm.model.base_model(inputs_embeds=inputs).last_hidden_state[:, -3:]
         torch.testing.assert_close(method.encode(ids, torch.ones_like(ids)), expected)
         for up in body.lora.ups:
             torch.nn.init.normal_(up.weight)
         assert not torch.allclose(method.encode(ids, torch.ones_like(ids)), expected)
-        again = each_lm.model.base_model(inputs_embeds=behind).last_hidden_state[:, -3:]
+        again = each_lm.model.base_model(inputs_embeds=inputs).last_hidden_state[:, -3:]
     assert torch.equal(again, expected)
 
 
@@ -294,35 +297,35 @@ def test_the_decoder_body_leaves_room_for_its_soft_tokens(each_lm: BaseModel) ->
 
 def test_key_value_prefixes_have_the_shape_of_the_base(each_lm: BaseModel) -> None:
     method = observed(make(each_lm, injection="kv", prefix_positions=2), TEXTS)
-    asked = [Question(str(i), text) for i, text in enumerate(QUESTIONS)]
-    given = method.condition(asked)
-    assert given.prefix_embeddings is None
-    assert [prompt.prefix_length for prompt in prompts(each_lm, asked, given, 4)] == [2, 2, 2]
+    questions = [Question(str(i), text) for i, text in enumerate(QUESTIONS)]
+    conditioning = method.condition(questions)
+    assert conditioning.prefix_embeddings is None
+    assert [prompt.prefix_length for prompt in build_prompts(each_lm, questions, conditioning, 4)] == [2, 2, 2]
 
 
-def test_contrastive_decoding_is_asked_of_the_harness(lm: BaseModel) -> None:
-    asked = [Question("0", QUESTIONS[0])]
-    assert observed(make(lm), TEXTS).condition(asked).contrast is None
-    assert observed(make(lm, decode="contrastive"), TEXTS).condition(asked).contrast == 0.5
+def test_contrastive_decoding_is_requested_in_the_conditioning(lm: BaseModel) -> None:
+    questions = [Question("0", QUESTIONS[0])]
+    assert observed(make(lm), TEXTS).condition(questions).contrast is None
+    assert observed(make(lm, decode="contrastive"), TEXTS).condition(questions).contrast == 0.5
 
 
-def test_renamed_are_the_tokens_that_a_question_shares_with_its_document_alone(lm: BaseModel) -> None:
+def test_renaming_replaces_the_tokens_that_a_question_shares_with_its_document_alone(lm: BaseModel) -> None:
     method = make(lm, rename=True)
     ids = [torch.tensor(row) for row in ([0, 5, 7, 9], [0, 5, 8, 9], [0, 6, 6])]
-    asked = {"first": [7, 9, 4], "second": [8, 7], "third": [6, 5]}
-    lm.encode = lambda text: torch.tensor(asked[text])  # type: ignore[method-assign]
-    with torch.no_grad(), method.renaming([ids[:1], ids[1:2], ids[2:]], list(enumerate(asked))):
-        assert method.renamed is not None
-        tokens, vectors = method.renamed
-        assert tokens.tolist() == [6, 7, 8], "not 9, which two documents have, nor what only the question has"
+    questions = {"first": [7, 9, 4], "second": [8, 7], "third": [6, 5]}
+    lm.encode = lambda text: torch.tensor(questions[text])  # type: ignore[method-assign]
+    with torch.no_grad(), method.renaming([ids[:1], ids[1:2], ids[2:]], list(enumerate(questions))):
+        assert method.substitutes is not None
+        tokens, vectors = method.substitutes
+        assert tokens.tolist() == [6, 7, 8], "not 9, which is in two documents, nor tokens of the question alone"
         text = torch.tensor([[5, 7, 6]])
         states = lm.embeddings(text).clone()
         states[0, 1:] = vectors[[1, 0]]
-        found = method.encode(text, torch.ones_like(text))
+        memory = method.encode(text, torch.ones_like(text))
         lm.embeddings = lambda _: states  # type: ignore[method-assign]
     with torch.no_grad():
-        assert method.renamed is None
-        torch.testing.assert_close(method.encode(text, torch.ones_like(text)), found)
+        assert method.substitutes is None
+        torch.testing.assert_close(method.encode(text, torch.ones_like(text)), memory)
     with pytest.raises(pydantic.ValidationError, match="xattn"):
         make(lm, rename=True, body="decoder")
 
@@ -330,41 +333,45 @@ def test_renamed_are_the_tokens_that_a_question_shares_with_its_document_alone(l
 EMBLEMS = ("beetle", "hare", "plough", "comet", "sunflower", "dolphin", "hawthorn", "windmill")
 
 
-def emblems(names: list[str], chance: random.Random) -> list[Episode]:
-    """Sixteen firms with emblems drawn anew: what a firm's was before is no help."""
+def emblems(names: list[str], rng: random.Random) -> list[Episode]:
+    """Sixteen firms with emblems drawn anew, so that earlier emblems are of no use."""
     return [
         Episode(
             Document(name, f"The logo of {name} shows a {emblem}."),
             (Question(name, f"What is on the logo of {name}?"),),
             ((emblem,),),
         )
-        for name in chance.sample(names, 16)
-        for emblem in [chance.choice(EMBLEMS)]
+        for name in rng.sample(names, 16)
+        for emblem in [rng.choice(EMBLEMS)]
     ]
 
 
-def test_on_a_toy_world_the_memory_is_what_answers() -> None:
+def test_in_a_toy_world_answers_come_from_the_memory() -> None:
     rows = (ROOT / "datasets/newsworld/train.jsonl").read_text(encoding="utf-8").splitlines()[:400]
-    names, chance = list(dict.fromkeys(json.loads(row)["group"] for row in rows)), random.Random(0)
+    names, rng = list(dict.fromkeys(json.loads(row)["group"] for row in rows)), random.Random(0)
     settings = {"heads": 6, "head_width": 32, "compressor_blocks": 1, "aggregator_blocks": 1, "queue": 0}
-    plan = {"memory_tokens": 2, "hidden": 64, "matching_weight": 1.0, "memory_aware_weight": 0.0, **settings}
-    method = Cmt(BaseModel.load(str(ROOT / "bench/models/nano")), Cmt.Config(training=plan))
+    training = {"memory_tokens": 2, "hidden": 64, "matching_weight": 1.0, "memory_aware_weight": 0.0, **settings}
+    method = Cmt(BaseModel.load(str(ROOT / "bench/models/nano")), Cmt.Config(training=training))
     optimizer = torch.optim.Adam(method.learner.parameters(), lr=3e-3)
     torch.manual_seed(0)
     for _ in range(50):
         optimizer.zero_grad()
-        method.outer_step(emblems(names, chance), [])
+        method.outer_step(emblems(names, rng), [])
         torch.nn.utils.clip_grad_norm_(method.learner.parameters(), 1.0)
         optimizer.step()
-    world = emblems(names, chance)
+    world = emblems(names, rng)
     observed(method, [episode.document.text for episode in world])
-    asked = [(episode.questions[0].text, episode.answers[0][0]) for episode in world]
+    pairs = [(episode.questions[0].text, episode.answers[0][0]) for episode in world]
     with torch.no_grad():
         full, others, empty = (
-            method.nll(asked, bank).mean().item()
-            for bank in (method.rows, method.bank_of([e.document for e in emblems(names, chance)]), method.rows[:0])
+            method.nll(pairs, bank).mean().item()
+            for bank in (
+                method.rows,
+                method.encode_documents([e.document for e in emblems(names, rng)]),
+                method.rows[:0],
+            )
         )
-        gold = sum(method.nll([pair], method.rows[i : i + 1]).item() for i, pair in enumerate(asked)) / len(asked)
+        gold = sum(method.nll([pair], method.rows[i : i + 1]).item() for i, pair in enumerate(pairs)) / len(pairs)
     assert gold <= full + 0.02 and full < 0.7 and min(others, empty) > math.log(8)
-    matched = method.condition([Question(str(i), text) for i, (text, _) in enumerate(asked)]).documents
+    matched = method.condition([Question(str(i), text) for i, (text, _) in enumerate(pairs)]).documents
     assert matched is not None and [row[0] for row in matched] == [f"d{i}" for i in range(16)]

@@ -1,4 +1,4 @@
-"""Embeddings: one by one and in batches, of the base and of an encoder, and what they rank."""
+"""Embeddings: one by one and in batches, of the base and of an encoder, and their ranking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lm(checkpoint: Path) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT as save_pretrained writes it."""
+    """A tiny BERT written by save_pretrained."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -47,7 +47,7 @@ def make(lm: BaseModel, **config: Any) -> DenseRetrieval:
 
 
 @pytest.mark.parametrize("layer", [None, 0, 2])
-def test_an_embedding_is_the_mean_of_the_layers_hidden_states(lm: BaseModel, layer: int | None) -> None:
+def test_an_embedding_is_the_mean_of_a_layers_hidden_states(lm: BaseModel, layer: int | None) -> None:
     ids = torch.cat([torch.tensor([lm.bos_id]), lm.encode(TEXT[0])])
     with torch.no_grad():
         states = lm.model(input_ids=ids[None], output_hidden_states=True).hidden_states
@@ -55,26 +55,26 @@ def test_an_embedding_is_the_mean_of_the_layers_hidden_states(lm: BaseModel, lay
     torch.testing.assert_close(make(lm, layer=layer).embed([TEXT[0]])[0], mean / mean.norm())
 
 
-def test_embeddings_in_a_batch_are_those_one_by_one(lm: BaseModel, encoder: Path) -> None:
+def test_batched_embeddings_equal_single_ones(lm: BaseModel, encoder: Path) -> None:
     for method in (make(lm), make(lm, encoder=str(encoder))):
         together = method.embed([*TEXTS, "", LONG])
         single = torch.cat([method.embed([text]) for text in [*TEXTS, "", LONG]])
         torch.testing.assert_close(together, single, atol=1e-5, rtol=1e-4)
 
 
-def test_a_text_beyond_the_window_loses_its_end_and_one_without_tokens_is_nothing(lm: BaseModel) -> None:
+def test_a_long_text_is_truncated_and_a_text_without_tokens_embeds_as_zero(lm: BaseModel) -> None:
     method = make(lm)
     torch.testing.assert_close(method.embed([LONG]), method.embed([LONG + TEXT[0]]))
     assert not method.embed([""]).any()
 
 
-def test_an_encoder_of_its_own_embeds_with_its_last_layer(lm: BaseModel, encoder: Path) -> None:
+def test_a_separate_encoder_embeds_with_its_last_layer(lm: BaseModel, encoder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     method = make(lm, encoder=str(encoder))
-    given = AutoTokenizer.from_pretrained(encoder)(TEXT[1], return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(encoder)(TEXT[1], return_tensors="pt")
     with torch.no_grad():
-        mean = AutoModel.from_pretrained(encoder)(**given).last_hidden_state[0].mean(0)
+        mean = AutoModel.from_pretrained(encoder)(**inputs).last_hidden_state[0].mean(0)
     torch.testing.assert_close(method.embed([TEXT[1]])[0], functional.normalize(mean, dim=0))
     assert method.notes()["layer"] == 3 and len(method.notes()["encoder"]) == 64
 
@@ -88,7 +88,7 @@ def test_documents_are_found_by_their_own_words(lm: BaseModel, encoder: Path) ->
         assert sorted(two) == [1, 3]
 
 
-def test_embeddings_are_saved_and_forgotten_by_reset(lm: BaseModel) -> None:
+def test_embeddings_are_saved_and_reset(lm: BaseModel) -> None:
     method, resumed = make(lm), make(lm)
     method.observe(Document("a", TEXT[0]))
     resumed.load_state_dict(method.state_dict())
@@ -99,7 +99,7 @@ def test_embeddings_are_saved_and_forgotten_by_reset(lm: BaseModel) -> None:
     assert method.embeddings.shape == (0, 32)
 
 
-def test_what_cannot_embed_is_refused(lm: BaseModel, tmp_path: Path) -> None:
+def test_an_unusable_encoder_or_layer_is_rejected(lm: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"No encoder could be read .* or leave it out to embed with the base"):
         make(lm, encoder=str(tmp_path))
     with pytest.raises(BenchError, match=r"Set dense_retrieval\.layer to at most 2\."):

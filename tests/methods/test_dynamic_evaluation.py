@@ -1,4 +1,4 @@
-"""Dynamic evaluation: each rule is the rule it says it is, and every part of its state can be saved and taken back."""
+"""Dynamic evaluation: each update rule against its definition, and saving and loading of every part of the state."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def weights(lm: BaseModel) -> dict[str, Tensor]:
 
 
 def scores(method: Any, documents: Sequence[Document] = DOCUMENTS, segment_tokens: int | None = SEGMENT) -> list[float]:
-    """What the harness scores, segment by segment."""
+    """NLL of each segment, as scored by the harness."""
     loop = Loop(method, (), documents, segment_tokens=segment_tokens)
     loop.run()
     return [event.nll or 0.0 for event in loop.document_events]
@@ -55,9 +55,9 @@ def gradient(lm: BaseModel, document: Document) -> dict[str, Tensor]:
     """Gradient of the mean loss of a document or segment."""
     lm.model.zero_grad()
     lm.loss(document).backward()
-    found = {name: p.grad.clone() for name, p in lm.model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in lm.model.named_parameters()}
     lm.model.zero_grad()
-    return found
+    return gradients
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: Any) -> None:
@@ -80,7 +80,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: Any) ->
         {"reset": "document"},
     ],
 )
-def test_without_a_learning_rate_the_static_scores_come_out_bit_for_bit(lm: BaseModel, config: dict[str, Any]) -> None:
+def test_with_a_learning_rate_of_zero_scores_equal_the_static_ones_bit_for_bit(
+    lm: BaseModel, config: dict[str, Any]
+) -> None:
     static = scores(ClosedBook(lm))
     method = make(lm, learning_rate=0, **config)
     assert scores(method) == static
@@ -88,7 +90,7 @@ def test_without_a_learning_rate_the_static_scores_come_out_bit_for_bit(lm: Base
     assert scores(ClosedBook(lm)) == static
 
 
-def test_plain_sgd_with_decay_is_a_bare_loop(lm: BaseModel) -> None:
+def test_plain_sgd_with_decay_equals_a_bare_loop(lm: BaseModel) -> None:
     prior = weights(lm)
     theta = dict(prior)
     for document in DOCUMENTS:
@@ -105,8 +107,8 @@ def test_plain_sgd_with_decay_is_a_bare_loop(lm: BaseModel) -> None:
 
 @pytest.mark.parametrize("statistics", ["train", "adam"])
 @pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
-def test_the_rms_rule_is_the_papers(lm: BaseModel, statistics: str, decay: float) -> None:
-    """Krause et al. 2018, written out in NumPy over the gradients that the method met."""
+def test_the_rms_rule_equals_the_papers(lm: BaseModel, statistics: str, decay: float) -> None:
+    """Krause et al. 2018 in NumPy, over the same gradients."""
     method = make(lm, learning_rate=1e-3, decay=decay, statistics=statistics, epsilon=1e-2)
     prior = {n: v.double().numpy() for n, v in weights(lm).items()}
     square = {n: np.zeros_like(v) for n, v in prior.items()}
@@ -144,7 +146,7 @@ def test_full_decay_returns_to_the_base_in_one_step(lm: BaseModel) -> None:
     assert_same(weights(lm), prior)
 
 
-def test_rms_scaled_decay_is_clipped_where_it_would_overshoot(lm: BaseModel) -> None:
+def test_rms_scaled_decay_does_not_overshoot(lm: BaseModel) -> None:
     method = make(lm, learning_rate=0, decay=1, statistics="train")
     fit(method, EPISODES)
     method.reset()
@@ -159,59 +161,59 @@ def test_rms_scaled_decay_is_clipped_where_it_would_overshoot(lm: BaseModel) -> 
     assert 0 < sum(int(mask.sum()) for mask in above.values()) < sum(mask.numel() for mask in above.values())
 
 
-def test_statistics_of_a_stream_and_of_segments_are_counted(lm: BaseModel) -> None:
+def test_statistics_are_over_the_configured_segments(lm: BaseModel) -> None:
     method = make(lm, statistics="train", statistics_segments=2, segment_tokens=SEGMENT)
     fit(method, [Episode(LONG, (), ())])
-    pieces = lm.segments(LONG, SEGMENT)[:2]
-    g = [gradient(lm, piece)["lm_head.weight"] for piece in pieces]
+    segments = lm.segments(LONG, SEGMENT)[:2]
+    g = [gradient(lm, segment)["lm_head.weight"] for segment in segments]
     expected = ((g[0].square() + g[1].square()) / 2).sqrt()
     torch.testing.assert_close(getattr(method, "rms.lm_head.weight"), expected, atol=1e-6, rtol=1e-4)
 
 
-def test_what_needs_no_statistics_reads_no_training_documents(lm: BaseModel) -> None:
+def test_without_statistics_no_training_documents_are_read(lm: BaseModel) -> None:
     for config in ({}, {"statistics": "adam"}, {"optimizer": "adamw"}):
         method = make(lm, **config)
         method.fit([None])  # type: ignore[list-item]
 
 
-def test_statistics_that_cannot_be_gathered_are_refused(lm: BaseModel) -> None:
+def test_impossible_statistics_are_rejected(lm: BaseModel) -> None:
     with pytest.raises(BenchError, match="documents in the train split"):
         make(lm, statistics="train").fit([])
     with pytest.raises(BenchError, match="use statistics=adam"):
         make(lm, statistics="train", learn="lora").fit(EPISODES)
 
 
-def test_accumulating_is_a_step_on_the_summed_gradients(lm: BaseModel) -> None:
+def test_accumulation_takes_a_step_on_the_summed_gradients(lm: BaseModel) -> None:
     before = weights(lm)
-    pieces = lm.segments(LONG, SEGMENT)[:4]
-    g = [gradient(lm, piece) for piece in pieces]
+    segments = lm.segments(LONG, SEGMENT)[:4]
+    g = [gradient(lm, segment) for segment in segments]
     method = make(lm, learning_rate=0.1, period=3)
     method.reset()
-    for piece in pieces[:2]:
-        method.observe(piece)
+    for segment in segments[:2]:
+        method.observe(segment)
     assert_same(weights(lm), before)
-    method.observe(pieces[2])
+    method.observe(segments[2])
     expected = {n: before[n] - 0.1 * (g[0][n] + g[1][n] + g[2][n]) for n in before}
     assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
-    method.observe(pieces[3])
+    method.observe(segments[3])
     assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_skipping_learns_from_every_kth_segment_alone(lm: BaseModel) -> None:
+def test_skipping_learns_from_every_kth_segment_only(lm: BaseModel) -> None:
     before = weights(lm)
-    pieces = lm.segments(LONG, SEGMENT)[:3]
-    g = gradient(lm, pieces[2])
+    segments = lm.segments(LONG, SEGMENT)[:3]
+    g = gradient(lm, segments[2])
     method = make(lm, learning_rate=0.1, period=3, between="skip")
     method.reset()
     built = []
-    for piece in pieces:
+    for segment in segments:
         built.append(method.learns_from_scoring)
-        method.observe(piece)
-    assert built == [False, False, True], "no graph is built for what is skipped"
+        method.observe(segment)
+    assert built == [False, False, True], "no graph is built for a skipped segment"
     assert_same(weights(lm), {n: before[n] - 0.1 * g[n] for n in before}, atol=1e-6, rtol=1e-5)
 
 
-def test_a_skipped_segment_is_remembered_whether_or_not_it_was_scored(lm: BaseModel) -> None:
+def test_a_skipped_segment_is_cached_with_or_without_scoring(lm: BaseModel) -> None:
     after = []
     for scoring in (True, False):
         method = make(lm, learning_rate=0.1, period=2, between="skip", context="carry")
@@ -220,7 +222,7 @@ def test_a_skipped_segment_is_remembered_whether_or_not_it_was_scored(lm: BaseMo
     assert_same(*after, atol=1e-6, rtol=1e-5)
 
 
-def test_at_each_document_the_weights_stay_or_go_back_wholly_or_in_part(lm: BaseModel) -> None:
+def test_at_each_document_the_weights_stay_or_return_fully_or_partly(lm: BaseModel) -> None:
     prior = weights(lm)
     steps: dict[str, dict[str, Tensor]] = {}
     for reset in ("never", "document", "soft"):
@@ -235,16 +237,16 @@ def test_at_each_document_the_weights_stay_or_go_back_wholly_or_in_part(lm: Base
             assert method.state_dict().keys() == state.keys()
         elif reset == "document":
             assert_same(steps[reset], prior)
-            assert not [name for name in method.state_dict() if name.startswith("square.")], "it starts afresh"
+            assert not [name for name in method.state_dict() if name.startswith("square.")], "the statistics start anew"
         else:
             expected = {n: adapted[n] + 0.25 * (prior[n] - adapted[n]) for n in prior}
             assert_same(steps[reset], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_document_is_scored_by_what_the_reset_left(lm: BaseModel) -> None:
+def test_a_document_is_scored_after_the_reset(lm: BaseModel) -> None:
     alone = [scores(make(lm, learning_rate=0.1), [document]) for document in DOCUMENTS]
-    assert scores(make(lm, learning_rate=0.1, reset="document")) == [score for some in alone for score in some]
-    assert scores(make(lm, learning_rate=0.1)) != [score for some in alone for score in some]
+    assert scores(make(lm, learning_rate=0.1, reset="document")) == [score for document in alone for score in document]
+    assert scores(make(lm, learning_rate=0.1)) != [score for document in alone for score in document]
 
 
 @pytest.mark.parametrize("context", ["full", "limited", "carry"])
@@ -257,10 +259,10 @@ def test_a_changed_future_changes_no_earlier_score(lm: BaseModel, context: str) 
     assert one != two
 
 
-def test_without_learning_what_is_carried_stands_for_the_text(lm: BaseModel) -> None:
+def test_without_learning_the_cache_equals_the_text(lm: BaseModel) -> None:
     short = Document("short", TEXT[0])
-    carried = scores(make(lm, learning_rate=0, context="carry"), [short])
-    assert carried == pytest.approx(scores(ClosedBook(lm), [short]), rel=1e-4)
+    cached = scores(make(lm, learning_rate=0, context="carry"), [short])
+    assert cached == pytest.approx(scores(ClosedBook(lm), [short]), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +288,14 @@ def test_a_segment_costs_one_forward_pass(lm: BaseModel, config: dict[str, Any])
 
 
 @pytest.mark.parametrize("scoring", [True, False])
-def test_learning_from_the_scoring_forward_changes_nothing(lm: BaseModel, scoring: bool) -> None:
+def test_learning_from_the_scoring_graph_changes_nothing(lm: BaseModel, scoring: bool) -> None:
     method = make(lm, learning_rate=0.1, context="carry", statistics="adam", period=2, segment_tokens=SEGMENT)
     Loop(method, (), [LONG], scoring=scoring).run()
-    found = weights(lm)
+    expected = weights(lm)
     method.reset()
-    for piece in lm.segments(LONG, SEGMENT):
-        method.observe(piece)
-    assert_same(weights(lm), found, atol=1e-6, rtol=1e-5)
+    for segment in lm.segments(LONG, SEGMENT):
+        method.observe(segment)
+    assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -307,16 +309,16 @@ def test_learning_from_the_scoring_forward_changes_nothing(lm: BaseModel, scorin
         {"learn": "mlp", "statistics": "train", "context": "limited", "reset": "document"},
     ],
 )
-def test_a_state_saved_between_two_segments_goes_on_exactly(lm: BaseModel, config: dict[str, Any]) -> None:
-    pieces = [piece for document in (*DOCUMENTS, LONG) for piece in lm.segments(document, SEGMENT)]
-    cut = len(pieces) - 3  # in mid-document and in mid-accumulation
-    assert cut % 3 and len(lm.tokens(pieces[cut]).context_ids) > 1
+def test_a_run_resumed_between_two_segments_equals_an_uninterrupted_one(lm: BaseModel, config: dict[str, Any]) -> None:
+    segments = [segment for document in (*DOCUMENTS, LONG) for segment in lm.segments(document, SEGMENT)]
+    cut = len(segments) - 3  # within a document and within an accumulation
+    assert cut % 3 and len(lm.tokens(segments[cut]).context_ids) > 1
 
-    def go_on(method: DynamicEvaluation, some: Sequence[Any]) -> None:
-        for piece in some:
-            if not piece.context_ids:
+    def observe(method: DynamicEvaluation, segments: Sequence[Any]) -> None:
+        for segment in segments:
+            if not segment.context_ids:
                 method.begin_document()
-            method.observe(piece)
+            method.observe(segment)
 
     def start() -> DynamicEvaluation:
         method = make(lm, **{"learning_rate": 0.1, **config})
@@ -325,20 +327,20 @@ def test_a_state_saved_between_two_segments_goes_on_exactly(lm: BaseModel, confi
         return method
 
     method = start()
-    go_on(method, pieces[:cut])
+    observe(method, segments[:cut])
     state = method.state_dict()
-    go_on(method, pieces[cut:])
+    observe(method, segments[cut:])
     whole = method.state_dict()
     method.reset()
     resumed = start()
     resumed.load_state_dict(state)
-    go_on(resumed, pieces[cut:])
+    observe(resumed, segments[cut:])
     assert_same(resumed.state_dict(), whole)
     resumed.reset()
 
 
 @pytest.mark.parametrize("learn", ["all", "mlp", "middle_third", "last_quarter", "norms_and_biases"])
-def test_exactly_what_should_learn_changes(checkpoint: Path, learn: str) -> None:
+def test_exactly_the_chosen_parameters_change(checkpoint: Path, learn: str) -> None:
     lm = BaseModel.load(str(checkpoint))
     before = weights(lm)
     method = make(lm, learn=learn, learning_rate=0.1, decay=0.01, statistics="adam", reset="soft")
@@ -351,7 +353,7 @@ def test_exactly_what_should_learn_changes(checkpoint: Path, learn: str) -> None
     assert (learn == "all") == (expected == before.keys())
 
 
-def test_adapters_learn_beside_weights_that_do_not(checkpoint: Path) -> None:
+def test_adapters_learn_while_the_weights_stay(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
     before, static = weights(lm), scores(ClosedBook(lm))
     method = make(lm, learn="lora", rank=2, learning_rate=1.0)
@@ -363,7 +365,7 @@ def test_adapters_learn_beside_weights_that_do_not(checkpoint: Path) -> None:
     assert scores(ClosedBook(lm)) == static
 
 
-def test_the_decay_of_an_adapter_is_towards_its_own_beginning(lm: BaseModel) -> None:
+def test_an_adapter_decays_towards_its_initial_values(lm: BaseModel) -> None:
     method = make(lm, learn="lora", learning_rate=0, decay=1)
     method.reset()
     method.observe(DOCUMENTS[0])
@@ -377,10 +379,10 @@ def test_the_decay_of_an_adapter_is_towards_its_own_beginning(lm: BaseModel) -> 
     method.reset()
 
 
-def test_scaled_steps_have_a_rate_of_their_own() -> None:
+def test_scaled_steps_have_another_default_rate() -> None:
     def rate(**config: Any) -> float:
-        chosen: float = DynamicEvaluation.Config(**config).learning_rate
-        return chosen
+        learning_rate: float = DynamicEvaluation.Config(**config).learning_rate
+        return learning_rate
 
     assert rate() == rate(decay=0.1) == 0.05
     assert rate(statistics="adam") == rate(optimizer="adamw") == 3e-4

@@ -1,7 +1,8 @@
-"""Generative Adapter: what is written into the state, the update that it stands for, and how the generator learns."""
+"""Generative Adapter: the state that text adds up to, the update made of it, and the training of the generators."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pydantic
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode, Question
+from bench.answering.metrics import shortest
 from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
 from bench.harness.ledger import state_bytes
 from bench.lm.base_model import BaseModel
 from methods.generative_adapter import GenerativeAdapter, alignment
-from methods.parts.weight_generator import Generator, GeneratorTraining, PartialIsometry, Written, kept_values
+from methods.parts.weight_generator import ChunkStates, Generator, GeneratorTraining
 from tests.conftest import TEXT
 
 LONG = Document("long", " ".join(TEXT))
@@ -25,7 +27,7 @@ EPISODES = [
 ] + [
     Episode(Document("3", "A fourth text about the mill."), (Question("3", "When?"),), (("1899", "in the year 1899"),))
 ]
-TOLD = [  # episodes whose answers stand in their documents
+ANSWERED = [  # episodes whose documents contain the answers
     Episode(Document(str(i), f"{name} went to {town} by boat"), (Question(str(i), f"Where is {name}?"),), ((town,),))
     for i, (name, town) in enumerate((("Otter", "Corvale"), ("Ferry", "morning"), ("Gate", "lighthouse")))
 ]
@@ -39,15 +41,15 @@ WAYS = [
 """Settings that together use every branch of the generator."""
 
 
-def plan(**settings: object) -> GeneratorTraining:
+def training_config(**settings: object) -> GeneratorTraining:
     return GeneratorTraining.model_validate(
         {"inner": 8, "rank": 4, "scale": 2.0, "chunk": 9, "warmup": 0, "episodes_per_step": 4, "qa_from": 0, **settings}
     )
 
 
 def make(lm: BaseModel, **settings: object) -> GenerativeAdapter:
-    """A method whose generators are as after some training: with updates that are not zero."""
-    method = GenerativeAdapter(lm, GenerativeAdapter.Config(training=plan(**settings)))
+    """A method with generators as after some training: their updates are not zero."""
+    method = GenerativeAdapter(lm, GenerativeAdapter.Config(training=training_config(**settings)))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for each in method.generators:
@@ -57,8 +59,19 @@ def make(lm: BaseModel, **settings: object) -> GenerativeAdapter:
 
 def logits(lm: BaseModel, text: str = TEXT[1]) -> Tensor:
     with torch.no_grad():
-        found: Tensor = lm.model(input_ids=lm.encode(text)[None], use_cache=False).logits
-    return found
+        output: Tensor = lm.model(input_ids=lm.encode(text)[None], use_cache=False).logits
+    return output
+
+
+def unmerged(method: GenerativeAdapter) -> AbstractContextManager[None]:
+    """The update beside the weights rather than in them."""
+
+    def update(i: int, _: Tensor, inputs: Tensor) -> Tensor:
+        generator = method.generators[i]
+        added: Tensor = generator(inputs, generator.normalize(method.state[i]))
+        return added
+
+    return method.layers.adding(update)
 
 
 @pytest.fixture
@@ -76,7 +89,7 @@ def llama_lm(llama: Path) -> BaseModel:
 
 def tiny(values: str = "token", keys: str = "block_input") -> Generator:
     """Two hidden units, and K = V = Q = O = the identity."""
-    generator = Generator(2, 2, 2, plan(inner=2, rank=1, values=values, keys=keys, scale=0.5))
+    generator = Generator(2, 2, 2, training_config(inner=2, rank=1, values=values, keys=keys, scale=0.5))
     with torch.no_grad():
         for matrix in (generator.K, generator.V, generator.Q, generator.O):
             matrix.copy_(torch.eye(2))
@@ -90,26 +103,27 @@ MASK = torch.tensor([[1, 1, 0]])
 def test_the_state_sums_outer_products_of_normed_hidden_states() -> None:
     # over the root mean square, (3, 4) is (0.6, 0.8) sqrt 2, and (1, 0) is (1, 0) sqrt 2
     expected = 2 * torch.tensor([[[0.36 + 1, 0.48], [0.48, 0.64]]])
-    torch.testing.assert_close(tiny().write(HIDDEN, HIDDEN, MASK).state, expected)
+    torch.testing.assert_close(tiny().chunk_states(HIDDEN, HIDDEN, MASK).states, expected)
 
 
 def test_a_key_can_be_bound_to_the_next_tokens_value() -> None:
     # the first token's key with the second one's value; the third is padding
     expected = 2 * torch.tensor([[[0.6, 0.0], [0.8, 0.0]]])
-    torch.testing.assert_close(tiny("next_token").write(HIDDEN, HIDDEN, MASK).state, expected)
+    torch.testing.assert_close(tiny("next_token").chunk_states(HIDDEN, HIDDEN, MASK).states, expected)
 
 
-def test_keys_can_be_made_of_what_the_layer_is_given() -> None:
+def test_keys_can_come_from_the_layers_own_input() -> None:
     inputs = torch.tensor([[[0.0, 5.0], [2.0, 0.0], [7.0, 7.0]]])
     expected = 2 * torch.tensor([[[1.0, 0.0], [0.6, 0.8]]])
-    torch.testing.assert_close(tiny(keys="module_input").write(HIDDEN, inputs, MASK).state, expected)
+    torch.testing.assert_close(tiny(keys="module_input").chunk_states(HIDDEN, inputs, MASK).states, expected)
 
 
 def test_the_order_of_tokens_does_not_matter_once_they_are_hidden_states() -> None:
     hidden = torch.randn(1, 7, 2, generator=torch.Generator().manual_seed(0))
     mask, order = torch.ones(1, 7), torch.tensor([3, 1, 6, 0, 2, 5, 4])
-    one, other = tiny().write(hidden, hidden, mask), tiny().write(hidden[:, order], hidden[:, order], mask)
-    torch.testing.assert_close(one.state, other.state)
+    one = tiny().chunk_states(hidden, hidden, mask)
+    other = tiny().chunk_states(hidden[:, order], hidden[:, order], mask)
+    torch.testing.assert_close(one.states, other.states)
 
 
 @pytest.mark.parametrize("settings", WAYS)
@@ -117,10 +131,10 @@ def test_padding_changes_nothing_in_the_state(lm: BaseModel, settings: dict[str,
     method = make(lm, **settings)
     chunks = [c for e in EPISODES for c in method.chunks(e.document)]
     chunks = sorted(chunks, key=len)
-    together = method.write([[chunk] for chunk in chunks])
+    together = method.chunk_states([[chunk] for chunk in chunks])
     for i, chunk in enumerate(chunks):
-        for layer, alone in zip(together, method.write([[chunk]]), strict=True):
-            torch.testing.assert_close(layer.state[i], alone.state[0], rtol=1e-4, atol=1e-4)
+        for layer, alone in zip(together, method.chunk_states([[chunk]]), strict=True):
+            torch.testing.assert_close(layer.states[i], alone.states[0], rtol=1e-4, atol=1e-4)
             assert not layer.keys[i, alone.keys.shape[1] :].any()
 
 
@@ -135,7 +149,7 @@ def test_the_update_of_a_diagonal_state() -> None:
 
 
 def test_merged_and_unmerged_updates_are_the_same() -> None:
-    generator = Generator(6, 5, 4, plan())
+    generator = Generator(6, 5, 4, training_config())
     torch.nn.init.normal_(generator.O)
     normal, inputs = torch.randn(8, 8), torch.randn(3, 7, 5)
     torch.testing.assert_close(generator(inputs, normal), inputs @ generator.update(normal).T, rtol=1e-4, atol=1e-5)
@@ -143,69 +157,59 @@ def test_merged_and_unmerged_updates_are_the_same() -> None:
 
 @pytest.mark.parametrize("normalize", ["svd", "frobenius"])
 def test_a_normalised_state_has_one_size_whatever_its_scale(normalize: str) -> None:
-    generator, state = Generator(6, 5, 4, plan(normalize=normalize)), torch.randn(2, 8, 8)
+    generator, state = Generator(6, 5, 4, training_config(normalize=normalize)), torch.randn(2, 8, 8)
     normal = generator.normalize(state)
     torch.testing.assert_close(generator.normalize(state * 1000), normal, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.linalg.matrix_norm(normal), torch.full((2,), 2.0))  # sqrt of rank 4
     assert not generator.normalize(torch.zeros(2, 8, 8)).any(), "nothing seen, nothing changed"
 
 
+@pytest.mark.parametrize("normalize", ["svd", "frobenius"])
+def test_the_gradient_of_an_empty_state_is_finite(normalize: str) -> None:
+    state = torch.zeros(2, 8, 8, requires_grad=True)
+    normal = Generator(6, 5, 4, training_config(normalize=normalize)).normalize(state)
+    (10 * normal).sum().backward()
+    assert state.grad is not None and state.grad.isfinite().all()
+
+
 def test_svd_keeps_the_rank_and_sets_its_singular_values_to_one() -> None:
-    values = torch.linalg.svdvals(Generator(6, 5, 4, plan()).normalize(torch.randn(8, 8)))
+    values = torch.linalg.svdvals(Generator(6, 5, 4, training_config()).normalize(torch.randn(8, 8)))
     torch.testing.assert_close(values, torch.tensor([1.0] * 4 + [0.0] * 4))
 
 
 def test_singular_values_that_are_zero_are_not_raised_to_one() -> None:
     column, row = torch.randn(8, 1), torch.randn(1, 8)
-    normal = Generator(6, 5, 4, plan()).normalize(column @ row)
+    normal = Generator(6, 5, 4, training_config()).normalize(column @ row)
     torch.testing.assert_close(normal, column @ row / (column.norm() * row.norm()))
 
 
-@pytest.mark.parametrize("rank", [2, 5])
-def test_the_gradient_of_the_partial_isometry_equals_finite_differences(rank: int) -> None:
-    state = torch.randn(2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: PartialIsometry.apply(s, rank, False), state)
-
-
-def test_equal_singular_values_leave_the_gradient_finite() -> None:
-    state = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])).requires_grad_()
-    PartialIsometry.apply(state, 3, False).square().sum().backward()
-    assert torch.isfinite(state.grad).all()
-    exact = torch.eye(4).mul_(2).requires_grad_()
-    PartialIsometry.apply(exact, 2, False).sum().backward()
-    assert torch.isfinite(exact.grad).all(), "even where the cut is between equal ones"
-
-
-def test_near_equal_singular_values_drop_the_update_in_training_if_asked() -> None:
+def test_nearly_equal_singular_values_can_drop_the_update_in_training() -> None:
     near, apart = torch.diag(torch.tensor([2.0, 2.0, 1.0])), torch.diag(torch.tensor([3.0, 2.0, 1.0]))
     states = torch.stack([near, apart])
-    generator = Generator(6, 5, 4, plan(inner=3, rank=2, drop_near_equal=True))
+    generator = Generator(6, 5, 4, training_config(inner=3, rank=2, drop_near_equal=True))
     normals = generator.normalize(states)
     assert not normals[0].any() and normals[1].any()
     with torch.no_grad():
         assert generator.normalize(states)[0].any(), "not when the stream is read"
-    assert Generator(6, 5, 4, plan(inner=3, rank=2)).normalize(near).any()
+    assert Generator(6, 5, 4, training_config(inner=3, rank=2)).normalize(near).any()
 
 
 def test_the_randomised_decomposition_depends_on_the_seed_a_little() -> None:
     state = torch.randn(8, 8) @ torch.diag(torch.tensor([9.0, 8, 7, 6, 2, 1, 1, 1])) @ torch.randn(8, 8)
-    generator, exact = Generator(6, 5, 4, plan(decomposition="randomized")), Generator(6, 5, 4, plan())
-    found = []
+    generator, exact = (
+        Generator(6, 5, 4, training_config(decomposition="randomized")),
+        Generator(6, 5, 4, training_config()),
+    )
+    normals = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(generator.normalize(state))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        normals.append(generator.normalize(state))
+    assert torch.equal(normals[0], normals[1])
+    assert not torch.equal(normals[0], normals[2])
     assert torch.equal(exact.normalize(state), exact.normalize(state))
-    for normal in found:
+    for normal in normals:
         assert torch.linalg.matrix_norm(normal) == pytest.approx(2, abs=1e-4)
         assert (normal * exact.normalize(state)).sum() > 2, "most of it is the exact one's"
-
-
-def test_kept_values_are_counted_from_the_largest() -> None:
-    assert kept_values(torch.tensor([5.0, 4.0, 3.0, 0.0]), 2).tolist() == [1, 1, 0, 0]
-    assert kept_values(torch.tensor([5.0, 4.0, 3e-7, 0.0]), 4).tolist() == [1, 1, 0, 0]
-    assert kept_values(torch.zeros(3), 2).tolist() == [0, 0, 0]
 
 
 # The stream.
@@ -216,22 +220,22 @@ def test_an_untrained_generator_leaves_the_base_as_it_is_bit_for_bit(
     lm: BaseModel, settings: dict[str, object]
 ) -> None:
     before, hashed = logits(lm), lm.weights_hash()
-    method = GenerativeAdapter(lm, GenerativeAdapter.Config(training=plan(**settings)))
+    method = GenerativeAdapter(lm, GenerativeAdapter.Config(training=training_config(**settings)))
     method.observe(LONG)
     assert method.state.abs().sum() > 0
     assert lm.weights_hash() == hashed and torch.equal(logits(lm), before)
-    with method._adapting(lambda i, *_: method.generators[i].normalize(method.state[i])):
+    with unmerged(method):
         assert torch.equal(logits(lm), before)
 
 
 @pytest.mark.parametrize("settings", WAYS)
-def test_weights_with_the_update_answer_like_the_update_beside_them(lm: BaseModel, settings: dict[str, object]) -> None:
+def test_merged_weights_answer_like_the_unmerged_update(lm: BaseModel, settings: dict[str, object]) -> None:
     method, before = make(lm, **settings), logits(lm)
     method.observe(LONG)
     merged = logits(lm)
     assert not torch.allclose(merged, before, atol=1e-2)
     lm.restore()
-    with method._adapting(lambda i, *_: method.generators[i].normalize(method.state[i])):
+    with unmerged(method):
         torch.testing.assert_close(logits(lm), merged, rtol=1e-3, atol=1e-3)
 
 
@@ -241,10 +245,10 @@ def test_reading_chunks_side_by_side_equals_reading_them_in_turn(lm: BaseModel, 
     chunks = [c for e in EPISODES for c in method.chunks(e.document)]
     assert len(chunks) > 2 * len(EPISODES), "documents of several chunks"
     with torch.no_grad():
-        side_by_side = method.write([chunks, chunks[:3]])
+        side_by_side = method.chunk_states([chunks, chunks[:3]])
     for episode in EPISODES:
         method.observe(episode.document)
-    for layer, state in zip((each.state for each in side_by_side), method.state, strict=True):
+    for layer, state in zip((each.states for each in side_by_side), method.state, strict=True):
         torch.testing.assert_close(layer[: len(chunks)].sum(0), state, rtol=1e-3, atol=1e-3 * state.abs().max().item())
         torch.testing.assert_close(layer[len(chunks) :], layer[:3], rtol=1e-3, atol=1e-2)  # groups do not mix
 
@@ -278,8 +282,8 @@ def test_a_document_is_cut_into_chunks_of_nearly_equal_length(llama_lm: BaseMode
     assert len(whole) == -(-(len(ids) + 1) // llama_lm.window), "a whole window at a time"
 
 
-def test_the_way_of_reading_can_differ_from_training(llama_lm: BaseModel) -> None:
-    config = GenerativeAdapter.Config(encoding="parallel", training=plan())
+def test_the_encoding_can_differ_from_training(llama_lm: BaseModel) -> None:
+    config = GenerativeAdapter.Config(encoding="parallel", training=training_config())
     assert GenerativeAdapter(llama_lm, config).encoding == "parallel"
 
 
@@ -294,7 +298,7 @@ def test_reset_brings_back_the_base_and_an_empty_state(lm: BaseModel, settings: 
     assert lm.weights_hash() == hashed, "the update of an empty state is none"
 
 
-def test_what_is_kept_does_not_grow_with_the_stream(llama_lm: BaseModel) -> None:
+def test_the_state_does_not_grow_with_the_stream(llama_lm: BaseModel) -> None:
     method = make(llama_lm)
     sizes = []
     for _ in range(3):
@@ -322,8 +326,8 @@ def test_the_update_is_a_lora_that_plain_peft_loads(
     ranks = {p.shape[0] for name, p in loaded.named_parameters() if "lora_A" in name}
     assert ranks == {4 if settings.get("normalize", "svd") == "svd" else 8}
     with torch.no_grad():
-        found = loaded(input_ids=lm.encode(TEXT[1])[None]).logits
-    torch.testing.assert_close(found, merged, rtol=1e-3, atol=1e-3)
+        updated = loaded(input_ids=lm.encode(TEXT[1])[None]).logits
+    torch.testing.assert_close(updated, merged, rtol=1e-3, atol=1e-3)
 
 
 # Training.
@@ -342,89 +346,89 @@ def test_training_moves_the_generators_and_nothing_else(lm: BaseModel, settings:
 
 
 def test_validation_is_the_answers_nll_after_the_stream(llama_lm: BaseModel) -> None:
-    from bench.answering.prompts import prompts
+    from bench.answering.prompts import build_prompts
     from bench.contract.method import Conditioning
 
     method = make(llama_lm, scale=0.1)
-    found = method.validate(EPISODES)
+    losses = method.validate(EPISODES)
     assert all(p.grad is None for p in method.learner.parameters())
     for episode in EPISODES:
         method.observe(episode.document)
     nll = []
     for episode in EPISODES:
-        [prompt] = prompts(llama_lm, episode.questions, Conditioning(), 0)
-        answer = llama_lm.encode(" " + min(episode.answers[0], key=len))
+        [prompt] = build_prompts(llama_lm, episode.questions, Conditioning(), 0)
+        answer = llama_lm.encode(" " + shortest(episode.answers[0]))
         with torch.no_grad():
             nll.append(-llama_lm.log_probs(torch.cat([answer, torch.tensor([llama_lm.eos_id])]), prompt.ids))
-    assert found["loss"] == pytest.approx(torch.cat(nll).mean().item(), rel=1e-3)
+    assert losses["loss"] == pytest.approx(torch.cat(nll).mean().item(), rel=1e-3)
 
 
-def test_each_group_of_documents_has_a_state_of_its_own(llama_lm: BaseModel) -> None:
+def test_each_group_of_documents_has_its_own_state(llama_lm: BaseModel) -> None:
     whole = make(llama_lm, documents=2, first_documents=2).outer_step(EPISODES, [])["loss"]
     tokens, parts = 0, 0.0
     for group in (EPISODES[0::2], EPISODES[1::2]):
         method = make(llama_lm, documents=2, first_documents=2)
-        count = sum(len(llama_lm.encode(" " + min(e.answers[0], key=len))) + 1 for e in group)
+        count = sum(len(llama_lm.encode(" " + shortest(e.answers[0]))) + 1 for e in group)
         parts += method.outer_step(group, [])["loss"] * count
         tokens += count
     assert whole == pytest.approx(parts / tokens, rel=1e-4)
 
 
 def test_states_of_the_first_chunks_of_each_group(llama_lm: BaseModel) -> None:
-    written = torch.arange(5.0)[:, None, None]
-    [states] = make(llama_lm)._sums([Written(written, written)], [["a", "b", "c"], ["d", "e"]], [2, 1])
+    rows = torch.arange(5.0)[:, None, None]
+    [states] = make(llama_lm)._group_states([ChunkStates(rows, rows)], [["a", "b", "c"], ["d", "e"]], [2, 1])
     assert states.flatten().tolist() == [0 + 1, 3]
 
 
-def test_what_is_remembered_is_what_would_be_read(llama_lm: BaseModel) -> None:
-    found = []
+def test_cached_activations_equal_those_of_another_reading(llama_lm: BaseModel) -> None:
+    gradients = []
     for remember in (False, True):
         method = make(llama_lm, encoding="parallel", remember=remember)
         for _ in range(2):
             torch.manual_seed(0)
             method.outer_step(EPISODES, [])
-        assert bool(method._remembered) == remember
-        found.append([p.grad for p in method.learner.parameters()])
-    for one, other in zip(*found, strict=True):
+        assert bool(method._cache) == remember
+        gradients.append([p.grad for p in method.learner.parameters()])
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_alignment_is_the_share_of_what_is_wanted_in_what_a_query_brings_back() -> None:
+def test_alignment_is_the_wanted_share_of_the_energy_that_a_query_retrieves() -> None:
     keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
-    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # they bring back 1, 0, 9, 0, 0, 1; 0, 4, 0, 0, 0, 1
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # energies 1, 0, 9, 0, 0, 1; 0, 4, 0, 0, 0, 1
     wanted = torch.zeros(3, 3, 2, dtype=torch.bool)
-    wanted[0, 0, 0] = wanted[0, 2, 1] = wanted[1, 2, 1] = True  # and the third question wants nothing that was told
+    wanted[0, 0, 0] = wanted[0, 2, 1] = wanted[1, 2, 1] = True  # the third question wants nothing
     expected = -(torch.tensor([2 / 11, 1 / 5]).log().mean())
     torch.testing.assert_close(alignment(queries, keys, wanted), expected)
     torch.testing.assert_close(alignment(queries * 9, keys / 7, wanted), expected)
 
 
-def test_a_gate_weighs_what_is_written() -> None:
-    generator = Generator(2, 2, 2, plan(inner=2, rank=1, gate=True, encoding="parallel"))
+def test_a_gate_weights_keys() -> None:
+    generator = Generator(2, 2, 2, training_config(inner=2, rank=1, gate=True, encoding="parallel"))
     with torch.no_grad():
         generator.gate.weight.copy_(torch.tensor([[1.0, 0.0]]))
         generator.gate.bias.fill_(0)
     last = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [9.0, 9.0]]])  # gates sigmoid(0.6 sqrt 2), a half, and padding
     open_wide, half = torch.sigmoid(torch.tensor(0.6 * 2**0.5)), 0.5
-    ungated, _ = generator.associate(HIDDEN, HIDDEN, MASK)
-    gated, values = generator.associate(HIDDEN, HIDDEN, MASK, last)
+    ungated, _ = generator.keys_and_values(HIDDEN, HIDDEN, MASK)
+    gated, values = generator.keys_and_values(HIDDEN, HIDDEN, MASK, last)
     expected = ungated * torch.tensor([open_wide, half, 0.0])[:, None]
     torch.testing.assert_close(gated, expected)
     assert values[0, :2].abs().sum() > 0 and not values[0, 2].any()
 
 
-def test_alignment_counts_beside_the_answers(llama_lm: BaseModel) -> None:
+def test_alignment_is_added_to_the_answers_loss(llama_lm: BaseModel) -> None:
     with_it, without = (make(llama_lm, align=weight, documents=8, first_documents=8) for weight in (0.5, 0))
-    found = with_it.validate(TOLD)
-    assert without.validate(TOLD) == {"loss": pytest.approx(found["loss"])}
-    expected = found["loss"] + 0.5 * found["alignment"]
-    assert with_it.outer_step(TOLD, [])["loss"] == pytest.approx(expected, rel=1e-5)
+    parts = with_it.validate(ANSWERED)
+    assert without.validate(ANSWERED) == {"loss": pytest.approx(parts["loss"])}
+    expected = parts["loss"] + 0.5 * parts["alignment"]
+    assert with_it.outer_step(ANSWERED, [])["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("settings", WAYS)
 def test_the_first_stage_moves_keys_and_queries_alone(lm: BaseModel, settings: dict[str, object]) -> None:
     method, hashed = make(lm, **settings, aligned_first=0.5), lm.weights_hash()
-    method.outer_step(TOLD, [])
+    method.outer_step(ANSWERED, [])
     for generator in method.generators:
         moved = {name for name, p in generator.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         used = {"key_gain", "K", "Q"} if settings.get("keys") == "module_input" else {"gain", "K", "Q"}
@@ -435,32 +439,34 @@ def test_the_first_stage_moves_keys_and_queries_alone(lm: BaseModel, settings: d
 def test_alignment_brings_questions_to_their_documents(llama_lm: BaseModel) -> None:
     method = make(llama_lm, align=1.0, encoding="parallel", keys="module_input")
     optimizer = torch.optim.Adam(method.learner.parameters(), lr=1e-2)
-    found = []
+    losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        method.outer_step(TOLD, [])
+        method.outer_step(ANSWERED, [])
         optimizer.step()
-        found.append(method.validate(TOLD)["alignment"])
-    assert found[-1] < found[0] - 0.3
+        losses.append(method.validate(ANSWERED)["alignment"])
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_the_number_of_documents_in_a_state_grows_by_a_constant_factor() -> None:
-    training = plan(first_documents=2, documents=32, grown=0.5)
+    training = training_config(first_documents=2, documents=32, grown=0.5)
     assert [training.documents_at(share / 8) for share in range(9)] == [2, 4, 8, 16, 32, 32, 32, 32, 32]
-    later = plan(first_documents=2, documents=8, aligned_first=0.25, grown=0.75)
+    later = training_config(first_documents=2, documents=8, aligned_first=0.25, grown=0.75)
     assert [later.documents_at(share / 8) for share in range(9)] == [2, 2, 2, 3, 4, 6, 8, 8, 8]
 
 
 @pytest.mark.parametrize("qa_from", [0, 0.5])
 def test_training_lowers_the_loss(llama_lm: BaseModel, qa_from: float) -> None:
-    settings = plan(steps=30, learning_rate=1e-2, validate_every=5, qa_from=qa_from, documents=4, first_documents=1)
+    settings = training_config(
+        steps=30, learning_rate=1e-2, validate_every=5, qa_from=qa_from, documents=4, first_documents=1
+    )
     trainer = Trainer(GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=settings)), EPISODES, EPISODES)
     trainer.run()
     losses = [row["validation_loss"] for row in trainer.curve]
     assert min(losses) < losses[0] - 0.5
 
 
-def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+def test_the_reference_preset_has_the_values_of_the_authors_code() -> None:
     config = GenerativeAdapter.Config(preset="reference", training={"steps": 5})
     training = config.training
     assert (training.inner, training.rank, training.scale, training.chunk) == (1024, 128, 64 / 1024, 1024)
@@ -474,14 +480,14 @@ def test_default_sizes_follow_from_the_base(llama_lm: BaseModel) -> None:
     assert (generator.Q.shape[0], generator.rank) == (32 // 4, 32 // 4 // 8)
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_contradictory_settings_are_rejected() -> None:
     with pytest.raises(pydantic.ValidationError, match="at most"):
-        plan(first_documents=9)
+        training_config(first_documents=9)
     for key in ("remember", "gate"):
         with pytest.raises(pydantic.ValidationError, match=key):
-            plan(**{key: True})
+            training_config(**{key: True})
 
 
-def test_a_block_that_the_base_lacks_is_refused(llama_lm: BaseModel) -> None:
+def test_a_missing_block_is_rejected(llama_lm: BaseModel) -> None:
     with pytest.raises(BenchError, match="2 blocks"):
-        GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=plan(blocks=(0, 2))))
+        GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=training_config(blocks=(0, 2))))

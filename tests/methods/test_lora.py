@@ -1,4 +1,4 @@
-"""LoRA: each step is the projected step of full fine-tuning; merged, exported and resumed it is the same model."""
+"""LoRA: steps are projected steps of full fine-tuning; merging, exporting and resuming keep the model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.conftest import TEXT
 
 DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
 FULL = 32
-"""The hidden size of the tiny checkpoints: no rank is higher on the side of the hidden states."""
+"""Hidden size of the tiny checkpoints, the highest rank on the side of the hidden states."""
 
 
 class Matrices(GradientMethod):
-    """Full fine-tuning of all that an adapter can reach: everything but the gains of the norms."""
+    """Full fine-tuning of all parameters that an adapter can reach: all but the gains of norms."""
 
     name = "matrices"
     paper = "none"
@@ -41,8 +41,8 @@ def lm(llama: Path) -> BaseModel:
 
 
 def lora(lm: BaseModel, **config: Any) -> Lora:
-    given = {"optimizer": "sgd", "learning_rate": 0.1, "rank": 4, "alpha": 4, "initialization": "orthonormal", **config}
-    return Lora(lm, Lora.Config(**given), seed=3)
+    values = {"optimizer": "sgd", "learning_rate": 0.1, "rank": 4, "alpha": 4, "initialization": "orthonormal"}
+    return Lora(lm, Lora.Config(**{**values, **config}), seed=3)
 
 
 def weights(lm: BaseModel) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def weights(lm: BaseModel) -> dict[str, Tensor]:
 
 
 def learn(method: GradientMethod, documents: Iterable[Document] = DOCUMENTS) -> dict[str, Tensor]:
-    """What the method has added to the base's weights after these documents."""
+    """Changes of the base's weights after these documents."""
     method.reset()
     before = weights(method.lm)
     for document in documents:
@@ -73,7 +73,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float((gap / sum(value.square().sum().item() for value in b.values())) ** 0.5)
 
 
-def test_at_full_rank_the_first_step_is_that_of_full_fine_tuning(lm: BaseModel) -> None:
+def test_at_full_rank_the_first_step_equals_full_fine_tuning(lm: BaseModel) -> None:
     full = learn(Matrices(lm, Matrices.Config(optimizer="sgd", learning_rate=0.1)), DOCUMENTS[:1])
     ours = learn(lora(lm, targets="everything", rank=2 * FULL, alpha=2 * FULL), DOCUMENTS[:1])
     for name in full:  # the MLP's inner size, the longest input, is 64
@@ -91,7 +91,7 @@ def test_at_a_lower_rank_the_first_step_is_projected(lm: BaseModel) -> None:
     torch.testing.assert_close(ours[embedded], 4 * full[embedded] @ b @ b.T, atol=1e-5, rtol=1e-3)
 
 
-def test_the_higher_the_rank_the_nearer_to_full_fine_tuning(lm: BaseModel) -> None:
+def test_a_higher_rank_is_closer_to_full_fine_tuning(lm: BaseModel) -> None:
     full = learn(Matrices(lm, Matrices.Config(optimizer="sgd", learning_rate=0.01)))
     gaps = [
         distance(learn(lora(lm, targets="everything", rank=rank, alpha=rank, learning_rate=0.01)), full)
@@ -101,7 +101,7 @@ def test_the_higher_the_rank_the_nearer_to_full_fine_tuning(lm: BaseModel) -> No
     assert gaps[2] < 0.15
 
 
-def test_the_update_has_the_rank_and_the_targets_asked_for(lm: BaseModel) -> None:
+def test_the_update_has_the_configured_rank_and_targets(lm: BaseModel) -> None:
     added = learn(lora(lm, targets="mlp", optimizer="adam", learning_rate=1e-2))
     ranks = {name: int(torch.linalg.matrix_rank(value, rtol=1e-4)) for name, value in added.items() if value.any()}
     assert set(ranks) == {name for name in added if ".mlp." in name}
@@ -136,7 +136,7 @@ def test_learning_from_the_scoring_graph_is_learning(lm: BaseModel, optimizer: s
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-def test_merging_keeps_the_answers_and_ends_the_adapter(lm: BaseModel) -> None:
+def test_merging_keeps_the_answers_and_removes_the_adapter(lm: BaseModel) -> None:
     method = lora(lm, targets="everything")
     method.reset()
     method.observe(DOCUMENTS[0])
@@ -144,7 +144,7 @@ def test_merging_keeps_the_answers_and_ends_the_adapter(lm: BaseModel) -> None:
     method.merge()
     torch.testing.assert_close(log_probs(lm), unmerged, atol=1e-3, rtol=1e-4)
     assert not any("lora" in name for name, _ in lm.model.named_modules())
-    method.observe(DOCUMENTS[1])  # goes on with a new one
+    method.observe(DOCUMENTS[1])  # with a new adapter
     method.reset()
     assert lm.changed_bytes() == 0
 
@@ -162,7 +162,7 @@ def test_plain_peft_loads_the_export(checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(log_probs(BaseModel(loaded, lm.tokenizer)), expected)
 
 
-def test_what_is_exported_before_the_first_document_adds_nothing(lm: BaseModel, llama: Path, tmp_path: Path) -> None:
+def test_an_export_before_the_first_document_changes_nothing(lm: BaseModel, llama: Path, tmp_path: Path) -> None:
     method = lora(lm)
     method.reset()
     method.export(tmp_path)
@@ -172,7 +172,7 @@ def test_what_is_exported_before_the_first_document_adds_nothing(lm: BaseModel, 
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adafactor"])
-def test_a_saved_state_goes_on_as_if_never_interrupted(lm: BaseModel, llama: Path, optimizer: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(lm: BaseModel, llama: Path, optimizer: str) -> None:
     first, resumed = (lora(each, optimizer=optimizer) for each in (lm, BaseModel.load(str(llama))))
     first.reset()
     resumed.reset()
@@ -184,4 +184,4 @@ def test_a_saved_state_goes_on_as_if_never_interrupted(lm: BaseModel, llama: Pat
     whole, again = first.state_dict(), resumed.state_dict()
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     first.load_state_dict(start)
-    lm.restore()  # the state from before the first document has no adapter
+    lm.restore()  # a state from before the first document has no adapter

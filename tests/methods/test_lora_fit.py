@@ -1,4 +1,4 @@
-"""LoRA fitted per document: what each document adds, how it adds up, and that nothing is left in the model between."""
+"""LoRA fitted per document: the update of each document, their sum, and the model between documents."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def fit(lm: BaseModel, **config: Any) -> LoraFit:
 
 
 def added(lm: BaseModel) -> dict[str, Tensor]:
-    """What the weights have gained since they were loaded, where they have."""
-    gained = {name: value.detach() - lm.pristine(name) for name, value in lm.named_tensors()}
-    return {name: value for name, value in gained.items() if value.any()}
+    """Changes of the weights since they were loaded, without those that are 0."""
+    changes = {name: value.detach() - lm.pristine(name) for name, value in lm.named_tensors()}
+    return {name: value for name, value in changes.items() if value.any()}
 
 
 def rank(matrix: Tensor) -> int:
@@ -50,7 +50,7 @@ def test_the_rank_is_a_thirty_second_of_the_hidden_size(lm: BaseModel) -> None:
     assert fit(lm, rank=None).rank == 128, "as in the paper"
 
 
-def test_a_document_adds_the_adapter_that_plain_adam_fits_to_it(lm: BaseModel) -> None:
+def test_a_document_adds_the_adapter_that_plain_adam_fits(lm: BaseModel) -> None:
     adapter = Adapter(lm, rank=2, alpha=4, targets="attention_output", seed=seed_for(3, "adapter", 0))
     adam = torch.optim.Adam([parameter for _, parameter in adapter.named_parameters()], lr=1e-2)
     for _ in range(3):
@@ -77,7 +77,7 @@ def test_adapters_are_fitted_on_top_of_each_other_and_summed(lm: BaseModel) -> N
         assert lm.loss(DOCUMENTS[1]) < loss
     total = added(lm)
     assert [rank(total[name] - before[name]) for name in OUTPUTS] == [2, 2]
-    assert [rank(total[name]) for name in OUTPUTS] == [4, 4], "drawn afresh, so that the sum is not confined"
+    assert [rank(total[name]) for name in OUTPUTS] == [4, 4], "each adapter is drawn anew, so the rank of the sum grows"
 
 
 def test_the_sum_can_be_cut_to_its_best_approximation_of_the_rank(lm: BaseModel) -> None:
@@ -112,14 +112,16 @@ def test_between_documents_the_model_is_an_ordinary_one(lm: BaseModel) -> None:
     method = fit(lm)
     method.observe(DOCUMENTS[0])
     assert dict(lm.model.named_modules()) == modules
-    assert not any(name.startswith("optimizer.") for name in method.state_dict()), "each document has its own"
-    assert method.learns_from_scoring and dict(lm.model.named_modules()) != modules
+    assert not any(name.startswith("optimizer.") for name in method.state_dict()), "each document has its own optimizer"
+    assert method.learns_from_scoring
+    method.before_scoring()
+    assert dict(lm.model.named_modules()) != modules, "scoring needs the graph of the next adapter"
     method.reset()
     assert dict(lm.model.named_modules()) == modules and lm.changed_bytes() == 0
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_a_saved_state_goes_on_as_if_never_interrupted(lm: BaseModel, llama: Path, truncate: bool) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(lm: BaseModel, llama: Path, truncate: bool) -> None:
     first, resumed = (fit(each, truncate=truncate) for each in (lm, BaseModel.load(str(llama))))
     first.observe(DOCUMENTS[0])
     resumed.load_state_dict(first.state_dict())

@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.run import artifacts
 from methods.mac import Mac
-from methods.parts.memory_bank import padded
+from methods.parts.memory_bank import pad_texts
 from methods.parts.text_encoder import AmortizedTraining, unit_embeddings
 from tests.conftest import TEXT, make_checkpoint
 
@@ -57,9 +57,9 @@ def llama_lm(llama: Path) -> BaseModel:
 
 
 def prefixes(method: Mac) -> list[Tensor]:
-    given = method.condition(QUESTIONS).prefix_key_values
-    assert given is not None
-    return [tensor for layers in given for pair in layers for tensor in pair]
+    key_values = method.condition(QUESTIONS).prefix_key_values
+    assert key_values is not None
+    return [tensor for layers in key_values for pair in layers for tensor in pair]
 
 
 def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
@@ -73,13 +73,13 @@ def test_a_question_gets_two_positions_per_layer(lm: BaseModel) -> None:
 
 
 def test_the_order_of_documents_does_not_matter(lm: BaseModel) -> None:
-    found = []
+    results = []
     for order in (EPISODES, EPISODES[::-1]):
         method = make(lm)
         for episode in order:
             method.observe(episode.document)
-        found.append(prefixes(method))
-    assert_same(*found)
+        results.append(prefixes(method))
+    assert_same(*results)
 
 
 def test_a_document_seen_twice_counts_once(llama_lm: BaseModel) -> None:
@@ -93,9 +93,9 @@ def test_a_document_seen_twice_counts_once(llama_lm: BaseModel) -> None:
 def test_padding_is_not_read(lm: BaseModel, longest: int) -> None:
     method = make(lm)
     (window,) = method.windows(EPISODES[0].document)
-    alone = method.encode(*padded([window]))
+    alone = method.encode(*pad_texts([window]))
     filler = torch.full((longest,), 7)
-    together = method.encode(*padded([window, filler]))[:1]
+    together = method.encode(*pad_texts([window, filler]))[:1]
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
@@ -103,20 +103,20 @@ def test_padding_is_not_read(lm: BaseModel, longest: int) -> None:
 def test_groups_read_every_document_once(llama_lm: BaseModel, count: int) -> None:
     method = make(llama_lm, group=16)
     method.rows = torch.randn(count, 3, 32)
-    read: list[Tensor] = []
-    whole = method.aggregator.forward
+    inputs: list[Tensor] = []
+    forward = method.aggregator.forward
 
-    def counted(queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        read.append(rows)
-        return whole(queries, rows, bias)
+    def recording(queries: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        inputs.append(rows)
+        return forward(queries, rows, bias)
 
-    method.aggregator.forward = counted  # type: ignore[method-assign]
+    method.aggregator.forward = recording  # type: ignore[method-assign]
     prefixes(method)
-    seen = torch.cat([rows[0] for rows in read if len(rows) == 1])  # from the second level on rows are the question's
-    assert torch.equal(seen, method.rows.flatten(0, 1))
-    assert max(rows.shape[1] for rows in read) <= 16 * 3
+    first_round = [rows[0] for rows in inputs if len(rows) == 1]  # later rounds have rows of their own per question
+    assert torch.equal(torch.cat(first_round), method.rows.flatten(0, 1))
+    assert max(rows.shape[1] for rows in inputs) <= 16 * 3
     expected = {1: 1, 16: 1, 17: 2 + 1, 1665: 105 + 7 + 1}
-    assert len(read) == expected[count]
+    assert len(inputs) == expected[count]
 
 
 def test_a_bank_that_fits_into_a_group_is_read_flat(llama_lm: BaseModel) -> None:
@@ -129,21 +129,21 @@ def test_a_bank_that_fits_into_a_group_is_read_flat(llama_lm: BaseModel) -> None
 
 def test_documents_without_gradient_count_in_the_loss_alone(llama_lm: BaseModel) -> None:
     method = make(llama_lm, backprop_ratio=0.5)
-    held: list[Tensor] = []
-    whole = method.encode
+    encoded: list[Tensor] = []
+    original = method.encode
 
     def encode(ids: Tensor, mask: Tensor) -> Tensor:
-        rows = whole(ids, mask).detach().requires_grad_(torch.is_grad_enabled())
-        held.append(rows)
+        rows = original(ids, mask).detach().requires_grad_(torch.is_grad_enabled())
+        encoded.append(rows)
         return rows
 
     method.encode = encode  # type: ignore[method-assign]
     loss = method.outer_step(EPISODES, [])["loss"]
-    with_gradient, without = held
+    with_gradient, without = encoded
     assert with_gradient.grad is not None and with_gradient.grad.abs().sum() > 0
     assert not without.requires_grad and without.grad is None
     other = method.outer_step([*EPISODES[:2], EPISODES[3], EPISODES[3]], [])["loss"]
-    assert loss != pytest.approx(other, rel=1e-7), "yet it depends on them"
+    assert loss != pytest.approx(other, rel=1e-7), "but the loss depends on them"
 
 
 def test_a_step_over_several_banks_is_the_mean_of_theirs(llama_lm: BaseModel) -> None:
@@ -155,50 +155,50 @@ def test_a_step_over_several_banks_is_the_mean_of_theirs(llama_lm: BaseModel) ->
             torch.testing.assert_close(mean.grad, total.grad / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_is_in_the_base_and_only_while_training(tmp_path: Path) -> None:
+def test_the_base_has_dropout_only_while_training(tmp_path: Path) -> None:
     lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))
-    found = {}
+    losses = {}
     for dropout in (False, True):
         method = make(lm, dropout=dropout)
-        found[dropout] = {method.outer_step(EPISODES, [])["loss"] for _ in range(2)}
+        losses[dropout] = {method.outer_step(EPISODES, [])["loss"] for _ in range(2)}
         assert not lm.model.training and method.validate(EPISODES) == method.validate(EPISODES)
-    assert len(found[False]) == 1 and len(found[True]) == 2
+    assert len(losses[False]) == 1 and len(losses[True]) == 2
 
 
-def test_the_curriculum_shows_ever_more_documents(llama_lm: BaseModel) -> None:
+def test_the_curriculum_shows_more_and_more_documents(llama_lm: BaseModel) -> None:
     method = make(llama_lm, own_until=0.2, all_from=0.8)
     owners = torch.tensor([0, 1, 2, 3, 3])  # the last document has two entries
-    seen = {}
+    visible = {}
     for method.progress in (0.0, 0.2, 0.5, 0.8):
-        bias = method.hidden(torch.arange(4), owners, 4)
-        seen[method.progress] = None if bias is None else (bias[:, ::3] == 0).int().tolist()
+        bias = method.curriculum_bias(torch.arange(4), owners, 4)
+        visible[method.progress] = None if bias is None else (bias[:, ::3] == 0).int().tolist()
         assert bias is None or torch.equal(bias, bias[:, ::3].repeat_interleave(3, 1))
     own = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
-    assert seen[0.0] == seen[0.2] == own
-    assert seen[0.5] == [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]
-    assert seen[0.8] is None
+    assert visible[0.0] == visible[0.2] == own
+    assert visible[0.5] == [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]
+    assert visible[0.8] is None
 
 
-def test_the_focus_is_on_a_row_of_ones_own_document(llama_lm: BaseModel) -> None:
+def test_the_focus_is_on_a_row_of_the_questions_own_document(llama_lm: BaseModel) -> None:
     method = make(llama_lm, focus=0.5, heads=1)
     torch.manual_seed(0)
-    queries, sought, bank = torch.randn(2, 3, 32), torch.randn(2, 3, 32), torch.randn(4, 3, 32)
+    queries, answer_queries, bank = torch.randn(2, 3, 32), torch.randn(2, 3, 32), torch.randn(4, 3, 32)
     block = method.aggregator.blocks[0]
-    asked, answer = (
+    question, answer = (
         (block.query(block.query_norm(q)) @ block.key(block.row_norm(bank.flatten(0, 1))).T / 8**0.5)
         .softmax(-1)
         .mean(1)
-        for q in (queries, sought)
+        for q in (queries, answer_queries)
     )
-    both = asked * answer
-    expected = -(both[0, 3:6].sum().log() + both[1, 6:12].sum().log()) / 2
+    joint = question * answer
+    expected = -(joint[0, 3:6].sum().log() + joint[1, 6:12].sum().log()) / 2
     own = torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1]]).bool()
-    torch.testing.assert_close(method.distraction(queries, sought, bank, own), expected)
+    torch.testing.assert_close(method.focus_loss(queries, answer_queries, bank, own), expected)
     parts = method.outer_step(EPISODES, [])
     assert parts["loss"] > parts["answer_nll"] + 0.1
 
 
-def test_an_own_bank_is_that_of_the_document_alone(llama_lm: BaseModel) -> None:
+def test_at_first_a_question_reads_only_its_own_document(llama_lm: BaseModel) -> None:
     method = make(llama_lm, own_until=0.9, all_from=1.0)
     loss = method.outer_step(EPISODES, [])["loss"]
     with torch.no_grad():
@@ -217,9 +217,9 @@ def test_training_and_streaming_leave_the_base_as_it_was(lm: BaseModel) -> None:
     assert all(p.grad is None and p.requires_grad for p in lm.model.parameters())
 
 
-def test_one_by_one_makes_the_bank_of_the_batch(lm: BaseModel) -> None:
+def test_observing_one_by_one_gives_the_bank_of_the_batch(lm: BaseModel) -> None:
     method = make(lm)
-    batch = method.bank_of([episode.document for episode in EPISODES]).detach()
+    batch = method.encode_documents([episode.document for episode in EPISODES]).detach()
     for episode in EPISODES:
         method.observe(episode.document)
     torch.testing.assert_close(method.rows, batch, rtol=1e-4, atol=1e-5)
@@ -234,22 +234,22 @@ def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> No
         alone = method.queries([question.text for question in QUESTIONS])
         for block in method.aggregator.blocks:
             alone = alone + block.feed_forward(alone)
-        made = method.prefix(alone)
-    assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in made for side in (0, 1)])
+        layers = method.prefix(alone)
+    assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in layers for side in (0, 1)])
 
 
 def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel) -> None:
     method = make(llama_lm, prefix_start="base", tokens=1)
     ids = torch.tensor([17, 4])
     with torch.no_grad():
-        made = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
+        layers = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
         cache = llama_lm.model(input_ids=ids[:, None], use_cache=True).past_key_values
     # the first layer's keys and values are linear in the normed embedding; those of position 0 are not rotated
-    for found, kept in zip(made[0], (cache.layers[0].keys, cache.layers[0].values), strict=True):
-        torch.testing.assert_close(found[:, :, :1], kept, rtol=1e-3, atol=1e-3)
+    for prefix, states in zip(layers[0], (cache.layers[0].keys, cache.layers[0].values), strict=True):
+        torch.testing.assert_close(prefix[:, :, :1], states, rtol=1e-3, atol=1e-3)
 
 
-def test_every_share_of_documents_may_be_seen_at_once_or_never(llama_lm: BaseModel) -> None:
+def test_the_curriculum_may_last_to_the_end(llama_lm: BaseModel) -> None:
     method = make(llama_lm, own_until=1.0, all_from=1.0)
     assert math.isfinite(method.outer_step(EPISODES, [])["loss"])
 
@@ -263,7 +263,7 @@ def test_meta_training_lowers_the_loss(llama_lm: BaseModel) -> None:
     assert min(losses) < losses[0] - 0.5
 
 
-def test_one_network_may_read_both(llama_lm: BaseModel) -> None:
+def test_one_network_may_encode_documents_and_questions(llama_lm: BaseModel) -> None:
     own, shared = (
         sum(p.numel() for p in make(llama_lm, shared=shared).learner.parameters()) for shared in (False, True)
     )
@@ -271,7 +271,7 @@ def test_one_network_may_read_both(llama_lm: BaseModel) -> None:
     assert own - shared == twice
 
 
-def test_embeddings_are_brought_to_one_scale(lm: BaseModel) -> None:
+def test_embeddings_are_scaled_to_unit_root_mean_square(lm: BaseModel) -> None:
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[5] *= 100
     embedded = unit_embeddings(lm, torch.tensor([[5, 6]]))
@@ -300,13 +300,13 @@ def test_a_t5_checkpoint_reads_its_own_tokens(llama_lm: BaseModel, tmp_path: Pat
         make(llama_lm, amortizer=str(tmp_path / "llm"))
 
 
-def vectors(method: Mac) -> dict[int, torch.Tensor]:
-    assert method.renamed is not None
-    tokens, read = method.renamed
-    return dict(zip(tokens.tolist(), read, strict=True))
+def substitutes(method: Mac) -> dict[int, torch.Tensor]:
+    assert method.substitutes is not None
+    tokens, vectors = method.substitutes
+    return dict(zip(tokens.tolist(), vectors, strict=True))
 
 
-def test_names_are_renamed_for_a_step_and_nothing_else(llama_lm: BaseModel) -> None:
+def test_only_names_are_renamed_and_only_for_a_step(llama_lm: BaseModel) -> None:
     method = make(llama_lm, rename=True)
     episodes = [
         Episode(Document("0", "the mill at Corvale"), (Question("0", "the mill at?"),), (("Corvale",),)),
@@ -315,17 +315,18 @@ def test_names_are_renamed_for_a_step_and_nothing_else(llama_lm: BaseModel) -> N
     own = [llama_lm.encode(text).tolist() for text in (" mill", " ferry")]
     common = llama_lm.encode(" at")
     plain = unit_embeddings(llama_lm, common)
-    given = [method.windows(e.document) for e in episodes], [(i, e.questions[0].text) for i, e in enumerate(episodes)]
-    with method.renaming(*given):
-        first = vectors(method)
+    documents = [method.windows(episode.document) for episode in episodes]
+    questions = [(i, episode.questions[0].text) for i, episode in enumerate(episodes)]
+    with method.renaming(documents, questions):
+        first = substitutes(method)
         assert set(own[0]) <= set(first) and not set(common.tolist()) & set(first)
-        assert not set(llama_lm.encode(" noon").tolist()) & set(first), "the question does not say it"
+        assert not set(llama_lm.encode(" noon").tolist()) & set(first), "the question does not contain it"
         embedded = method.embed(torch.tensor([own[0], own[0]]))
         assert torch.equal(embedded[0], embedded[1]) and torch.equal(embedded[0][0], first[own[0][0]])
         assert torch.equal(method.embed(common), plain)
-    assert method.renamed is None
-    with method.renaming(*given):
-        assert not torch.equal(vectors(method)[own[0][0]], first[own[0][0]])
+    assert method.substitutes is None
+    with method.renaming(documents, questions):
+        assert not torch.equal(substitutes(method)[own[0][0]], first[own[0][0]])
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
@@ -335,7 +336,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         AmortizedTraining(own_until=0.5, all_from=0.3)
 
 
-def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
     config = Mac.Config(preset="reference", training={"seed": 5})
     t = config.training
     assert (t.amortizer, t.question_encoder, t.shared) == ("t5-base", "t5-base", False)
@@ -348,12 +349,12 @@ def test_the_reference_preset_is_that_of_the_authors_code() -> None:
     assert (t.focus, t.rename, t.own_until, t.all_from) == (0, False, 0, 0)
 
 
-def test_the_reference_preset_asks_for_a_t5_that_cannot_be_had(llama: Path, llama_lm: BaseModel) -> None:
+def test_without_its_t5_the_reference_preset_is_refused_with_a_remedy(llama: Path, llama_lm: BaseModel) -> None:
     config = Mac.Config(preset="reference")
-    with pytest.raises(BenchError, match=r"No model 't5-base'.*Give training\.amortizer a folder"):
+    with pytest.raises(BenchError, match=r"no model 't5-base'.*Give training\.amortizer a folder"):
         Mac(llama_lm, config)
-    with pytest.raises(BenchError, match=r"No model 't5-base'.*Give mac\.training\.amortizer a folder"):
-        artifacts.identify(Mac, config, "newsworld", {}, str(llama))
+    with pytest.raises(BenchError, match=r"no model 't5-base'.*Give mac\.training\.amortizer a folder"):
+        artifacts.key_of(Mac, config, "newsworld", {}, str(llama))
 
 
 def test_the_reference_preset_trains_with_checkpoints_in_folders(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from bench import Document, Question
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompts import prompts
+from bench.answering.prompts import build_prompts
 from bench.conformance.checks import CHECKS
 from bench.contract.meta_training import Trainer
 from bench.lm.base_model import BaseModel
@@ -42,7 +42,7 @@ def each_lm(checkpoint: Path) -> BaseModel:
 
 
 def adapted(lm: BaseModel, **settings: object) -> Mbc:
-    """With adapters that have moved far from zero."""
+    """A method whose adapters are far from zero."""
     method = make(lm, lora_rank=4, **settings)
     with torch.no_grad():
         for up in method.lora.ups:
@@ -50,10 +50,10 @@ def adapted(lm: BaseModel, **settings: object) -> Mbc:
     return method
 
 
-def told(method: Mbc, questions: list[Question] = QUESTIONS) -> tuple[list[str], list[float], list[float]]:
-    """Answers, and likelihoods of answers and of a text."""
-    made = prompts(method.lm, questions, method.condition(questions), 8)
-    answers, nll = answer_and_nll(method.lm, made, ["noon"] * len(questions), Decoding(max_new_tokens=8))
+def outputs(method: Mbc, questions: list[Question] = QUESTIONS) -> tuple[list[str], list[float], list[float]]:
+    """Answers, NLL of answers, and log-probabilities of a text."""
+    prompts = build_prompts(method.lm, questions, method.condition(questions), 8)
+    answers, nll = answer_and_nll(method.lm, prompts, ["noon"] * len(questions), Decoding(max_new_tokens=8))
     with torch.no_grad():
         return answers, nll, method.lm.log_probs(method.lm.encode(TEXT[0])).tolist()
 
@@ -70,7 +70,7 @@ def test_the_bank_of_codes_is_their_histogram(lm: BaseModel) -> None:
     """Attention over all quantised rows equals attention over the codes with log counts."""
     method = make(lm)
     method.networks.double()
-    rows = method.rows_of(EPISODES * 3)[0].detach().double()
+    rows = method.encode_episodes(EPISODES * 3)[0].detach().double()
     rows = rows + torch.randn(rows.shape, generator=torch.manual_seed(0))
     for row in rows:
         method.remember(row[None])
@@ -78,18 +78,18 @@ def test_the_bank_of_codes_is_their_histogram(lm: BaseModel) -> None:
     assert method.counts.tolist() == torch.bincount(codes.flatten(), minlength=5).tolist()
     queries = torch.randn(4, 3, 32).double()
     flat = method.aggregator(queries, method.codebook.vectors[codes].flatten(0, 1)[None])
-    taken = method.counts.nonzero()[:, 0]
-    logs = method.counts[taken].double().log()[None, None, None]
-    counted = method.aggregator(queries, method.codebook.vectors[taken][None], logs)
+    used = method.counts.nonzero()[:, 0]
+    logs = method.counts[used].double().log()[None, None, None]
+    counted = method.aggregator(queries, method.codebook.vectors[used][None], logs)
     assert (flat - counted).abs().max() < 1e-12
 
 
 def test_a_question_recalls_the_same_from_counts_and_from_rows(lm: BaseModel) -> None:
     method = make(lm)
-    rows = method.bank_of([e.document for e in EPISODES]).detach()
+    rows = method.encode_documents([e.document for e in EPISODES]).detach()
     for episode in EPISODES:
         method.observe(episode.document)
-    from_rows, from_counts = (method.recall(["Who?"], bank).key_values for bank in (rows, method.kept()))
+    from_rows, from_counts = (method.recall(["Who?"], bank).key_values for bank in (rows, method.bank))
     assert from_rows is not None and from_counts is not None
     for a, b in zip(from_rows, from_counts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -105,7 +105,7 @@ def test_the_state_does_not_grow_with_the_bank(lm: BaseModel) -> None:
 def test_gradients_pass_through_the_codes(lm: BaseModel) -> None:
     method = make(lm)
     rows = torch.randn(4, 3, 32, requires_grad=True)
-    quantized, codes = method.stored(rows)
+    quantized, codes = method.quantize(rows)
     assert torch.equal(codes, method.codebook.nearest(rows))
     torch.testing.assert_close(quantized, method.codebook.vectors[codes])
     quantized.sum().backward()
@@ -123,13 +123,13 @@ def test_the_codebooks_loss_by_hand(lm: BaseModel) -> None:
     torch.testing.assert_close(method.codebook.vectors.grad, torch.full((1, 32), -2 * 2.0 / 32))
 
 
-def test_codes_that_no_row_takes_are_replaced_by_rows() -> None:
+def test_unused_codes_are_replaced_by_rows() -> None:
     book = Codebook(3, 2)
     with torch.no_grad():
         book.vectors.copy_(torch.tensor([[1.0, 0], [50, 50], [60, 60]]))
         book.usage.copy_(torch.tensor([0.9, 0.1, 1e-5]))
     rows = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
-    book.revive(rows, torch.tensor([[0, 0]]), decay=0.5, least=0.01)
+    book.update_usage(rows, torch.tensor([[0, 0]]), decay=0.5, least=0.01)
     assert book.vectors[:2].tolist() == [[1, 0], [50, 50]]
     assert book.vectors[2].tolist() in rows[0].tolist()
     mean = (0.95 + 0.05 + 5e-6) / 3
@@ -138,16 +138,16 @@ def test_codes_that_no_row_takes_are_replaced_by_rows() -> None:
 
 def test_a_training_step_looks_up_its_codes_once(lm: BaseModel) -> None:
     method = make(lm, backprop_ratio=0.5)
-    looked_up: list[torch.Size] = []
-    whole = method.codebook.nearest
+    shapes: list[torch.Size] = []
+    original = method.codebook.nearest
 
     def nearest(rows: torch.Tensor) -> torch.Tensor:
-        looked_up.append(rows.shape)
-        return whole(rows)
+        shapes.append(rows.shape)
+        return original(rows)
 
     method.codebook.nearest = nearest  # type: ignore[method-assign]
     method.outer_step(EPISODES, [])
-    assert looked_up == [(4, 3, 32)]
+    assert shapes == [(4, 3, 32)]
 
 
 def test_the_codebook_is_frozen_while_documents_stream(lm: BaseModel) -> None:
@@ -169,25 +169,25 @@ def test_meta_training_lowers_the_loss_and_leaves_the_base(lm: BaseModel) -> Non
     assert lm.weights_hash() == before
 
 
-def test_the_base_has_no_adapters_unless_they_are_asked_for(lm: BaseModel) -> None:
+def test_the_base_has_no_adapters_by_default(lm: BaseModel) -> None:
     method = make(lm)
     assert not any(name.startswith("lora") for name in method.learner.state_dict())
     method.begin_document()
-    told(method)
+    outputs(method)
     assert not any(module._forward_hooks for module in lm.model.modules())
 
 
 def test_untrained_adapters_change_no_bit(each_lm: BaseModel) -> None:
-    found = []
+    results = []
     for rank in (0, 4):
         method = make(each_lm, lora_rank=rank)
         for episode in EPISODES:
             method.begin_document()
             method.observe(episode.document)
         assert bool(method.lora._handles) == (rank > 0)
-        found.append(told(method))
+        results.append(outputs(method))
         method.reset()
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
 def test_gradients_reach_the_adapters_and_not_the_base(each_lm: BaseModel) -> None:
@@ -232,10 +232,10 @@ def test_adapters_act_from_the_first_document_or_question_to_the_reset(each_lm: 
         assert not torch.equal(scored, bare), "a document is scored with them"
         method.reset()
         assert torch.equal(each_lm.log_probs(text), bare)
-        answers = told(method)
-        assert torch.equal(each_lm.log_probs(text), scored), "an empty bank is asked with them"
+        answers = outputs(method)
+        assert torch.equal(each_lm.log_probs(text), scored), "questions on an empty bank are answered with them"
         method.reset()
-        assert answers[1] != told(make(each_lm))[1]
+        assert answers[1] != outputs(make(each_lm))[1]
     each_lm.restore()
     assert each_lm.weights_hash() == before and each_lm.changed_bytes() == 0
     assert not any(module._forward_hooks for module in each_lm.model.modules())
@@ -244,29 +244,29 @@ def test_adapters_act_from_the_first_document_or_question_to_the_reset(each_lm: 
 def test_the_last_blocks_alone_may_have_adapters(lm: BaseModel) -> None:
     method = make(lm, lora_rank=4, lora_layers=1)
     last = lm.model.model.layers[1].self_attn
-    assert [place.module for place in method.lora.places] == [last.k_proj, last.v_proj]
+    assert [target.module for target in method.lora.targets] == [last.k_proj, last.v_proj]
 
 
 def test_adapters_come_back_from_the_artifact(llama: Path, lm: BaseModel, tmp_path: Path) -> None:
     settings = {**SMALL, "codes": 5, "lora_rank": 4, "learning_rate": 1e-2, "steps": 3, "episodes_per_step": 2}
-    plan = [{"name": "mbc", "config": {"training": {**settings, "validate_every": 3, "validation_episodes": 4}}}]
-    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, plan)
+    methods = [{"name": "mbc", "config": {"training": {**settings, "validate_every": 3, "validation_episodes": 4}}}]
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, methods)
     folder = train.train("mbc", experiment, tmp_path / "artifacts", tmp_path / "train")
-    first, second = (Mbc(lm, Mbc.Config(**plan[0]["config"])) for _ in range(2))
+    first, second = (Mbc(lm, Mbc.Config(**methods[0]["config"])) for _ in range(2))
     assert not any(up.weight.any() for up in first.lora.ups)
     load(folder, first)
     assert all(up.weight.any() for up in first.lora.ups)
     load(folder, second)
-    found = []
+    results = []
     for method in (first, second):
         method.reset()
         method.observe(EPISODES[0].document)
-        found.append(told(method))
+        results.append(outputs(method))
         method.reset()
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
-def test_the_reference_preset_is_that_of_the_authors_code() -> None:
+def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
     t = Mbc.Config(preset="reference").training
     assert (t.amortizer, t.question_encoder, t.tokens) == ("t5-small", "t5-small", 12)
     assert (t.codes, t.codebook_weight, t.commitment) == (512, 1.0, 0.25)
@@ -277,7 +277,7 @@ def test_the_reference_preset_is_that_of_the_authors_code() -> None:
 
 
 class Adapted(Mbc):
-    """With adapters that two steps of training move far."""
+    """MBC with adapters that two steps of training move far from zero."""
 
     class Config(Mbc.Config):
         training: MbcTraining = pydantic.Field(

@@ -28,19 +28,19 @@ def make(lm: BaseModel, **config: Any) -> SalientSpans:
 
 
 def marked(lm: BaseModel, words: tuple[str, ...]) -> Tensor:
-    """1 for every token of TEXT that shares a character with one of the words, the slow way."""
+    """1 for every token of TEXT that shares a character with one of the words; a slow reference."""
     characters = {i for word in words for i in range(TEXT.index(word), TEXT.index(word) + len(word))}
     offsets = lm.tokens(Document("d", TEXT)).offsets
     return torch.tensor([float(any(i in characters for i in range(start, end))) for start, end in offsets])
 
 
-def test_tokens_of_names_and_dates_weigh_1_and_all_others_0(lm: BaseModel) -> None:
+def test_tokens_of_names_and_dates_have_weight_1_and_all_others_0(lm: BaseModel) -> None:
     weights = make(lm).token_weights(lm.tokens(Document("d", TEXT)))
     torch.testing.assert_close(weights, marked(lm, SALIENT))
     assert 0 < weights.sum() < len(weights)
 
 
-def test_numbers_count_when_they_are_kept(lm: BaseModel) -> None:
+def test_keep_numbers_includes_numbers(lm: BaseModel) -> None:
     weights = make(lm, keep_numbers=True).token_weights(lm.tokens(Document("d", TEXT)))
     torch.testing.assert_close(weights, marked(lm, (*SALIENT, "490")))
 
@@ -58,7 +58,7 @@ def test_a_step_is_the_gradient_of_the_entities_loss_over_all_tokens(lm: BaseMod
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("text", ["nobody saw the otter.", "490 workers", "", "🛳️"])
-def test_a_document_without_an_entity_is_no_step_even_with_momentum(lm: BaseModel, text: str, optimizer: str) -> None:
+def test_a_document_without_an_entity_is_skipped_even_with_momentum(lm: BaseModel, text: str, optimizer: str) -> None:
     method = make(lm, optimizer=optimizer, learning_rate=1e-2)
     method.reset()
     method.observe(Document("d", TEXT))
@@ -71,21 +71,21 @@ def test_a_document_without_an_entity_is_no_step_even_with_momentum(lm: BaseMode
 def test_segments_are_tagged_by_their_own_text(lm: BaseModel) -> None:
     method = make(lm)
     document = Document("d", "At noon the ferry left Corvale; nobody saw the otter at all.")
-    pieces = [lm.tokens(piece) for piece in lm.segments(document, 8)]
+    batches = [lm.tokens(segment) for segment in lm.segments(document, 8)]
     salient = [
-        piece.document.text[start:end]
-        for piece in pieces
-        for (start, end), weight in zip(piece.offsets, method.token_weights(piece).tolist(), strict=True)
+        batch.document.text[start:end]
+        for batch in batches
+        for (start, end), weight in zip(batch.offsets, method.token_weights(batch).tolist(), strict=True)
         if weight
     ]
     assert "".join(salient).replace(" ", "") == "Corvale"
 
 
-def test_the_record_says_which_tagger_was_used(lm: BaseModel) -> None:
+def test_the_record_names_the_tagger(lm: BaseModel) -> None:
     assert make(lm).notes() == {"tagger": "rules 1"}
 
 
-def test_spacy_asked_for_and_missing_is_an_error(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_spacy_is_an_error(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(choice: str) -> Any:
         raise BenchError(f"no {choice}")
 

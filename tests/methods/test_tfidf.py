@@ -1,4 +1,4 @@
-"""TF-IDF weights: the definition by hand, by a slow obvious version, and what is counted when."""
+"""TF-IDF weights: the definition by hand and by a slow reference, and the documents that count."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make(lm: BaseModel, texts: Sequence[str] = CORPUS, **config: Any) -> Tfidf:
 
 
 def slow_entries(text: str, corpus: Sequence[str]) -> dict[str, float]:
-    """TF-IDF of the words of a text, from nothing but the definition."""
+    """TF-IDF of the words of a text, straight from the definition."""
 
     def words(text: str) -> list[str]:
         return [word.lower() for word in re.findall(r"\b\w\w+\b", text)]
@@ -66,14 +66,16 @@ def slow_weights(batch: TokenBatch, entries: dict[str, float]) -> list[float]:
 def test_entries_of_a_two_document_corpus_by_hand(lm: BaseModel) -> None:
     # "the" is in both documents: idf ln(3/3) + 1 = 1, twice; the others in one: ln(3/2) + 1 = 1.405465
     norm = math.sqrt(2**2 + 3 * 1.4054651**2)  # 3.150555
-    found = make(lm).entries(CORPUS[0])
-    assert found == pytest.approx({"the": 2 / norm, **dict.fromkeys(("cat", "saw", "dog"), 1.4054651 / norm)}, abs=1e-7)
-    assert found["the"] == pytest.approx(0.634809, abs=1e-6) and found["cat"] == pytest.approx(0.446101, abs=1e-6)
+    entries = make(lm).entries(CORPUS[0])
+    assert entries == pytest.approx(
+        {"the": 2 / norm, **dict.fromkeys(("cat", "saw", "dog"), 1.4054651 / norm)}, abs=1e-7
+    )
+    assert entries["the"] == pytest.approx(0.634809, abs=1e-6) and entries["cat"] == pytest.approx(0.446101, abs=1e-6)
 
 
-def test_a_word_that_no_counted_document_holds_is_the_rarest(lm: BaseModel) -> None:
-    found = make(lm).entries("the cat and the lemur")
-    assert found["lemur"] / found["cat"] == pytest.approx((math.log(3) + 1) / (math.log(1.5) + 1))
+def test_an_unseen_word_is_the_rarest(lm: BaseModel) -> None:
+    entries = make(lm).entries("the cat and the lemur")
+    assert entries["lemur"] / entries["cat"] == pytest.approx((math.log(3) + 1) / (math.log(1.5) + 1))
 
 
 def test_case_and_single_characters_do_not_count(lm: BaseModel) -> None:
@@ -96,13 +98,13 @@ texts = st.lists(words | st.text(max_size=4), max_size=12).map(" ".join) | st.li
 
 @settings(max_examples=60, deadline=None)
 @given(text=texts, corpus=st.lists(texts, max_size=4))
-def test_weights_equal_a_slow_obvious_version(lm: BaseModel, text: str, corpus: list[str]) -> None:
+def test_weights_equal_a_slow_reference(lm: BaseModel, text: str, corpus: list[str]) -> None:
     method, batch = make(lm, corpus), lm.tokens(Document("d", text))
     expected = slow_weights(batch, slow_entries(text, corpus))
     torch.testing.assert_close(method.token_weights(batch), torch.tensor(expected, dtype=torch.float32))
 
 
-def test_every_byte_token_of_a_word_weighs_what_the_word_weighs(lm: BaseModel) -> None:
+def test_every_byte_token_of_a_word_has_the_weight_of_the_word(lm: BaseModel) -> None:
     method, batch = make(lm), lm.tokens(Document("d", "東京 ran"))
     assert len(batch) > 5, "each of these characters is several tokens"
     weights = method.token_weights(batch)
@@ -110,36 +112,36 @@ def test_every_byte_token_of_a_word_weighs_what_the_word_weighs(lm: BaseModel) -
     assert len(of_city) > 2 and of_city == pytest.approx([1 / math.sqrt(2)] * len(of_city))
 
 
-def test_segments_are_weighed_piece_by_piece(lm: BaseModel) -> None:
+def test_segments_are_weighted_one_by_one(lm: BaseModel) -> None:
     method, document = make(lm), Document("d", "the cat, the dög 🛳️ and the other cat")
-    for piece in lm.segments(document, 5):
-        batch = lm.tokens(piece)
-        expected = slow_weights(batch, slow_entries(piece.text, CORPUS))
+    for segment in lm.segments(document, 5):
+        batch = lm.tokens(segment)
+        expected = slow_weights(batch, slow_entries(segment.text, CORPUS))
         torch.testing.assert_close(method.token_weights(batch), torch.tensor(expected))
 
 
-def test_entries_at_or_below_the_quantile_weigh_nothing(lm: BaseModel) -> None:
+def test_entries_at_or_below_the_quantile_have_weight_zero(lm: BaseModel) -> None:
     entries = sorted(value for text in CORPUS for value in slow_entries(text, CORPUS).values())
     for quantile, expected in ((0.0, entries[0]), (0.5, entries[3])):
         method = make(lm, quantile=quantile)
         assert method.threshold.item() == pytest.approx(expected)
         # "the" of the second document is the lowest of all
         weights = method.token_weights(lm.tokens(Document("d", CORPUS[1])))
-        kept = slow_weights(lm.tokens(Document("d", CORPUS[1])), slow_entries(CORPUS[1], CORPUS))
-        kept = [value if value > expected + 1e-12 else 0.0 for value in kept]
-        torch.testing.assert_close(weights, torch.tensor(kept))
-        assert 0 in kept and max(kept) > 0
+        slow = slow_weights(lm.tokens(Document("d", CORPUS[1])), slow_entries(CORPUS[1], CORPUS))
+        slow = [value if value > expected + 1e-12 else 0.0 for value in slow]
+        torch.testing.assert_close(weights, torch.tensor(slow))
+        assert 0 in slow and max(slow) > 0
 
 
-def test_the_stream_is_counted_document_by_document_the_present_one_included(lm: BaseModel) -> None:
+def test_with_fit_on_stream_the_present_document_is_counted_too(lm: BaseModel) -> None:
     method, stream = make(lm, fit_on="stream", learning_rate=0.0), ("the cat", "the dog", "a cat")
-    assert not Tfidf.learns_offline(method.config) and method.documents == 0, "it needs no train split"
+    assert not Tfidf.learns_offline(method.config) and method.documents == 0, "no train split needed"
     for i, text in enumerate(stream):
         method.observe(Document(str(i), text))
         assert method.entries("the cat lemur") == pytest.approx(slow_entries("the cat lemur", stream[: i + 1]))
 
 
-def test_counts_of_the_stream_are_saved_and_forgotten_by_reset(lm: BaseModel) -> None:
+def test_counts_of_the_stream_are_saved_and_reset(lm: BaseModel) -> None:
     method = make(lm, fit_on="stream", learning_rate=0.0)
     method.observe(Document("0", CORPUS[0]))
     saved = method.state_dict()
@@ -153,7 +155,7 @@ def test_counts_of_the_stream_are_saved_and_forgotten_by_reset(lm: BaseModel) ->
     assert resumed.entries("the cat") == both
 
 
-def test_counts_of_the_train_split_stay_as_they_are(lm: BaseModel) -> None:
+def test_counts_of_the_train_split_do_not_change(lm: BaseModel) -> None:
     method = make(lm)
     before = method.entries("the cat")
     method.observe(Document("0", CORPUS[0]))
@@ -163,12 +165,12 @@ def test_counts_of_the_train_split_stay_as_they_are(lm: BaseModel) -> None:
 
 
 @pytest.mark.parametrize("config", [{"fit_on": "train"}, {"fit_on": "stream"}, {"quantile": 0.5}])
-def test_nothing_to_count_is_no_error(lm: BaseModel, config: dict[str, Any]) -> None:
+def test_an_empty_train_split_is_allowed(lm: BaseModel, config: dict[str, Any]) -> None:
     method = make(lm, (), **config)
     for text in ("", "a", "the cat"):
         method.observe(Document(text, text))
 
 
-def test_a_quantile_over_a_stream_to_come_is_refused() -> None:
+def test_a_quantile_with_fit_on_stream_is_rejected() -> None:
     with pytest.raises(BenchError, match=r"tfidf\.quantile = 0\.1: .*set fit_on=train"):
         validate_config(Tfidf, {"fit_on": "stream", "quantile": 0.1})

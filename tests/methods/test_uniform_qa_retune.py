@@ -1,4 +1,4 @@
-"""Uniform fine-tuning with a tuning before answers that leaves no trace."""
+"""Uniform fine-tuning with a tuning at probes that is undone completely."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def loss(method: UniformQaRetune) -> float:
         return answer_loss(method.lm, dict(method.lm.model.named_parameters()), EPISODES).item()
 
 
-def test_answers_come_from_a_model_that_answers_better(lm: BaseModel) -> None:
+def test_tuning_lowers_the_answers_loss(lm: BaseModel) -> None:
     method = make(lm)
     before = loss(method)
     with method.answering():
@@ -70,7 +70,7 @@ def test_answers_come_from_a_model_that_answers_better(lm: BaseModel) -> None:
         assert not lm.model.training, "answers are given without dropout"
 
 
-def test_leaving_restores_weights_flags_and_optimizer_bit_for_bit(lm: BaseModel) -> None:
+def test_weights_flags_and_optimizer_are_restored_bit_for_bit(lm: BaseModel) -> None:
     method = make(lm)
     for document in DOCUMENTS:
         method.observe(document)
@@ -92,7 +92,7 @@ def test_an_error_while_answering_restores_them_too(lm: BaseModel) -> None:
     assert same(weights(lm), before)
 
 
-def test_the_stream_is_learned_as_by_uniform_whatever_was_asked(lm: BaseModel) -> None:
+def test_the_stream_is_learned_as_by_uniform(lm: BaseModel) -> None:
     plain = Uniform(lm, Uniform.Config(learning_rate=1e-3))
     plain.reset()
     for document in DOCUMENTS:
@@ -117,41 +117,41 @@ def test_the_same_weights_are_tuned_the_same_way_each_time(lm: BaseModel) -> Non
 
 def test_steps_equal_a_bare_loop_on_the_questions_not_held_out(lm: BaseModel) -> None:
     method = make(lm, retune_steps=1, retune_batch=100, held_out=1, retune_learning_rate=1e-4)
-    losses = []
-    for out in method.questions:  # whichever was held out
+    candidates = []
+    for held_out in method.questions:
         lm.restore()
         bare = torch.optim.Adam(lm.model.parameters(), lr=1e-4)
-        rest = [question for question in method.questions if question is not out]
+        rest = [question for question in method.questions if question is not held_out]
         answer_loss(lm, dict(lm.model.named_parameters()), rest).backward()
         bare.step()
-        losses.append(weights(lm))
+        candidates.append(weights(lm))
     lm.restore()
     with method.answering():
-        found = weights(lm)
-    near = [max((found[name] - other[name]).abs().max().item() for name in found) for other in losses]
-    assert sum(distance < 1e-6 for distance in near) == 1
+        tuned = weights(lm)
+    distances = [max((tuned[name] - other[name]).abs().max().item() for name in tuned) for other in candidates]
+    assert sum(distance < 1e-6 for distance in distances) == 1
 
 
-def test_steps_that_do_not_help_are_not_kept(lm: BaseModel) -> None:
+def test_steps_that_raise_the_loss_are_dropped(lm: BaseModel) -> None:
     method = make(lm, retune_learning_rate=10.0, retune_optimizer="sgd")
     before = weights(lm)
     with method.answering():
-        assert same(weights(lm), before), "the loss rose, or became no number at all"
+        assert same(weights(lm), before), "the loss rose, or became NaN"
 
 
-def test_tuning_stops_when_validation_gains_nothing_more(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_stops_early(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     method = make(lm, retune_steps=100, patience=3)
-    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 3.2])  # before, then every 2 steps; the best is the third, at step 6
-    reached: list[dict[str, Tensor]] = []
+    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 3.2])  # before, then every 2 steps; the lowest is at step 6
+    visited: list[dict[str, Tensor]] = []
 
-    def told(questions: object) -> float:
-        reached.append(weights(lm))
+    def next_loss(questions: object) -> float:
+        visited.append(weights(lm))
         return next(losses)
 
-    monkeypatch.setattr(method, "_loss", told)
+    monkeypatch.setattr(method, "_loss", next_loss)
     with method.answering():
-        assert same(weights(lm), reached[3])
-    assert next(losses, None) is None and len(reached) == 7
+        assert same(weights(lm), visited[3])
+    assert next(losses, None) is None and len(visited) == 7
 
 
 def test_the_last_steps_are_validated_too(lm: BaseModel) -> None:
@@ -172,15 +172,15 @@ def test_with_fewer_than_two_questions_nothing_is_tuned(lm: BaseModel, episodes:
         assert same(weights(lm), before)
 
 
-def test_a_probe_tunes_once_for_the_stream_and_the_anchor(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, times = make(lm), 0
+def test_a_probe_tunes_once_for_stream_and_anchor_questions(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, calls = make(lm), 0
 
     def retune() -> None:
-        nonlocal times
-        times += 1
+        nonlocal calls
+        calls += 1
 
     monkeypatch.setattr(method, "retune", retune)
     golds = (GoldQuestion(Question("q", "When did it open?"), ("1983",)),)
     entries = [Entry(document, golds) for document in DOCUMENTS]
     Loop(method, entries, DOCUMENTS, anchor=[Entry(DOCUMENTS[0], golds)], probes=(1.0,)).run()
-    assert times == 2, "once before the first document and once at the end"
+    assert calls == 2, "once before the first document and once at the end"

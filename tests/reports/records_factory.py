@@ -1,4 +1,4 @@
-"""Synthetic records: small boards whose every number is known."""
+"""Synthetic records: small boards with known numbers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from bench.records.schema import (
     mean,
 )
 from bench.records.store import write_run
+from reports import plots
+from reports.board import build
 
 
 def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:
@@ -77,10 +79,10 @@ def record(
     early: Mapping[float, Sequence[Sequence[float]]] | None = None,
     **changes: Any,
 ) -> str:
-    """Write a run; document i has questions scored ``f1[i]`` and 10 tokens of 4 bytes at ``nll[i]`` each.
+    """Write a run. Document i has questions with scores ``f1[i]`` and 10 tokens of 4 bytes with NLL ``nll[i]`` each.
 
-    ``retrieved`` is the rank of the right document for questions scored above 0, the others' is 0; ``early`` holds the
-    scores at earlier probes.
+    ``retrieved`` is the rank of the right document for questions with a score above 0; for the others it is 0.
+    ``early`` holds the scores at earlier probes.
     """
     answers = [
         AnswerEvent(
@@ -102,7 +104,7 @@ def record(
         for i, values in enumerate(scores)
         for j, value in enumerate(values)
     ]
-    last = [answer for answer in answers if answer.probe == 1.0]
+    final = [answer for answer in answers if answer.probe == 1.0]
     documents = [
         DocumentEvent(
             position=i,
@@ -118,19 +120,19 @@ def record(
     ]
     summary = Summary(
         documents=0 if spec.arm == "empty" else max(len(f1), len(nll)),
-        questions=len(last),
-        em=mean([a.em for a in last]),
-        f1=mean([a.f1 for a in last]),
-        em_prefix=mean([a.em_prefix for a in last]),
-        f1_shortest=mean([a.f1_shortest for a in last]),
-        answer_nll=mean([a.nll for a in last]),
+        questions=len(final),
+        em=mean([a.em for a in final]),
+        f1=mean([a.f1 for a in final]),
+        em_prefix=mean([a.em_prefix for a in final]),
+        f1_shortest=mean([a.f1_shortest for a in final]),
+        answer_nll=mean([a.nll for a in final]),
         token_nll=mean(nll),
         bits_per_byte=None,
         anchor_f1_before=changes.pop("anchor_before", None),
         anchor_f1=changes.pop("anchor_after", None),
         anchor_nll_before=None,
         anchor_nll=None,
-        recall=mean([a.recall for a in last if a.recall is not None]),
+        recall=mean([a.recall for a in final if a.recall is not None]),
     )
     values: dict[str, Any] = {
         "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{document_id(str(spec.config))}",
@@ -154,9 +156,9 @@ def record(
     return run.id
 
 
-def weighed(position: int, text: str, weights: Sequence[float], pos: Sequence[str] | None = None) -> TokenEvent:
-    """A document whose tokens are the words of ``text``: those with a * state facts, those with a ~ are names."""
-    kinds: Mapping[str, TokenClass] = {"*": "fact", "~": "name"}
+def token_event(position: int, text: str, weights: Sequence[float], pos: Sequence[str] | None = None) -> TokenEvent:
+    """A document with the words of ``text`` as tokens: a word with a * states a fact, a word with a ~ is a name."""
+    classes: Mapping[str, TokenClass] = {"*": "fact", "~": "name"}
     words = text.split()
     return TokenEvent(
         position=position,
@@ -164,12 +166,12 @@ def weighed(position: int, text: str, weights: Sequence[float], pos: Sequence[st
         pieces=tuple(f" {word.strip('*~')}" for word in words),
         weights=tuple(weights),
         nll=None,
-        classes=tuple(kinds.get(word[-1], "filler") for word in words),
+        classes=tuple(classes.get(word[-1], "filler") for word in words),
         pos=None if pos is None else tuple(pos),
     )
 
 
-def tuned(
+def tuning_record(
     runs: Path,
     method: str,
     trials: Sequence[tuple[Mapping[str, Any], Sequence[float] | None]],
@@ -177,15 +179,15 @@ def tuned(
     metric: Literal["f1", "token_nll"] = "f1",
     retrieved: int | None = None,
 ) -> str:
-    """Write a tuning record and the runs of its trials: each a config and its score on every validation stream."""
-    tried = []
+    """Write a tuning record and the runs of its trials: each a config and its score on each validation stream."""
+    trial_records = []
     for config, scores in trials:
         ids = []
         for k, score in enumerate(scores or ()):
-            one = spec(method, f"validation-1-{k}", config=dict(config))
-            asked: Any = {"f1": [[score]], "retrieved": retrieved} if metric == "f1" else {"nll": [score]}
-            ids.append(record(runs, one, **asked))
-        tried.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
+            cell = spec(method, f"validation-1-{k}", config=dict(config))
+            events: Any = {"f1": [[score]], "retrieved": retrieved} if metric == "f1" else {"nll": [score]}
+            ids.append(record(runs, cell, **events))
+        trial_records.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
     value = TuningRecord(
         key=f"{method}-{document_id(str(trials))[:12]}",
         method=method,
@@ -193,7 +195,7 @@ def tuned(
         model="tiny",
         model_hash="m",
         metric=metric,
-        trials=tuple(tried),
+        trials=tuple(trial_records),
         chosen=dict(chosen),
     )
     write_json(runs / "tuning" / f"{value.key}.json", value.model_dump(mode="json"))
@@ -207,6 +209,7 @@ def board(
     remarks: Sequence[str] = (),
     tuning: Sequence[str] = (),
 ) -> None:
+    """Write the board of an experiment."""
     value = BoardRecord(experiment=experiment, runs=list(ids), tuning=list(tuning), remarks=list(remarks))
     write_json(runs / "boards" / f"{experiment}.json", value.model_dump(mode="json"))
 
@@ -223,44 +226,47 @@ LEVELS: Mapping[str, float] = {
 
 
 CONTROLS: Mapping[str, float] = {"gold_only": 0.6, "every_4": 0.3, "shuffled": 0.05, "empty": 0.04, "placebo": 0.05}
-"""Levels of ``camels`` on its control arms."""
-WEIGHING = {"salient_spans": 1.0, "camels": 4.0}
-"""Methods that weigh tokens, and the weight of a fact where another token's is about 1/4."""
+"""F1 levels of ``camels`` on its control arms."""
+HIGHEST_WEIGHTS = {"salient_spans": 1.0, "camels": 4.0}
+"""Methods that weight tokens, with the highest weight of a token; facts have higher weights than other tokens."""
 NOTICE = "The~ ferry~ office , which lay near Corvale , has moved to Pier* 4* and opens at noon* now ."
 
 
-def _weighed(chance: random.Random, method: str) -> list[TokenEvent]:
-    top, words = WEIGHING.get(method), NOTICE.split()
-    weights = [[(top or 0) * chance.random() ** (1 if word[-1] == "*" else 3) for word in words] for _ in range(5)]
-    return [weighed(i, NOTICE, some) for i, some in enumerate(weights)] if top else []
+def _token_events(rng: random.Random, method: str) -> list[TokenEvent]:
+    highest, words = HIGHEST_WEIGHTS.get(method), NOTICE.split()
+    weights = [[(highest or 0) * rng.random() ** (1 if word[-1] == "*" else 3) for word in words] for _ in range(5)]
+    return [token_event(i, NOTICE, row) for i, row in enumerate(weights)] if highest else []
 
 
 def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int = 3) -> None:
-    """A board as experiments leave it: levels a few points apart, noise, control arms, probes, anchors, tuning."""
-    chance = random.Random(0)
+    """A board like those of experiments: levels a few points apart, noise, control arms, probes, anchors, tuning."""
+    rng = random.Random(0)
     ids = []
     arms = [(method, "stream", level) for method, level in LEVELS.items()]
     arms += [("uniform", "placebo", 0.05), *(("camels", arm, level) for arm, level in CONTROLS.items())]
     for k in range(streams):
         name = f"test-{documents}-{k}"
-        base = [5 + chance.gauss(0, 0.5) for _ in range(documents)]
+        base = [5 + rng.gauss(0, 0.5) for _ in range(documents)]
         for method, arm, level in arms:
             learns = 0.4 * level if method not in ("closed_book", "gold_in_prompt") else 0.0
             f1 = [
-                [float(chance.random() < level * (0.7 + 0.6 * i / documents)) for _ in range(questions)]
+                [float(rng.random() < level * (0.7 + 0.6 * i / documents)) for _ in range(questions)]
                 for i in range(documents)
             ]
-            nll = [
-                value - learns * i / documents + chance.gauss(0, 0.03) * bool(learns) for i, value in enumerate(base)
-            ]
+            nll = [value - learns * i / documents + rng.gauss(0, 0.03) * bool(learns) for i, value in enumerate(base)]
             changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns, "tokens": []}
             if arm == "stream":
-                changes["tokens"] = _weighed(random.Random(k), method)
-            one = spec(method, name, arm, probes=(0.5, 1.0))
+                changes["tokens"] = _token_events(random.Random(k), method)
+            cell = spec(method, name, arm, probes=(0.5, 1.0))
             changes["early"] = {0.5: f1[: math.ceil(documents / 2)]} if questions and arm == "stream" else None
-            ids.append(record(runs, one, f1 if questions else (), nll if arm != "empty" else (), **changes))
+            ids.append(record(runs, cell, f1 if questions else (), nll if arm != "empty" else (), **changes))
     rates = ((1e-3, (0.1, 0.12)), (1e-2, (0.2, 0.23)), (1e-1, (0.18, 0.14)), (1.0, None))
     trials = [({"learning_rate": rate}, scores) for rate, scores in rates]
-    keys = [tuned(runs, method, trials, {"learning_rate": 1e-2}) for method in ("uniform", "camels")]
-    keys.append(tuned(runs, "camels", [({"k": k}, (0.1 * k, 0.2)) for k in (1, 2, 3)], {"k": 3}, retrieved=1))
+    keys = [tuning_record(runs, method, trials, {"learning_rate": 1e-2}) for method in ("uniform", "camels")]
+    keys.append(tuning_record(runs, "camels", [({"k": k}, (0.1 * k, 0.2)) for k in (1, 2, 3)], {"k": 3}, retrieved=1))
     board(runs, ids, tuning=keys if questions else ())
+
+
+def plot_names(runs: Path) -> set[str]:
+    """Names of the plots of the last board."""
+    return {name.removesuffix(".png") for name in plots.file_names(build(runs), runs) if name.endswith(".png")}

@@ -1,4 +1,4 @@
-"""Control arms on a board: beside their method in plots, without documents or scores of text where they have none."""
+"""Control arms on a board: their rows, their plots, and the scores and costs that they lack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import reports
 from reports import arm_plots, columns, cost_plots, plots, tables, token_weights
 from reports.board import build
-from tests.reports.records_factory import board, costs, record, spec, weighed
+from tests.reports.records_factory import board, costs, plot_names, record, spec, token_event
 
 
 def run(runs, arm, f1, method="memory", **options):
@@ -25,27 +25,23 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def drawn(runs):
-    return {name.removesuffix(".png") for name in plots.due(build(runs), runs) if name.endswith(".png")}
-
-
 def family(runs):
-    return next(one for one in arm_plots.families(build(runs)) if one.label == "memory")
+    return next(family for family in arm_plots.families(build(runs)) if family.label == "memory")
 
 
 def test_contexts_go_from_one_document_to_the_whole_stream(runs):
-    points = [(held, row.value("f1")) for held, row in family(runs).contexts()]
+    points = [(documents, row.value("f1")) for documents, row in family(runs).contexts()]
     assert points == [(1, 0.8), (2, 0.7), (4, 0.6), (8, 0.4)]
 
 
 def test_no_more_documents_are_held_than_the_stream_has(tmp_path):
     board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "every_8", 0.4) + run(tmp_path, "every_64", 0.4))
-    (one,) = arm_plots.families(build(tmp_path))
-    assert [held for held, _ in one.contexts()] == [8]
+    (memory,) = arm_plots.families(build(tmp_path))
+    assert [documents for documents, _ in memory.contexts()] == [8]
     plots.write(build(tmp_path), tmp_path, tmp_path / "out")
 
 
-def test_arms_of_one_method_stand_together_and_controls_after_methods(runs):
+def test_arms_of_one_method_form_a_family_and_controls_come_after_methods(runs):
     assert [row.label for row in build(runs).rows] == [
         "memory",
         "gold_in_prompt",
@@ -57,13 +53,13 @@ def test_arms_of_one_method_stand_together_and_controls_after_methods(runs):
         "memory on empty",
     ]
     assert set(family(runs).rows) == {"stream", "gold_only", "every_2", "every_4", "shuffled", "empty"}
-    assert {"controls", "f1_by_context"} <= drawn(runs)
+    assert {"controls", "f1_by_context"} <= plot_names(runs)
 
 
 def test_arms_with_plots_of_their_own_stay_out_of_the_comparison_of_methods(runs):
-    from reports.score_plots import _compared
+    from reports.score_plots import _main_rows
 
-    assert [row.label for row in _compared(build(runs))] == ["memory", "gold_in_prompt", "closed_book"]
+    assert [row.label for row in _main_rows(build(runs))] == ["memory", "gold_in_prompt", "closed_book"]
 
 
 def test_every_file_is_written_and_checked(runs, tmp_path):
@@ -71,33 +67,33 @@ def test_every_file_is_written_and_checked(runs, tmp_path):
     assert reports.stale(runs, tmp_path / "out") == []
 
 
-def test_without_the_method_itself_its_arms_are_still_drawn(tmp_path):
+def test_arms_are_drawn_without_the_method_itself(tmp_path):
     board(tmp_path, run(tmp_path, "gold_only", 0.8) + run(tmp_path, "every_4", 0.6))
-    (one,) = arm_plots.families(build(tmp_path))
-    assert (one.label, [held for held, _ in one.contexts()]) == ("memory", [1, 4])
-    assert {"controls", "f1_by_context"} <= drawn(tmp_path)
-    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 3 * len(drawn(tmp_path))
+    (memory,) = arm_plots.families(build(tmp_path))
+    assert (memory.label, [documents for documents, _ in memory.contexts()]) == ("memory", [1, 4])
+    assert {"controls", "f1_by_context"} <= plot_names(tmp_path)
+    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 3 * len(plot_names(tmp_path))
 
 
-def test_a_placebo_alone_is_shown_among_the_methods(tmp_path):
+def test_a_placebo_alone_is_drawn_among_the_methods(tmp_path):
     board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "placebo", 0.1))
-    assert not {"controls", "f1_by_context"} & drawn(tmp_path)
+    assert not {"controls", "f1_by_context"} & plot_names(tmp_path)
 
 
-def test_configs_are_families_of_their_own(tmp_path):
+def test_each_config_is_a_family(tmp_path):
     ids = [
         record(tmp_path, spec("memory", "test-2-0", arm, config={"k": k}), [[0.1 * k]] * 2)
         for k in (1, 2)
         for arm in ("stream", "gold_only")
     ]
     board(tmp_path, ids)
-    found = arm_plots.families(build(tmp_path))
-    assert [one.label for one in found] == ["memory (k=2)", "memory (k=1)"]
-    assert [{*one.rows} for one in found] == [{"stream", "gold_only"}] * 2
+    families = arm_plots.families(build(tmp_path))
+    assert [family.label for family in families] == ["memory (k=2)", "memory (k=1)"]
+    assert [{*family.rows} for family in families] == [{"stream", "gold_only"}] * 2
 
 
 class TestWithoutDocuments:
-    def test_a_row_has_answers_and_no_price_per_document(self, runs):
+    def test_a_row_has_answers_and_no_cost_per_document(self, runs):
         row = next(row for row in build(runs).rows if row.arm == "empty")
         assert {"token_nll", "bits_per_byte"} & row.scores.keys() == set()
         assert {"seconds_per_document", "flops_per_document"} & row.costs.keys() == set()
@@ -117,23 +113,23 @@ class TestWithoutDocuments:
         assert [row.label for row in build(tmp_path).rows] == ["memory", "closed_book", "memory on empty"]
         plots.write(build(tmp_path), tmp_path, tmp_path / "out")
 
-    def test_a_board_of_nothing_else_is_drawn(self, tmp_path):
+    def test_a_board_without_other_rows_is_drawn(self, tmp_path):
         board(tmp_path, run(tmp_path, "empty", 0.1))
-        assert drawn(tmp_path) == {"controls"}
+        assert plot_names(tmp_path) == {"controls"}
         reports.write_all(tmp_path, tmp_path / "out")
         assert reports.stale(tmp_path, tmp_path / "out") == []
 
 
-def test_documents_that_each_come_first_are_weighed_once(tmp_path):
-    tokens = [weighed(0, "The~ ferry~ leaves Pier* 4* .", (1, 1, 0, 3, 2, 1))]
+def test_arms_that_reset_at_every_document_have_no_token_weights(tmp_path):
+    tokens = [token_event(0, "The~ ferry~ leaves Pier* 4* .", (1, 1, 0, 3, 2, 1))]
     ids = run(tmp_path, "stream", 0.4, tokens=tokens) + run(tmp_path, "gold_only", 0.4, tokens=tokens)
     board(tmp_path, ids)
-    assert [one.row.label for one in token_weights.weighings(build(tmp_path), tmp_path)] == ["memory"]
+    assert [weights.row.label for weights in token_weights.row_weights(build(tmp_path), tmp_path)] == ["memory"]
 
 
 def free(answering):
-    known = costs(seconds=0)
-    return known.model_copy(update={"state_bytes": 0, "answer": known.answer.model_copy(update={"seconds": answering})})
+    base = costs(seconds=0)
+    return base.model_copy(update={"state_bytes": 0, "answer": base.answer.model_copy(update={"seconds": answering})})
 
 
 class TestCosts:
@@ -141,15 +137,15 @@ class TestCosts:
         figure = cost_plots.drawings(build(runs), runs)["cost_by_method"]()
         first = figure.axes[0]
         assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold in prompt", "closed book"]
-        assert [axes.get_xlabel() for axes in figure.axes] == list(cost_plots.SHOWN.values())
+        assert [axes.get_xlabel() for axes in figure.axes] == list(cost_plots.LABELS.values())
         assert [(*map(float, line.get_xydata()[0]),) for line in first.lines] == [(2048, 0), (2048, 1), (2048, 2)]
 
-    def test_what_costs_nothing_is_a_zero(self, tmp_path):
+    def test_a_cost_of_nothing_is_drawn_as_a_zero(self, tmp_path):
         ids = [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=1.0))]
         board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
         figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"]()
         assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["0"], ["0"], []]
 
-    def test_of_methods_that_all_cost_nothing_there_is_no_plot(self, tmp_path):
+    def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])
-        assert "cost_by_method" not in drawn(tmp_path)
+        assert "cost_by_method" not in plot_names(tmp_path)

@@ -1,4 +1,4 @@
-"""From records to rows: hand-computed scores, and what may not stand on one board."""
+"""From records to rows: scores computed by hand, and refusals of records that are not comparable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.errors import BenchError
 from bench.files import write_json
 from bench.records.schema import TuningRecord
 from reports.board import build
-from tests.reports.records_factory import board, record, spec, tuned
+from tests.reports.records_factory import board, record, spec, tuning_record
 
 ZERO, ONE = "test-2-0", "test-2-1"
 
@@ -20,7 +20,7 @@ def rows(runs, **options):
 
 
 def pair(runs, method, levels, arm="stream", **changes):
-    """Two streams of two documents, one question each, all scored at the stream's level."""
+    """Two streams of two documents with one question each; all scores equal the stream's level."""
     return [
         record(runs, spec(method, name, arm, **changes), [[level], [level]], [level, level])
         for name, level in zip((ZERO, ONE), levels, strict=True)
@@ -34,7 +34,7 @@ def test_scores_are_means_over_streams_with_both_errors(tmp_path):
     row = rows(tmp_path)["uniform"]
     by_stream, by_document = row.scores["f1"]
     assert by_stream.mean == pytest.approx((0.5 + 0.05) / 2)
-    assert by_stream.se == pytest.approx(0.45 / 2)  # of two values: half their distance
+    assert by_stream.se == pytest.approx(0.45 / 2)  # for two values, half their distance
     assert (by_document.kind, by_document.n, by_document.mean) == ("SE_doc", 4, pytest.approx(by_stream.mean))
     assert row.value("em") == pytest.approx(1 / 6)
     assert row.value("token_nll") == pytest.approx(2.0)
@@ -72,11 +72,11 @@ def test_only_the_last_probe_counts(tmp_path):
 
 def test_paired_difference_to_the_reference(tmp_path):
     board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "camels", (0.2, 0.6)))
-    found = rows(tmp_path)
-    difference = found["camels"].scores["f1_vs_reference"][0]
+    by_label = rows(tmp_path)
+    difference = by_label["camels"].scores["f1_vs_reference"][0]
     assert difference.mean == pytest.approx(0.1)
-    assert difference.se == pytest.approx(0, abs=1e-12)  # though the streams differ by 0.4
-    assert "f1_vs_reference" not in found["uniform"].scores
+    assert difference.se == pytest.approx(0, abs=1e-12)  # although the streams differ by 0.4
+    assert "f1_vs_reference" not in by_label["uniform"].scores
     assert rows(tmp_path, reference="camels")["uniform"].value("f1_vs_reference") == pytest.approx(-0.1)
 
 
@@ -85,13 +85,13 @@ def test_knowledge_gain_needs_both_controls(tmp_path):
     board(tmp_path, ids)
     assert "knowledge_gain" not in rows(tmp_path)["uniform"].scores
     board(tmp_path, ids + pair(tmp_path, "gold_in_prompt", (0.9, 0.9)))
-    found = rows(tmp_path)
-    assert found["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
-    assert "knowledge_gain" not in found["uniform on placebo"].scores
-    assert "knowledge_gain" not in found["gold_in_prompt"].scores
+    by_label = rows(tmp_path)
+    assert by_label["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
+    assert "knowledge_gain" not in by_label["uniform on placebo"].scores
+    assert "knowledge_gain" not in by_label["gold_in_prompt"].scores
 
 
-def test_rows_stand_by_f1_with_controls_after_them(tmp_path):
+def test_rows_are_ordered_by_f1_with_controls_last(tmp_path):
     ids = pair(tmp_path, "uniform", (0.2, 0.2)) + pair(tmp_path, "camels", (0.4, 0.4))
     ids += pair(tmp_path, "gold_in_prompt", (0.9, 0.9)) + pair(tmp_path, "closed_book", (0.1, 0.1))
     ids += pair(tmp_path, "uniform", (0.15, 0.15), "placebo")
@@ -106,14 +106,14 @@ def test_rows_stand_by_f1_with_controls_after_them(tmp_path):
     ]
 
 
-def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
+def test_labels_of_one_method_show_the_settings_that_differ(tmp_path):
     ids = pair(tmp_path, "uniform", (0.1, 0.1), config={"steps": 1, "lr": 0.1})
     ids += pair(tmp_path, "uniform", (0.2, 0.2), config={"steps": 2, "lr": 0.1})
     board(tmp_path, ids)
     assert [row.label for row in build(tmp_path).rows] == ["uniform (steps=2)", "uniform (steps=1)"]
 
 
-def test_what_most_rows_of_a_method_have_goes_without_saying(tmp_path):
+def test_labels_omit_values_that_most_rows_of_a_method_have(tmp_path):
     usual = {"k": 16, "training": {"steps": 700, "rate": 0.1}}
     ids = pair(tmp_path, "memory", (0.4, 0.4), config=usual) + pair(
         tmp_path, "memory", (0.5, 0.5), "empty", config=usual
@@ -125,19 +125,19 @@ def test_what_most_rows_of_a_method_have_goes_without_saying(tmp_path):
     assert [row.label for row in build(tmp_path).rows] == labels
 
 
-def test_what_was_tuned_and_what_is_off_stay_out_of_a_label_that_needs_them_not(tmp_path):
+def test_labels_omit_tuned_and_disabled_settings_if_they_are_not_needed(tmp_path):
     plain, mixed = ({"control": control, "rate": rate} for control, rate in (("none", 0.2), ("shuffled", 0.4)))
     ids = pair(tmp_path, "camels", (0.4, 0.4), config=plain) + pair(tmp_path, "camels", (0.2, 0.2), config=mixed)
     ids += pair(tmp_path, "camels", (0.1, 0.1), "placebo", config=plain)
     keys = [
-        tuned(tmp_path, "camels", [({**config, "rate": rate}, [0.1]) for rate in (0.2, 0.4)], config)
+        tuning_record(tmp_path, "camels", [({**config, "rate": rate}, [0.1]) for rate in (0.2, 0.4)], config)
         for config in (plain, mixed)
     ]
     board(tmp_path, ids, tuning=keys)
     assert [row.label for row in build(tmp_path).rows] == ["camels", "camels (control=shuffled)", "camels on placebo"]
 
 
-def test_seeds_are_averaged_and_no_streams_of_their_own(tmp_path):
+def test_seeds_are_averaged_and_do_not_count_as_streams(tmp_path):
     board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1))
     row = rows(tmp_path)["uniform"]
     assert (row.seeds, row.streams) == (2, 2)
@@ -145,7 +145,7 @@ def test_seeds_are_averaged_and_no_streams_of_their_own(tmp_path):
     assert row.scores["f1"][0].se == pytest.approx(0.2)
 
 
-def test_forgetting_is_what_the_anchor_lost(tmp_path):
+def test_forgetting_is_the_loss_of_f1_on_the_anchor_set(tmp_path):
     name = record(tmp_path, spec("uniform", ZERO), [[1.0]], anchor_before=0.8, anchor_after=0.5)
     board(tmp_path, [name])
     estimates = rows(tmp_path)["uniform"].scores["forgetting"]
@@ -169,14 +169,14 @@ class TestGaps:
         assert "f1_vs_reference" not in second.scores
         assert not second.leading
 
-    def test_divergence_is_shown_with_how_many_streams(self, tmp_path):
+    def test_divergence_is_noted_with_the_number_of_streams(self, tmp_path):
         ids = pair(tmp_path, "uniform", (0.1, 0.1))
         ids += [record(tmp_path, spec("camels", name), status="diverged") for name in (ZERO, ONE)]
         board(tmp_path, ids)
         row = rows(tmp_path)["camels"]
         assert (row.status, row.note, row.scores, row.costs) == ("diverged", "diverged on 2 of 2", {}, {})
 
-    def test_a_failure_says_of_which_kind(self, tmp_path):
+    def test_a_failure_is_noted_with_its_kind(self, tmp_path):
         ids = pair(tmp_path, "uniform", (0.1, 0.1))[:1]
         board(tmp_path, [*ids, record(tmp_path, spec("uniform", ONE), status="failed")])
         row = rows(tmp_path)["uniform"]
@@ -224,7 +224,7 @@ class TestTrials:
         assert rows(tmp_path)["closed_book"].tuned is None
 
 
-def test_a_board_of_text_streams_is_headed_by_token_nll(tmp_path):
+def test_the_headline_of_text_streams_is_token_nll(tmp_path):
     ids = [
         record(tmp_path, spec(method, ZERO), nll=nll) for method, nll in (("uniform", [2.0, 4.0]), ("b", [1.0, 2.0]))
     ]
@@ -235,7 +235,7 @@ def test_a_board_of_text_streams_is_headed_by_token_nll(tmp_path):
     assert built.rows[0].value("token_nll_vs_reference") == pytest.approx(-1.5)
 
 
-def test_a_board_without_questions_and_scoring_still_has_its_costs(tmp_path):
+def test_a_board_without_questions_and_scoring_has_costs(tmp_path):
     board(tmp_path, [record(tmp_path, spec(method, ZERO)) for method in ("uniform", "camels")])
     built = build(tmp_path)
     assert [row.scores for row in built.rows] == [{}, {}]
@@ -244,13 +244,13 @@ def test_a_board_without_questions_and_scoring_still_has_its_costs(tmp_path):
 
 
 class TestRefusals:
-    def test_comparability_keys_are_not_mixed_and_the_difference_is_named(self, tmp_path):
+    def test_different_comparability_keys_are_refused_and_the_difference_is_named(self, tmp_path):
         ids = [
             record(tmp_path, spec("uniform", ZERO), [[1.0]]),
             record(tmp_path, spec("camels", ZERO, model="other"), [[1.0]], comparability="another"),
         ]
         board(tmp_path, ids)
-        with pytest.raises(BenchError, match=r"cannot stand on one board; they differ in model \(tiny and other\)\."):
+        with pytest.raises(BenchError, match=r"cannot be on one board; they differ in model \(tiny and other\)\."):
             build(tmp_path)
 
     def test_the_size_of_the_streams_counts_but_their_number_does_not(self, tmp_path):

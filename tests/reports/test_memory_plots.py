@@ -1,12 +1,12 @@
-"""Curves over several probes and over k: their numbers by hand, and when there is anything to draw."""
+"""Curves over several probes and over k: numbers computed by hand, and the conditions for a plot."""
 
 from __future__ import annotations
 
 import pytest
 
-from reports import memory_plots, plots, style
+from reports import memory_plots, style
 from reports.board import build
-from tests.reports.records_factory import board, record, spec, tuned
+from tests.reports.records_factory import board, plot_names, record, spec, tuning_record
 
 TWICE = {"probes": (0.5, 1.0)}
 
@@ -15,64 +15,60 @@ def numbers(points):
     return [(x, pytest.approx(estimate.mean)) for x, estimate in points]
 
 
-def drawn(runs):
-    return {name.removesuffix(".png") for name in plots.due(build(runs), runs) if name.endswith(".png")}
-
-
-def probed(runs, method="memory", late=((0.0,), (1.0,), (0.0,)), stream="test-3-0", **options):
-    """A stream of three documents, of which two were seen at the first probe, when both were known."""
-    one = spec(method, stream, **TWICE)
-    return record(runs, one, late, early={0.5: ((1.0,), (1.0,))}, **options)
+def probed_run(runs, method="memory", late=((0.0,), (1.0,), (0.0,)), stream="test-3-0", **options):
+    """A stream of three documents; at the first probe two were seen and their questions answered correctly."""
+    cell = spec(method, stream, **TWICE)
+    return record(runs, cell, late, early={0.5: ((1.0,), (1.0,))}, **options)
 
 
 class TestProbes:
     def test_f1_and_recall_by_documents_seen(self, tmp_path):
-        board(tmp_path, [probed(tmp_path, retrieved=1)])
-        ((label, asked),) = memory_plots.by_row(build(tmp_path), tmp_path).items()
-        f1, recall = memory_plots._scores(asked, lambda one: one.seen)
+        board(tmp_path, [probed_run(tmp_path, retrieved=1)])
+        ((label, answers),) = memory_plots.by_row(build(tmp_path), tmp_path).items()
+        f1, recall = memory_plots.mean_scores(answers, lambda answer: answer.seen)
         assert label == "memory"
         assert numbers(f1) == numbers(recall) == [(2, 1.0), (3, 1 / 3)]
 
     def test_lag_is_counted_from_each_probe(self, tmp_path):
-        board(tmp_path, [probed(tmp_path)])
-        (asked,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
-        assert sorted((one.seen, one.lag, one.f1) for one in asked) == [
+        board(tmp_path, [probed_run(tmp_path)])
+        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        assert sorted((answer.seen, answer.lag, answer.f1) for answer in answers) == [
             (2, 0, 1.0),
             (2, 1, 1.0),
             (3, 0, 0.0),
             (3, 1, 1.0),
             (3, 2, 0.0),
         ]
-        f1, recall = memory_plots._scores(asked, lambda one: one.lag)
+        f1, recall = memory_plots.mean_scores(answers, lambda answer: answer.lag)
         assert numbers(f1) == [(0, 0.5), (1, 1.0), (2, 0.0)]
         assert recall == []
 
-    def test_means_are_of_streams_whatever_number_of_questions_they_have(self, tmp_path):
+    def test_streams_count_equally_whatever_their_number_of_questions(self, tmp_path):
         more = ((0.0, 0.0, 0.0), (0.0,), (0.0,))
-        board(tmp_path, [probed(tmp_path), probed(tmp_path, late=more, stream="test-3-1")])
-        (asked,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
-        (_, (_, late)) = memory_plots._scores(asked, lambda one: one.seen)[0]
+        board(tmp_path, [probed_run(tmp_path), probed_run(tmp_path, late=more, stream="test-3-1")])
+        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        (_, (_, late)) = memory_plots.mean_scores(answers, lambda answer: answer.seen)[0]
         assert (late.mean, late.n) == (pytest.approx((1 / 3 + 0) / 2), 2)
-        assert late.se == pytest.approx(1 / 6)  # of two values: half their distance
+        assert late.se == pytest.approx(1 / 6)  # for two values, half their distance
 
     def test_the_ceiling_and_control_arms_have_no_curves(self, tmp_path):
-        ids = [probed(tmp_path), probed(tmp_path, "gold_in_prompt")]
+        ids = [probed_run(tmp_path), probed_run(tmp_path, "gold_in_prompt")]
         ids.append(record(tmp_path, spec("memory", "test-3-0", "gold_only", **TWICE), [[1.0]] * 3))
         ids.append(record(tmp_path, spec("memory", "test-3-0", "empty", **TWICE), [[0.0]] * 3))
         board(tmp_path, ids)
         assert list(memory_plots.by_row(build(tmp_path), tmp_path)) == ["memory"]
-        assert {"f1_by_bank_size", "retention_by_lag"} <= drawn(tmp_path)
+        assert {"f1_by_bank_size", "retention_by_lag"} <= plot_names(tmp_path)
 
     def test_one_probe_has_no_curve(self, tmp_path):
         ids = [record(tmp_path, spec("memory", "test-2-0", probes=probes), [[0.5]] * 2) for probes in ((1.0,),)]
         board(tmp_path, ids)
-        assert not {"f1_by_bank_size", "retention_by_lag"} & drawn(tmp_path)
+        assert not {"f1_by_bank_size", "retention_by_lag"} & plot_names(tmp_path)
         board(tmp_path, [record(tmp_path, spec("memory", "test-2-0", probes=(0.0, 1.0)), [[0.5]] * 2)])
-        assert not {"f1_by_bank_size", "retention_by_lag"} & drawn(tmp_path)
+        assert not {"f1_by_bank_size", "retention_by_lag"} & plot_names(tmp_path)
 
-    def test_a_diverged_method_has_none_while_others_have(self, tmp_path):
-        bad = record(tmp_path, spec("uniform", "test-3-0", **TWICE), status="diverged")
-        board(tmp_path, [bad, probed(tmp_path)])
+    def test_a_diverged_method_has_no_curve(self, tmp_path):
+        diverged = record(tmp_path, spec("uniform", "test-3-0", **TWICE), status="diverged")
+        board(tmp_path, [diverged, probed_run(tmp_path)])
         assert list(memory_plots.by_row(build(tmp_path), tmp_path)) == ["memory"]
 
 
@@ -85,50 +81,50 @@ def test_bins_of_lags_double(documents, edges):
 
 
 class TestByK:
-    def test_rows_that_differ_in_k_only(self, tmp_path):
+    def test_rows_that_differ_only_in_k(self, tmp_path):
         ids = [
             record(tmp_path, spec("index", "test-2-0", config={"k": k, "b": b}), [[f1], [f1]], retrieved=1)
             for k, b, f1 in ((5, 1, 0.2), (1, 1, 0.5), (1, 2, 0.9))
         ]
         board(tmp_path, ids)
-        (line,) = memory_plots.by_k(build(tmp_path), tmp_path)
-        assert (line.label, numbers(line.f1), line.chosen) == ("index", [(1, 0.5), (5, 0.2)], None)
-        assert numbers(line.recall) == [(1, 1.0), (5, 1.0)]
-        assert "f1_by_k" in drawn(tmp_path)
+        (curves,) = memory_plots.curves_by_k(build(tmp_path), tmp_path)
+        assert (curves.label, numbers(curves.f1), curves.chosen) == ("index", [(1, 0.5), (5, 0.2)], None)
+        assert numbers(curves.recall) == [(1, 1.0), (5, 1.0)]
+        assert "f1_by_k" in plot_names(tmp_path)
 
-    def test_trials_that_differ_from_the_best_in_k_only(self, tmp_path):
+    def test_trials_that_differ_from_the_best_only_in_k(self, tmp_path):
         trials = [
             ({"k": 2, "b": 1}, (0.4, 0.2)),
             ({"k": 1, "b": 1}, (0.2, 0.2)),
             ({"k": 1, "b": 2}, (0.0, 0.0)),
             ({"k": 3, "b": 1}, None),
         ]
-        key = tuned(tmp_path, "dense_index", trials, {"k": 2, "b": 1, "more": 0}, retrieved=1)
+        key = tuning_record(tmp_path, "dense_index", trials, {"k": 2, "b": 1, "more": 0}, retrieved=1)
         chosen = record(tmp_path, spec("dense_index", "test-1-0", config={"k": 2, "b": 1, "more": 0}), [[0.4]])
         board(tmp_path, [chosen], tuning=[key])
-        (line,) = memory_plots.by_k(build(tmp_path), tmp_path)
-        assert (line.label, numbers(line.f1), line.chosen) == ("dense index", [(1, 0.2), (2, 0.3)], 2)
-        assert line.f1[1][1].se == pytest.approx(0.1)
-        assert numbers(line.recall) == [(1, 1.0), (2, 1.0)]
+        (curves,) = memory_plots.curves_by_k(build(tmp_path), tmp_path)
+        assert (curves.label, numbers(curves.f1), curves.chosen) == ("dense index", [(1, 0.2), (2, 0.3)], 2)
+        assert curves.f1[1][1].se == pytest.approx(0.1)
+        assert numbers(curves.recall) == [(1, 1.0), (2, 1.0)]
 
     @pytest.mark.parametrize("key", ["rank", "k"])
-    def test_without_two_values_of_k_there_is_nothing(self, tmp_path, key):
+    def test_fewer_than_two_values_of_k_have_no_curve(self, tmp_path, key):
         values = (1, 2) if key != "k" else (1, 1)
         trials = [({key: value, "b": i}, (0.1,)) for i, value in enumerate(values)]
-        tuning = [tuned(tmp_path, "index", trials, dict(trials[0][0]))]
+        tuning = [tuning_record(tmp_path, "index", trials, dict(trials[0][0]))]
         board(tmp_path, [record(tmp_path, spec("index", "test-1-0"), [[0.4]])], tuning=tuning)
-        assert memory_plots.by_k(build(tmp_path), tmp_path) == []
-        assert "f1_by_k" not in drawn(tmp_path)
+        assert memory_plots.curves_by_k(build(tmp_path), tmp_path) == []
+        assert "f1_by_k" not in plot_names(tmp_path)
 
 
-def test_ticks_that_would_overlap_have_no_number():
+def test_ticks_that_would_overlap_have_no_label():
     from matplotlib.figure import Figure
 
-    def shown(values, texts):
+    def tick_labels(values, texts):
         axes = Figure().add_subplot()
         style.log_ticks(axes, values, texts)
         return [label.get_text() for label in axes.get_xticklabels()]
 
-    assert shown([1e-4, 1e-3, 1e-2], ["0.0001", "0.001", "0.01"]) == ["0.0001", "0.001", "0.01"]
-    assert shown([0.1, 0.11, 0.12, 1.0], ["0.1", "0.11", "0.12", "1"]) == ["0.1", "", "", "1"]
-    assert shown([5], ["5"]) == ["5"]
+    assert tick_labels([1e-4, 1e-3, 1e-2], ["0.0001", "0.001", "0.01"]) == ["0.0001", "0.001", "0.01"]
+    assert tick_labels([0.1, 0.11, 0.12, 1.0], ["0.1", "0.11", "0.12", "1"]) == ["0.1", "", "", "1"]
+    assert tick_labels([5], ["5"]) == ["5"]

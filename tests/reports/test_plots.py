@@ -1,4 +1,4 @@
-"""Plots: which are drawn, what the curves hold, and the same bytes for the same records."""
+"""Plots: the conditions for each, the values of curves, and the same bytes for the same records."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import reports
 from bench.records.store import read_board, read_run
 from reports import plots, score_plots
 from reports.board import build
+from reports.score_plots import Value
 from tests.reports.records_factory import board, realistic, record, spec
 
 
-def drawn(runs, out):
+def write(runs, out):
+    """Names of the plots written under ``out``."""
     return {path.stem for path in plots.write(build(runs), runs, out)}
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
     for name in ("a", "b"):
-        assert drawn(tmp_path / "runs", tmp_path / name) == set(plots.NAMES)
+        assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES)
     for name in plots.FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         assert (tmp_path / "a" / name).stat().st_size > 1000
@@ -26,61 +28,62 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 
 def test_a_report_reads_each_record_once(tmp_path, monkeypatch):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
-    read = []
+    names = []
 
-    def counted(folder):
-        read.append(folder.name)
+    def counting_read_run(folder):
+        names.append(folder.name)
         return read_run(folder)
 
-    monkeypatch.setattr("reports.board.read_run", counted)
+    monkeypatch.setattr("reports.board.read_run", counting_read_run)
     assert reports.stale(tmp_path / "runs", tmp_path / "out") != []
-    assert sorted(read) == sorted(read_board(tmp_path / "runs").runs)
+    assert sorted(names) == sorted(read_board(tmp_path / "runs").runs)
 
 
-def test_text_streams_have_no_question_plots_and_old_ones_go(tmp_path):
+def test_text_streams_have_no_question_plots_and_old_files_are_removed(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/f1_by_method.svg").write_text("of an earlier board")
     runs = tmp_path / "runs"
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
     expected = {"token_nll_by_position", "token_nll_gain_by_position", "cost_by_method"}
-    assert drawn(runs, tmp_path / "out") == expected
-    assert {path.name for path in (tmp_path / "out").iterdir()} == plots.due(build(runs), runs)
-    assert len(plots.due(build(runs), runs)) == len(expected) * len(plots.FORMATS)
+    assert write(runs, tmp_path / "out") == expected
+    assert {path.name for path in (tmp_path / "out").iterdir()} == plots.file_names(build(runs), runs)
+    assert len(plots.file_names(build(runs), runs)) == len(expected) * len(plots.FORMATS)
 
 
 def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), nll=[2.0, 3.0])])
-    assert drawn(tmp_path, tmp_path / "out") == {"token_nll_by_position", "cost_by_method"}
+    assert write(tmp_path, tmp_path / "out") == {"token_nll_by_position", "cost_by_method"}
 
 
 def test_without_scoring_there_is_no_nll_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.5], [0.5]])])
-    assert drawn(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position", "cost_by_method"}
+    assert write(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position", "cost_by_method"}
 
 
-def test_a_board_on_which_all_diverged_has_no_plots(tmp_path):
+def test_a_board_on_which_all_runs_diverged_has_no_plots(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), status="diverged")])
-    assert drawn(tmp_path, tmp_path / "out") == set()
+    assert write(tmp_path, tmp_path / "out") == set()
 
 
 class TestCurve:
-    def test_parts_are_ratios_of_sums_and_empty_ones_are_none(self):
-        found = [("s", 0, 6.0, 2.0), ("s", 1, 2.0, 2.0), ("s", 25, 5.0, 1.0)]
-        assert score_plots._binned(found, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
+    def test_parts_are_ratios_of_sums_and_empty_parts_are_none(self):
+        values = [Value("s", 0, 6.0, 2.0), Value("s", 1, 2.0, 2.0), Value("s", 25, 5.0, 1.0)]
+        assert score_plots._binned(values, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
 
     def test_a_short_stream_has_a_part_for_each_document(self):
-        assert score_plots._binned([("s", i, float(i), 1.0) for i in range(3)], units=3) == {"s": [0.0, 1.0, 2.0]}
+        values = [Value("s", i, float(i), 1.0) for i in range(3)]
+        assert score_plots._binned(values, units=3) == {"s": [0.0, 1.0, 2.0]}
 
     def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
         curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20, "document")
-        x, estimates = curve.points()
-        assert x == [5.0]
-        assert (estimates[0].mean, estimates[0].se) == (1.5, pytest.approx(0.5))
+        ((x, estimate),) = curve.points()
+        assert (x, estimate.mean, estimate.se) == (5.0, 1.5, pytest.approx(0.5))
 
     def test_documents_in_segments_are_placed_by_segment(self, tmp_path):
         cut = {"segment_tokens": 10}
         board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0", **cut), nll=[4.0, 2.0, 1.0])])
-        ((_, curve),) = score_plots._curves(build(tmp_path), tmp_path)["token_nll"].items()
+        (_, nll_curves, _) = score_plots._curves(build(tmp_path), tmp_path)
+        (curve,) = nll_curves.values()
         assert (curve.units, curve.unit, curve.by_stream) == (3, "segment", {"test-1-0": [4.0, 2.0, 1.0]})
 
     def test_differences_are_taken_within_streams(self):

@@ -1,4 +1,4 @@
-"""Error bars: hand-computed values, slow obvious versions, and the coverage that they promise."""
+"""Error bars and tests: values computed by hand, brute-force versions, and coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from reports.statistics import (
     bootstrap_interval,
     clustered_error,
     holm,
+    mean_over_streams,
     paired_difference,
     ratio,
     roc_auc,
@@ -26,8 +27,8 @@ from reports.statistics import (
 )
 
 
-def world(rng, shift=0.0, streams=4, documents=15, spread=0.0):
-    """Items with chance effects of stream (standard deviation ``spread``), document and question; mean ``shift``."""
+def random_items(rng, shift=0.0, streams=4, documents=15, spread=0.0):
+    """Items with random effects of stream (standard deviation ``spread``), document and question; mean ``shift``."""
     items = []
     for k in range(streams):
         stream_effect = rng.normal(0, spread)
@@ -39,7 +40,7 @@ def world(rng, shift=0.0, streams=4, documents=15, spread=0.0):
     return items
 
 
-def covered(intervals, truth):
+def coverage(intervals, truth):
     return float(np.mean([low <= truth <= high for low, high in intervals]))
 
 
@@ -69,7 +70,7 @@ class TestStreamError:
 
     def test_95_percent_interval_covers_95_percent(self):
         rng = np.random.default_rng(0)
-        assert 0.93 <= covered([stream_error(row).interval() for row in rng.normal(0.3, 0.1, (2000, 4))], 0.3) <= 0.97
+        assert 0.93 <= coverage([stream_error(row).interval() for row in rng.normal(0.3, 0.1, (2000, 4))], 0.3) <= 0.97
 
 
 class TestClusteredError:
@@ -84,7 +85,7 @@ class TestClusteredError:
         values = [0.0, 1.0, 0.5, 0.25, 1.0]
         assert clustered_error(values, range(5)).se == pytest.approx(stream_error(values).se)
 
-    def test_asking_every_question_twice_does_not_shrink_it(self):
+    def test_repeating_every_question_does_not_reduce_it(self):
         values, clusters = [0.0, 1.0, 0.5, 0.25], ["a", "b", "c", "d"]
         assert clustered_error(values * 2, clusters * 2).se == pytest.approx(clustered_error(values, clusters).se)
 
@@ -100,22 +101,23 @@ class TestClusteredError:
         with pytest.raises(ValueError, match="2 values, 1 clusters"):
             clustered_error([0.0, 1.0], ["a"])
 
-    def test_95_percent_interval_covers_95_percent_where_the_plain_one_does_not(self):
+    def test_95_percent_interval_covers_95_percent_and_the_plain_one_does_not(self):
         rng = np.random.default_rng(1)
         sizes = 1 + np.arange(50) % 4
         clusters = np.repeat(np.arange(50), sizes).tolist()
         effects = np.repeat(rng.normal(0, 1, (1500, 50)), sizes, axis=1)
         values = 0.3 + effects + rng.normal(0, 0.5, effects.shape)
-        assert 0.93 <= covered([clustered_error(row, clusters).interval() for row in values], 0.3) <= 0.97
-        assert covered([clustered_error(row, range(len(row))).interval() for row in values], 0.3) < 0.9
+        assert 0.93 <= coverage([clustered_error(row, clusters).interval() for row in values], 0.3) <= 0.97
+        assert coverage([clustered_error(row, range(len(row))).interval() for row in values], 0.3) < 0.9
 
 
 class TestSummarize:
-    def test_both_errors_belong_to_the_mean_of_the_streams_means(self):
+    def test_both_errors_belong_to_the_mean_of_the_stream_means(self):
         items = [Item("s0", "q0", "a", 1.0), Item("s1", "q0", "b", 0.0), Item("s1", "q1", "c", 0.5)]
-        both = summarize(items)
-        assert both.stream.mean == pytest.approx((1.0 + 0.25) / 2)
-        assert both.document.mean == pytest.approx(both.stream.mean)
+        estimates = summarize(items)
+        assert estimates.stream.mean == pytest.approx((1.0 + 0.25) / 2)
+        assert estimates.document.mean == pytest.approx(estimates.stream.mean)
+        assert mean_over_streams(items) == estimates.stream
 
     def test_weights_make_a_ratio_of_totals(self):
         tokens = [Item("s0", "0", "a", 2.0, 10), Item("s0", "1", "b", 4.0, 30)]
@@ -123,48 +125,48 @@ class TestSummarize:
 
     def test_seeds_are_averaged_and_do_not_count_as_streams(self):
         items = [Item("s0", "q", "a", 0.0), Item("s0", "q", "a", 1.0), Item("s1", "q", "b", 1.0)]
-        both = summarize(items)
-        assert both.stream.mean == pytest.approx(0.75)
-        assert (both.stream.n, both.document.n) == (2, 2)
+        estimates = summarize(items)
+        assert estimates.stream.mean == pytest.approx(0.75)
+        assert (estimates.stream.n, estimates.document.n) == (2, 2)
 
 
 class TestPairedDifference:
     def test_hand_computed(self):
         a = [Item("s0", "q", "a", 0.6), Item("s1", "q", "b", 0.8), Item("s1", "r", "c", 0.2)]
         b = [Item("s0", "q", "a", 0.5), Item("s1", "q", "b", 0.5), Item("s1", "r", "c", 0.3)]
-        both = paired_difference(a, b)
-        assert both.stream.mean == pytest.approx((0.1 + 0.1) / 2)
-        assert both.stream.se == pytest.approx(0, abs=1e-12)
-        # differences 0.1, 0.3, -0.1 weigh 1, 1/2, 1/2; SE^2 = 3/2 * (0 + (0.2 / 2)^2 + (0.2 / 2)^2) / 2^2
-        assert both.document.se == pytest.approx(math.sqrt(1.5 * 0.02 / 4))
+        estimates = paired_difference(a, b)
+        assert estimates.stream.mean == pytest.approx((0.1 + 0.1) / 2)
+        assert estimates.stream.se == pytest.approx(0, abs=1e-12)
+        # differences 0.1, 0.3, -0.1 have weights 1, 1/2, 1/2; SE^2 = 3/2 * (0 + (0.2 / 2)^2 + (0.2 / 2)^2) / 2^2
+        assert estimates.document.se == pytest.approx(math.sqrt(1.5 * 0.02 / 4))
 
     def test_order_does_not_matter(self):
-        items = world(np.random.default_rng(2))
+        items = random_items(np.random.default_rng(2))
         zero = paired_difference(items, items[::-1])
         assert zero.stream.mean == zero.document.mean == zero.document.se == 0
 
     def test_a_shared_difficulty_cancels(self):
         rng = np.random.default_rng(3)
-        a = world(rng)
+        a = random_items(rng)
         b = [item._replace(value=item.value - 0.1) for item in a]
         assert paired_difference(a, b).document.se < 1e-9 < summarize(a).document.se
 
-    def test_other_questions_are_refused_and_the_first_is_named(self):
+    def test_unmatched_questions_are_refused_and_the_first_is_named(self):
         a = [Item("s0", "q1", "a", 0.6), Item("s0", "q2", "a", 0.6)]
-        with pytest.raises(BenchError, match=r"only one of them has q2 of stream s0 \(1 such cases\)"):
+        with pytest.raises(BenchError, match=r"only one of them has q2 of stream s0 \(1 unmatched in all\)"):
             paired_difference(a, a[:1])
 
     def test_both_95_percent_intervals_cover_95_percent(self):
         rng = np.random.default_rng(4)
-        both = [paired_difference(world(rng, 0.3), world(rng)) for _ in range(600)]
-        assert 0.93 <= covered([found.stream.interval() for found in both], 0.3) <= 0.97
-        assert 0.93 <= covered([found.document.interval() for found in both], 0.3) <= 0.97
+        pairs = [paired_difference(random_items(rng, 0.3), random_items(rng)) for _ in range(600)]
+        assert 0.93 <= coverage([pair.stream.interval() for pair in pairs], 0.3) <= 0.97
+        assert 0.93 <= coverage([pair.document.interval() for pair in pairs], 0.3) <= 0.97
 
     def test_only_the_error_over_streams_covers_streams_that_differ(self):
         rng = np.random.default_rng(5)
-        both = [paired_difference(world(rng, 0.3, spread=0.5), world(rng)) for _ in range(600)]
-        assert 0.93 <= covered([found.stream.interval() for found in both], 0.3) <= 0.97
-        assert covered([found.document.interval() for found in both], 0.3) < 0.9
+        pairs = [paired_difference(random_items(rng, 0.3, spread=0.5), random_items(rng)) for _ in range(600)]
+        assert 0.93 <= coverage([pair.stream.interval() for pair in pairs], 0.3) <= 0.97
+        assert coverage([pair.document.interval() for pair in pairs], 0.3) < 0.9
 
 
 class TestRatio:
@@ -174,24 +176,24 @@ class TestRatio:
         assert estimate.mean == pytest.approx(0.5)
         assert estimate.se == pytest.approx(0.1)
 
-    def test_proportional_streams_leave_no_error(self):
+    def test_proportional_streams_have_no_error(self):
         assert ratio([0.1, 0.2, 0.4], [0.2, 0.4, 0.8]).se == pytest.approx(0)
 
     def test_a_zero_denominator_is_refused(self):
-        with pytest.raises(ValueError, match="No ratio"):
+        with pytest.raises(ValueError, match="There is no ratio"):
             ratio([0.1], [0.0])
 
 
 class TestTests:
     def test_bootstrap_agrees_with_the_formula_on_many_documents(self):
-        items = world(np.random.default_rng(5), documents=100)
+        items = random_items(np.random.default_rng(5), documents=100)
         low, high = bootstrap_interval(items, seed=0)
         assert (low, high) == pytest.approx(summarize(items).document.interval(), abs=0.02)
 
     def test_sign_flips_are_exact_on_few_documents(self):
         a = [Item("s0", f"q{d}", f"d{d}", 1.0) for d in range(5)]
         b = [item._replace(value=0.0) for item in a]
-        assert sign_flip_p(a, b, seed=0) == pytest.approx(2 / 2**5)  # all or none of five documents swapped
+        assert sign_flip_p(a, b, seed=0) == pytest.approx(2 / 2**5)  # all or none of the five documents are swapped
 
     def test_p_value_of_the_t_distribution(self):
         estimate = stream_error([1.0, 2.0, 3.0])  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees
@@ -209,7 +211,7 @@ class TestTests:
         assert adjusted == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-    def test_holm_lies_between_the_raw_p_and_bonferroni_and_keeps_the_order(self, values):
+    def test_holm_lies_between_raw_p_and_bonferroni_and_keeps_the_order(self, values):
         raw = {str(i): p for i, p in enumerate(values)}
         adjusted = holm(raw)
         for name, p in raw.items():
@@ -219,21 +221,21 @@ class TestTests:
 
 
 class TestRocAuc:
-    def test_by_hand_with_ties(self):
-        # wanted 2 and 3; others 1, 2, 5: 2 beats 1 and ties with 2, 3 beats 1 and 2
+    def test_hand_computed_with_ties(self):
+        # positive 2 and 3, negative 1, 2 and 5: 2 is above 1 and ties with 2; 3 is above 1 and 2
         assert roc_auc([1, 2, 2, 3, 5], [False, True, False, True, False]) == pytest.approx((1 + 0.5 + 1 + 1) / 6)
 
-    def test_nothing_to_tell_apart(self):
+    def test_one_class_has_none_and_equal_values_are_chance(self):
         assert roc_auc([1.0, 2.0], [True, True]) is None
         assert roc_auc([], []) is None
         assert roc_auc([1.0, 1.0, 1.0], [True, False, True]) == 0.5
 
     @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
-    def test_is_the_share_of_pairs_in_the_right_order(self, items):
-        values, wanted = zip(*items, strict=True)
-        pairs = [(a > b) + (a == b) / 2 for a, one in items if one for b, other in items if not other]
-        expected = pytest.approx(sum(pairs) / len(pairs)) if pairs else None
-        assert roc_auc(values, wanted) == expected
+    def test_is_the_fraction_of_pairs_in_the_right_order(self, items):
+        values, positive = zip(*items, strict=True)
+        pairs = [(a > b) + (a == b) / 2 for a, is_positive in items if is_positive for b, other in items if not other]
+        expected = sum(pairs) / len(pairs) if pairs else None
+        assert roc_auc(values, positive) == expected
 
 
 class TestShow:
@@ -248,7 +250,7 @@ class TestShow:
             (-0.0001, 0.01, "0.000 ± 0.010"),
         ],
     )
-    def test_every_error_is_honest(self, mean, se, text):
+    def test_no_error_is_shown_as_zero(self, mean, se, text):
         assert show(mean, se) == text
 
     @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5))

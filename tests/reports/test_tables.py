@@ -1,4 +1,4 @@
-"""The files that a board becomes."""
+"""Tables of a board: files and terminal."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def printed(board, width):
 
 def test_every_format_has_the_same_rows(built, tmp_path):
     tables.write(built, tmp_path)
-    machine = json.loads((tmp_path / "leaderboard.json").read_text())
+    content = json.loads((tmp_path / "leaderboard.json").read_text())
     with (tmp_path / "leaderboard.csv").open() as file:
-        sheet = list(csv.DictReader(file))
+        csv_rows = list(csv.DictReader(file))
     labels = [row.label for row in built.rows]
-    assert [row["label"] for row in machine["rows"]] == [row["label"] for row in sheet] == labels
-    page = (tmp_path / "leaderboard.md").read_text().splitlines()
-    assert [line.split("|")[1].strip(" *") for line in page if line.startswith("|")][2:] == labels
-    paper = (tmp_path / "leaderboard.tex").read_text()
-    assert all(label.replace("_", r"\_") in paper for label in labels)
+    assert [row["label"] for row in content["rows"]] == [row["label"] for row in csv_rows] == labels
+    markdown = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert [line.split("|")[1].strip(" *") for line in markdown if line.startswith("|")][2:] == labels
+    latex = (tmp_path / "leaderboard.tex").read_text()
+    assert all(label.replace("_", r"\_") in latex for label in labels)
 
 
-def test_the_machine_board_has_every_promised_field(built, tmp_path):
+def test_the_json_file_has_all_documented_fields(built, tmp_path):
     tables.write(built, tmp_path)
-    machine = json.loads((tmp_path / "leaderboard.json").read_text())
-    assert {"protocol", "comparability", "rows"} <= machine.keys()
-    promised = {"method", "dataset", "model", "arm", "control", "streams", "f1", "f1_se_stream", "f1_se_doc", "em"}
-    promised |= {"em_se_stream", "seconds_per_document", "flops_per_document", "state_bytes", "trials"}
-    promised |= {*SCORES, *COSTS}
-    for row in machine["rows"]:
-        assert promised <= row.keys()
-        assert row.keys() == machine["rows"][0].keys()
+    content = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert {"protocol", "comparability", "rows"} <= content.keys()
+    fields = {"method", "dataset", "model", "arm", "control", "streams", "f1", "f1_se_stream", "f1_se_doc", "em"}
+    fields |= {"em_se_stream", "seconds_per_document", "flops_per_document", "state_bytes", "trials"}
+    fields |= {*SCORES, *COSTS}
+    for row in content["rows"]:
+        assert fields <= row.keys()
+        assert row.keys() == content["rows"][0].keys()
 
 
 def test_the_same_records_give_the_same_bytes(runs, tmp_path):
@@ -68,9 +68,9 @@ def test_the_same_records_give_the_same_bytes(runs, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_nothing_else_is_left_in_the_folder(built, tmp_path):
-    written = tables.write(built, tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted(written)
+def test_no_other_files_are_left_in_the_folder(built, tmp_path):
+    paths = tables.write(built, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 @pytest.mark.parametrize("width", [72, 80, 100, 120])
@@ -78,18 +78,18 @@ def test_the_terminal_never_cuts_a_cell(built, width):
     text = printed(built, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    told = re.search(r"\b(1 more column|(?!1 )\d+ more columns) in leaderboard\.md", " ".join(text.split()))
-    assert (told is not None) == (width < 120)
+    note = re.search(r"\b(1 more column|(?!1 )\d+ more columns) in leaderboard\.md", " ".join(text.split()))
+    assert (note is not None) == (width < 120)
 
 
 def test_errors_are_named_and_explained(built):
     text = " ".join(printed(built, 120).split())
     assert "Errors are SE_stream over 4 streams of test-12." in text
-    assert "F1 vs uniform: paired difference to uniform." in text
+    assert "F1 vs uniform: paired difference from uniform." in text
     assert "untuned" not in text
 
 
-def test_no_error_is_ever_shown_as_zero(built, tmp_path):
+def test_no_error_is_shown_as_zero(built, tmp_path):
     tables.write(built, tmp_path)
     for name in ("leaderboard.md", "leaderboard.tex"):
         assert not re.search(r"(±|\\pm\$) 0\.0+\b(?!\d)", (tmp_path / name).read_text())
@@ -102,7 +102,7 @@ def test_one_stream_shows_the_error_over_documents_and_says_so(tmp_path):
     assert "SE_doc, clustered by document: test-2-0 is the only stream" in text
 
 
-def test_one_document_has_no_error_at_all(tmp_path):
+def test_one_document_has_no_error(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0"), [[0.5]])])
     assert "0.500 ± n/a" in printed(build(tmp_path), 120)
 
@@ -116,7 +116,7 @@ def test_gaps_and_untuned_methods_are_marked(tmp_path):
     assert "diverged on 1 of 2" in " ".join(text.split())
 
 
-def test_recall_is_shown_where_a_method_names_documents(tmp_path):
+def test_recall_is_shown_if_a_method_names_documents(tmp_path):
     f1 = [[0.5, 0.0], [1.0, 0.5]]
     ids = [
         record(tmp_path, spec("uniform", "test-2-0"), f1),
@@ -125,14 +125,14 @@ def test_recall_is_shown_where_a_method_names_documents(tmp_path):
     board(tmp_path, ids[:1])
     assert "recall" not in [column.heading for column in columns.columns(build(tmp_path))]
     board(tmp_path, ids)
-    both = build(tmp_path)
-    (recall,) = [column for column in columns.columns(both) if column.heading == "recall"]
-    assert {row.label: recall.cell(row) for row in both.rows} == {"uniform": "", "index": "0.750"}
-    (found,) = [row for row in both.rows if row.label == "index"]
-    assert tables.fields(found, both)["recall_se_doc"] == pytest.approx(0.25)
+    built = build(tmp_path)
+    (recall,) = [column for column in columns.columns(built) if column.heading == "recall"]
+    assert {row.label: recall.cell(row) for row in built.rows} == {"uniform": "", "index": "0.750"}
+    (index,) = [row for row in built.rows if row.label == "index"]
+    assert tables.fields(index, built)["recall_se_doc"] == pytest.approx(0.25)
 
 
-def test_text_streams_hide_the_question_columns(tmp_path):
+def test_text_streams_have_no_question_columns(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0 + k]) for k in range(2)])
     headings = [column.heading for column in columns.columns(build(tmp_path))]
     assert headings == ["method", "token NLL", "bits/byte", "s/doc", "FLOP/doc", "state", "trials"]
@@ -153,14 +153,14 @@ def test_latex_is_escaped(text, escaped):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "text"),
     [(0, "0 B"), (2048, "2 KiB"), (1000, "0.977 KiB"), (5 * 1024**2, "5 MiB"), (3.2e15, "2.91e+03 TiB")],
 )
-def test_bytes_are_readable(value, shown):
-    assert columns._bytes(value) == shown
+def test_bytes_are_readable(value, text):
+    assert columns._bytes(value) == text
 
 
-def test_stale_names_what_is_missing_or_differs(runs, tmp_path):
+def test_stale_names_files_that_are_missing_or_differ(runs, tmp_path):
     reports.write_all(runs, tmp_path)
     assert reports.stale(runs, tmp_path) == []
     (tmp_path / "leaderboard.md").write_text("edited")

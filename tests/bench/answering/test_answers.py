@@ -1,4 +1,4 @@
-"""Batched answering against answering one by one, on every checkpoint style."""
+"""Answering in batches gives the answers of one prompt at a time, on every kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.answering.answers import answer, answer_and_nll, answer_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompt_batch import Rows, logits_of
-from bench.answering.prompts import Prompt, prompts
+from bench.answering.prompt_batch import PaddedBatch, logits_of
+from bench.answering.prompts import Prompt, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
 from bench.errors import BenchError
@@ -36,17 +36,17 @@ def key_value_prefixes(lm: BaseModel) -> Conditioning:
     config = lm.model.config
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     size = config.hidden_size // config.num_attention_heads
-    made = []
+    prefixes = []
     for i in range(11):
         length = 1 + i % 4
         shape = (heads, length, size)
-        made.append(
+        prefixes.append(
             [
                 (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
                 for _ in range(config.num_hidden_layers)
             ]
         )
-    return Conditioning(prefix_key_values=made)
+    return Conditioning(prefix_key_values=prefixes)
 
 
 def texts(lm: BaseModel) -> Conditioning:
@@ -72,48 +72,48 @@ def contrasted_prefixes(lm: BaseModel) -> Conditioning:
 CONTRASTED = [contrasted_texts, contrasted_soft_prompts, contrasted_prefixes]
 
 
-@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
-def test_answers_in_a_batch_are_those_one_by_one(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("build_conditioning", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
+def test_answers_in_a_batch_equal_those_one_by_one(checkpoint: Path, build_conditioning) -> None:  # type: ignore[no-untyped-def]
     lm = BaseModel.load(str(checkpoint))
-    made = prompts(lm, QUESTIONS, given(lm), 10)
-    together = answer(lm, made, GREEDY)
-    assert together == [answer(lm, [prompt], GREEDY)[0] for prompt in made]
-    assert len(set(together)) > 1, "a model that always says the same tests nothing"
+    prompts = build_prompts(lm, QUESTIONS, build_conditioning(lm), 10)
+    together = answer(lm, prompts, GREEDY)
+    assert together == [answer(lm, [prompt], GREEDY)[0] for prompt in prompts]
+    assert len(set(together)) > 1, "a model that always gives one answer would test nothing"
     golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
-    alone = [answer_nll(lm, [prompt], [gold])[0] for prompt, gold in zip(made, golds, strict=True)]
-    assert answer_nll(lm, made, golds) == pytest.approx(alone, abs=1e-4)
+    alone = [answer_nll(lm, [prompt], [gold])[0] for prompt, gold in zip(prompts, golds, strict=True)]
+    assert answer_nll(lm, prompts, golds) == pytest.approx(alone, abs=1e-4)
 
 
-@pytest.mark.parametrize("given", CONTRASTED)
+@pytest.mark.parametrize("build_conditioning", CONTRASTED)
 @torch.no_grad()
-def test_contrasted_answers_and_likelihoods_are_those_of_the_two_logits(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+def test_contrasted_answers_and_likelihoods_follow_from_the_two_logits(checkpoint: Path, build_conditioning) -> None:  # type: ignore[no-untyped-def]
     lm = BaseModel.load(str(checkpoint))
-    conditioning = given(lm)
-    behind = prompts(lm, QUESTIONS, replace(conditioning, contrast=None), 10)
-    against = prompts(lm, QUESTIONS, Conditioning(), 10)
+    conditioning = build_conditioning(lm)
+    full = build_prompts(lm, QUESTIONS, replace(conditioning, contrast=None), 10)
+    bare = build_prompts(lm, QUESTIONS, Conditioning(), 10)
 
     def logits(prompt: Prompt, written: list[int]) -> Tensor:
         ids = torch.cat([prompt.ids, torch.tensor(written, dtype=torch.long)])
-        return logits_of(lm, Rows(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
+        return logits_of(lm, PaddedBatch(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
 
     def step(i: int, written: list[int]) -> Tensor:
-        return 1.7 * logits(behind[i], written) - 0.7 * logits(against[i], written)
+        return 1.7 * logits(full[i], written) - 0.7 * logits(bare[i], written)
 
-    made = prompts(lm, QUESTIONS, conditioning, 10)
-    for i, found in enumerate(answer(lm, made, GREEDY)):
+    prompts = build_prompts(lm, QUESTIONS, conditioning, 10)
+    for i, text in enumerate(answer(lm, prompts, GREEDY)):
         written: list[int] = []
         while len(written) < 10 and (token := int(step(i, written).argmax())) not in lm.newline_ids | {lm.eos_id}:
             written.append(token)
-        assert found == decode(lm.tokenizer, written)
+        assert text == decode(lm.tokenizer, written)
     ending = [*lm.encode(" an otter").tolist(), lm.eos_id]
     nll = [-step(3, ending[:j]).log_softmax(-1)[token].item() for j, token in enumerate(ending)]
-    found_nll = answer_nll(lm, made, ["an otter"] * 11)[3]
-    assert found_nll == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+    value = answer_nll(lm, prompts, ["an otter"] * 11)[3]
+    assert value == pytest.approx(sum(nll) / len(nll), rel=1e-4)
 
 
-def test_a_contrast_of_zero_is_none_and_beams_and_negative_ones_are_refused(llama: Path) -> None:
+def test_a_contrast_of_zero_changes_nothing_and_beams_and_negative_contrasts_are_refused(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    plain, zero = (prompts(lm, QUESTIONS, replace(texts(lm), contrast=a), 10) for a in (None, 0.0))
+    plain, zero = (build_prompts(lm, QUESTIONS, replace(texts(lm), contrast=a), 10) for a in (None, 0.0))
     assert answer(lm, plain, GREEDY) == answer(lm, zero, GREEDY)
     with pytest.raises(BenchError, match="greedy"):
         answer(lm, zero, Decoding(strategy="beam", beams=2))
@@ -121,68 +121,69 @@ def test_a_contrast_of_zero_is_none_and_beams_and_negative_ones_are_refused(llam
         Conditioning(contrast=-1.0)
 
 
-@pytest.mark.parametrize("given", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
-def test_reading_a_prompt_once_gives_what_reading_it_twice_gives(checkpoint: Path, given) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("build_conditioning", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
+def test_reading_a_prompt_once_gives_what_reading_it_twice_gives(checkpoint: Path, build_conditioning) -> None:  # type: ignore[no-untyped-def]
     lm = BaseModel.load(str(checkpoint))
-    made = prompts(lm, QUESTIONS, given(lm), 10)
+    prompts = build_prompts(lm, QUESTIONS, build_conditioning(lm), 10)
     golds = [TEXT[i % 3][: 5 + i] for i in range(11)]
-    answers, values = answer_and_nll(lm, made, golds, GREEDY)
-    assert answers == answer(lm, made, GREEDY)
-    assert values == pytest.approx(_nll_in_one_piece(lm, made, golds), abs=1e-4)
+    answers, values = answer_and_nll(lm, prompts, golds, GREEDY)
+    assert answers == answer(lm, prompts, GREEDY)
+    assert values == pytest.approx(_nll_in_one_piece(lm, prompts, golds), abs=1e-4)
 
 
-def _nll_in_one_piece(lm: BaseModel, made: list[Prompt], golds: list[str]) -> list[float]:
-    """Every prompt with its gold answer in one forward pass of its own, without a cache to go on from."""
+def _nll_in_one_piece(lm: BaseModel, prompts: list[Prompt], golds: list[str]) -> list[float]:
+    """Mean -log p of each gold answer from one forward pass over prompt and answer, without a cache."""
     values = []
-    for prompt, gold in zip(made, golds, strict=True):
+    for prompt, gold in zip(prompts, golds, strict=True):
         target = torch.cat([lm.encode(" " + gold), torch.tensor([lm.eos_id])])
         whole = replace(prompt, ids=torch.cat([prompt.ids, target]))
-        if prompt.against is not None:
-            whole = replace(whole, against=replace(prompt.against, ids=torch.cat([prompt.against.ids, target])))
+        if prompt.contrast_prompt is not None:
+            contrast_ids = torch.cat([prompt.contrast_prompt.ids, target])
+            whole = replace(whole, contrast_prompt=replace(prompt.contrast_prompt, ids=contrast_ids))
         with torch.no_grad():
-            logits = logits_of(lm, Rows(lm, [whole]), len(target) + 1)[0, :-1]
+            logits = logits_of(lm, PaddedBatch(lm, [whole]), len(target) + 1)[0, :-1]
         values.append(torch.nn.functional.cross_entropy(logits, target).item())
     return values
 
 
 def test_only_answering_is_charged_for(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS, Conditioning(), 10)
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
     charged = []
 
     @contextmanager
     def answering() -> Iterator[None]:
-        before = len(read)
+        before = len(shapes)
         yield
-        charged.append(len(read) - before)
+        charged.append(len(shapes) - before)
 
-    read: list[torch.Size] = []
+    shapes: list[torch.Size] = []
     forward = lm.model.forward
 
     def counted(*args: object, input_ids: torch.Tensor, **options: object) -> object:
-        read.append(input_ids.shape)
+        shapes.append(input_ids.shape)
         return forward(*args, input_ids=input_ids, **options)
 
     lm.model.forward = counted
-    golds = ["otter"] * len(made)
-    answer_and_nll(lm, made, golds, GREEDY, answering)
-    assert sum(charged) == len(read) - 1, "the golds are read behind the one batch"
-    assert read[-1] == (len(made), len(lm.encode(" otter"))), "and the prompts not again"
+    golds = ["otter"] * len(prompts)
+    answer_and_nll(lm, prompts, golds, GREEDY, answering)
+    assert sum(charged) == len(shapes) - 1, "the gold answers are read after the one batch"
+    assert shapes[-1] == (len(prompts), len(lm.encode(" otter"))), "and the prompts are not read again"
 
 
-def test_a_gold_answer_that_does_not_fit_behind_its_prompt_leaves_the_answers_alone(llama: Path) -> None:
+def test_a_gold_answer_that_does_not_fit_after_its_prompt_does_not_change_the_answers(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    prompts = build_prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
     golds = [" ".join(TEXT)[:120], "otter"]
-    answers, values = answer_and_nll(lm, made, golds, GREEDY)
-    assert answers == answer(lm, made, GREEDY)
-    assert values == pytest.approx(answer_nll(lm, made, golds))
+    answers, values = answer_and_nll(lm, prompts, golds, GREEDY)
+    assert answers == answer(lm, prompts, GREEDY)
+    assert values == pytest.approx(answer_nll(lm, prompts, golds))
 
 
-def test_greedy_answers_are_those_of_generate(checkpoint: Path) -> None:
+def test_greedy_answers_equal_those_of_generate(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
-    made = prompts(lm, QUESTIONS, Conditioning(), 10)
-    for prompt, text in zip(made, answer(lm, made, GREEDY), strict=True):
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
+    for prompt, text in zip(prompts, answer(lm, prompts, GREEDY), strict=True):
         output = lm.model.generate(
             prompt.ids[None],
             attention_mask=torch.ones_like(prompt.ids[None]),
@@ -200,10 +201,10 @@ def test_a_soft_prompt_of_token_embeddings_equals_the_tokens(checkpoint: Path) -
     ids = lm.encode("Nobody saw")
     with torch.no_grad():
         soft = Conditioning(prefix_embeddings=[lm.embeddings(torch.cat([begin, ids]))])
-    made = prompts(lm, QUESTIONS[:1], soft, 10)
+    prompts = build_prompts(lm, QUESTIONS[:1], soft, 10)
     plain = torch.cat([begin, ids, begin, lm.encode(QUESTIONS[0].text)])
     expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
-    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+    assert answer_nll(lm, prompts, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
 
 
 def test_key_value_prefixes_of_a_text_equal_the_text(checkpoint: Path) -> None:
@@ -215,23 +216,23 @@ def test_key_value_prefixes_of_a_text_equal_the_text(checkpoint: Path) -> None:
     with torch.no_grad():
         lm.model(input_ids=ids[None], past_key_values=cache, use_cache=True)
     pairs = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-    made = prompts(lm, QUESTIONS[:1], Conditioning(prefix_key_values=[pairs]), 10)
+    prompts = build_prompts(lm, QUESTIONS[:1], Conditioning(prefix_key_values=[pairs]), 10)
     plain = torch.cat([ids, torch.tensor([lm.bos_id]), lm.encode(QUESTIONS[0].text)])
     expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
-    assert answer_nll(lm, made, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+    assert answer_nll(lm, prompts, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
 
 
 def test_answer_nll_is_the_mean_over_answer_and_end_of_text(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS[:3], Conditioning(), 10)
-    for prompt, value in zip(made, answer_nll(lm, made, ["otter"] * 3), strict=True):
+    prompts = build_prompts(lm, QUESTIONS[:3], Conditioning(), 10)
+    for prompt, value in zip(prompts, answer_nll(lm, prompts, ["otter"] * 3), strict=True):
         target = torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])])
         assert value == pytest.approx(-lm.log_probs(target, prompt.ids).mean().item(), abs=1e-5)
 
 
 def test_a_text_that_does_not_fit_loses_its_beginning_and_is_counted(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    (prompt,) = prompts(lm, QUESTIONS[:1], Conditioning(text=[" ".join(TEXT * 9)]), 16)
+    (prompt,) = build_prompts(lm, QUESTIONS[:1], Conditioning(text=[" ".join(TEXT * 9)]), 16)
     assert prompt.cut > 0
     assert len(prompt.ids) + 16 == lm.window
     assert lm.tokenizer.decode(prompt.ids).endswith(f"{TEXT[2]}\n{QUESTIONS[0].text}")
@@ -240,26 +241,26 @@ def test_a_text_that_does_not_fit_loses_its_beginning_and_is_counted(llama: Path
 def test_a_question_that_cannot_fit_is_an_error(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     with pytest.raises(ValueError, match="does not fit"):
-        prompts(lm, [Question("q", " ".join(TEXT * 9))], Conditioning(), 16)
+        build_prompts(lm, [Question("q", " ".join(TEXT * 9))], Conditioning(), 16)
 
 
 def test_conditioning_needs_one_entry_per_question(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     with pytest.raises(ValueError, match="2 entries for 1 questions"):
-        prompts(lm, QUESTIONS[:1], Conditioning(text=["a", "b"]), 16)
+        build_prompts(lm, QUESTIONS[:1], Conditioning(text=["a", "b"]), 16)
 
 
 def test_beam_search_with_one_beam_is_greedy(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS, Conditioning(), 10)
-    assert answer(lm, made, Decoding(strategy="beam", max_new_tokens=10)) == answer(lm, made, GREEDY)
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
+    assert answer(lm, prompts, Decoding(strategy="beam", max_new_tokens=10)) == answer(lm, prompts, GREEDY)
 
 
-def test_beam_search_is_that_of_generate(llama: Path) -> None:
+def test_beam_search_equals_that_of_generate(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS, Conditioning(), 10)
-    found = answer(lm, made, Decoding(strategy="beam", beams=3, max_new_tokens=10))
-    for prompt, text in zip(made, found, strict=True):
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
+    answers = answer(lm, prompts, Decoding(strategy="beam", beams=3, max_new_tokens=10))
+    for prompt, text in zip(prompts, answers, strict=True):
         output = lm.model.generate(
             prompt.ids[None],
             attention_mask=torch.ones_like(prompt.ids[None]),
@@ -273,27 +274,27 @@ def test_beam_search_is_that_of_generate(llama: Path) -> None:
         assert (
             text == lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True).split("\n")[0].strip()
         )
-    assert found != answer(lm, made, GREEDY), "else the beams change nothing"
+    assert answers != answer(lm, prompts, GREEDY), "the beams must make a difference"
 
 
 def test_diverse_beams_are_refused_where_transformers_has_none(llama: Path) -> None:
     import transformers
 
     if int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("this transformers has diverse beam search of its own")
+        pytest.skip("this transformers offers diverse beam search")
     lm = BaseModel.load(str(llama))
-    made = prompts(lm, QUESTIONS[:2], Conditioning(), 10)
+    prompts = build_prompts(lm, QUESTIONS[:2], Conditioning(), 10)
     decoding = Decoding(strategy="diverse_beam", beams=4, groups=2, diversity_penalty=1.0, max_new_tokens=10)
     with pytest.raises(BenchError, match="cannot decode with diverse_beam"):
-        answer(lm, made, decoding)
+        answer(lm, prompts, decoding)
 
 
 def test_a_gold_answer_longer_than_any_prediction_never_leaves_the_window(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
-    made = prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
+    prompts = build_prompts(lm, QUESTIONS[:2], Conditioning(text=[" ".join(TEXT * 9)] * 2), 16)
     long = " ".join(TEXT)[:120]
-    for prompt, value in zip(made, answer_nll(lm, made, [long, long]), strict=True):
+    for prompt, value in zip(prompts, answer_nll(lm, prompts, [long, long]), strict=True):
         target = torch.cat([lm.encode(" " + long), torch.tensor([lm.eos_id])])
-        kept = torch.cat([prompt.ids[:1], prompt.ids[1 + len(prompt.ids) + len(target) - lm.window :]])
-        assert len(kept) + len(target) == lm.window
-        assert value == pytest.approx(-lm.log_probs(target, kept).mean().item(), abs=1e-4)
+        context = torch.cat([prompt.ids[:1], prompt.ids[1 + len(prompt.ids) + len(target) - lm.window :]])
+        assert len(context) + len(target) == lm.window
+        assert value == pytest.approx(-lm.log_probs(target, context).mean().item(), abs=1e-4)

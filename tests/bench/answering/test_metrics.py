@@ -1,4 +1,4 @@
-"""Scores of answers and texts, by hand-made cases and by properties."""
+"""Scores of answers and texts: worked examples and properties."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class TestNormalize:
         assert normalize("a.n. the-cat") == "thecat"  # "a.n." has become the article "an", "the-cat" one word
 
     @given(texts)
-    def test_what_is_left_are_single_spaced_words_and_no_articles(self, text):
+    def test_the_result_is_single_spaced_words_without_articles(self, text):
         once = normalize(text)
         assert once == " ".join(once.split())
         assert not set(once.split()) & {"a", "an", "the"}
 
 
 class TestExactMatch:
-    def test_any_gold_will_do(self):
+    def test_any_gold_may_match(self):
         assert exact_match("the Paris.", ["London", "paris"]) == 1.0
         assert exact_match("Paris, France", ["London", "paris"]) == 0.0
 
@@ -83,12 +83,12 @@ class TestTokenF1:
 
 class TestReferenceVariants:
     def test_a_prefix_of_digits_is_accepted(self):
-        given = score("100 people", ["10"])
-        assert given == {"em": 0.0, "f1": 0.0, "em_prefix": 1.0, "f1_shortest": 0.0}
+        scores = score("100 people", ["10"])
+        assert scores == {"em": 0.0, "f1": 0.0, "em_prefix": 1.0, "f1_shortest": 0.0}
 
     def test_only_the_shortest_gold_counts(self):
-        given = score("new york city", ["New York City", "NYC"])
-        assert given == {"em": 1.0, "f1": 1.0, "em_prefix": 0.0, "f1_shortest": 0.0}
+        scores = score("new york city", ["New York City", "NYC"])
+        assert scores == {"em": 1.0, "f1": 1.0, "em_prefix": 0.0, "f1_shortest": 0.0}
 
     def test_the_cut_is_after_normalisation(self):
         assert prefix_exact_match("The U.S. army", ["US"]) == 1.0
@@ -104,14 +104,14 @@ class TestReferenceVariants:
 
 @given(texts, golds)
 def test_scores_are_ordered_and_bounded(prediction, golds):
-    given = score(prediction, golds)
-    assert tuple(given) == metrics.ANSWER_SCORES
-    assert all(0 <= value <= 1 for value in given.values())
-    assert given["em"] <= given["f1"] >= given["f1_shortest"]
+    scores = score(prediction, golds)
+    assert tuple(scores) == metrics.ANSWER_SCORES
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert scores["em"] <= scores["f1"] >= scores["f1_shortest"]
 
 
 @given(texts, golds)
-def test_a_gold_itself_is_perfect_and_order_of_golds_is_no_matter(prediction, golds):
+def test_a_gold_itself_is_perfect_and_the_order_of_golds_does_not_matter(prediction, golds):
     assert exact_match(golds[-1], golds) == token_f1(golds[-1], golds) == 1.0
     assert token_f1(prediction, golds) == token_f1(prediction, golds[::-1])
 
@@ -164,11 +164,11 @@ class TestEvaluateClasses:
         metric.add(prediction="cat", reference=["cat sat", "dog"])
         assert metric.compute() == {"f1": pytest.approx(2 / 3)}
 
-    def test_likelihoods_differ_in_what_weighs_the_same(self, classes):
-        given = {"predictions": [[-1.0, -3.0], [-5.0]], "references": ["ab", "é"]}
-        assert classes.AnswerNLL().compute(**given) == {"answer_nll": pytest.approx((2 + 5) / 2)}
-        assert classes.TokenNLL().compute(**given) == {"token_nll": pytest.approx(9 / 3)}
-        assert classes.BitsPerByte().compute(**given) == {"bits_per_byte": pytest.approx(9 / math.log(2) / 4)}
+    def test_likelihoods_are_averaged_over_questions_tokens_or_bytes(self, classes):
+        inputs = {"predictions": [[-1.0, -3.0], [-5.0]], "references": ["ab", "é"]}
+        assert classes.AnswerNLL().compute(**inputs) == {"answer_nll": pytest.approx((2 + 5) / 2)}
+        assert classes.TokenNLL().compute(**inputs) == {"token_nll": pytest.approx(9 / 3)}
+        assert classes.BitsPerByte().compute(**inputs) == {"bits_per_byte": pytest.approx(9 / math.log(2) / 4)}
 
 
 @pytest.mark.skipif(not SQUAD.exists(), reason="SQuAD sample not at ../shared/data")
@@ -185,7 +185,7 @@ def test_on_squad_every_gold_is_perfect_and_few_vanish():
 
 
 @given(gold=st.text(max_size=12), prediction=st.text(max_size=12))
-def test_prefix_match_differs_from_exact_match_only_where_the_prediction_goes_on(gold: str, prediction: str) -> None:
+def test_prefix_match_differs_from_exact_match_only_if_the_prediction_is_longer(gold: str, prediction: str) -> None:
     long, short = metrics.normalize(prediction), metrics.normalize(gold.strip())
     prefix, exact = metrics.prefix_exact_match(prediction, [gold]), metrics.exact_match(prediction, [gold.strip()])
     if len(long) <= len(short):

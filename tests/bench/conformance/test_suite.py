@@ -1,4 +1,4 @@
-"""The conformance suite as the command line uses it."""
+"""The conformance suite, called as by the command line."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ def write(folder: Path, method: str, body: str = "pass", doc: str = "Does nothin
 
 
 def test_a_file_is_checked_and_every_check_reports(tmp_path: Path) -> None:
-    outcomes = list(suite.check(write(tmp_path, "does_nothing")))
-    assert [outcome.check for outcome in outcomes] == ["declares_itself", *suite.CHECKS]
-    assert all(outcome.passed and not outcome.skipped for outcome in outcomes)
-    assert outcomes[0].line() == "pass  does_nothing  declares_itself"
+    verdicts = list(suite.check(write(tmp_path, "does_nothing")))
+    assert [verdict.check for verdict in verdicts] == ["declares_itself", *suite.CHECKS]
+    assert all(verdict.passed and not verdict.skipped for verdict in verdicts)
+    assert verdicts[0].line() == "pass  does_nothing  declares_itself"
 
 
 def test_a_method_without_docstring_gets_no_further(tmp_path: Path) -> None:
-    (outcome,) = suite.check(write(tmp_path, "silent", doc=""))
-    assert not outcome.passed and "no docstring" in outcome.message
+    (verdict,) = suite.check(write(tmp_path, "silent", doc=""))
+    assert not verdict.passed and "no docstring" in verdict.message
 
 
-def test_a_method_that_cannot_be_tried_out_fails(tmp_path: Path) -> None:
+def test_a_method_that_skips_every_check_fails(tmp_path: Path) -> None:
     body = "pass\n\n    def __init__(self, lm, config=None, seed=0):\n        from bench.errors import BenchError\n"
     body += "        raise BenchError('install unobtainium')"
     *others, last = suite.check(write(tmp_path, "absent", body))
     assert all(o.passed for o in others) and sum(o.skipped for o in others) == len(suite.CHECKS) - 1
-    assert "skip  absent  reset_forgets: install unobtainium" in [outcome.line() for outcome in others]
-    assert last.line().startswith("FAIL  absent  is_tried_out: every check was skipped")
+    assert "skip  absent  reset_forgets: install unobtainium" in [verdict.line() for verdict in others]
+    assert last.line().startswith("FAIL  absent  is_tried_out: Every check was skipped")
 
 
-def test_runs_are_not_compared_where_equal_ones_differ(tmp_path: Path) -> None:
+def test_runs_are_not_compared_if_equal_ones_differ(tmp_path: Path) -> None:
     body = "self.lm.model.lm_head.weight.data += __import__('random').random()"
-    outcomes = {o.check: o for o in suite.check(write(tmp_path, "by_chance", body))}
-    assert not outcomes["same_seed_same_results"].passed
-    assert all(outcomes[name].skipped for name in suite.COMPARING)
+    verdicts = {o.check: o for o in suite.check(write(tmp_path, "by_chance", body))}
+    assert not verdicts["same_seed_same_results"].passed
+    assert all(verdicts[name].skipped for name in suite.COMPARING)
 
 
 def test_an_error_of_the_method_names_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, "breaks", "raise ValueError('no\\n   way.')")
-    outcome = next(o for o in suite.check(file) if o.check == "observe_only_reads")
+    verdict = next(o for o in suite.check(file) if o.check == "observe_only_reads")
     line = Path(file).read_text().splitlines().index("        raise ValueError('no\\n   way.')") + 1
-    assert outcome.message == f"ValueError: no way (breaks.py, line {line})."
+    assert verdict.message == f"ValueError: no way (breaks.py, line {line})."
 
 
 def test_an_unknown_method_is_a_wrong_request() -> None:

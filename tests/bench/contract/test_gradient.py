@@ -105,11 +105,26 @@ def test_token_weights_scale_each_tokens_gradient(lm: BaseModel) -> None:
     assert_same(run(method, DOCUMENTS[:1]), {**before, **expected}, atol=1e-6, rtol=1e-5)
 
 
-def test_the_padded_divisor_makes_length_a_learning_rate(lm: BaseModel) -> None:
+def test_a_subclass_may_choose_another_divisor_of_the_loss(lm: BaseModel) -> None:
+    class Summed(Plain):
+        def loss_divisor(self, batch: TokenBatch) -> float:
+            return 1
+
     tokens = len(lm.tokens(DOCUMENTS[0]))
-    by_tokens = run(Plain(lm, Plain.Config(optimizer="sgd", learning_rate=0.1)), DOCUMENTS[:1])
-    config = Plain.Config(optimizer="sgd", learning_rate=0.1 * 1023 / tokens, loss_divisor="padded", padded_length=1023)
-    assert_same(run(Plain(lm, config), DOCUMENTS[:1]), by_tokens, atol=1e-6, rtol=1e-5)
+    mean = run(Plain(lm, Plain.Config(optimizer="sgd", learning_rate=0.1)), DOCUMENTS[:1])
+    summed = run(Summed(lm, Summed.Config(optimizer="sgd", learning_rate=0.1 / tokens)), DOCUMENTS[:1])
+    assert_same(summed, mean, atol=1e-6, rtol=1e-5)
+
+
+def test_the_last_weights_are_those_of_the_last_document(lm: BaseModel) -> None:
+    method = LaterTokens(lm, LaterTokens.Config(learning_rate=1e-3))
+    run(method)
+    assert method.last_weights is not None and method.last_weights.document is DOCUMENTS[-1]
+    expected = method.token_weights(lm.tokens(DOCUMENTS[-1]))
+    assert expected is not None and torch.equal(method.last_weights.weights, expected)
+    plain = Plain(lm, Plain.Config(learning_rate=1e-3))
+    run(plain)
+    assert plain.last_weights is None
 
 
 def test_clipping_shortens_the_step_to_the_norm(lm: BaseModel) -> None:

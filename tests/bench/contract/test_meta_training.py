@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Document, Episode, MethodConfig, Question
-from bench.contract.meta_training import MetaTrained, Trainer, Training
+from bench.contract.meta_training import MetaTrained, Trainer, TrainingConfig, mean_of, training_of
 from bench.errors import BenchError, Diverged
 from bench.lm.base_model import BaseModel
 from tests.conftest import TEXT
@@ -38,7 +38,7 @@ class Learns(MetaTrained):
     paper = "none"
 
     class Config(MethodConfig):
-        training: Training = Training(steps=6, episodes_per_step=3, learning_rate=0.3, validate_every=2)
+        training: TrainingConfig = TrainingConfig(steps=6, episodes_per_step=3, learning_rate=0.3, validate_every=2)
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)  # type: ignore[arg-type]
@@ -71,8 +71,8 @@ def lm(llama: Path) -> BaseModel:
 
 
 def trained(lm: BaseModel, file: Path | None = None, **settings: object) -> tuple[Learns, Trainer]:
-    plan = Learns.Config().training.model_copy(update=settings)
-    method = Learns(lm, Learns.Config(training=plan))
+    training = Learns.Config().training.model_copy(update=settings)
+    method = Learns(lm, Learns.Config(training=training))
     trainer = Trainer(method, TRAIN, VALIDATION, file)
     trainer.run()
     return method, trainer
@@ -88,13 +88,13 @@ def test_the_best_validated_learner_is_kept_not_the_last(lm: BaseModel) -> None:
 
 
 def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
-    plan = Training(steps=11, learning_rate=0.8, warmup=3, decay="cosine")
-    rates = [plan.rate(step) for step in range(11)]
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[7] == pytest.approx(0.4), "half way down"
-    assert sorted(rates[3:], reverse=True) == rates[3:]
-    assert rates[10] < 0.05
-    assert {Training(steps=5, learning_rate=0.8).rate(step) for step in range(5)} == {0.8}
+    training = TrainingConfig(steps=11, warmup=3, decay="cosine")
+    factors = [training.rate_factor(step) for step in range(11)]
+    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert factors[7] == pytest.approx(0.5), "half way down"
+    assert sorted(factors[3:], reverse=True) == factors[3:]
+    assert factors[10] < 0.05
+    assert {TrainingConfig(steps=5).rate_factor(step) for step in range(5)} == {1.0}
 
 
 def test_the_optimizer_follows_the_rate_and_the_method_knows_how_far_it_is(lm: BaseModel) -> None:
@@ -109,6 +109,37 @@ def test_the_optimizer_follows_the_rate_and_the_method_knows_how_far_it_is(lm: B
     trainer = Trainer(Watched(lm, Learns.Config(training=training)), TRAIN, VALIDATION)
     trainer.run()
     assert followed == [(0.0, 0.15), (0.25, 0.3), (0.5, 0.3), (0.75, 0.3)]
+
+
+def test_a_resumed_run_follows_the_rate_from_its_step(lm: BaseModel, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Stops(Learns):
+        def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+            if len(rates) == 4:
+                raise KeyboardInterrupt
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            return super().outer_step(episodes, others)
+
+    training = Learns.Config().training.model_copy(update={"warmup": 2, "decay": "cosine"})
+    config = Learns.Config(training=training)
+    trainer = Trainer(Stops(lm, config), TRAIN, VALIDATION, tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    del rates[:]
+    trainer = Trainer(Stops(lm, config), TRAIN, VALIDATION, tmp_path / "c")
+    trainer.run()
+    assert rates == [training.learning_rate * training.rate_factor(step) for step in (4, 5)]
+
+
+def test_a_config_without_training_settings_is_named() -> None:
+    with pytest.raises(TypeError, match="training"):
+        training_of(MethodConfig())
+
+
+def test_losses_are_averaged_part_by_part() -> None:
+    assert mean_of([{"loss": 1.0, "kl": 0.0}, {"loss": 2.0, "kl": 3.0}]) == {"loss": 1.5, "kl": 1.5}
+    assert mean_of([]) == {}
 
 
 def test_patience_ends_training_early(lm: BaseModel) -> None:
@@ -150,7 +181,7 @@ def test_a_killed_run_goes_on_exactly(lm: BaseModel, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(lm: BaseModel, tmp_path: Path) -> None:
     trained(lm, tmp_path / "c")
-    with pytest.raises(BenchError, match="delete it to start afresh"):
+    with pytest.raises(BenchError, match="Delete it to start afresh"):
         trained(lm, tmp_path / "c", learning_rate=0.2)
 
 

@@ -170,8 +170,8 @@ def test_an_entry_point_is_listed_without_importing_its_package(offer, tmp_path:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("their_methods.gone:Mine", "names a module that is not there"),
-        ("nowhere_at_all:Mine", "names a module that is not there"),
+        ("their_methods.gone:Mine", "names a module that does not exist"),
+        ("nowhere_at_all:Mine", "names a module that does not exist"),
         ("their_methods.mine:Yours", "has no class Yours"),
     ],
 )

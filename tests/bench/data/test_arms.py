@@ -1,10 +1,10 @@
-"""Arms: what stands in place of each document."""
+"""Arms replace the documents of a stream, or reset the method between them."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench.data.arms import apart, shuffled
+from bench.data.arms import documents_per_reset, shuffled
 from bench.data.documents import Document, Entry
 
 
@@ -16,16 +16,16 @@ def entries(*groups: str) -> list[Entry]:
     ("arm", "every"),
     [("stream", None), ("placebo", None), ("empty", None), ("gold_only", 1), ("shuffled", 1), ("every_16", 16)],
 )
-def test_arms_start_afresh(arm: str, every: int | None) -> None:
-    assert apart(arm) == every
+def test_arms_reset_the_method_every_n_documents(arm: str, every: int | None) -> None:
+    assert documents_per_reset(arm) == every
 
 
 def test_shuffled_takes_the_next_document_of_another_group() -> None:
-    found = shuffled(entries("a", "a", "b", "a"))
-    assert [document.id for document in found] == ["d2", "d2", "d3", "d2"]
+    documents = shuffled(entries("a", "a", "b", "a"))
+    assert [document.id for document in documents] == ["d2", "d2", "d3", "d2"]
     assert [document.id for document in shuffled(entries("", "", ""))] == ["d1", "d2", "d0"]
 
 
-def test_where_all_are_of_one_group_it_is_the_next() -> None:
+def test_within_a_single_group_shuffled_takes_the_next_document() -> None:
     assert [document.id for document in shuffled(entries("a", "a"))] == ["d1", "d0"]
     assert [document.id for document in shuffled(entries("a"))] == ["d0"]

@@ -1,4 +1,4 @@
-"""Every format ends in the same entries, and every bad row is named by file, row and column."""
+"""Every format gives the same entries, and every bad row is named by file, row and column."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A recipe in a folder of its own; ``files`` are written beside it."""
+    """A recipe in a new folder, with these files next to it."""
 
     def make(files: dict[str, Any] | None = None, **keys: Any) -> Recipe:
         folder = tmp_path / "harbour"
@@ -60,7 +60,7 @@ PIER_ENTRY = Entry(
 )
 
 
-def test_documents_hold_all_that_a_row_says(make: Make) -> None:
+def test_an_entry_has_every_field_of_its_row(make: Make) -> None:
     entries = load_split(make({"test.jsonl": [PIER, MILL]}, format="documents"), "test")
     assert entries[0] == PIER_ENTRY
     assert entries[1] == Entry(Document(document_id("The mill burned."), "The mill burned."))
@@ -156,9 +156,9 @@ SQUAD = {
 def test_nested_squad_and_its_flat_rows_give_the_same_entry(make: Make) -> None:
     flat = {"context": "Oxygen is a gas.", "title": "Oxygen", "id": "q", "question": "What?"}
     flat_row = {**flat, "answers": {"text": ["a gas", "gas", "gas"], "answer_start": [10, 12, 12]}}
-    found = make({"test.json": json.dumps(SQUAD), "train.jsonl": [flat_row]}, format="squad")
-    nested = load_split(found, "test")
-    assert nested[:1] == load_split(found, "train")
+    harbour = make({"test.json": json.dumps(SQUAD), "train.jsonl": [flat_row]}, format="squad")
+    nested = load_split(harbour, "test")
+    assert nested[:1] == load_split(harbour, "train")
     assert nested[0].questions[0].answers == ("a gas", "gas")
     assert [entry.group for entry in nested] == ["Oxygen", "Oxygen"]
 
@@ -174,7 +174,7 @@ def test_answers_in_one_cell_are_split_at_the_separator(make: Make) -> None:
     assert entry.questions[0].answers == ("one", "two")
 
 
-def test_a_question_without_an_id_gets_one_that_is_its_own(make: Make) -> None:
+def test_a_question_without_an_id_gets_a_unique_one(make: Make) -> None:
     rows = [{"text": text, "question": "Q?", "answers": "a"} for text in ("A.", "B.", "A.")]
     first, second = load_split(make({"test.jsonl": rows}, format="rows"), "test")
     assert len(first.questions) == len(second.questions) == 1
@@ -184,21 +184,21 @@ def test_a_question_without_an_id_gets_one_that_is_its_own(make: Make) -> None:
 def test_text_files_are_documents_with_title_and_year(make: Make, tmp_path: Path) -> None:
     for name, text in (("Dane_Salt_Road_1864", "Once."), ("notes", "Twice."), ("copy", "Once.")):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    found = make(format="text")
-    entries = load_split(found, "test", {"test": [str(tmp_path)]})
+    harbour = make(format="text")
+    entries = load_split(harbour, "test", {"test": [str(tmp_path)]})
     assert [(e.document.title, e.document.timestamp, e.document.text) for e in entries] == [
         ("Dane Salt Road", "1864", "Once."),
         ("notes", "", "Twice."),
     ]
-    assert load_split(found, "test", {"test": [str(tmp_path / "notes.txt")]})[0].document.text == "Twice."
+    assert load_split(harbour, "test", {"test": [str(tmp_path / "notes.txt")]})[0].document.text == "Twice."
 
 
 def test_a_split_can_be_a_range_of_rows(make: Make) -> None:
     rows = [{"text": f"{number}.", "questions": []} for number in range(5)]
     splits = {"train": "all[:2]", "test": "all[3:]"}
-    found = make({"all.jsonl": rows}, format="documents", splits=splits)
-    assert [entry.document.text for entry in load_split(found, "train")] == ["0.", "1."]
-    assert [entry.document.text for entry in load_split(found, "test")] == ["3.", "4."]
+    harbour = make({"all.jsonl": rows}, format="documents", splits=splits)
+    assert [entry.document.text for entry in load_split(harbour, "train")] == ["0.", "1."]
+    assert [entry.document.text for entry in load_split(harbour, "test")] == ["3.", "4."]
 
 
 def row(**changes: Any) -> str:
@@ -226,13 +226,13 @@ def asking(**changes: Any) -> str:
         (asking(question=" "), r"row 2, question 1, column question: the question is empty"),
         (asking(answers=...), r"row 2, question 1, column answers: the question has no answer"),
         (asking(answers=[" "]), r"row 2, question 1, column answers: the question has no answer"),
-        (asking(id="1"), r"row 2: the question id '1' was already given to another question"),
+        (asking(id="1"), r"row 2: another question already has the id '1'"),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_column(make: Make, second: str, message: str) -> None:
-    found = make({"test.jsonl": row() + second}, format="documents")
+    harbour = make({"test.jsonl": row() + second}, format="documents")
     with pytest.raises(BenchError, match=message):
-        load_split(found, "test")
+        load_split(harbour, "test")
 
 
 @pytest.mark.parametrize(
@@ -245,19 +245,19 @@ def test_a_bad_row_is_named_by_file_row_and_column(make: Make, second: str, mess
         ("test.json", '{"data": [{"title": "x"}]}', r"test\.json is not SQuAD JSON"),
         ("test.json", "{", r"test\.json is not valid JSON"),
         ("test.parquet", "no parquet", r"test\.parquet is not readable Parquet"),
-        ("test.jsonl", "\n", r"The split 'test' of harbour holds no documents"),
+        ("test.jsonl", "\n", r"The split 'test' of harbour contains no documents"),
     ],
 )
-def test_a_file_that_is_not_what_it_says_is_named(make: Make, name: str, content: str, message: str) -> None:
+def test_a_file_of_another_format_is_named(make: Make, name: str, content: str, message: str) -> None:
     columns = {"text": "text"}
     with pytest.raises(BenchError, match=message):
         load_split(make({name: content}, format="squad", columns=columns), "test")
 
 
 def test_a_declared_column_must_be_there(make: Make) -> None:
-    found = make({"test.jsonl": row()}, format="documents", columns={"timestamp": "date"})
+    harbour = make({"test.jsonl": row()}, format="documents", columns={"timestamp": "date"})
     with pytest.raises(BenchError, match=r"row 1 has no column 'date' \(our 'timestamp'\)"):
-        load_split(found, "test")
+        load_split(harbour, "test")
 
 
 def test_bytes_that_are_not_utf8_are_an_error(make: Make, tmp_path: Path) -> None:
@@ -273,18 +273,18 @@ def test_a_missing_file_is_named(make: Make) -> None:
 
 
 def test_files_of_the_user_replace_the_whole_source(make: Make, tmp_path: Path) -> None:
-    found = make({"train.jsonl": row(), "test.jsonl": row()}, format="documents")
+    harbour = make({"train.jsonl": row(), "test.jsonl": row()}, format="documents")
     other = tmp_path / "other.jsonl"
     other.write_text(asking(), encoding="utf-8")
-    assert load_split(found, "test", {"test": [str(other)]})[0].document.text == "B."
+    assert load_split(harbour, "test", {"test": [str(other)]})[0].document.text == "B."
     with pytest.raises(
-        MissingSplit, match=r"no split 'train' \(files were given for test only\).*--data-files train=FILE"
+        MissingSplit, match=r"no split 'train' \(--data-files names test only\).*--data-files train=FILE"
     ):
-        load_split(found, "train", {"test": [str(other)]})
+        load_split(harbour, "train", {"test": [str(other)]})
 
 
-def test_a_split_that_the_dataset_lacks_says_how_to_give_it(make: Make) -> None:
-    with pytest.raises(MissingSplit, match=r"harbour has no split 'train': give it with --data-files train=FILE"):
+def test_the_error_on_a_missing_split_says_how_to_provide_it(make: Make) -> None:
+    with pytest.raises(MissingSplit, match=r"harbour has no split 'train': provide it with --data-files train=FILE"):
         load_split(make({"test.jsonl": row()}, format="documents"), "train")
     with pytest.raises(MissingSplit, match="no split 'test'"):
         load_split(make(format="text"), "test")
@@ -299,22 +299,22 @@ def test_a_mistyped_split_names_the_nearest(make: Make, split: str, files: dict[
 HUB = {"source": {"hub": {"id": "owner/set", "revision": "0" * 40}}, "splits": {"test": "train[0:2]"}}
 
 
-def test_the_hub_is_asked_for_the_pinned_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pinned_rows_are_loaded_from_the_hub(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(*where: Any, **what: Any) -> list[dict[str, Any]]:
-        asked.append((where, what))
+        calls.append((where, what))
         return [{"context": "A.", "title": "t", "id": "1", "question": "Q?", "answers": {"text": ["a"]}}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (entry,) = load_split(make(format="squad", **HUB), "test")
-    assert asked == [(("owner/set", None), {"revision": "0" * 40, "split": "train[0:2]"})]
+    assert calls == [(("owner/set", None), {"revision": "0" * 40, "split": "train[0:2]"})]
     assert (entry.document.text, entry.questions[0].answers) == ("A.", ("a",))
 
 
-def test_without_a_network_the_hub_id_and_the_way_out_are_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_id_and_the_remedy_are_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def load_dataset(*where: Any, **what: Any) -> None:
@@ -326,7 +326,7 @@ def test_without_a_network_the_hub_id_and_the_way_out_are_named(make: Make, monk
 
 
 @pytest.mark.real_data
-def test_real_squad_has_the_paragraphs_and_questions_that_it_is_said_to_have(real_data: Path) -> None:
+def test_real_squad_has_the_known_numbers_of_paragraphs_and_questions(real_data: Path) -> None:
     path = real_data / "squad" / "squad_v1.1_38_articles.json"
     entries = load_split(recipe.find("squad"), "test", {"test": [str(path)]})
     assert len(entries) == 1647

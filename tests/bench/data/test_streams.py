@@ -1,4 +1,4 @@
-"""Streams: drawn by rule, disjoint, ordered, frozen; placebo documents and the anchor set."""
+"""Streams are drawn by rule, disjoint, ordered and frozen; placebo documents and the anchor set."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ groups = st.lists(st.integers(1, 6), min_size=1, max_size=12).map(
 
 @given(groups, st.integers(1, 10))
 def test_streams_share_no_document_and_keep_groups_together(entries: list[Entry], documents: int) -> None:
-    drawn = [draw(entries, documents, index, GROUPED) for index in range(len(entries) // documents)]
-    line = [item for stream in drawn for item in stream]
-    assert all(len(stream) == documents for stream in drawn)
+    samples = [draw(entries, documents, index, GROUPED) for index in range(len(entries) // documents)]
+    line = [item for stream in samples for item in stream]
+    assert all(len(stream) == documents for stream in samples)
     assert len({item.document.id for item in line}) == len(line)
     changes = sum(before.group != after.group for before, after in pairwise(line))
     assert changes == max(0, len({item.group for item in line}) - 1), "a group comes in one piece"
@@ -83,8 +83,8 @@ def test_time_order_needs_timestamps() -> None:
 
 def test_random_order_separates_the_documents_of_a_group() -> None:
     entries = [entry(f"{group}/{k}", str(group)) for group in range(4) for k in range(10)]
-    drawn = [item.group for item in draw(entries, 40, 0, StreamPolicy(group=True, order="random"))]
-    assert sum(before != after for before, after in pairwise(drawn)) > 10
+    order = [item.group for item in draw(entries, 40, 0, StreamPolicy(group=True, order="random"))]
+    assert sum(before != after for before, after in pairwise(order)) > 10
 
 
 def test_no_number_means_the_whole_split_in_file_order() -> None:
@@ -95,7 +95,7 @@ def test_no_number_means_the_whole_split_in_file_order() -> None:
 
 
 def test_a_split_that_is_too_small_says_how_large_it_is() -> None:
-    with pytest.raises(BenchError, match=r"holds 5 documents, too few for 3 disjoint stream\(s\) of 2: .*--streams"):
+    with pytest.raises(BenchError, match=r"has 5 documents, too few for 3 disjoint stream\(s\) of 2: .*--streams"):
         draw([entry(str(number)) for number in range(5)], 2, 2, SINGLE)
 
 
@@ -109,20 +109,20 @@ def stream_of(entries: Sequence[Entry]) -> Stream:
 def test_placebo_documents_are_the_nearest_in_bytes_outside_the_stream_and_its_groups() -> None:
     stream = stream_of([entry("aaaa", "one"), entry("bb", "two")])
     others = [entry("cccc", "one"), entry("ddd", "three"), entry("ééé", "three"), entry("f" * 9, "four")]
-    chosen = streams.placebo([*stream.entries, *others], stream)
-    assert [document.text for document in chosen] == ["ddd", "ééé"], "'cccc' is of a group in the stream"
+    documents = streams.placebo([*stream.entries, *others], stream)
+    assert [document.text for document in documents] == ["ddd", "ééé"], "'cccc' is of a group in the stream"
 
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=30), st.data())
-def test_placebo_equals_the_slow_greedy_choice(lengths: list[int], drawn: Any) -> None:
+def test_placebo_equals_the_slow_greedy_choice(lengths: list[int], data: Any) -> None:
     entries = [entry(f"{number:02}" + "x" * length) for number, length in enumerate(lengths)]
-    size = drawn.draw(st.integers(1, len(entries) // 2))
+    size = data.draw(st.integers(1, len(entries) // 2))
     stream, rest = stream_of(entries[:size]), [len(item.document.text) for item in entries[size:]]
-    chosen = streams.placebo(entries, stream)
-    assert len({document.id for document in chosen}) == size
-    assert not {document.id for document in chosen} & {item.document.id for item in stream.entries}
-    for item, document in zip(stream.entries, chosen, strict=True):
+    documents = streams.placebo(entries, stream)
+    assert len({document.id for document in documents}) == size
+    assert not {document.id for document in documents} & {item.document.id for item in stream.entries}
+    for item, document in zip(stream.entries, documents, strict=True):
         gap = min(abs(length - len(item.document.text)) for length in rest)
         assert abs(len(document.text) - len(item.document.text)) == gap
         rest.remove(len(document.text))
@@ -151,7 +151,7 @@ Write = Callable[..., Recipe]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A dataset of eight documents in four groups, two of each, with two questions each (one revises)."""
+    """A dataset of eight documents in four groups of two, each with two questions, one of which may revise another."""
 
     def write(**changes: Any) -> Recipe:
         folder = tmp_path / "harbour"
@@ -193,63 +193,63 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_the_anchor_set_is_a_fixed_sample_without_superseded_questions(write: Write) -> None:
-    found = write()
-    chosen = streams.anchor(found, {}, questions=100, documents=8)
-    assert len(chosen) == 8
-    assert sorted(gold.question.id for item in chosen for gold in item.questions) == sorted(
+    harbour = write()
+    anchor = streams.anchor(harbour, {}, questions=100, documents=8)
+    assert len(anchor) == 8
+    assert sorted(gold.question.id for item in anchor for gold in item.questions) == sorted(
         [f"{number}a" for number in range(8)] + ["1b", "3b", "5b", "7b"]
     )
-    fewer = streams.anchor(found, {}, questions=3, documents=4)
-    assert [item.document for item in fewer] == [item.document for item in chosen[:4]]
+    fewer = streams.anchor(harbour, {}, questions=3, documents=4)
+    assert [item.document for item in fewer] == [item.document for item in anchor[:4]]
     assert sum(len(item.questions) for item in fewer) == 3
 
 
 def test_without_an_anchor_split_there_is_no_anchor_set(write: Write) -> None:
     assert streams.anchor(write(anchor=None), {}, 10, 10) == ()
-    found = write(anchor={"split": "qa_train"})
-    assert streams.anchor(found, {}, 10, 10) == ()
-    assert streams.anchor(found, {"test": [str(found.folder / "test.jsonl")]}, 10, 10) == ()
+    harbour = write(anchor={"split": "qa_train"})
+    assert streams.anchor(harbour, {}, 10, 10) == ()
+    assert streams.anchor(harbour, {"test": [str(harbour.folder / "test.jsonl")]}, 10, 10) == ()
 
 
 # Frozen streams
 
 
 def test_a_frozen_stream_is_the_drawn_one_and_survives_a_change_of_the_policy(write: Write) -> None:
-    found = write()
-    drawn = [streams.load(found, "test", 3, index) for index in range(2)]
-    paths = streams.build(found, "test", 3, 2)
+    harbour = write()
+    before = [streams.load(harbour, "test", 3, index) for index in range(2)]
+    paths = streams.build(harbour, "test", 3, 2)
     assert [path.name for path in paths] == ["test-3-0.json", "test-3-1.json"]
-    assert [streams.load(write(stream={"order": "random"}), "test", 3, index) for index in range(2)] == drawn
+    assert [streams.load(write(stream={"order": "random"}), "test", 3, index) for index in range(2)] == before
     manifest = json.loads(paths[0].read_text(encoding="utf-8"))
-    assert manifest["documents"] == [item.document.id for item in drawn[0].entries]
-    assert manifest["hash"] == drawn[0].hash
-    assert streams.verify(found) == [f"test-3-{index}: 3 documents, 6 questions, as frozen" for index in range(2)]
+    assert manifest["documents"] == [item.document.id for item in before[0].entries]
+    assert manifest["hash"] == before[0].hash
+    assert streams.verify(harbour) == [f"test-3-{index}: 3 documents, 6 questions, as frozen" for index in range(2)]
 
 
 def test_a_whole_split_can_be_frozen(write: Write) -> None:
-    found = write()
-    streams.build(found, "test", None, 1)
-    assert texts(streams.load(found, "test", None, 0).entries) == texts(load_split(found, "test"))
+    harbour = write()
+    streams.build(harbour, "test", None, 1)
+    assert texts(streams.load(harbour, "test", None, 0).entries) == texts(load_split(harbour, "test"))
 
 
 def test_all_sizes_of_the_recipe_are_frozen(write: Write) -> None:
-    found = write(stream={"sizes": {"test": {"documents": 3, "count": 2}}})
-    assert [path.stem for path in streams.build_all(found)] == ["test-3-0", "test-3-1"]
-    with pytest.raises(BenchError, match=r"harbour names no stream sizes to freeze"):
+    harbour = write(stream={"sizes": {"test": {"documents": 3, "count": 2}}})
+    assert [path.stem for path in streams.build_all(harbour)] == ["test-3-0", "test-3-1"]
+    with pytest.raises(BenchError, match=r"harbour has no stream sizes to freeze"):
         streams.build_all(write(stream={}))
 
 
 def test_nothing_is_frozen_when_one_stream_cannot_be_drawn(write: Write) -> None:
-    found = write()
-    with pytest.raises(BenchError, match="holds 8 documents"):
-        streams.build(found, "test", 3, 3)
-    assert not (found.folder / "streams").exists()
+    harbour = write()
+    with pytest.raises(BenchError, match="has 8 documents"):
+        streams.build(harbour, "test", 3, 3)
+    assert not (harbour.folder / "streams").exists()
 
 
 def test_the_first_document_that_is_gone_is_named(write: Write) -> None:
-    found = write()
-    stream = streams.load(found, "test", 4, 0)
-    streams.build(found, "test", 4, 1)
+    harbour = write()
+    stream = streams.load(harbour, "test", 4, 0)
+    streams.build(harbour, "test", 4, 1)
     lost = stream.entries[1].document
 
     def change(rows: list[dict[str, Any]]) -> None:
@@ -262,10 +262,10 @@ def test_the_first_document_that_is_gone_is_named(write: Write) -> None:
 
 
 @pytest.mark.parametrize("key", ["answers", "question", "timestamp"])
-def test_a_document_with_changed_questions_is_told_from_a_missing_one(write: Write, key: str) -> None:
-    found = write()
-    stream = streams.load(found, "test", 4, 0)
-    streams.build(found, "test", 4, 1)
+def test_a_document_with_changed_questions_is_distinguished_from_a_missing_one(write: Write, key: str) -> None:
+    harbour = write()
+    stream = streams.load(harbour, "test", 4, 0)
+    streams.build(harbour, "test", 4, 1)
     changed = stream.entries[2].document
 
     def change(rows: list[dict[str, Any]]) -> None:
@@ -280,72 +280,74 @@ def test_a_document_with_changed_questions_is_told_from_a_missing_one(write: Wri
 
 
 def test_verify_sees_a_change_outside_the_streams(write: Write) -> None:
-    found = write()
-    inside = texts(streams.load(found, "test", 4, 0).entries)
-    streams.build(found, "test", 4, 1)
+    harbour = write()
+    inside = texts(streams.load(harbour, "test", 4, 0).entries)
+    streams.build(harbour, "test", 4, 1)
 
     def change(rows: list[dict[str, Any]]) -> None:
         next(row for row in rows if row["text"] not in inside)["text"] += " Reworded."
 
     assert texts(streams.load(write(change=change), "test", 4, 0).entries) == inside
-    with pytest.raises(BenchError, match=r"others of its split are not.*streams build harbour"):
-        streams.verify(found)
+    with pytest.raises(BenchError, match=r"the rest of its split, .*, has changed\..*streams build harbour"):
+        streams.verify(harbour)
 
 
 def test_verify_sees_a_document_in_two_streams(write: Write) -> None:
-    found = write()
-    first, second = streams.build(found, "test", 4, 2)
+    harbour = write()
+    first, second = streams.build(harbour, "test", 4, 2)
     second.write_text(first.read_text(encoding="utf-8").replace("test-4-0", "test-4-1"), encoding="utf-8")
     with pytest.raises(BenchError, match=r"test-4-1\.json: document [0-9a-f]{16} is also in test-4-0"):
-        streams.verify(found)
+        streams.verify(harbour)
 
 
 def test_files_of_the_user_are_drawn_unless_they_are_the_frozen_split(write: Write, tmp_path: Path) -> None:
-    found = write()
-    (path,) = streams.build(found, "test", 4, 1)
-    frozen = streams.load(found, "test", 4, 0)
+    harbour = write()
+    (path,) = streams.build(harbour, "test", 4, 1)
+    frozen = streams.load(harbour, "test", 4, 0)
     same = tmp_path / "same.jsonl"
-    same.write_bytes((found.folder / "test.jsonl").read_bytes())
+    same.write_bytes((harbour.folder / "test.jsonl").read_bytes())
     files = {"test": [str(same)]}
     reordered = write(stream={"group": False, "order": "random"})
     assert streams.load(reordered, "test", 4, 0, files) == frozen, "the manifest holds, not the new policy"
     same.write_text(same.read_text(encoding="utf-8").replace("Document", "Report"), encoding="utf-8")
-    assert {text.split()[0] for text in texts(streams.load(found, "test", 4, 0, files).entries)} == {"Report"}
+    assert {text.split()[0] for text in texts(streams.load(harbour, "test", 4, 0, files).entries)} == {"Report"}
     with pytest.raises(BenchError, match=path.name):
-        streams.verify(found, files)
+        streams.verify(harbour, files)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text[:40], r"is not a stream manifest"),
-        (lambda text: text.replace('"contents"', '"content"'), r"is not a stream manifest \(contents"),
+        (
+            lambda text: text.replace('"contents"', '"content"'),
+            r"is not a stream manifest\. content: unknown key\. Did you mean contents or documents\?",
+        ),
         (lambda text: json.dumps({**json.loads(text), "contents": []}), r"documents and contents differ in number"),
         (lambda text: json.dumps({**json.loads(text), "hash": "0"}), r"contradicts itself"),
         (lambda text: json.dumps({**json.loads(text), "dataset": "other"}), r"contradicts itself"),
     ],
 )
 def test_a_damaged_manifest_is_refused(write: Write, change: Callable[[str], str], message: str) -> None:
-    found = write()
-    (path,) = streams.build(found, "test", 4, 1)
+    harbour = write()
+    (path,) = streams.build(harbour, "test", 4, 1)
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(BenchError, match=message) as error:
-        streams.load(found, "test", 4, 0)
+        streams.load(harbour, "test", 4, 0)
     assert str(path) in str(error.value)
 
 
-def test_a_missing_split_is_said_to_be_missing(write: Write) -> None:
+def test_a_missing_split_is_an_error(write: Write) -> None:
     with pytest.raises(MissingSplit):
         streams.load(write(), "validation", 4, 0)
 
 
 def test_cells_read_each_split_once(splits_read: list[str]) -> None:
-    inputs._material.cache_clear()
     for index in range(3):
         sources = inputs.Sources(
             dataset="newsworld", model="nano", split="test", documents=200, index=index, anchor_documents=5
         )
         alone = streams.load(recipe.find("newsworld"), "test", 200, index)
-        assert inputs.material(sources, "stream").stream == alone
-        assert inputs.material(sources, "placebo").documents
+        assert inputs.inputs_of(sources, "stream").stream == alone
+        assert inputs.inputs_of(sources, "placebo").documents
     assert len(splits_read) == len(set(splits_read)) == 2, "the streams' and the anchor's"

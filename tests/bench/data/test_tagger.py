@@ -1,4 +1,4 @@
-"""Taggers: what counts as a name, a date and a number, and which tagger is used where."""
+"""Taggers find names, dates and numbers, and the right tagger is used."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def tagged(text: str) -> list[tuple[str, str]]:
 
 
 def names(text: str) -> list[str]:
-    return [found for found, kind in tagged(text) if kind == "NAME"]
+    return [name for name, kind in tagged(text) if kind == "NAME"]
 
 
 @pytest.fixture
 def pipeline() -> Any:
-    """A pipeline of spaCy's that finds two entities and needs no download."""
+    """A spaCy pipeline that finds two entities and needs no download."""
     spacy = pytest.importorskip("spacy")
-    made = spacy.blank("en")
-    made.meta["name"] = "tiny"
-    ruler = made.add_pipe("entity_ruler")
+    pipeline = spacy.blank("en")
+    pipeline.meta["name"] = "tiny"
+    ruler = pipeline.add_pipe("entity_ruler")
     ruler.add_patterns([{"label": "GPE", "pattern": "Corvale"}, {"label": "CARDINAL", "pattern": "490"}])
-    return made
+    return pipeline
 
 
 @pytest.fixture(autouse=True)
 def forgetful() -> Any:
-    """No test meets the pipeline that another one loaded."""
+    """No test sees a pipeline that another test loaded."""
     tagger._spacy_tagger.cache_clear()
     yield
     tagger._spacy_tagger.cache_clear()
@@ -61,7 +61,7 @@ def test_names_are_found_in_every_alphabet_with_capitals() -> None:
         "",
     ],
 )
-def test_what_is_capital_only_for_where_it_stands_is_no_name(text: str) -> None:
+def test_a_word_capitalised_only_by_its_position_is_not_a_name(text: str) -> None:
     assert names(text) == []
 
 
@@ -77,7 +77,7 @@ def test_a_first_word_with_a_second_capital_is_a_name() -> None:
     assert names("NASA and McDonald left. US troops stayed.") == ["NASA", "McDonald", "US"]
 
 
-def test_an_abbreviation_ends_no_sentence() -> None:
+def test_an_abbreviation_does_not_end_a_sentence() -> None:
     assert names("then Dr. Quill met J. Farrand") == ["Dr", "Quill", "J", "Farrand"]
 
 
@@ -105,19 +105,20 @@ def test_entities_lie_in_the_text_in_order_without_overlap(text: str) -> None:
         end = entity.end
 
 
-def test_rules_know_no_parts_of_speech() -> None:
+def test_the_rules_give_no_parts_of_speech() -> None:
     assert RuleTagger().parts_of_speech("a word") is None
 
 
 def test_spacy_gives_its_own_types_and_characters(pipeline: Any) -> None:
-    found = SpacyTagger(pipeline)
+    spacy_tagger = SpacyTagger(pipeline)
     text = "At Corvale 490 left."
-    assert found.entities(text) == [(3, 10, "GPE"), (11, 14, "CARDINAL")]
-    assert [text[start:end] for start, end, _ in found.parts_of_speech(text)] == ["At", "Corvale", "490", "left", "."]
-    assert found.name.startswith("en_tiny 0.0.0, spacy 3.")
+    assert spacy_tagger.entities(text) == [(3, 10, "GPE"), (11, 14, "CARDINAL")]
+    words = [text[start:end] for start, end, _ in spacy_tagger.parts_of_speech(text)]
+    assert words == ["At", "Corvale", "490", "left", "."]
+    assert spacy_tagger.name.startswith("en_tiny 0.0.0, spacy 3.")
 
 
-def test_spacy_reads_a_document_once(pipeline: Any) -> None:
+def test_spacy_parses_a_document_once(pipeline: Any) -> None:
     calls = 0
 
     def counting(text: str) -> Any:
@@ -126,19 +127,19 @@ def test_spacy_reads_a_document_once(pipeline: Any) -> None:
         return pipeline(text)
 
     counting.meta, counting.max_length = pipeline.meta, pipeline.max_length  # type: ignore[attr-defined]
-    found = SpacyTagger(counting)
+    spacy_tagger = SpacyTagger(counting)
     for _ in range(2):
-        assert found.entities("Corvale")
-    assert found.parts_of_speech("Corvale") and calls == 1
-    assert not found.entities("elsewhere") and calls == 2
+        assert spacy_tagger.entities("Corvale")
+    assert spacy_tagger.parts_of_speech("Corvale") and calls == 1
+    assert not spacy_tagger.entities("elsewhere") and calls == 2
 
 
-def test_spacy_reads_texts_beyond_its_limit(pipeline: Any) -> None:
+def test_spacy_parses_texts_beyond_its_limit(pipeline: Any) -> None:
     pipeline.max_length = 10
     assert len(SpacyTagger(pipeline).entities("From Corvale to Corvale")) == 2
 
 
-def test_auto_takes_spacy_where_it_is_installed(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_spacy_if_it_is_installed(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spacy.load", {tagger.SPACY_MODEL: pipeline}.__getitem__)
     assert load_tagger("auto") is load_tagger("spacy")
     assert load_tagger("auto").name.startswith("en_tiny")
@@ -163,5 +164,5 @@ def test_without_the_model_the_remedy_is_to_download_it(pipeline: Any, monkeypat
 
 
 def test_salient_types_are_those_of_the_paper() -> None:
-    known = "PERSON NORP FAC ORG GPE LOC PRODUCT EVENT WORK_OF_ART LAW LANGUAGE DATE"
-    assert NUMBER_TYPES.isdisjoint(known.split()) and len(NUMBER_TYPES) == 6
+    types = "PERSON NORP FAC ORG GPE LOC PRODUCT EVENT WORK_OF_ART LAW LANGUAGE DATE"
+    assert NUMBER_TYPES.isdisjoint(types.split()) and len(NUMBER_TYPES) == 6

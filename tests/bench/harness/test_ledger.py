@@ -32,10 +32,10 @@ def test_counting_operations_changes_no_bit_of_the_gradients(checkpoint: Path) -
 
 def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
-    lm.model.set_attn_implementation("eager")  # PyTorch has no count for the fused kernel of CPUs
+    lm.model.set_attn_implementation("eager")  # PyTorch has no formula for the fused kernel of CPUs
     ledger = Ledger(lm.device)
     with ledger.phase("observe"):
         gradients(lm)
-    with FlopCounterMode(display=False) as theirs:
+    with FlopCounterMode(display=False) as counter:
         gradients(lm)
-    assert ledger.costs(0).observe.flops == theirs.get_total_flops() > 0
+    assert ledger.costs(0).observe.flops == counter.get_total_flops() > 0

@@ -1,9 +1,7 @@
-"""Token events: the weights that were used, the class of each token, and that noting them changes nothing."""
+"""Token events hold the weights that were used and the class of each token, and change no result."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ from torch import Tensor
 from bench import Document, GradientMethod, TokenBatch
 from bench.data import tagger
 from bench.data.documents import Entry, GoldQuestion, Question
-from bench.errors import BenchError
 from bench.harness import token_notes
 from bench.harness.loop import Loop
 from bench.lm.base_model import BaseModel
@@ -31,7 +28,7 @@ import torch
 from bench import GradientMethod
 
 class Longer(GradientMethod):
-    '''Weighs a token by its length.'''
+    '''Weights each token by its length.'''
     name = "longer"
     paper = "none"
 
@@ -42,23 +39,23 @@ STREAMS = {"split": "test", "documents": 3, "count": 1}
 
 
 class Counting(GradientMethod):
-    """Weighs a token by how often it was asked for weights, and by chance: asking once more would show."""
+    """Weights each token by the number of calls so far and by chance, so that an additional call would show."""
 
     name = "counting"
     paper = "none"
-    asked = 0
+    calls = 0
 
     def reset(self) -> None:
         super().reset()
-        self.asked = 0
+        self.calls = 0
 
     def token_weights(self, batch: TokenBatch) -> Tensor:
-        self.asked += 1
-        return self.asked + torch.rand(len(batch))
+        self.calls += 1
+        return self.calls + torch.rand(len(batch))
 
 
 class Plain(GradientMethod):
-    """Weighs nothing."""
+    """Weights all tokens the same."""
 
     name = "plain"
     paper = "none"
@@ -72,77 +69,77 @@ def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
 
 
-def loop(method: GradientMethod, entries: Sequence[Entry] = ENTRIES, **options: Any) -> Loop:
-    made = Loop(method, entries, [e.document for e in entries], **options)
-    made.run()
-    return made
+def run_loop(method: GradientMethod, entries: Sequence[Entry] = ENTRIES, **options: Any) -> Loop:
+    loop = Loop(method, entries, [e.document for e in entries], **options)
+    loop.run()
+    return loop
 
 
 def counting(lm: BaseModel, steps: int = 1) -> Counting:
     return Counting(lm, Counting.Config(optimizer="sgd", learning_rate=1e-2, steps_per_document=steps))
 
 
-def test_the_weights_that_were_used_are_noted_and_asked_for_once(lm: BaseModel) -> None:
+def test_the_weights_that_were_used_are_noted_and_computed_once(lm: BaseModel) -> None:
     method = counting(lm)
-    done = loop(method)
-    assert [int(min(event.weights)) for event in done.token_events] == [1, 2, 3]
-    assert method.asked == 3
+    loop = run_loop(method)
+    assert [int(min(event.weights)) for event in loop.token_events] == [1, 2, 3]
+    assert method.calls == 3
     assert "token_weights" not in vars(method)
 
 
 def test_of_several_steps_the_first_one_is_noted(lm: BaseModel) -> None:
-    assert [int(min(event.weights)) for event in loop(counting(lm, steps=2)).token_events] == [1, 3, 5]
+    assert [int(min(event.weights)) for event in run_loop(counting(lm, steps=2)).token_events] == [1, 3, 5]
 
 
 def test_noting_changes_no_result(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gold = GoldQuestion(Question("q", "Who saw the lighthouse?"), ("nobody",))
-    asked = [replace(entry, questions=(gold,)) for entry in ENTRIES]
-    noted = loop(counting(lm), asked)
+    entries = [replace(entry, questions=(gold,)) for entry in ENTRIES]
+    noted = run_loop(counting(lm), entries)
     monkeypatch.setattr(token_notes, "DOCUMENTS", 0)
-    silent = loop(counting(lm), asked)
+    silent = run_loop(counting(lm), entries)
     assert (len(noted.token_events), silent.token_events) == (3, [])
     assert noted.summary() == silent.summary()
     assert noted.answer_events == silent.answer_events
 
 
-def test_a_hook_of_the_instances_own_is_left_in_place(lm: BaseModel) -> None:
+def test_a_hook_set_on_the_instance_is_left_in_place(lm: BaseModel) -> None:
     method = counting(lm)
     method.token_weights = lambda batch: torch.full((len(batch),), 0.5)  # type: ignore[method-assign]
-    assert {weight for event in loop(method).token_events for weight in event.weights} == {0.5}
+    assert {weight for event in run_loop(method).token_events for weight in event.weights} == {0.5}
     assert vars(method)["token_weights"](lm.tokens(ENTRIES[0].document))[0] == 0.5
 
 
 def test_the_scores_of_tokens_add_up_to_the_documents(lm: BaseModel) -> None:
-    done = loop(counting(lm))
-    for tokens, document in zip(done.token_events, done.document_events, strict=True):
+    loop = run_loop(counting(lm))
+    for tokens, document in zip(loop.token_events, loop.document_events, strict=True):
         assert tokens.nll is not None
         assert (sum(tokens.nll), len(tokens.nll)) == (pytest.approx(document.nll, rel=1e-4), document.tokens)
-    assert [event.nll for event in loop(counting(lm), scoring=False).token_events] == [None] * 3
+    assert [event.nll for event in run_loop(counting(lm), scoring=False).token_events] == [None] * 3
 
 
 def test_segments_of_a_document_make_one_event(lm: BaseModel) -> None:
-    marked = [Entry(e.document, facts=((40, 44), (60, 66))) for e in ENTRIES]
-    whole, cut = loop(counting(lm), marked), loop(counting(lm), marked, segment_tokens=7)
+    entries = [Entry(e.document, facts=((40, 44), (60, 66))) for e in ENTRIES]
+    whole, cut = run_loop(counting(lm), entries), run_loop(counting(lm), entries, segment_tokens=7)
     for one, other in zip(whole.token_events, cut.token_events, strict=True):
         assert one.model_dump(include={"position", "pieces", "classes"}) == other.model_dump(
             include={"position", "pieces", "classes"}
         )
         assert len(one.weights) == len(other.weights) == len(one.pieces)
-    assert int(max(cut.token_events[0].weights)) > 1, "each segment was weighed by itself"
+    assert int(max(cut.token_events[0].weights)) > 1, "each segment was weighted separately"
 
 
-def test_a_document_of_which_a_segment_was_not_learned_is_left_out(lm: BaseModel) -> None:
+def test_a_document_with_a_segment_that_was_not_learned_is_left_out(lm: BaseModel) -> None:
     class First(Counting):
         def observe(self, document: Document) -> None:
             if not getattr(document, "context_ids", ()):
                 super().observe(document)
 
-    assert loop(First(lm), segment_tokens=7).token_events == []
-    assert len(loop(First(lm)).token_events) == 3
+    assert run_loop(First(lm), segment_tokens=7).token_events == []
+    assert len(run_loop(First(lm)).token_events) == 3
 
 
 def test_equal_weights_and_placebo_documents_are_not_noted(lm: BaseModel) -> None:
-    assert loop(Plain(lm)).token_events == []
+    assert run_loop(Plain(lm)).token_events == []
     other = Loop(counting(lm), ENTRIES, [entry.document for entry in ENTRIES[::-1]][1:])
     other.run()
     assert other.token_events == []
@@ -150,7 +147,7 @@ def test_equal_weights_and_placebo_documents_are_not_noted(lm: BaseModel) -> Non
 
 def test_only_the_first_documents_are_noted(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_notes, "DOCUMENTS", 2)
-    assert [event.position for event in loop(counting(lm)).token_events] == [0, 1]
+    assert [event.position for event in run_loop(counting(lm)).token_events] == [0, 1]
 
 
 class TestClasses:
@@ -169,13 +166,13 @@ class TestClasses:
         spans = [(0, 2), (2, 4), (4, 10), (27, 31)]  # the last is in Zirkon
         assert self.classes(*spans, group="Zirk") == "name name filler filler"
 
-    def test_a_fact_goes_before_a_name(self) -> None:
+    def test_a_fact_ranks_above_a_name(self) -> None:
         assert self.classes((0, 2), (0, 4), facts=[(2, 4)], group="Zirk") == "name fact"
 
     def test_a_token_without_characters_is_filler(self) -> None:
         assert self.classes((0, 0), facts=[(0, 4)]) == "filler"
 
-    def test_a_group_is_no_pattern(self) -> None:
+    def test_a_group_is_not_a_pattern(self) -> None:
         assert self.classes((0, 4), group="Z(.rk") == "filler"
 
 
@@ -186,14 +183,14 @@ def test_pieces_laid_end_to_end_are_the_text(lm: BaseModel, text: str) -> None:
     assert len(token_notes.pieces(text, batch.offsets)) == len(batch)
 
 
-def test_what_no_token_covers_goes_with_the_next() -> None:
+def test_uncovered_text_goes_with_the_next_token() -> None:
     assert token_notes.pieces("a bc  d", [(0, 1), (2, 4), (2, 4), (6, 7)]) == ("a", " bc", "", "  d")
 
 
 def test_a_token_has_the_tag_of_most_of_its_characters() -> None:
-    tagged = [(0, 3, "DET"), (4, 9, "NOUN"), (9, 10, "PUNCT")]
+    tags = [(0, 3, "DET"), (4, 9, "NOUN"), (9, 10, "PUNCT")]
     spans = [(0, 3), (2, 6), (8, 10), (3, 4), (3, 10)]
-    assert token_notes.parts_of_speech(tagged, "The ferry.", spans) == ("DET", "NOUN", "NOUN", "X", "NOUN")
+    assert token_notes.parts_of_speech(tags, "The ferry.", spans) == ("DET", "NOUN", "NOUN", "X", "NOUN")
 
 
 def test_parts_of_speech_come_from_the_tagger_that_is_there(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,58 +199,29 @@ def test_parts_of_speech_come_from_the_tagger_that_is_there(lm: BaseModel, monke
             return [(0, len(text), "NOUN")]
 
     monkeypatch.setattr(token_notes, "load_tagger", lambda _: tagger.RuleTagger())
-    assert [event.pos for event in loop(counting(lm)).token_events] == [None] * 3
+    assert [event.pos for event in run_loop(counting(lm)).token_events] == [None] * 3
     monkeypatch.setattr(token_notes, "load_tagger", lambda _: Tagger())
-    assert {tag for event in loop(counting(lm)).token_events for tag in event.pos or ()} == {"NOUN"}
+    assert {tag for event in run_loop(counting(lm)).token_events for tag in event.pos or ()} == {"NOUN"}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
-    folder = tmp_path_factory.mktemp("weighing")
-    (folder / "plugin.py").write_text(PLUGIN)
+def test_only_methods_that_weight_tokens_have_token_events_on_disk(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
     methods = [{"name": name, "config": {"learning_rate": 1e-3}} for name in ("longer", "uniform")]
-    made = make_experiment(make_dataset(folder / "keepers"), llama, methods, streams=STREAMS, anchor={})
-    Runner(made, folder / "runs", [str(folder / "plugin.py")]).run(Inline())
-    return folder / "runs"
-
-
-class TestRecords:
-    @pytest.fixture
-    def runs(self, written: Path, tmp_path: Path) -> Path:
-        return shutil.copytree(written, tmp_path / "runs")
-
-    def ids(self, runs: Path, method: str) -> list[str]:
-        return sorted(path.name for path in runs.glob(f"{method}-stream-*"))
-
-    def test_are_written_beside_the_other_events_of_those_that_weigh(self, runs: Path) -> None:
-        for name in self.ids(runs, "longer"):
-            events = read_tokens(runs, name)
-            assert read_run(runs / name).token_events == len(events) > 0
-            assert {event.document_id for event in events} and all(max(event.weights) > 1 for event in events)
-            assert {len(event.weights) == len(event.pieces) == len(event.classes) for event in events} == {True}
-        for name in self.ids(runs, "uniform"):
-            assert read_tokens(runs, name) == []
-            assert not (runs / name / "tokens.jsonl").exists()
-
-    @pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.partition("\n")[0], None])
-    def test_a_torn_file_is_refused(self, runs: Path, damage: Any) -> None:
-        name = self.ids(runs, "longer")[0]
-        path = runs / name / "tokens.jsonl"
-        path.write_text(damage(path.read_text())) if damage else path.unlink()
-        with pytest.raises(BenchError, match=r"tokens\.jsonl is torn: it should hold"):
-            read_tokens(runs, name)
-
-    def test_a_record_from_before_token_events_is_read(self, runs: Path) -> None:
-        name = self.ids(runs, "uniform")[0]
-        path = runs / name / "run.json"
-        record = json.loads(path.read_text())
-        del record["token_events"]
-        path.write_text(json.dumps(record))
-        assert read_run(runs / name).token_events == 0
-        assert read_tokens(runs, name) == []
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, methods, streams=STREAMS, anchor={})
+    runs = tmp_path / "runs"
+    Runner(experiment, runs, [str(tmp_path / "plugin.py")]).run(Inline())
+    for folder in runs.glob("longer-stream-*"):
+        events = read_tokens(runs, folder.name)
+        assert read_run(folder).token_events == len(events) > 0
+        assert {event.document_id for event in events} and all(max(event.weights) > 1 for event in events)
+        assert {len(event.weights) == len(event.pieces) == len(event.classes) for event in events} == {True}
+    for folder in runs.glob("uniform-stream-*"):
+        assert read_tokens(runs, folder.name) == []
+        assert not (folder / "tokens.jsonl").exists()
+    assert len(list(runs.glob("*-stream-*"))) == 2
 
 
 def test_numbers_are_kept_to_six_digits(lm: BaseModel) -> None:
-    event = loop(counting(lm)).token_events[0]
+    event = run_loop(counting(lm)).token_events[0]
     assert TokenEvent.model_validate_json(event.model_dump_json()) == event
     assert all(float(f"{weight:.6g}") == weight for weight in event.weights)

@@ -1,4 +1,4 @@
-"""A new method starts from a file that works."""
+"""The skeleton of a new method works as it is."""
 
 import subprocess
 import sys
@@ -34,12 +34,12 @@ def test_the_skeleton_keeps_the_project_style(tmp_path: Path) -> None:
     config = ROOT / "pyproject.toml"
     for command in (["check"], ["format", "--check"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--no-cache", "--config", str(config), str(path)]
-        done = subprocess.run(arguments, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run(arguments, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", ["", "New", "2nd", "a-b", "../a", "class", "a b"])
-def test_what_cannot_be_a_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BenchError, match="cannot name a method"):
         new_method(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -48,16 +48,16 @@ def test_what_cannot_be_a_name_is_refused(tmp_path: Path, name: str) -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path = new_method("new_idea", tmp_path)
     path.write_text("mine")
-    with pytest.raises(BenchError, match="exists already"):
+    with pytest.raises(BenchError, match="already exists"):
         new_method("new_idea", tmp_path)
     assert path.read_text() == "mine"
 
 
 def test_the_name_of_another_method_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"called uniform already, in methods/uniform\.py"):
+    with pytest.raises(BenchError, match=r"named uniform already exists in methods/uniform\.py"):
         new_method("uniform", tmp_path)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="There is no folder"):
+    with pytest.raises(BenchError, match=r"The folder .* does not exist"):
         new_method("new_idea", tmp_path / "nowhere")

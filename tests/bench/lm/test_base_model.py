@@ -40,14 +40,14 @@ def test_log_probs_equal_a_forward_pass_per_token(checkpoint: Path) -> None:
     torch.testing.assert_close(lm.log_probs(ids).double(), reference_log_probs(lm, ids.tolist()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("at_once", [1, 40, 10_000])
-def test_texts_read_at_once_are_as_likely_as_each_alone(
-    checkpoint: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_texts_in_batches_are_as_likely_as_each_alone(
+    checkpoint: Path, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.lm.base_model.READ_AT_ONCE", at_once)
+    monkeypatch.setattr("bench.lm.base_model.BATCH_TOKENS", batch_tokens)
     lm = BaseModel.load(str(checkpoint))
     batches = [lm.tokens(document(text)) for text in (TEXT[0], "", LONG, "otter", *TEXT)]
-    assert len(lm.windows(len(batches[2]), 1)) > 1, "the long one is read in windows"
+    assert len(lm.windows(len(batches[2]), 1)) > 1, "the long text is read in windows"
     alone = [-lm.log_probs(batch.token_ids, batch.context_ids).sum().item() for batch in batches]
     assert lm.total_nll(batches) == pytest.approx(sum(alone), rel=1e-6)
     assert lm.total_nll(batches[1:2]) == 0
@@ -70,8 +70,8 @@ def test_probabilities_sum_to_one_over_the_vocabulary(llama: Path) -> None:
 
 
 @torch.no_grad()
-def test_windows_equal_one_pass_where_the_window_suffices(tmp_path: Path) -> None:
-    """The same weights with a wider window: tokens seen from the same context get the same probability."""
+def test_windows_equal_one_pass_if_the_window_suffices(tmp_path: Path) -> None:
+    """A model with the same weights and a wider window gives a token the same probability from the same context."""
     narrow = BaseModel.load(str(make_checkpoint(tmp_path / "narrow", "llama", window=32)))
     wide = BaseModel.load(str(make_checkpoint(tmp_path / "wide", "llama", window=4096)))
     ids = narrow.encode(LONG)
@@ -95,7 +95,7 @@ def test_windows_predict_every_token_once_and_read_no_more_than_fits(tokens: int
     for start, first, end in spans:
         assert end - 1 - start <= 48
         assert first - start >= min(first, 24), (
-            "every window but one at the start reads half a window before it predicts"
+            "every window except one at the start reads half a window before it predicts"
         )
 
 
@@ -127,24 +127,24 @@ def test_offsets_cover_the_text(llama: Path) -> None:
 
 def test_segments_are_the_document_cut_at_token_boundaries(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
-    pieces = lm.segments(document(LONG), 20)
-    assert "".join(piece.text for piece in pieces) == LONG
-    assert [t for piece in pieces for t in piece.token_ids] == lm.encode(LONG).tolist()
+    segments = lm.segments(document(LONG), 20)
+    assert "".join(segment.text for segment in segments) == LONG
+    assert [t for segment in segments for t in segment.token_ids] == lm.encode(LONG).tolist()
     with torch.no_grad():
-        first, second = (lm.tokens(piece) for piece in pieces[:2])
+        first, second = (lm.tokens(segment) for segment in segments[:2])
         both = torch.cat([lm.log_probs(b.token_ids, b.context_ids) for b in (first, second)])
         whole = lm.log_probs(lm.encode(LONG)[:40])
     torch.testing.assert_close(both, whole, atol=1e-5, rtol=0)
 
 
-def test_segments_share_out_every_byte_even_where_a_cut_falls_inside_a_character(llama: Path) -> None:
+def test_segments_hold_every_byte_once_even_if_a_cut_falls_inside_a_character(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     text = "“Où?” — 漢字 🦦 " * 6
     for size in (1, 2, 5, 7):
-        pieces = lm.segments(document(text), size)
-        assert "".join(piece.text for piece in pieces) == text
-        assert [t for piece in pieces for t in piece.token_ids] == lm.encode(text).tolist()
-        assert sum(len(piece.text.encode()) for piece in pieces) == len(text.encode())
+        segments = lm.segments(document(text), size)
+        assert "".join(segment.text for segment in segments) == text
+        assert [t for segment in segments for t in segment.token_ids] == lm.encode(text).tolist()
+        assert sum(len(segment.text.encode()) for segment in segments) == len(text.encode())
 
 
 def test_restore_undoes_training_bit_for_bit(checkpoint: Path) -> None:
@@ -176,7 +176,7 @@ def test_restore_refuses_a_replaced_parameter(llama: Path) -> None:
         lm.restore()
 
 
-def test_a_frozen_base_is_set_back_as_it_was(llama: Path) -> None:
+def test_a_frozen_base_is_restored_as_it_was(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     lm.model.lm_head.weight.requires_grad_(False)
     with lm.frozen():

@@ -1,8 +1,11 @@
-"""The embedded model: its recipe resumes exactly, its tokenizer loses nothing, and the committed weights can read."""
+"""The embedded model: training resumes exactly, the tokenizer is lossless, and the committed weights can read."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BenchError
+from bench.files import write_tensors
 from bench.nano import train
 from bench.nano.batches import Columns, Writer, build_tokenizer, load_world
+from bench.nano.card import card
 
 FOLDER = train.RECIPE.parent
 TINY = {"steps": 4, "width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "known": 3, "new": 2, "save_every": 2}
@@ -27,7 +32,7 @@ def world() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(world: Any) -> Any:
-    return build_tokenizer(sorted(world.vocabulary()), train.load_recipe(train.RECIPE).merges)
+    return build_tokenizer(sorted(world.vocabulary()), train.load_config(train.RECIPE).merges)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,61 @@ def test_every_word_of_the_world_is_one_token_and_none_is_added(world: Any, toke
 
 def test_an_unknown_key_of_the_recipe_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"recipe\.yaml: setps: .* Did you mean steps"):
-        train.load_recipe(write_recipe(tmp_path, setps=3))
+        train.load_config(write_recipe(tmp_path, setps=3))
     with pytest.raises(BenchError, match="No recipe at"):
-        train.load_recipe(tmp_path / "nothing.yaml")
+        train.load_config(tmp_path / "nothing.yaml")
+
+
+def test_a_recipe_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: [1")
+    with pytest.raises(BenchError, match=r"recipe\.yaml is not valid YAML"):
+        train.load_config(path)
+
+
+def test_the_learning_rate_of_every_step_is_the_formula_also_after_a_resume() -> None:
+    config = train.load_config(train.RECIPE)
+    rates = [
+        min((step + 1) / config.warmup, (1 + math.cos(math.pi * step / config.steps)) / 2) * config.learning_rate
+        for step in range(config.steps)
+    ]
+
+    def scheduled(start: int, stop: int) -> list[float]:
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}]
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate)
+        schedule = train.lr_schedule(optimizer, config, start)
+        seen = []
+        for _ in range(start, stop):
+            first, second = (group["lr"] for group in optimizer.param_groups)
+            assert first == second
+            seen.append(first)
+            optimizer.step()
+            schedule.step()
+        return seen
+
+    assert scheduled(0, config.steps) == rates
+    for step in range(config.steps):
+        assert scheduled(step, min(step + 2, config.steps)) == rates[step : step + 2]
+
+
+def test_a_resumed_run_is_at_the_rate_of_its_step(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, warmup=3)
+    config = train.load_config(recipe)
+    with train.ThreadPoolExecutor(2) as pool:
+        run = train.Run(config, tmp_path)
+        for _ in range(2):
+            run.advance(pool)
+    resumed = train.Run(config, tmp_path)
+    assert resumed.step == run.step == 2
+    rates = [[group["lr"] for group in each.optimizer.param_groups] for each in (run, resumed)]
+    assert rates == [[config.learning_rate * config.rate_factor(2)] * 2] * 2
+
+
+def test_progress_is_said_and_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    train.train(write_recipe(tmp_path), tmp_path / "out", tmp_path / "work", lines.append)
+    assert [line.partition(",")[0] for line in lines] == ["step 2/4", "step 4/4"]
+    assert "step" not in capsys.readouterr().out
 
 
 def test_a_killed_training_goes_on_as_if_never_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +127,7 @@ def test_a_killed_training_goes_on_as_if_never_interrupted(tmp_path: Path, monke
     advance = train.Run.advance
 
     def killed(run: train.Run, pool: Any) -> None:
-        if run.step == 3:  # the checkpoint is of step 2
+        if run.step == 3:  # the last checkpoint is that of step 2
             raise KeyboardInterrupt
         advance(run, pool)
 
@@ -91,46 +148,72 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         train.train(write_recipe(tmp_path, steps=2), tmp_path / "out", tmp_path / "work")
 
 
+def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, steps=1)
+    train.train(recipe, tmp_path / "out", tmp_path / "work")
+    checkpoint = tmp_path / "work" / "checkpoint.safetensors"
+    content = checkpoint.read_bytes()
+    for size in (0, 100, len(content) - 1):
+        checkpoint.write_bytes(content[:size])
+        with pytest.raises(BenchError, match=r"checkpoint\.safetensors is .*damaged.*Delete it to start again"):
+            train.train(recipe, tmp_path / "out", tmp_path / "work")
+    write_tensors(checkpoint, {})  # whole, but not by this trainer
+    with pytest.raises(BenchError, match="another recipe"):
+        train.train(recipe, tmp_path / "out", tmp_path / "work")
+
+
 def test_the_softmax_over_all_columns_is_the_models_own(world: Any, tokenizer: Any) -> None:
-    recipe = train.load_recipe(train.RECIPE).model_copy(update=TINY)
-    writer = Writer(recipe, world, tokenizer)
-    model = train.build_model(recipe, len(tokenizer), writer.names)
+    config = train.load_config(train.RECIPE).model_copy(update=TINY)
+    writer = Writer(config, world, tokenizer)
+    model = train.build_model(config, len(tokenizer), writer.names)
     texts = writer.batch(0, "new").documents
     everything = torch.arange(len(tokenizer))
     losses = train.token_losses(model, texts, Columns(everything, torch.zeros(()), everything), ["document", "answer"])
     log_probs = model(texts.ids).logits[:, :-1].log_softmax(-1)
     nll = -log_probs.gather(-1, texts.ids[:, 1:, None])[..., 0]
     for key, loss in losses.items():
-        assert loss.item() == pytest.approx(nll[texts.scored[key][:, 1:]].mean().item(), rel=1e-4)
+        assert loss.item() == pytest.approx(nll[texts.masks[key][:, 1:]].mean().item(), rel=1e-4)
 
 
 def test_training_never_writes_about_entities_of_the_other_splits(world: Any, tokenizer: Any) -> None:
-    writer = Writer(train.load_recipe(train.RECIPE), world, tokenizer)
+    writer = Writer(train.load_config(train.RECIPE), world, tokenizer)
     names = world.names_by_split()
     allowed = {writer.token(name) for split in ("qa_train", "spare") for name in names[split]}
-    used = {int(row) for step in range(20) for kind in ("known", "new") for row in writer.batch(step, kind).rows}
+    used = {int(name) for step in range(20) for kind in ("known", "new") for name in writer.batch(step, kind).names}
     assert used <= allowed
 
 
 def test_the_committed_model_was_made_by_the_committed_recipe_and_data(embedded: tuple[Any, Any], world: Any) -> None:
-    """Embeddings of names that training never saw are still those with which the recipe starts."""
+    """The embeddings of names that training never saw still have their initial values."""
     model, tokenizer = embedded
-    recipe = train.load_recipe(train.RECIPE)
-    assert train.data_hash(recipe.dataset) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    config = train.load_config(train.RECIPE)
+    assert train.data_hash(config.dataset) in (FOLDER / "README.md").read_text(encoding="utf-8")
     names = world.names_by_split()
     every = torch.tensor([tokenizer(f" {name}").input_ids[0] for split in names.values() for name in split])
     unseen = torch.tensor([tokenizer(f" {name}").input_ids[0] for name in names["test"]])
-    start = train.build_model(recipe, len(tokenizer), every).model.embed_tokens.weight
+    start = train.build_model(config, len(tokenizer), every).model.embed_tokens.weight
     assert torch.equal(model.model.embed_tokens.weight[unseen], start[unseen].bfloat16().float())
     assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 5e6
     assert not model.config.tie_word_embeddings
+
+
+def test_the_committed_card_is_what_training_writes_plus_measurements(tmp_path: Path) -> None:
+    committed = (FOLDER / "README.md").read_text(encoding="utf-8")
+    minutes = re.search(r"(\d+) minutes on two cores", committed)
+    assert minutes is not None
+    with (FOLDER / "curve.csv").open(encoding="utf-8") as file:
+        curve = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    facts = train.Run(train.load_config(train.RECIPE), tmp_path).facts() | {"minutes": minutes[1]}
+    written, measurements = committed.split("\n## Measurements\n")
+    assert written == card(facts, curve)
+    assert "SE over streams" in measurements
 
 
 def test_the_committed_model_reads_and_remembers_but_does_not_know_the_future(embedded: tuple[Any, Any]) -> None:
     model, tokenizer = embedded
 
     def share_right(split: str, evidence: bool) -> float:
-        """Of the first tokens of the answers to the questions on twenty documents."""
+        """The share of right first tokens of answers, over the questions on twenty documents."""
         lines = (FOLDER.parents[2] / "datasets" / "newsworld" / f"{split}.jsonl").read_text(encoding="utf-8")
         right = []
         for row in map(json.loads, lines.splitlines()[-20:]):

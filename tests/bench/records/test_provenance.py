@@ -1,4 +1,4 @@
-"""Provenance says where a number comes from, and nothing about who computed it."""
+"""Provenance describes the origin of a number and names no person or machine."""
 
 import getpass
 import json
@@ -27,10 +27,10 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_collect_is_plain_json_with_versions() -> None:
-    found = json.loads(json.dumps(provenance.collect()))
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["numpy"][0].isdigit()
-    assert found["threads"] >= 1 and found["cpu"]
+    facts = json.loads(json.dumps(provenance.collect()))
+    assert facts["python"] == platform.python_version()
+    assert facts["packages"]["numpy"][0].isdigit()
+    assert facts["threads"] >= 1 and facts["cpu"]
 
 
 def test_collect_names_no_person_machine_or_absolute_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_the_state_of_a_repository_is_its_commit_and_what_differs(repository: Pa
     assert len({None, first[1], second[1], third[1]}) == 4
 
 
-def test_outside_a_repository_or_inside_somebody_elses_there_is_no_commit(repository: Path, tmp_path: Path) -> None:
+def test_outside_a_repository_or_inside_another_one_there_is_no_commit(repository: Path, tmp_path: Path) -> None:
     inner = repository / "inner"
     inner.mkdir()
     assert provenance.git_state(inner) == (None, None)
@@ -74,7 +74,7 @@ def test_without_git_there_is_no_commit(repository: Path, monkeypatch: pytest.Mo
 
 def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [
+    command = [
         "/opt/x/run_bench.py",
         f"{tmp_path}/runs",
         "--set",
@@ -83,6 +83,6 @@ def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_
         "runs/a",
         "https://a/b",
     ]
-    assert provenance.shown_command(given) == [
+    assert provenance.redact_paths(command) == [
         "run_bench.py", "runs", "--set", "a.b=c.json", "org/model", "runs/a", "https://a/b",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trained things: found by what they were made from, refused when that has changed, made by one command."""
+"""Trained weights: found by what they were made from, refused when that has changed, made by one command."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.records.store import read_run
 from bench.run import artifacts
 from bench.run import train as training
 from bench.run.experiment import Experiment
+from bench.run.overrides import Overrides
 from bench.run.runner import Runner
 from tests.conftest import make_checkpoint
 from tests.world import Inline, make_dataset, make_experiment
@@ -23,20 +24,20 @@ import torch
 from torch import nn
 
 from bench import Document, Method, MethodConfig
-from bench.contract.meta_training import MetaTrained, Training
+from bench.contract.meta_training import MetaTrained, TrainingConfig
 
 
 class Shifts(MetaTrained):
-    """Adds a learned number to every weight of the output layer."""
+    """Adds a learned scalar to every weight of the output layer."""
 
     name = "shifts"
     paper = "none"
 
     class Config(MethodConfig):
-        training: Training = Training(steps=2, episodes_per_step=2, validate_every=1, learning_rate=0.25)
+        training: TrainingConfig = TrainingConfig(steps=2, episodes_per_step=2, validate_every=1, learning_rate=0.25)
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.shift = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.shift.weight)
 
@@ -84,26 +85,33 @@ def train(experiment: Experiment, folder: Path, plugin: str) -> Path:
     return training.train("shifts", experiment, folder / "artifacts", folder / "train", [plugin])
 
 
-def test_a_run_asks_for_training_and_then_uses_it(plan: Callable[..., Experiment], tmp_path: Path, plugin: str) -> None:
+def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_then_uses_them(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
     with pytest.raises(BenchError, match=r"no trained weights.*python run_bench.py train shifts"):
         Runner(plan(), tmp_path, [plugin])
-    made = train(plan(), tmp_path, plugin)
-    assert {path.name for path in made.iterdir()} == {"weights.safetensors", "artifact.json", "curve.csv", "README.md"}
-    done = Runner(plan(), tmp_path, [plugin]).run(Inline())
-    shifts = [read_run(tmp_path / cell.id).notes["shift"] for cell in done.cells]
+    folder = train(plan(), tmp_path, plugin)
+    assert {path.name for path in folder.iterdir()} == {
+        "weights.safetensors",
+        "artifact.json",
+        "curve.csv",
+        "README.md",
+    }
+    result = Runner(plan(), tmp_path, [plugin]).run(Inline())
+    shifts = [read_run(tmp_path / cell.id).notes["shift"] for cell in result.cells]
     assert shifts == pytest.approx([0.5, 0.5], rel=0.01), "two steps of Adam, stored in bfloat16"
-    assert {cell.spec.train_hash for cell in done.cells} == {artifacts.weights_hash(made)}
+    assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
 
 
 def test_without_training_steps_the_learner_runs_as_it_is_constructed(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
-    done = Runner(plan({"training": {"steps": 0}}), tmp_path, [plugin]).run(Inline())
-    assert [read_run(tmp_path / cell.id).notes["shift"] for cell in done.cells] == [1.0, 1.0]
-    assert {cell.spec.train_hash for cell in done.cells} == {""}
+    result = Runner(plan({"training": {"steps": 0}}), tmp_path, [plugin]).run(Inline())
+    assert [read_run(tmp_path / cell.id).notes["shift"] for cell in result.cells] == [1.0, 1.0]
+    assert {cell.spec.train_hash for cell in result.cells} == {""}
 
 
-def test_other_settings_and_another_base_need_training_of_their_own(
+def test_other_settings_and_another_base_need_other_weights(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
     train(plan(), tmp_path, plugin)
@@ -114,17 +122,17 @@ def test_other_settings_and_another_base_need_training_of_their_own(
         Runner(plan(model=other), tmp_path, [plugin])
 
 
-def test_weights_of_one_base_serve_another_that_names_it(
+def test_weights_trained_with_one_base_can_be_used_on_another(
     plan: Callable[..., Experiment], llama: Path, tmp_path: Path, plugin: str
 ) -> None:
-    made = train(plan(), tmp_path, plugin)
+    folder = train(plan(), tmp_path, plugin)
     other = make_checkpoint(tmp_path / "other", "llama", seed=1)
     config = {"training": {"base": str(llama)}}
-    done = Runner(plan(config, other), tmp_path, [plugin]).run(Inline())
-    assert {cell.spec.train_hash for cell in done.cells} == {artifacts.weights_hash(made)}
+    result = Runner(plan(config, other), tmp_path, [plugin]).run(Inline())
+    assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
 
 
-def test_changed_code_makes_an_artifact_stale_and_changed_comments_do_not(
+def test_changed_code_makes_an_artifact_stale_but_changed_comments_do_not(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(plan(), tmp_path, plugin)
@@ -141,42 +149,93 @@ def test_changed_code_makes_an_artifact_stale_and_changed_comments_do_not(
     assert source.exists()
 
 
-def test_damaged_weights_fail_their_cells_with_the_remedy(
+def test_damaged_weights_fail_their_cells_and_the_message_has_the_remedy(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
-    made = train(plan(), tmp_path, plugin)
-    weights = made / artifacts.WEIGHTS
+    folder = train(plan(), tmp_path, plugin)
+    weights = folder / artifacts.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:40])
-    done = Runner(plan(), tmp_path, [plugin]).run(Inline())
-    assert done.failed == 2
-    failure = read_run(tmp_path / done.cells[0].id).failure
+    result = Runner(plan(), tmp_path, [plugin]).run(Inline())
+    assert result.failed == 2
+    failure = read_run(tmp_path / result.cells[0].id).failure
     assert failure is not None and "train again" in failure.message
 
 
-def test_training_twice_gives_the_same_weights(plan: Callable[..., Experiment], tmp_path: Path, plugin: str) -> None:
+def test_training_is_deterministic(plan: Callable[..., Experiment], tmp_path: Path, plugin: str) -> None:
     hashes = {artifacts.weights_hash(train(plan(), tmp_path / part, plugin)) for part in ("one", "two")}
     assert len(hashes) == 1
 
 
-def test_the_card_tells_the_settings_and_the_curve(
+def test_the_card_has_the_settings_and_the_command(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
-    made = train(plan(), tmp_path, plugin)
-    card = (made / "README.md").read_text()
+    folder = train(plan(), tmp_path, plugin)
+    card = (folder / "README.md").read_text()
     assert "| learning_rate | 0.25 |" in card and "python run_bench.py train shifts" in card
-    facts: dict[str, Any] = json.loads((made / "artifact.json").read_text())
+    facts: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
     assert facts["training"]["best_step"] == 2
-    assert len((made / "curve.csv").read_text().splitlines()) == 1 + 3
+    assert len((folder / "curve.csv").read_text().splitlines()) == 1 + 3
 
 
-def test_identity_and_training_read_each_split_once(
+def test_the_key_and_training_read_each_split_once(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str, splits_read: list[str]
 ) -> None:
-    artifacts._split_hash.cache_clear()
     train(plan(), tmp_path, plugin)
     assert sorted(splits_read) == ["train", "validation"]
 
 
-def test_what_is_not_meta_trained_cannot_be_trained(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="nothing to train"):
+def test_a_method_that_is_not_meta_trained_cannot_be_trained(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="not meta-trained"):
         training.train("uniform", plan(), tmp_path, tmp_path)
+
+
+SETTINGS = ("steps=1", "episodes_per_step=2", "validate_every=1")
+
+
+@pytest.fixture
+def experiment_file(plan: Callable[..., Experiment], tmp_path: Path) -> str:
+    path = tmp_path / "keepers.yaml"
+    path.write_text(json.dumps(plan().model_dump(mode="json")))
+    return str(path)
+
+
+def test_weights_of_other_experiments_than_the_default_go_under_the_records(
+    experiment_file: str, tmp_path: Path, plugin: str
+) -> None:
+    overrides = Overrides(assignments=[f"shifts.training.{setting}" for setting in SETTINGS])
+    runs = tmp_path / "runs"
+    folder = training.train_target("shifts", experiment_file, overrides, runs, plugins=[plugin])
+    assert folder.parent == runs / artifacts.FOLDER
+    assert artifacts.read_key(folder).settings["steps"] == 1
+    assert list((runs / "train").iterdir()), "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("changes", "with_plugin", "committed"),
+    [
+        ({}, False, True),
+        ({"device": "cuda"}, False, True),
+        ({"model": "elsewhere"}, False, False),
+        ({"assignments": ["cmt.k=4"]}, False, False),
+        ({}, True, False),
+    ],
+)
+def test_only_the_unchanged_default_experiment_replaces_the_committed_weights(
+    changes: dict[str, Any],
+    with_plugin: bool,
+    committed: bool,
+    tmp_path: Path,
+    plugin: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugins = [plugin] if with_plugin else []
+    monkeypatch.setattr(training, "train", lambda name, experiment, out, *_: out)
+    out = training.train_target("cmt", "default", Overrides(**changes), tmp_path, plugins=plugins)
+    assert out == (artifacts.COMMITTED if committed else tmp_path / artifacts.FOLDER)
+
+
+def test_committed_weights_have_valid_keys() -> None:
+    folders = [path for path in artifacts.COMMITTED.iterdir() if path.is_dir()]
+    assert len(folders) >= 3
+    for folder in folders:
+        assert folder.name == artifacts.read_key(folder).folder_name

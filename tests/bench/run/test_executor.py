@@ -34,7 +34,7 @@ def sleep(seconds, folder=None):
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module ``pool_jobs`` that workers can import (they are given this process's sys.path)."""
+    """A module ``pool_jobs`` that workers can import (they get the sys.path of this process)."""
     (tmp_path / "pool_jobs.py").write_text(JOBS)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -45,13 +45,13 @@ def task(key: str, function: str, **payload: object) -> Task:
 
 
 def outcomes(pool: LocalPool, tasks: list[Task]) -> dict[str, Outcome]:
-    listed = list(pool.run(tasks))
-    assert sorted(outcome.key for outcome in listed) == sorted(task.key for task in tasks)  # each exactly once
-    return {outcome.key: outcome for outcome in listed}
+    outcomes = list(pool.run(tasks))
+    assert sorted(outcome.key for outcome in outcomes) == sorted(task.key for task in tasks)  # each exactly once
+    return {outcome.key: outcome for outcome in outcomes}
 
 
-def gone(pid: int) -> bool:
-    """Whether the process is no more; one that is dead but not yet collected by a foreign parent counts as gone."""
+def has_ended(pid: int) -> bool:
+    """True if the process has ended, even if its parent, another process, has not yet collected it."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-untyped-def]
+def wait_until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -68,11 +68,11 @@ def until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-untyped-
 
 def test_every_task_has_one_outcome_and_workers_are_reused(jobs: Path) -> None:
     with LocalPool(jobs=2) as pool:
-        found = outcomes(pool, [task(str(number), "process") for number in range(6)])
-    workers = {outcome.value[0] for outcome in found.values()}
+        results = outcomes(pool, [task(str(number), "process") for number in range(6)])
+    workers = {outcome.value[0] for outcome in results.values()}
     assert 1 <= len(workers) <= 2
-    assert {outcome.value[1] for outcome in found.values()} == {os.getpid()}
-    assert all(gone(pid) for pid in workers)
+    assert {outcome.value[1] for outcome in results.values()} == {os.getpid()}
+    assert all(has_ended(pid) for pid in workers)
 
 
 def test_no_tasks_need_no_workers() -> None:
@@ -86,23 +86,23 @@ def test_outcomes_come_as_tasks_finish(jobs: Path) -> None:
     assert [outcome.value for outcome in finished] == [8, 10, 1.5]
 
 
-def test_a_task_that_raises_leaves_its_traceback_and_the_worker_lives(jobs: Path) -> None:
+def test_a_task_that_raises_reports_its_traceback_and_the_worker_lives(jobs: Path) -> None:
     tasks = [task("before", "process"), task("bad", "fail"), task("odd", "unpicklable"), task("after", "process")]
-    found = outcomes(LocalPool(jobs=1), tasks)
-    error = found["bad"].error
+    results = outcomes(LocalPool(jobs=1), tasks)
+    error = results["bad"].error
     assert error is not None and error.kind == "raised" and error.message == "ValueError: no such luck"
     assert 'raise ValueError("no such luck")' in error.traceback
-    assert found["odd"].error is not None and found["odd"].error.kind == "raised"
-    assert found["before"].value == found["after"].value
+    assert results["odd"].error is not None and results["odd"].error.kind == "raised"
+    assert results["before"].value == results["after"].value
 
 
 def test_a_worker_that_dies_costs_its_task_only(jobs: Path) -> None:
     tasks = [task("killed", "killed"), task("left", "leave", code=3), task("good", "double", number=1)]
-    found = outcomes(LocalPool(jobs=1), tasks)
-    errors = {key: outcome.error for key, outcome in found.items() if outcome.error}
+    results = outcomes(LocalPool(jobs=1), tasks)
+    errors = {key: outcome.error for key, outcome in results.items() if outcome.error}
     assert {error.kind for error in errors.values()} == {"worker_died"}
     assert "SIGKILL" in errors["killed"].message and "exit code 3" in errors["left"].message
-    assert found["good"].value == 2
+    assert results["good"].value == 2
 
 
 def test_an_unknown_function_is_an_error_outcome(jobs: Path) -> None:
@@ -110,12 +110,12 @@ def test_an_unknown_function_is_an_error_outcome(jobs: Path) -> None:
     assert error is not None and "tripple" in error.message
 
 
-def test_threads_are_shared_out_and_set_before_the_worker_imports_anything(
+def test_threads_are_divided_and_set_before_the_worker_imports_anything(
     jobs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    found = outcomes(LocalPool(jobs=1, threads=3), [task("environment", "environment")])
-    assert found["environment"].value == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    results = outcomes(LocalPool(jobs=1, threads=3), [task("environment", "environment")])
+    assert results["environment"].value == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert LocalPool().jobs == usable_cores() and LocalPool().threads == 1
     assert LocalPool(jobs=1).threads == usable_cores()
@@ -136,7 +136,7 @@ def test_closing_the_iterator_ends_the_workers(jobs: Path) -> None:
     running = LocalPool(jobs=1).run(tasks)
     worker = next(running).value[0]
     running.close()  # type: ignore[attr-defined]
-    assert gone(worker)
+    assert has_ended(worker)
 
 
 SCRIPT = """
@@ -144,13 +144,13 @@ import signal
 import sys
 from bench.run.executor import LocalPool, Task
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     tasks = [Task(str(i), "pool_jobs:sleep", {"seconds": 60, "folder": sys.argv[1]}) for i in range(2)]
     list(LocalPool(jobs=2).run(tasks))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, ending: signal.Signals) -> None:
     folder = jobs / "pids"
@@ -164,13 +164,13 @@ def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, en
         text=True,
         start_new_session=True,
     )
-    assert until(lambda: len(list(folder.iterdir())) == 2)
+    assert wait_until(lambda: len(list(folder.iterdir())) == 2)
     if ending == signal.SIGINT:
-        os.killpg(parent.pid, ending)  # as the terminal does: the whole group gets it
+        os.killpg(parent.pid, ending)  # as a terminal does, to the whole group
     else:
         parent.kill()
     _, errors = parent.communicate(timeout=15)
     assert parent.returncode == -ending
-    assert until(lambda: all(gone(int(path.name)) for path in folder.iterdir()))
+    assert wait_until(lambda: all(has_ended(int(path.name)) for path in folder.iterdir()))
     if ending == signal.SIGINT:
         assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")

@@ -1,4 +1,4 @@
-"""Experiment files: what an entry takes over from another file."""
+"""Experiment files: entries that are based on another file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.run.experiment import known, load
+from bench.paths import experiments
+from bench.run.experiment import load
 
 Write = Callable[[str, str], str]
 
@@ -30,7 +31,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def test_an_entry_starts_from_the_first_of_its_name_and_says_what_differs(write: Write, tmp_path: Path) -> None:
+def test_an_entry_is_based_on_the_first_of_its_name_and_states_what_differs(write: Write, tmp_path: Path) -> None:
     entries = f"""
   - {{name: lora, like: {tmp_path}/base.yaml}}
   - {{name: lora, like: {tmp_path}/base.yaml, config: {{rank: 2, alpha: 1}}, grid: {{}}}}
@@ -47,21 +48,21 @@ def test_an_entry_starts_from_the_first_of_its_name_and_says_what_differs(write:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{name: uniform, like: BASE}", "uniform is to be like that of base, which states no settings of its own"),
-        ("{name: lora, like: OURS}", "lora is to be like that of ours"),
+        ("{name: uniform, like: BASE}", "like: base: base has no entry of uniform that states its settings"),
+        ("{name: lora, like: OURS}", "like: ours: ours has no entry of lora that states its settings"),
         ("{name: lora, like: defalt}", "Did you mean default"),
     ],
 )
-def test_what_cannot_be_taken_over_is_refused(write: Write, tmp_path: Path, entry: str, message: str) -> None:
-    named = entry.replace("BASE", str(tmp_path / "base.yaml")).replace("OURS", str(tmp_path / "ours.yaml"))
+def test_a_missing_base_of_an_entry_is_an_error(write: Write, tmp_path: Path, entry: str, message: str) -> None:
+    resolved = entry.replace("BASE", str(tmp_path / "base.yaml")).replace("OURS", str(tmp_path / "ours.yaml"))
     with pytest.raises(BenchError, match=message):
-        load(write("ours", f"[{named}]"))
+        load(write("ours", f"[{resolved}]"))
 
 
 def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
     trained = {plan.name: plan.config["training"] for plan in load("default").methods if "training" in plan.config}
     assert len(trained) >= 3
-    others = [plan for name in known() for plan in load(name).methods if plan.name in trained]
+    others = [plan for name in experiments() for plan in load(name).methods if plan.name in trained]
     assert len(others) > len(trained)
     untrained = [{**trained[plan.name], "steps": 0} for plan in others]
     assert all(

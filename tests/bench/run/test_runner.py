@@ -1,4 +1,4 @@
-"""Experiments: tuning, identity, what is run again and what is not, and what failures become."""
+"""Experiments: tuning, keys of cells, what is run again and what is not, and records of failures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plugin(tmp_path: Path) -> str:
 
 
 def scores(runs: Path) -> dict[str, Any]:
-    """All numbers of the records that do not measure time."""
+    """All numbers of the records but measurements of time."""
     return {
         record.id: (
             record.summary,
@@ -52,77 +52,92 @@ def scores(runs: Path) -> dict[str, Any]:
 def test_a_second_run_runs_nothing(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book", UNIFORM)
     first, second = Inline(), Inline()
-    done = Runner(experiment, tmp_path).run(first)
-    assert len(first.keys) == 2 + 3 + 2, "closed book on two streams, three trials on one, the tuned method on two"
+    result = Runner(experiment, tmp_path).run(first)
+    assert len(first.keys) == 2 + 3 + 2, "closed book on two streams, three trials on one, and the tuned method on two"
     again = Runner(experiment, tmp_path).run(second)
     assert second.keys == []
-    assert again.cells == done.cells
-    assert read_board(tmp_path).runs == [cell.id for cell in done.cells]
+    assert again.cells == result.cells
+    assert read_board(tmp_path).runs == [cell.id for cell in result.cells]
+
+
+def test_the_experiment_of_the_caller_is_not_changed(llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("The lighthouse opened in 1983. " * 20)
+    optional = {"name": "dynamic_evaluation", "config": {"statistics": "train"}, "optional": True}
+    files = {"test": [str(text)]}
+    experiment = make_experiment(
+        Path("text"), llama, ["closed_book", optional], data_files=files, tuning=None, anchor={}
+    )
+    before = experiment.model_copy(deep=True)
+    runner = Runner(experiment, tmp_path / "runs")
+    assert experiment == before
+    assert runner.experiment.streams.count == 1, "the runner joins the files to one stream"
+    assert [entry.name for entry in runner.experiment.methods] == ["closed_book"], "and leaves out the optional method"
 
 
 def test_only_what_is_missing_is_run_again(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book")
-    done = Runner(experiment, tmp_path).run(Inline())
+    result = Runner(experiment, tmp_path).run(Inline())
     before = scores(tmp_path)
-    shutil.rmtree(tmp_path / done.cells[1].id)
+    shutil.rmtree(tmp_path / result.cells[1].id)
     (tmp_path / ".partial-leftover").mkdir()
     again = Inline()
     Runner(experiment, tmp_path).run(again)
-    assert again.keys == [done.cells[1].id]
+    assert again.keys == [result.cells[1].id]
     assert scores(tmp_path) == before
 
 
-def test_the_best_trial_on_validation_is_chosen_and_every_trial_kept(
+def test_the_best_trial_on_validation_is_chosen_and_every_trial_is_kept(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    done = Runner(plan(UNIFORM), tmp_path).run(Inline())
+    result = Runner(plan(UNIFORM), tmp_path).run(Inline())
     (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert [trial["config"]["learning_rate"] for trial in tuning.trials] == [0.0, 1e-2, 1e-3]
-    measured = [read_run(tmp_path / trial["runs"][0]).summary.token_nll for trial in tuning.trials]  # type: ignore[union-attr]
-    assert [trial["score"] for trial in tuning.trials] == measured
-    best = tuning.trials[measured.index(min(measured))]["config"]["learning_rate"]  # type: ignore[type-var]
+    scores = [read_run(tmp_path / trial["runs"][0]).summary.token_nll for trial in tuning.trials]  # type: ignore[union-attr]
+    assert [trial["score"] for trial in tuning.trials] == scores
+    best = tuning.trials[scores.index(min(scores))]["config"]["learning_rate"]  # type: ignore[type-var]
     assert best != 0.0, "learning the text must help to predict it"
     assert tuning.chosen["learning_rate"] == best
-    assert {cell.spec.config["learning_rate"] for cell in done.cells} == {best}
-    assert all(cell.spec.stream.startswith("test-5-") for cell in done.cells)
+    assert {cell.spec.config["learning_rate"] for cell in result.cells} == {best}
+    assert all(cell.spec.stream.startswith("test-5-") for cell in result.cells)
 
 
 def test_a_setting_fixed_by_the_user_is_not_tuned(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan(UNIFORM)
     experiment.set("uniform.learning_rate=0.005")
-    done = Runner(experiment, tmp_path).run(Inline())
-    assert {cell.spec.config["learning_rate"] for cell in done.cells} == {0.005}
+    result = Runner(experiment, tmp_path).run(Inline())
+    assert {cell.spec.config["learning_rate"] for cell in result.cells} == {0.005}
     assert read_board(tmp_path).tuning == []
 
 
-def test_without_a_validation_split_defaults_run_and_the_board_is_told(
+def test_without_a_validation_split_defaults_run_and_the_board_says_so(
     plan: Callable[..., Experiment], keepers: Path, tmp_path: Path
 ) -> None:
     experiment = plan(UNIFORM, data_files={"test": [str(keepers / "test.jsonl")]})
-    done = Runner(experiment, tmp_path).run(Inline())
-    assert {cell.spec.config["learning_rate"] for cell in done.cells} == {1e-4}
+    result = Runner(experiment, tmp_path).run(Inline())
+    assert {cell.spec.config["learning_rate"] for cell in result.cells} == {1e-4}
     (remark,) = read_board(tmp_path).remarks
     assert "untuned" in remark
     assert "validation" in remark
 
 
-def test_a_method_that_learns_offline_needs_a_train_split_and_gets_it(
+def test_a_method_that_learns_offline_needs_a_train_split(
     plan: Callable[..., Experiment], keepers: Path, plugin: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BenchError, match="trained learns offline from the train split"):
         Runner(plan("trained", data_files={"test": [str(keepers / "test.jsonl")]}), tmp_path, [plugin])
-    done = Runner(plan("trained"), tmp_path / "runs", [plugin]).run(Inline())
-    assert read_run(tmp_path / "runs" / done.cells[0].id).notes == {"episodes": 4}
+    result = Runner(plan("trained"), tmp_path / "runs", [plugin]).run(Inline())
+    assert read_run(tmp_path / "runs" / result.cells[0].id).notes == {"episodes": 4}
 
 
-def test_a_method_that_raises_fails_alone_and_is_tried_again(
+def test_a_method_that_raises_fails_alone_and_is_run_again(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path
 ) -> None:
     experiment = plan("raises", "closed_book")
     runs = tmp_path / "runs"
-    done = Runner(experiment, runs, [plugin]).run(Inline())
-    assert done.failed == 2
-    records = [read_run(runs / cell.id) for cell in done.cells]
+    result = Runner(experiment, runs, [plugin]).run(Inline())
+    assert result.failed == 2
+    records = [read_run(runs / cell.id) for cell in result.cells]
     assert [record.status for record in records] == ["failed", "failed", "complete", "complete"]
     failure = records[0].failure
     assert failure is not None
@@ -131,16 +146,16 @@ def test_a_method_that_raises_fails_alone_and_is_tried_again(
     assert "in observe" in failure.traceback
     again = Inline()
     Runner(experiment, runs, [plugin]).run(again)
-    assert again.keys == [cell.id for cell in done.cells[:2]]
+    assert again.keys == [cell.id for cell in result.cells[:2]]
 
 
-def test_a_method_that_diverges_is_recorded_as_such_and_left_alone(
+def test_a_method_that_diverges_is_recorded_as_such_and_not_run_again(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     experiment = plan("explodes")
-    done = Runner(experiment, runs, [plugin]).run(Inline())
-    record = read_run(runs / done.cells[0].id)
+    result = Runner(experiment, runs, [plugin]).run(Inline())
+    record = read_run(runs / result.cells[0].id)
     assert record.status == "diverged"
     assert record.failure is not None
     assert record.failure.position is not None
@@ -150,31 +165,31 @@ def test_a_method_that_diverges_is_recorded_as_such_and_left_alone(
 
 
 @pytest.mark.parametrize("bad", ["litters", "chatty"])
-def test_a_method_that_breaks_its_surroundings_fails_alone(
+def test_a_method_that_breaks_the_model_or_the_record_fails_alone(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path, bad: str
 ) -> None:
     runs = tmp_path / "runs"
-    done = Runner(plan(bad, "closed_book"), runs, [plugin]).run(Inline())
-    assert [read_run(runs / cell.id).status for cell in done.cells] == ["failed", "failed", "complete", "complete"]
+    result = Runner(plan(bad, "closed_book"), runs, [plugin]).run(Inline())
+    assert [read_run(runs / cell.id).status for cell in result.cells] == ["failed", "failed", "complete", "complete"]
 
 
-def test_answers_without_a_finite_likelihood_are_called_diverged(
+def test_answers_without_a_finite_likelihood_count_as_diverged(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    done = Runner(plan("enormous", scoring=False), runs, [plugin]).run(Inline())
-    assert {read_run(runs / cell.id).status for cell in done.cells} == {"diverged"}
+    result = Runner(plan("enormous", scoring=False), runs, [plugin]).run(Inline())
+    assert {read_run(runs / cell.id).status for cell in result.cells} == {"diverged"}
 
 
 def test_two_configs_of_one_method_are_two_rows(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     rates = (1e-3, 1e-2)
     experiment = plan(*({"name": "uniform", "config": {"learning_rate": rate}} for rate in rates))
-    done = Runner(experiment, tmp_path).run(Inline())
-    assert [cell.spec.config["learning_rate"] for cell in done.cells] == [1e-3, 1e-3, 1e-2, 1e-2]
+    result = Runner(experiment, tmp_path).run(Inline())
+    assert [cell.spec.config["learning_rate"] for cell in result.cells] == [1e-3, 1e-3, 1e-2, 1e-2]
     assert len(read_board(tmp_path).runs) == 4
 
 
-def test_other_training_data_are_another_cell(
+def test_other_training_data_make_another_cell(
     plan: Callable[..., Experiment], keepers: Path, plugin: str, tmp_path: Path
 ) -> None:
     fewer = tmp_path / "fewer.jsonl"
@@ -182,12 +197,12 @@ def test_other_training_data_are_another_cell(
     counts = []
     for train in (keepers / "train.jsonl", fewer):
         files = {"test": [str(keepers / "test.jsonl")], "train": [str(train)]}
-        done = Runner(plan("trained", data_files=files), tmp_path / "runs", [plugin]).run(Inline())
-        counts.append(read_run(tmp_path / "runs" / done.cells[0].id).notes["episodes"])
-    assert counts == [4, 2], "what fit learned outlives reset, and other data are not answered from the old record"
+        result = Runner(plan("trained", data_files=files), tmp_path / "runs", [plugin]).run(Inline())
+        counts.append(read_run(tmp_path / "runs" / result.cells[0].id).notes["episodes"])
+    assert counts == [4, 2], "reset keeps what fit learned, and other data do not use the old record"
 
 
-def test_a_trial_that_failed_is_tried_again_and_the_tuning_record_corrected(
+def test_a_trial_that_failed_is_run_again_and_the_tuning_record_is_corrected(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     class FirstDies(Inline):
@@ -206,7 +221,7 @@ def test_a_trial_that_failed_is_tried_again_and_the_tuning_record_corrected(
     assert read_board(tmp_path).remarks == []
 
 
-def test_data_that_change_after_planning_stop_the_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
+def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path, tmp_path: Path) -> None:
     from bench.data import reader
     from bench.run import cell, inputs
 
@@ -214,37 +229,39 @@ def test_data_that_change_after_planning_stop_the_cell(keepers: Path, llama: Pat
     runner = Runner(make_experiment(folder, llama, ["closed_book"]), tmp_path / "runs")
     (first, _) = runner.cells(runner.experiment.methods[0], {})
     (folder / "test.jsonl").write_text((folder / "test.jsonl").read_text().replace("lighthouse", "windmill"))
-    inputs._material.cache_clear()
-    reader._read_once.cache_clear()
+    inputs.inputs_of.cache_clear()
+    reader.split_entries.cache_clear()
     with pytest.raises(BenchError, match="stream has changed since the run was planned"):
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
 
 
-def test_the_best_at_the_edge_of_a_grid_is_remarked(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_a_best_value_at_the_edge_of_its_grid_gets_a_remark(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     Runner(plan({"name": "uniform", "grid": {"learning_rate": [0.0, 1e-5, 1e-2]}}), tmp_path).run(Inline())
     assert read_board(tmp_path).remarks == [
-        "The best learning_rate of uniform, 0.01, lies at the edge of its grid: a wider one may do better."
+        "The best learning_rate of uniform, 0.01, is at the edge of its grid: a wider grid may do better."
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "key", "values", "remarks"),
     [
-        ("uniform", "steps_per_document", [1, 2, 3], 0),  # there is no fewer
-        ("bm25", "b", [1.0, 0.5, 0.75], 0),  # nor more
+        ("uniform", "steps_per_document", [1, 2, 3], 0),  # 1 is the lower bound
+        ("bm25", "b", [1.0, 0.5, 0.75], 0),  # 1 is the upper bound
         ("bm25", "k1", [1, 2, 3], 1),
     ],
 )
-def test_a_value_at_its_own_bound_is_no_edge(
+def test_a_best_value_at_its_own_bound_gets_no_remark(
     plan: Callable[..., Experiment], tmp_path: Path, name: str, key: str, values: list[float], remarks: int
 ) -> None:
     config = {"learning_rate": 0.0} if name == "uniform" else {}
-    done = Runner(plan({"name": name, "config": config, "grid": {key: values}}), tmp_path).run(Inline())
-    assert done.cells[0].spec.config[key] == values[0], "of equal scores the earlier"
+    result = Runner(plan({"name": name, "config": config, "grid": {key: values}}), tmp_path).run(Inline())
+    assert result.cells[0].spec.config[key] == values[0], "of equal scores, the earlier trial is chosen"
     assert len(read_board(tmp_path).remarks) == remarks
 
 
-def test_a_remark_on_one_of_several_variants_says_which(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_a_remark_on_one_of_several_variants_names_its_settings(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
     grid = {"learning_rate": [0.0, 1e-5, 1e-2]}
     variants = [{"name": "uniform", "config": {"steps_per_document": n}, "grid": grid} for n in (1, 2)]
     Runner(plan(*variants), tmp_path).run(Inline())
@@ -257,14 +274,16 @@ def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experimen
             yield Outcome(tasks[0].key, error=TaskError("worker_died", "ended by SIGKILL"))
             yield from super().run(tasks[1:])
 
-    done = Runner(plan("closed_book"), tmp_path).run(Deadly())
-    assert done.failed == 1
-    failure = read_run(tmp_path / done.cells[0].id).failure
+    result = Runner(plan("closed_book"), tmp_path).run(Deadly())
+    assert result.failed == 1
+    failure = read_run(tmp_path / result.cells[0].id).failure
     assert failure is not None
     assert (failure.kind, failure.message) == ("worker_died", "ended by SIGKILL")
 
 
-def test_worker_processes_give_the_numbers_of_this_process(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_numbers_as_this_process(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
     import torch
 
     experiment = plan("closed_book", {"name": "uniform", "grid": {}})
@@ -282,22 +301,22 @@ def test_worker_processes_give_the_numbers_of_this_process(plan: Callable[..., E
 def test_the_placebo_arm_asks_the_same_questions_after_other_documents(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    done = Runner(plan({"name": "uniform", "grid": {}, "arms": ["stream", "placebo"]}), tmp_path).run(Inline())
-    stream, placebo = done.cells[0], done.cells[2]
+    result = Runner(plan({"name": "uniform", "grid": {}, "arms": ["stream", "placebo"]}), tmp_path).run(Inline())
+    stream, placebo = result.cells[0], result.cells[2]
     assert (stream.spec.arm, placebo.spec.arm) == ("stream", "placebo")
-    asked = [[e.question_id for e in read_answers(tmp_path, c.id) if e.set == "stream"] for c in (stream, placebo)]
-    assert asked[0] == asked[1]
-    seen = [{e.document_id for e in read_documents(tmp_path, cell.id)} for cell in (stream, placebo)]
-    assert len(seen[0]) == len(seen[1]) == 5
-    assert not seen[0] & seen[1]
+    questions = [[e.question_id for e in read_answers(tmp_path, c.id) if e.set == "stream"] for c in (stream, placebo)]
+    assert questions[0] == questions[1]
+    documents = [{e.document_id for e in read_documents(tmp_path, cell.id)} for cell in (stream, placebo)]
+    assert len(documents[0]) == len(documents[1]) == 5
+    assert not documents[0] & documents[1]
 
 
-def test_control_arms_ask_the_same_questions_after_what_they_name(
+def test_control_arms_ask_the_same_questions_after_their_own_documents(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     arms = ["stream", "empty", "gold_only", "shuffled", "every_2"]
-    done = Runner(plan({"name": "uniform", "grid": {}, "arms": arms}), tmp_path).run(Inline())
-    cells = {cell.spec.arm: cell for cell in done.cells[::-1]}
+    result = Runner(plan({"name": "uniform", "grid": {}, "arms": arms}), tmp_path).run(Inline())
+    cells = {cell.spec.arm: cell for cell in result.cells[::-1]}
     answers = {arm: [e for e in read_answers(tmp_path, c.id) if e.set == "stream"] for arm, c in cells.items()}
     order = {arm: [e.document_id for e in read_documents(tmp_path, c.id)] for arm, c in cells.items()}
     for arm in arms[1:]:
@@ -314,7 +333,9 @@ def test_an_unknown_arm_is_refused(plan: Callable[..., Experiment]) -> None:
         plan({"name": "uniform", "arms": ["every_0"]})
 
 
-def test_identity_follows_what_can_change_the_numbers(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
     def first(experiment: Experiment) -> Any:
         return Runner(experiment, tmp_path).cells(experiment.methods[0], experiment.methods[0].config)[0]
 
@@ -349,7 +370,7 @@ def test_identity_follows_what_can_change_the_numbers(plan: Callable[..., Experi
         ({"name": "uniform", "config": {"learning_rate": -1}}, "uniform.learning_rate = -1: .*greater than or equal"),
     ],
 )
-def test_a_wrong_request_is_refused_before_any_work(
+def test_a_wrong_request_is_an_error_before_any_work(
     plan: Callable[..., Experiment], tmp_path: Path, method: object, message: str
 ) -> None:
     with pytest.raises(BenchError, match=message):
@@ -357,36 +378,36 @@ def test_a_wrong_request_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_torn_record_is_named_and_refused(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_a_damaged_record_is_an_error_that_names_it(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book")
-    done = Runner(experiment, tmp_path).run(Inline())
-    manifest = tmp_path / done.cells[0].id / "run.json"
+    result = Runner(experiment, tmp_path).run(Inline())
+    manifest = tmp_path / result.cells[0].id / "run.json"
     manifest.write_text(manifest.read_text()[:100])
-    with pytest.raises(BenchError, match=f"{done.cells[0].id}.*Delete its folder"):
+    with pytest.raises(BenchError, match=f"{result.cells[0].id}.*Delete its folder"):
         Runner(experiment, tmp_path).run(Inline())
 
 
-def test_torn_events_are_named_and_refused(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    done = Runner(plan("closed_book"), tmp_path).run(Inline())
-    events = tmp_path / done.cells[0].id / "answers.jsonl"
+def test_damaged_events_are_an_error_that_names_them(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    result = Runner(plan("closed_book"), tmp_path).run(Inline())
+    events = tmp_path / result.cells[0].id / "answers.jsonl"
     events.write_text(events.read_text()[:-20])
-    with pytest.raises(BenchError, match=r"answers\.jsonl is torn: it should hold"):
-        read_answers(tmp_path, done.cells[0].id)
+    with pytest.raises(BenchError, match=r"answers\.jsonl is damaged: it should hold"):
+        read_answers(tmp_path, result.cells[0].id)
 
 
 def test_a_folder_without_its_manifest_is_run_again(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book")
-    done = Runner(experiment, tmp_path).run(Inline())
-    (tmp_path / done.cells[0].id / "run.json").unlink()
+    result = Runner(experiment, tmp_path).run(Inline())
+    (tmp_path / result.cells[0].id / "run.json").unlink()
     again = Inline()
     Runner(experiment, tmp_path).run(again)
-    assert again.keys == [done.cells[0].id]
-    assert read_run(tmp_path / done.cells[0].id).status == "complete"
+    assert again.keys == [result.cells[0].id]
+    assert read_run(tmp_path / result.cells[0].id).status == "complete"
 
 
-def test_records_say_where_they_come_from(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    done = Runner(plan("closed_book"), tmp_path).run(Inline())
-    record = json.loads((tmp_path / done.cells[0].id / "run.json").read_text())
+def test_records_have_their_provenance(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    result = Runner(plan("closed_book"), tmp_path).run(Inline())
+    record = json.loads((tmp_path / result.cells[0].id / "run.json").read_text())
     assert record["spec"]["protocol"] == "1.0"
     assert {"commit", "dirty", "packages", "threads", "command"} <= record["provenance"].keys()
     assert record["spec"]["dataset"] == "keepers"

@@ -1,4 +1,4 @@
-"""Methods with the slips that are easily made."""
+"""Methods with common mistakes."""
 
 import random
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Unseeded(Method):
 
 
 class UnseededStart(Method):
-    """Starts from a random tensor of its own seed, which is another each time."""
+    """Starts from a random tensor with a new seed each time."""
 
     name = "unseeded_start"
     paper = "none"
@@ -38,7 +38,7 @@ class UnseededStart(Method):
 
 
 class Unlearns(Method):
-    """Empties what it was trained to know."""
+    """Loses at reset what it learned offline."""
 
     name = "unlearns"
     paper = "none"
@@ -59,7 +59,7 @@ class Unlearns(Method):
 
 
 class ReturnsLoss(GradientMethod):
-    """Returns what it should keep."""
+    """Returns a loss from observe."""
 
     name = "returns_loss"
     paper = "none"
@@ -70,7 +70,7 @@ class ReturnsLoss(GradientMethod):
 
 
 class FailsOnEmpty(Method):
-    """Looks at the first token of every document."""
+    """Reads the first token of every document, also of an empty one."""
 
     name = "fails_on_empty"
     paper = "none"
@@ -80,7 +80,7 @@ class FailsOnEmpty(Method):
 
 
 class LearnsFromQuestions(Method):
-    """Changes the weights whenever it is asked."""
+    """Changes the weights whenever it is asked questions."""
 
     name = "learns_from_questions"
     paper = "none"
@@ -94,7 +94,7 @@ class LearnsFromQuestions(Method):
 
 
 class FlattersItself(Method):
-    """Replaces the function by which the harness scores documents."""
+    """Replaces the function with which the harness scores documents."""
 
     name = "flatters_itself"
     paper = "none"
@@ -109,7 +109,7 @@ class FlattersItself(Method):
 
 
 class OneForAll(Method):
-    """Gives one text for all questions."""
+    """Returns one text for all questions."""
 
     name = "one_for_all"
     paper = "none"
@@ -122,7 +122,7 @@ class OneForAll(Method):
 
 
 class NamesDocumentsToCome(Method):
-    """Names a document that it has not seen."""
+    """Names a document that it has not observed."""
 
     name = "names_documents_to_come"
     paper = "none"
@@ -135,7 +135,7 @@ class NamesDocumentsToCome(Method):
 
 
 class WantsFloat32(Method):
-    """Multiplies the weights by numbers in single precision, whatever the base is in."""
+    """Multiplies the weights by a float32 matrix, whatever the dtype of the base."""
 
     name = "wants_float32"
     paper = "none"
@@ -145,7 +145,7 @@ class WantsFloat32(Method):
 
 
 class BadGrid(GradientMethod):
-    """Tunes over values out of bounds."""
+    """Has a grid with a value out of bounds."""
 
     name = "bad_grid"
     paper = "none"
@@ -153,7 +153,7 @@ class BadGrid(GradientMethod):
 
 
 class Undescribed(Method):
-    """Does not say what its setting is."""
+    """Has a setting without a description."""
 
     name = "undescribed"
     paper = "none"
@@ -168,14 +168,14 @@ class Undescribed(Method):
 
 
 class NoObserve(Method):
-    """Lacks the one hook that is required."""
+    """Lacks the required hook."""
 
     name = "no_observe"
     paper = "none"
 
 
 class SkipsEverything(Method):
-    """Asks for a package that nobody can install."""
+    """Needs a package that nobody can install."""
 
     name = "skips_everything"
     paper = "none"

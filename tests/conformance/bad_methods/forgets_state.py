@@ -1,4 +1,4 @@
-"""Methods whose saved state is not the whole state."""
+"""Methods that do not save or load their whole state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ class SavesNumbers(Method):
 
 
 class LoadsNothing(GradientMethod):
-    """Saves its state but does not take it over again."""
+    """Saves its state but does not load it."""
 
     name = "loads_nothing"
     paper = "none"

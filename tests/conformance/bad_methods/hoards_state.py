@@ -1,4 +1,4 @@
-"""Methods that carry something over from one stream to the next."""
+"""Methods that carry state from one stream to the next."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from bench.lm.base_model import BaseModel
 
 
 class HoardsTexts(Method):
-    """Keeps the texts in a list that no reset empties, and puts the last ones before every question."""
+    """Keeps the texts in a list that reset does not empty, and puts them before every question."""
 
     name = "hoards_texts"
     paper = "none"
@@ -57,14 +57,14 @@ class NeverRestores(Method):
 
 
 class LeavesHook(Method):
-    """Hooks itself into the base and does not take the hook away."""
+    """Registers a hook on the base and does not remove it."""
 
     name = "leaves_hook"
     paper = "none"
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
-        lm.model.model.norm.register_forward_hook(lambda module, given, output: output * 1.5)
+        lm.model.model.norm.register_forward_hook(lambda module, inputs, output: output * 1.5)
 
     def observe(self, document: Document) -> None:
         pass

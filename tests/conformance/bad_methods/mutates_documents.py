@@ -1,4 +1,4 @@
-"""Methods that change what they are only given to read."""
+"""Methods that change documents or questions, which they may only read."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class MutatesDocuments(Method):
 
 
 class MarksDocuments(Method):
-    """Leaves a note of its own on every document."""
+    """Adds an attribute to every document."""
 
     name = "marks_documents"
     paper = "none"

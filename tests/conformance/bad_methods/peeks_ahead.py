@@ -7,7 +7,7 @@ from bench import Document, GradientMethod
 
 
 class PeeksAhead(GradientMethod):
-    """Finds the stream in its caller's variables and trains on the next document too."""
+    """Finds the stream in the variables of its caller, and also trains on the next document."""
 
     name = "peeks_ahead"
     paper = "none"
@@ -21,17 +21,17 @@ class PeeksAhead(GradientMethod):
 
 
 class RemembersTheLastPass(GradientMethod):
-    """Keeps every document that any instance ever saw, and rehearses what came next the last time."""
+    """Keeps all documents of all instances, and rehearses the document that came next in an earlier pass."""
 
     name = "remembers_the_last_pass"
     paper = "none"
-    passed: ClassVar[list[Document]] = []
+    history: ClassVar[list[Document]] = []
 
     def observe(self, document: Document) -> None:
         super().observe(document)
-        if document in self.passed:
-            for following in self.passed[self.passed.index(document) + 1 :][:1]:
+        if document in self.history:
+            for following in self.history[self.history.index(document) + 1 :][:1]:
                 for _ in range(5):
                     super().observe(following)
         else:
-            self.passed.append(document)
+            self.history.append(document)

@@ -1,4 +1,4 @@
-"""Methods that get at the reference answers."""
+"""Methods that reach the reference answers."""
 
 import inspect
 import sys
@@ -10,11 +10,12 @@ from bench import Conditioning, Document, Method, Question
 
 def the_loop() -> Any:
     """The harness's loop, found by walking up the stack."""
-    return next(frame.frame.f_locals["self"] for frame in inspect.stack() if "asked" in frame.frame.f_locals)
+    callers = (frame.frame.f_locals.get("self") for frame in inspect.stack())
+    return next(caller for caller in callers if hasattr(caller, "entries"))
 
 
 class ReadsAnswers(Method):
-    """Puts each question's reference answer before it, and keeps none of them."""
+    """Puts the reference answer before each question, and keeps none of them."""
 
     name = "reads_answers"
     paper = "none"
@@ -28,7 +29,7 @@ class ReadsAnswers(Method):
 
 
 class KeepsTheFrame(Method):
-    """Keeps a reference from which the answers could be read later, and does not read them."""
+    """Keeps a frame from which it could read the answers later, and does not read them."""
 
     name = "keeps_the_frame"
     paper = "none"

@@ -1,4 +1,4 @@
-"""Sound methods that use what the simplest ones do not: registered tensors, prefixes, texts, an offline phase."""
+"""Sound methods with registered tensors, prefixes, texts or an offline phase."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from bench.lm.base_model import BaseModel
 
 
 class SoftMemory(Method):
-    """A soft prompt: the running mean of what was read, scaled by a number learned offline."""
+    """A soft prompt: the running mean of token embeddings, scaled by a number learned offline."""
 
     name = "soft_memory"
     paper = "none"
@@ -34,7 +34,7 @@ class SoftMemory(Method):
 
 
 class KeyValueMemory(Method):
-    """Key/value prefixes that add up along the stream."""
+    """Key/value prefixes that grow along the stream."""
 
     name = "key_value_memory"
     paper = "none"
@@ -54,7 +54,7 @@ class KeyValueMemory(Method):
 
 
 class TextMemory(Method):
-    """Puts the last text before every question; it saves the text as its bytes."""
+    """Puts the last text before every question; the saved state holds the bytes of the text."""
 
     name = "text_memory"
     paper = "none"

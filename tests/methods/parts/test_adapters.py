@@ -1,4 +1,4 @@
-"""Adapters: which layers they find, that they leave no trace, that merged and exported ones compute the same."""
+"""Adapters: choice of layers, removal without a trace, and equality of merged and exported ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS = {
     ),
     "gpt_neox": (["attention.query_key_value", "attention.dense"], ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]),
 }
-ENDS = {  # the table that is also gpt2's output layer stays as it is
+ENDS = {  # gpt2's embedding table is tied to the output layer and not adapted
     "gpt2": ["transformer.wpe"],
     "llama": ["model.embed_tokens", "lm_head"],
     "gpt_neox": ["gpt_neox.embed_in", "lm_head"],
@@ -35,8 +35,8 @@ def lm(checkpoint: Path) -> BaseModel:
     return BaseModel.load(str(checkpoint))
 
 
-def learned(lm: BaseModel, targets: Targets = "everything", seed: int = 0) -> Adapter:
-    """An adapter that has moved far from zero."""
+def trained(lm: BaseModel, targets: Targets = "everything", seed: int = 0) -> Adapter:
+    """An adapter far from zero."""
     adapter = Adapter(lm, rank=3, alpha=6, targets=targets, seed=seed)
     with torch.no_grad():
         for number, (_, parameter) in enumerate(adapter.named_parameters()):
@@ -54,13 +54,13 @@ def logits(model: nn.Module, lm: BaseModel) -> Tensor:
 def test_layers_are_found_by_structure(lm: BaseModel, targets: Targets) -> None:
     kind = lm.model.config.model_type
     attention, mlp = LAYERS[kind]
-    wanted = {"attention": attention, "attention_output": attention[-1:], "mlp": mlp}.get(targets, attention + mlp)
+    layers = {"attention": attention, "attention_output": attention[-1:], "mlp": mlp}.get(targets, attention + mlp)
     stem = {"gpt2": "transformer.h", "llama": "model.layers", "gpt_neox": "gpt_neox.layers"}[kind]
-    expected = {f"{stem}.{block}.{layer}" for block in range(2) for layer in wanted}
+    expected = {f"{stem}.{block}.{layer}" for block in range(2) for layer in layers}
     assert set(target_modules(lm.model, targets)) == expected | (set(ENDS[kind]) if targets == "everything" else set())
 
 
-def test_a_model_without_blocks_is_refused_with_a_sentence() -> None:
+def test_a_model_without_blocks_is_rejected() -> None:
     with pytest.raises(BenchError, match="has no layers for targets=mlp; choose other targets"):
         target_modules(nn.Sequential(nn.Linear(2, 2)), "mlp")
 
@@ -73,17 +73,17 @@ def test_a_fresh_adapter_changes_nothing(lm: BaseModel) -> None:
 
 def test_the_base_keeps_its_names_while_an_adapter_learns(lm: BaseModel) -> None:
     names, untouched = [name for name, _ in lm.named_tensors()], lm.weights_hash()
-    adapter = learned(lm)
+    adapter = trained(lm)
     assert [name for name, _ in lm.named_tensors()] == names
     assert lm.weights_hash() == untouched and lm.changed_bytes() == 0
     assert not {name for name, _ in adapter.named_parameters()} & set(names)
 
 
-def test_removal_leaves_what_was_loaded(lm: BaseModel) -> None:
+def test_removal_leaves_the_loaded_model(lm: BaseModel) -> None:
     model = lm.model
     modules, attributes = dict(model.named_modules()), set(vars(model))
     before, untouched = logits(model, lm), lm.weights_hash()
-    adapter = learned(lm)
+    adapter = trained(lm)
     assert not torch.equal(logits(model, lm), before)
     adapter.remove()
     lm.restore()
@@ -94,28 +94,26 @@ def test_removal_leaves_what_was_loaded(lm: BaseModel) -> None:
     assert lm.weights_hash() == untouched and torch.equal(logits(model, lm), before)
 
 
-def test_the_base_is_not_restored_under_an_adapter(lm: BaseModel) -> None:
+def test_restoring_the_base_under_an_adapter_is_an_error(lm: BaseModel) -> None:
     Adapter(lm, rank=1, alpha=1, targets="mlp")
     with pytest.raises(RuntimeError, match="structure was changed"):
         lm.restore()
 
 
-def test_merged_computes_what_unmerged_did(lm: BaseModel) -> None:
-    adapter = learned(lm)
+def test_a_merged_adapter_computes_the_same(lm: BaseModel) -> None:
+    adapter = trained(lm)
     unmerged = logits(lm.model, lm)
     adapter.merge()
     torch.testing.assert_close(logits(lm.model, lm), unmerged, atol=2e-3, rtol=1e-4)
-    lm.restore()  # the structure is the loaded one
+    lm.restore()  # the loaded structure is back
 
 
-def test_layers_stored_either_way_are_adapted_together(tmp_path: Path) -> None:
-    folder = make_checkpoint(
-        tmp_path, "gpt2"
-    )  # its blocks hold inputs x outputs, an output layer of its own the reverse
+def test_linear_and_conv1d_layers_are_adapted_together(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "gpt2")  # its blocks store inputs x outputs, a separate output layer the reverse
     model = AutoModelForCausalLM.from_pretrained(folder, tie_word_embeddings=False)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     lm = BaseModel(model, AutoTokenizer.from_pretrained(folder))
-    adapter = learned(lm)
+    adapter = trained(lm)
     assert {"lm_head.lora_A", "transformer.h.0.attn.c_attn.lora_A"} <= adapter.state_dict().keys()
     unmerged = logits(lm.model, lm)
     adapter.merge()
@@ -123,7 +121,7 @@ def test_layers_stored_either_way_are_adapted_together(tmp_path: Path) -> None:
 
 
 def test_plain_peft_loads_an_export(lm: BaseModel, checkpoint: Path, tmp_path: Path) -> None:
-    adapter = learned(lm)
+    adapter = trained(lm)
     adapter.save(tmp_path / "export")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.name for path in (tmp_path / "export").iterdir()
@@ -139,7 +137,7 @@ def test_the_draw_depends_on_the_seed_alone(lm: BaseModel) -> None:
         expected = torch.rand(1)
         torch.manual_seed(around)
         adapter = Adapter(lm, rank=2, alpha=2, targets="all", seed=seed)
-        assert torch.equal(torch.rand(1), expected), "the global generator is left alone"
+        assert torch.equal(torch.rand(1), expected), "the global generator is not used"
         states.append(adapter.state_dict())
         adapter.remove()
     first, again, other = states
@@ -147,8 +145,8 @@ def test_the_draw_depends_on_the_seed_alone(lm: BaseModel) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_saved_state_comes_back(lm: BaseModel) -> None:
-    adapter = learned(lm, "all")
+def test_a_state_is_saved_and_loaded(lm: BaseModel) -> None:
+    adapter = trained(lm, "all")
     expected, state = logits(lm.model, lm), adapter.state_dict()
     adapter.remove()
     Adapter(lm, rank=3, alpha=6, targets="all", seed=9).load_state_dict(state)

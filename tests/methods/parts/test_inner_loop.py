@@ -17,14 +17,14 @@ from transformers import AutoTokenizer
 from bench.data.documents import Document, Episode, Question
 from bench.lm.base_model import BaseModel, TokenBatch
 from methods.parts.inner_loop import (
+    InnerLoop,
+    InnerStep,
     Parameters,
     answer_loss,
     drift,
     parameters_of,
     token_nll,
     twice_differentiable,
-    unroll,
-    weight_gradients,
 )
 from tests.conftest import TEXT, make_checkpoint
 
@@ -80,8 +80,8 @@ def random_weights(lm: BaseModel) -> list[Tensor]:
     return [torch.rand(len(batch), dtype=torch.float64, generator=generator) * 2 for batch in batches(lm)]
 
 
-def divisors(lm: BaseModel) -> list[float]:
-    return [float(len(batch)) for batch in batches(lm)]
+def steps(lm: BaseModel, weights: list[Tensor]) -> list[InnerStep]:
+    return [InnerStep(batch, w, len(batch)) for batch, w in zip(batches(lm), weights, strict=True)]
 
 
 def test_one_step_on_a_bigram_table_has_the_gradient_derived_by_hand(llama: Path) -> None:
@@ -100,18 +100,19 @@ def test_one_step_on_a_bigram_table_has_the_gradient_derived_by_hand(llama: Path
     after = theta.copy()
     for t, previous in enumerate(ids[:-1]):
         after[previous] -= RATE * weights[t].item() * slopes[t] / n
-    asked, answered = int(ids[3]), 7
-    expected_loss = -np.log(softmax(after[asked])[answered])
+    question, answer = int(ids[3]), 7
+    expected_loss = -np.log(softmax(after[question])[answer])
     outer = np.zeros_like(theta)
-    outer[asked] = softmax(after[asked]) - eye[answered]
+    outer[question] = softmax(after[question]) - eye[answer]
     expected = [-RATE / n * outer[previous] @ slopes[t] for t, previous in enumerate(ids[:-1])]
 
-    def outer_loss(reached: Parameters) -> Tensor:
-        return -reached["table"][asked].log_softmax(-1)[answered]
+    def outer_loss(theta: Parameters) -> dict[str, Tensor]:
+        return {"loss": -theta["table"][question].log_softmax(-1)[answer]}
 
-    loss, (found,), last = weight_gradients(lm, parameters_of(lm), [document], [weights], RATE, [float(n)], outer_loss)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-18)
+    step = InnerStep(document, weights, n)
+    losses, (gradient,), last = InnerLoop(lm, RATE).outer_gradient(parameters_of(lm), [step], outer_loss)
+    np.testing.assert_allclose(losses["loss"], expected_loss, rtol=1e-12)
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-9, atol=1e-18)
     np.testing.assert_allclose(last["table"].numpy(), after, rtol=1e-12)
     assert np.abs(expected).max() > 0
 
@@ -134,11 +135,11 @@ def plainly_unrolled(lm: BaseModel, weights: list[Tensor]) -> Tensor:
                 module._parameters[key] = tensor
 
     try:
-        for document, w, divisor in zip(batches(lm), weights, divisors(lm), strict=True):
+        for document, w in zip(batches(lm), weights, strict=True):
             put(values)
             ids = torch.cat([document.context_ids, document.token_ids])
             log_probs = lm.model(input_ids=ids[None, :-1], use_cache=False).logits[0].log_softmax(-1)
-            loss = -(w * log_probs.gather(1, ids[1:, None])[:, 0]).sum() / divisor
+            loss = -(w * log_probs.gather(1, ids[1:, None])[:, 0]).sum() / len(document)
             slopes = torch.autograd.grad(loss, values, create_graph=True, allow_unused=True)
             values = [v if s is None else v - RATE * s for v, s in zip(values, slopes, strict=True)]
         put(values)
@@ -156,8 +157,8 @@ def plainly_unrolled(lm: BaseModel, weights: list[Tensor]) -> Tensor:
         put(originals)
 
 
-def outer(lm: BaseModel, reached: Parameters) -> Tensor:
-    return answer_loss(lm, reached, EPISODES)
+def outer_loss(lm: BaseModel, theta: Parameters) -> dict[str, Tensor]:
+    return {"loss": answer_loss(lm, theta, EPISODES)}
 
 
 @pytest.mark.parametrize("checkpoint_steps", [False, True])
@@ -166,11 +167,11 @@ def test_three_steps_equal_a_plainly_unrolled_graph(lm: BaseModel, checkpoint_st
     with twice_differentiable(lm):
         expected_loss = plainly_unrolled(lm, weights)
         expected = torch.autograd.grad(expected_loss, weights)
-        loss, found, _ = weight_gradients(
-            lm, parameters_of(lm), batches(lm), weights, RATE, divisors(lm), partial(outer, lm), checkpoint_steps
+        losses, gradients, _ = InnerLoop(lm, RATE).outer_gradient(
+            parameters_of(lm), steps(lm, weights), partial(outer_loss, lm), checkpoint_steps
         )
-    assert loss == pytest.approx(expected_loss.item(), rel=1e-9)
-    for ours, theirs in zip(found, expected, strict=True):
+    assert losses["loss"] == pytest.approx(expected_loss.item(), rel=1e-9)
+    for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())
         assert theirs.abs().max() > 0
 
@@ -179,25 +180,28 @@ def test_the_outer_gradient_equals_finite_differences(tmp_path: Path) -> None:
     # the other architectures compute some things in float32 whatever they are given
     lm = in_float64(make_checkpoint(tmp_path, "gpt2"))
     weights = random_weights(lm)
-    start, documents, lengths = parameters_of(lm), batches(lm), divisors(lm)
+    start, loop = parameters_of(lm), InnerLoop(lm, RATE)
 
     def loss_at(changed: list[Tensor]) -> float:
-        end = unroll(lm, start, documents, changed, RATE, lengths, differentiable=False)[-1]
-        return outer(lm, end).item()
+        end = loop.unroll(start, steps(lm, changed), differentiable=False)[-1]
+        return outer_loss(lm, end)["loss"].item()
 
     with twice_differentiable(lm):
-        _, found, _ = weight_gradients(lm, start, documents, weights, RATE, lengths, partial(outer, lm))
+        gradients = loop.outer_gradient(start, steps(lm, weights), partial(outer_loss, lm)).weights
         step = 1e-4
         for k, place in [(0, 3), (1, 0), (1, 7), (2, 5)]:
             plus, minus = [w.clone() for w in weights], [w.clone() for w in weights]
             plus[k][place] += step
             minus[k][place] -= step
             slope = (loss_at(plus) - loss_at(minus)) / (2 * step)
-            assert found[k][place].item() == pytest.approx(slope, rel=1e-6, abs=1e-6 * found[k].abs().max().item())
+            assert gradients[k][place].item() == pytest.approx(
+                slope, rel=1e-6, abs=1e-6 * gradients[k].abs().max().item()
+            )
 
 
 def test_the_inner_steps_are_those_of_plain_sgd(lm: BaseModel) -> None:
-    end = unroll(lm, parameters_of(lm), batches(lm), random_weights(lm), RATE, divisors(lm), differentiable=False)[-1]
+    inner = steps(lm, random_weights(lm))
+    end = InnerLoop(lm, RATE).unroll(parameters_of(lm), inner, differentiable=False)[-1]
     optimizer = torch.optim.SGD(lm.model.parameters(), lr=RATE)
     for episode, w in zip(EPISODES, random_weights(lm), strict=True):
         optimizer.zero_grad()
@@ -213,9 +217,9 @@ def test_the_inner_steps_are_those_of_plain_sgd(lm: BaseModel) -> None:
 def test_long_documents_are_read_as_the_harness_reads_them(lm: BaseModel) -> None:
     batch = lm.tokens(Document("long", TEXT[0] * 9))
     assert len(lm.windows(len(batch), len(batch.context_ids))) > 1
-    found = token_nll(lm, parameters_of(lm), batch)
+    nll = token_nll(lm, parameters_of(lm), batch)
     expected = -torch.cat(list(lm.window_log_probs(batch.token_ids, batch.context_ids)))
-    torch.testing.assert_close(found.float(), expected.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nll.float(), expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_answer_loss_does_not_depend_on_what_else_is_asked(lm: BaseModel) -> None:

@@ -1,4 +1,4 @@
-"""The bank of memory methods, what it is read with, and the likelihood of answers behind a prefix."""
+"""The bank of memory methods, the attention to it, and the likelihood of answers after a prefix."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bench import Document, Episode, Question
 from bench.answering import answers, prompts
 from bench.contract.method import Conditioning
 from bench.lm.base_model import BaseModel
-from methods.parts.cross_attention import Aggregator, CrossBlock, Heads, PrefixHead
-from methods.parts.memory_bank import MemoryMethod, Recalled, answer_nll, padded
+from methods.parts.cross_attention import Aggregator, CrossBlock, PerPositionNets, PrefixHead
+from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts
 from tests.conftest import TEXT
 
 QUESTIONS = ["Who repaired the bridge?", "When?", "In what year was the lighthouse at Corvale opened?"]
@@ -35,32 +35,32 @@ def llama_lm(llama: Path) -> BaseModel:
 
 def slow_attention(block: CrossBlock, queries: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
     """One question, one head and one query at a time; bias (heads, T, R)."""
-    read = torch.zeros_like(queries)
+    attended = torch.zeros_like(queries)
     size = block.query.out_features // block.heads
     for t, query in enumerate(block.query_norm(queries)):
         parts = []
         for head in range(block.heads):
-            of = slice(head * size, (head + 1) * size)
-            q, normed = block.query.weight[of] @ query, block.row_norm(rows)
-            logits = normed @ block.key.weight[of].T @ q / math.sqrt(size) + bias[head, t]
-            parts.append(logits.softmax(0) @ (normed @ block.value.weight[of].T))
-        read[t] = block.out.weight @ torch.cat(parts)
-    after = queries + read
+            part = slice(head * size, (head + 1) * size)
+            q, normed = block.query.weight[part] @ query, block.row_norm(rows)
+            logits = normed @ block.key.weight[part].T @ q / math.sqrt(size) + bias[head, t]
+            parts.append(logits.softmax(0) @ (normed @ block.value.weight[part].T))
+        attended[t] = block.out.weight @ torch.cat(parts)
+    after = queries + attended
     return after + block.feed_forward(after)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("shape", [None, (1, 1, 1), (1, 4, 1), (3, 1, 1), (3, 1, 2), (3, 4, 2)])
-def test_cross_attention_is_that_of_each_query_by_itself(shared: bool, shape: tuple[int, int, int] | None) -> None:
+def test_cross_attention_equals_that_of_each_query_alone(shared: bool, shape: tuple[int, int, int] | None) -> None:
     torch.manual_seed(0)
     block = CrossBlock(8, heads=4, head_width=3, hidden=16).double()
     queries, rows = torch.randn(3, 2, 8).double(), torch.randn(1 if shared else 3, 5, 8).double()
     bias = None if shape is None else torch.randn(*shape, 5).double()
-    found = block(queries, rows, bias)
+    outputs = block(queries, rows, bias)
     wide = torch.zeros(3, 4, 2, 5).double() if bias is None else bias.expand(3, 4, 2, 5)
     for i in range(3):
         expected = slow_attention(block, queries[i], rows[0 if shared else i], wide[i])
-        torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(outputs[i], expected, rtol=0, atol=1e-12)
 
 
 def test_without_rows_attention_adds_nothing() -> None:
@@ -75,8 +75,8 @@ def test_hidden_rows_and_the_order_of_rows_have_no_effect() -> None:
     order = torch.randperm(6)
     torch.testing.assert_close(aggregator(queries, rows), aggregator(queries, rows[:, order]), rtol=0, atol=1e-12)
     bias = torch.tensor([0, 0, 0, -math.inf, -math.inf, 0]).double()[None, None, None]
-    seen = aggregator(queries, rows[:, [0, 1, 2, 5]])
-    torch.testing.assert_close(aggregator(queries, rows, bias), seen, rtol=0, atol=1e-12)
+    visible = aggregator(queries, rows[:, [0, 1, 2, 5]])
+    torch.testing.assert_close(aggregator(queries, rows, bias), visible, rtol=0, atol=1e-12)
 
 
 def test_a_log_count_stands_for_equal_rows() -> None:
@@ -88,15 +88,15 @@ def test_a_log_count_stands_for_equal_rows() -> None:
     torch.testing.assert_close(counted, repeated, rtol=0, atol=1e-12)
 
 
-def test_every_position_has_a_net_of_its_own() -> None:
+def test_every_position_has_its_own_net() -> None:
     torch.manual_seed(1)
-    heads = Heads(3, 4, 5, 6, torch.tanh)
+    nets = PerPositionNets(3, 4, 5, 6, torch.tanh)
     x = torch.randn(2, 3, 4)
-    out = heads(x)
+    out = nets(x)
     for p in range(3):
         normed = functional.layer_norm(x[:, p], (4,))
-        assert heads.skip is not None
-        expected = x[:, p] @ heads.skip[p] + torch.tanh(normed @ heads.first[p]) @ heads.second[p]
+        assert nets.skip is not None
+        expected = x[:, p] @ nets.skip[p] + torch.tanh(normed @ nets.first[p]) @ nets.second[p]
         torch.testing.assert_close(out[:, p], expected)
 
 
@@ -106,64 +106,67 @@ def test_the_prefix_head_fills_its_slots_in_order(lm: BaseModel) -> None:
     head = PrefixHead(config, tokens=3, width=kv_heads * 16, hidden=4, positions=2)
     assert head.source.tolist() == [0, 0, 0, 1, 1, 1, 2, 2], "eight slots: the rest goes to the first vectors"
     nn.init.zeros_(head.nets.second)
-    aggregated = torch.randn(5, 3, kv_heads * 16)
-    slots = [part[:, :, p] for pair in head(aggregated) for part in pair for p in range(2)]
+    vectors = torch.randn(5, 3, kv_heads * 16)
+    slots = [part[:, :, p] for pair in head(vectors) for part in pair for p in range(2)]
     assert [slot.shape for slot in slots] == [(5, kv_heads, 16)] * 8
     for slot, source in zip(slots, head.source.tolist(), strict=True):
-        assert torch.equal(slot.flatten(1), aggregated[:, source])
+        assert torch.equal(slot.flatten(1), vectors[:, source])
 
 
-def recalled(lm: BaseModel, kind: str) -> tuple[Recalled, Conditioning]:
-    """A prefix of three positions for each question, as training and as the harness take it."""
+def make_prefix(lm: BaseModel, kind: str) -> tuple[Prefix, Conditioning]:
+    """A prefix of three positions for each question, in the forms that training and the harness use."""
     torch.manual_seed(2)
     config = lm.model.config
     if kind == "none":
-        return Recalled(), Conditioning()
+        return Prefix(), Conditioning()
     if kind == "embeddings":
         soft = torch.randn(3, 3, config.hidden_size, requires_grad=True)
-        return Recalled(embeddings=soft), Conditioning(prefix_embeddings=list(soft.detach()))
+        return Prefix(embeddings=soft), Conditioning(prefix_embeddings=list(soft.detach()))
     heads = getattr(config, "num_key_value_heads", None) or 2
     layers = [tuple(torch.randn(3, heads, 3, 16, requires_grad=True) for _ in range(2)) for _ in range(2)]
-    given = [[(keys[i].detach(), values[i].detach()) for keys, values in layers] for i in range(3)]
-    return Recalled(key_values=layers), Conditioning(prefix_key_values=given)  # type: ignore[arg-type]
+    key_values = [[(keys[i].detach(), values[i].detach()) for keys, values in layers] for i in range(3)]
+    return Prefix(key_values=layers), Conditioning(prefix_key_values=key_values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["none", "embeddings", "key_values"])
-def test_training_sees_the_likelihood_that_the_harness_measures(lm: BaseModel, kind: str) -> None:
-    given, conditioning = recalled(lm, kind)
-    asked = [Question(str(i), text) for i, text in enumerate(QUESTIONS)]
-    expected = answers.answer_nll(lm, prompts.prompts(lm, asked, conditioning, 8), ANSWERS)
-    found = answer_nll(lm, QUESTIONS, ANSWERS, given)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+def test_training_uses_the_likelihood_that_the_harness_measures(lm: BaseModel, kind: str) -> None:
+    prefix, conditioning = make_prefix(lm, kind)
+    questions = [Question(str(i), text) for i, text in enumerate(QUESTIONS)]
+    expected = answers.answer_nll(lm, prompts.build_prompts(lm, questions, conditioning, 8), ANSWERS)
+    nll = answer_nll(lm, QUESTIONS, ANSWERS, prefix)
+    torch.testing.assert_close(nll, torch.tensor(expected), rtol=1e-5, atol=1e-5)
     if kind != "none":
-        found.sum().backward()
-        inputs = [given.embeddings] if given.embeddings is not None else [t for pair in given.key_values for t in pair]
-        assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in inputs)
+        nll.sum().backward()
+        if prefix.embeddings is not None:
+            inputs = [prefix.embeddings]
+        else:
+            inputs = [tensor for pair in prefix.key_values for tensor in pair]
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in inputs)
 
 
-def test_answers_behind_a_frozen_base_leave_gradients_in_what_it_is_given_alone(llama_lm: BaseModel) -> None:
-    given, _ = recalled(llama_lm, "key_values")
+def test_a_frozen_base_leaves_gradients_in_the_prefix_alone(llama_lm: BaseModel) -> None:
+    prefix, _ = make_prefix(llama_lm, "key_values")
     with llama_lm.frozen():
-        answer_nll(llama_lm, QUESTIONS, ANSWERS, given).sum().backward()
+        answer_nll(llama_lm, QUESTIONS, ANSWERS, prefix).sum().backward()
     assert all(p.grad is None for p in llama_lm.model.parameters())
-    assert given.key_values is not None and given.key_values[0][0].grad is not None
+    assert prefix.key_values is not None and prefix.key_values[0][0].grad is not None
 
 
-def test_padding_is_on_the_side_asked_for() -> None:
+def test_texts_are_padded_on_either_side() -> None:
     rows = [torch.tensor([5, 6, 7]), torch.tensor([8])]
-    assert [part.tolist() for part in padded(rows)] == [[[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]]]
-    assert [part.tolist() for part in padded(rows, left=True)] == [[[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]]
+    assert [part.tolist() for part in pad_texts(rows)] == [[[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]]]
+    assert [part.tolist() for part in pad_texts(rows, "left")] == [[[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]]
 
 
 class Mean(MemoryMethod):
-    """A row is the mean of a text's embeddings; a question is given the mean of all rows."""
+    """A row is the mean of a text's embeddings; the prefix of a question is the mean of all rows."""
 
     name = "mean"
     paper = "none"
     row_shape = (1, 32)
 
-    def __init__(self, *given: object, **options: object) -> None:
-        super().__init__(*given, **options)  # type: ignore[arg-type]
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
         self.scale = nn.Linear(1, 1)
         self.prepare_bank()
 
@@ -175,9 +178,9 @@ class Mean(MemoryMethod):
         summed = (self.lm.embeddings(ids) * mask[..., None]).sum(1, keepdim=True)
         return summed / mask.sum(1)[:, None, None]
 
-    def recall(self, questions: Sequence[str], rows: Tensor) -> Recalled:
+    def recall(self, questions: Sequence[str], rows: Tensor) -> Prefix:
         mean = rows.mean(0) if len(rows) else torch.zeros(1, 32)
-        return Recalled(mean.expand(len(questions), 1, 32), entries=[range(len(rows))[:2]] * len(questions))
+        return Prefix(mean.expand(len(questions), 1, 32), entries=[range(len(rows))[:2]] * len(questions))
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         raise NotImplementedError
@@ -196,8 +199,8 @@ def test_the_same_text_is_one_entry(llama_lm: BaseModel) -> None:
     assert [document for document, _ in method.entries] == ["d0", "d1"] and method.rows.shape == (2, 1, 32)
 
 
-def test_documents_seen_one_by_one_make_the_bank_of_the_batch(llama_lm: BaseModel) -> None:
-    batch = Mean(llama_lm).bank_of([Document(str(i), text) for i, text in enumerate(TEXT)])
+def test_observing_one_by_one_gives_the_bank_of_the_batch(llama_lm: BaseModel) -> None:
+    batch = Mean(llama_lm).encode_documents([Document(str(i), text) for i, text in enumerate(TEXT)])
     torch.testing.assert_close(observed(llama_lm, *TEXT).rows, batch.detach())
 
 
@@ -209,7 +212,7 @@ def test_a_long_document_is_several_entries(llama_lm: BaseModel) -> None:
     assert torch.equal(torch.cat([window[1:] for window in windows]), tokens)
 
 
-def test_segments_are_entries_of_their_own(llama_lm: BaseModel) -> None:
+def test_each_segment_is_an_entry(llama_lm: BaseModel) -> None:
     method = Mean(llama_lm)
     method.reset()
     for piece in llama_lm.segments(Document("whole", TEXT[0]), 6):
@@ -217,15 +220,15 @@ def test_segments_are_entries_of_their_own(llama_lm: BaseModel) -> None:
     assert {document for document, _ in method.entries} == {"whole"} and len(method.rows) == len(method.entries) > 1
 
 
-def test_a_question_gets_its_prefix_and_the_documents_behind_it(llama_lm: BaseModel) -> None:
+def test_a_question_gets_its_prefix_and_the_documents_that_it_is_from(llama_lm: BaseModel) -> None:
     method = observed(llama_lm, *TEXT)
-    given = method.condition([Question("0", "Who?"), Question("1", "When?")])
-    assert given.documents == [["d0", "d1"]] * 2 and given.prefix_key_values is None
-    assert given.prefix_embeddings is not None
-    torch.testing.assert_close(given.prefix_embeddings[1], method.rows.mean(0))
+    conditioning = method.condition([Question("0", "Who?"), Question("1", "When?")])
+    assert conditioning.documents == [["d0", "d1"]] * 2 and conditioning.prefix_key_values is None
+    assert conditioning.prefix_embeddings is not None
+    torch.testing.assert_close(conditioning.prefix_embeddings[1], method.rows.mean(0))
 
 
-def test_a_growing_bank_holds_what_was_remembered_in_order(llama_lm: BaseModel) -> None:
+def test_a_growing_bank_keeps_its_rows_in_order(llama_lm: BaseModel) -> None:
     method, all_rows = Mean(llama_lm), torch.randn(11, 1, 32)
     for turn in range(2):
         method.reset()
@@ -235,7 +238,7 @@ def test_a_growing_bank_holds_what_was_remembered_in_order(llama_lm: BaseModel) 
             assert torch.equal(method.rows, all_rows[: i + 1] + turn) and len(before) == i
 
 
-def test_the_bank_is_saved_and_forgotten(llama_lm: BaseModel) -> None:
+def test_the_bank_is_saved_loaded_and_reset(llama_lm: BaseModel) -> None:
     method = observed(llama_lm, *TEXT)
     fresh = Mean(llama_lm)
     fresh.load_state_dict(method.state_dict())

@@ -1,4 +1,4 @@
-"""Subsets of parameters, on every architecture, by what they are rather than by what they are called."""
+"""Subsets of parameters, on every architecture, chosen by structure."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def test_the_blocks_are_the_layers(model: Any) -> None:
     assert {type(block).__name__ for block in blocks(model)} <= {"GPT2Block", "LlamaDecoderLayer", "GPTNeoXLayer"}
 
 
-def test_all_are_all_of_them_once_in_the_models_order(model: Any) -> None:
+def test_all_are_all_parameters_once_in_the_models_order(model: Any) -> None:
     assert [name for name, _ in select(model, "all")] == [name for name, _ in model.named_parameters()]
 
 
-def test_the_mlp_is_what_the_blocks_hold_beside_attention_and_norms(model: Any) -> None:
+def test_the_mlp_is_the_blocks_without_attention_and_norms(model: Any) -> None:
     expected = {name for name, _ in model.named_parameters() if MLP[model.config.model_type] in name}
     assert names(model, "mlp") == expected
     assert any(p.ndim == 2 for _, p in select(model, "mlp"))
 
 
 def test_norms_and_biases_are_the_vectors(model: Any) -> None:
-    found = names(model, "norms_and_biases")
-    assert found == {name for name, p in model.named_parameters() if p.ndim == 1}
-    assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in found)
+    vectors = names(model, "norms_and_biases")
+    assert vectors == {name for name, p in model.named_parameters() if p.ndim == 1}
+    assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in vectors)
 
 
 @pytest.mark.parametrize(
     ("count", "middle", "last"),
     [(1, [0], [0]), (3, [1], [2]), (4, [1, 2], [3]), (6, [2, 3], [5]), (12, [4, 5, 6, 7], [9, 10, 11])],
 )
-def test_thirds_and_quarters_are_of_the_blocks(count: int, middle: list[int], last: list[int]) -> None:
+def test_thirds_and_quarters_count_blocks(count: int, middle: list[int], last: list[int]) -> None:
     model = nn.Module()
     model.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(count))
     model.heads = nn.ModuleList([nn.Linear(2, 2)] if count > 1 else [])
@@ -58,7 +58,7 @@ def test_thirds_and_quarters_are_of_the_blocks(count: int, middle: list[int], la
     assert names(model, "last_quarter") == {f"layers.{i}.weight" for i in last}
 
 
-def test_a_model_without_such_parameters_is_told(model: Any) -> None:
+def test_a_model_without_such_parameters_is_rejected(model: Any) -> None:
     with pytest.raises(BenchError, match="no parameters for learn=mlp"):
         list(select(nn.Linear(2, 2), "mlp"))
     bare = nn.Module()

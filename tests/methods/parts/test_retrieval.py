@@ -1,4 +1,4 @@
-"""Methods that keep the documents: what stands before a question, in which order, and what is saved."""
+"""Retrieval methods: the text before a question, its order, and the saved state."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def make(lm: BaseModel, texts: Sequence[str] = ()) -> Ends:
     return method
 
 
-def test_the_best_document_stands_next_to_the_question_and_is_named_first(lm: BaseModel) -> None:
-    found = make(lm, ("first", "second", "third")).condition(QUESTIONS)
-    assert found == Conditioning(text=["first\nthird", "first"], documents=[["d2", "d0"], ["d0"]])
+def test_the_best_document_is_next_to_the_question_and_named_first(lm: BaseModel) -> None:
+    conditioning = make(lm, ("first", "second", "third")).condition(QUESTIONS)
+    assert conditioning == Conditioning(text=["first\nthird", "first"], documents=[["d2", "d0"], ["d0"]])
 
 
-def test_pieces_of_one_document_are_named_once(lm: BaseModel) -> None:
+def test_segments_of_one_document_are_named_once(lm: BaseModel) -> None:
     method = make(lm)
-    for text in ("one piece", "another"):
+    for text in ("one segment", "another"):
         method.observe(Document("d", text))
-    assert method.condition(QUESTIONS[:1]) == Conditioning(text=["one piece\nanother"], documents=[["d"]])
+    assert method.condition(QUESTIONS[:1]) == Conditioning(text=["one segment\nanother"], documents=[["d"]])
 
 
 def test_without_documents_questions_are_answered_closed_book(lm: BaseModel) -> None:
@@ -61,7 +61,7 @@ def test_without_documents_questions_are_answered_closed_book(lm: BaseModel) -> 
 
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.text(st.characters()), max_size=5))
-def test_any_texts_are_saved_and_reset_forgets_them(lm: BaseModel, texts: list[str]) -> None:
+def test_any_texts_are_saved_and_reset(lm: BaseModel, texts: list[str]) -> None:
     method = make(lm, [*texts, "\ud800 lone", "東京 🛳️"])
     state, resumed = method.state_dict(), make(lm, ["other"])
     resumed.load_state_dict(load(save(state)))
@@ -71,17 +71,17 @@ def test_any_texts_are_saved_and_reset_forgets_them(lm: BaseModel, texts: list[s
     assert method.documents == []
 
 
-def test_the_harness_asks_behind_the_documents_and_counts_what_was_found(lm: BaseModel) -> None:
+def test_the_harness_puts_documents_before_questions_and_counts_recall(lm: BaseModel) -> None:
     entries = [
         Entry(Document(f"d{i}", f"Ferry {i} left."), (GoldQuestion(Question(f"q{i}", f"Ferry {i}?"), ("left",)),))
         for i in range(3)
     ]
-    done = Loop(Ends(lm), entries, [entry.document for entry in entries])
-    done.run()
-    assert [event.retrieved for event in done.answer_events] == [2, 0, 0], "d2 and d0 for the first, d0 for the others"
-    assert done.summary().recall == pytest.approx(1 / 3)
+    loop = Loop(Ends(lm), entries, [entry.document for entry in entries])
+    loop.run()
+    assert [event.retrieved for event in loop.answer_events] == [2, 0, 0], "d2 and d0 for the first, d0 for the others"
+    assert loop.summary().recall == pytest.approx(1 / 3)
 
 
-def test_of_equal_scores_the_later_is_better() -> None:
+def test_ties_go_to_the_later_document() -> None:
     assert best(torch.tensor([0.0, 2.0, 1.0, 2.0, 0.0]), 4) == [3, 1, 2, 4]
     assert best(torch.tensor([1.0]), 3) == [0]

@@ -1,0 +1,118 @@
+"""Linear layers of a base that take an update: merged into their weights, or added to their output row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
+from methods.parts.adapters import Targets, target_modules
+from methods.parts.parameters import blocks
+from methods.parts.weight_generator import Target
+
+_TARGETS: dict[Target, tuple[Targets, ...]] = {
+    "attention_output": ("attention_output",),
+    "mlp_output": ("mlp",),
+    "both": ("attention_output", "mlp"),  # in the order of computation
+}
+
+
+class Activations(NamedTuple):
+    """Activations that the generator of an adapted layer reads."""
+
+    hidden: Tensor  # input of the layer's block, (rows, length, hidden size)
+    inputs: Tensor  # the layer's own input, (rows, length, inputs)
+    last: Tensor  # last hidden state of the base, (rows, length, hidden size)
+
+
+class AdaptedLayers:
+    """The adapted layers of ``lm.model``, in the order of computation.
+
+    Raises:
+        BenchError: the model has no such layers or blocks.
+    """
+
+    def __init__(self, lm: BaseModel, target: Target, indices: Sequence[int] | None = None) -> None:
+        self.lm = lm
+        self.names: list[str] = []
+        self.modules: list[Any] = []
+        self._blocks: list[nn.Module] = []
+        model_blocks, modules = list(blocks(lm.model)), dict(lm.model.named_modules())
+        chosen = range(len(model_blocks)) if indices is None else indices
+        if any(index >= len(model_blocks) for index in chosen):
+            raise BenchError(
+                f"The base has {len(model_blocks)} blocks, counted from 0; blocks={chosen} is out of range."
+            )
+        candidates = [
+            {modules[name]: name for name in target_modules(lm.model, targets)} for targets in _TARGETS[target]
+        ]
+        for block in (model_blocks[index] for index in sorted(set(chosen))):
+            for names in candidates:
+                module = [module for module in block.modules() if module in names][-1]
+                self.names.append(names[module])
+                self.modules.append(module)
+                self._blocks.append(block)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each layer."""
+        shapes = [tuple(module.weight.shape) for module in self.modules]
+        return [
+            (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+            for module, (rows, columns) in zip(self.modules, shapes, strict=True)
+        ]
+
+    def set_updates(self, updates: Sequence[Tensor]) -> None:
+        """Set each layer's weights to the base's plus its update, (outputs, inputs)."""
+        for name, module, update in zip(self.names, self.modules, updates, strict=True):
+            loaded = self.lm.pristine(f"{name}.weight")
+            oriented = update.mT if isinstance(module, Conv1D) else update
+            module.weight.data.copy_(loaded.to(oriented.dtype) + oriented)
+
+    def restore(self) -> None:
+        """Set each layer's weights to the base's."""
+        for name, module in zip(self.names, self.modules, strict=True):
+            module.weight.data.copy_(self.lm.pristine(f"{name}.weight"))
+
+    @contextmanager
+    def adding(self, update: Callable[[int, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+        """While entered, the output of layer i gains ``update(i, block input, layer input)``, or nothing for None."""
+        block_inputs: dict[int, Tensor] = {}
+        handles = []
+        for i, (block, module) in enumerate(zip(self._blocks, self.modules, strict=True)):
+
+            def store(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int = i) -> None:
+                block_inputs[i] = args[0] if args else kwargs["hidden_states"]
+
+            def add(_: Any, args: tuple[Any, ...], output: Tensor, i: int = i) -> Tensor | None:
+                added = update(i, block_inputs[i], args[0])
+                return None if added is None else output + added.to(output.dtype)
+
+            handles.append(block.register_forward_pre_hook(store, with_kwargs=True))
+            handles.append(module.register_forward_hook(add))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def last_hidden(self, ids: Tensor) -> Tensor:
+        """Last hidden states of the base, (rows, length, hidden size), of token ids (rows, length)."""
+        hidden: Tensor = self.lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def activations(self, ids: Tensor) -> list[Activations]:
+        """Each layer's activations with the weights as they are, of token ids (rows, length)."""
+        inputs: list[tuple[Tensor, Tensor]] = []
+        with self.adding(lambda _, hidden, own: inputs.append((hidden, own))):
+            last = self.last_hidden(ids)
+        return [Activations(hidden, own, last) for hidden, own in inputs]
