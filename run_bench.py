@@ -109,7 +109,8 @@ def _run(
         result = runner.run(pool, progress)
     _report(runs, out, experiment.name)
     if result.failed:
-        raise RunError(f"{result.failed} cell(s) failed. See the reason in the run.json of each, under {runs}.")
+        reasons = "".join(f"\n  {line}" for line in result.failures)
+        raise RunError(f"{result.failed} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
 
 
 @app.command("list")

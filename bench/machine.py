@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
@@ -67,3 +68,16 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def process_name() -> str:
+    """A name for this process, ``<hash of the host's name>-<process id>``, that :func:`may_be_alive` understands."""
+    return f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-{os.getpid()}"
+
+
+def may_be_alive(name: str) -> bool:
+    """False if the process of this name ran on this machine and has ended; processes elsewhere cannot be seen."""
+    import psutil
+
+    host, _, pid = name.rpartition("-")
+    return host != process_name().rpartition("-")[0] or psutil.pid_exists(int(pid))

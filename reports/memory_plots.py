@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records.schema import RunRecord, TuningRecord
+from bench.records.schema import RunRecord, TuningRecord, documents_seen
 from bench.records.store import read_answers, read_run
 from reports.board import CEILING, Board
 from reports.rows import FLOOR, Row
@@ -105,7 +105,7 @@ def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
     documents = record.summary.documents if record.summary else 0
     for event in read_answers(runs, record.id):
         if event.set == "stream":
-            seen = math.ceil(event.probe * documents)
+            seen = documents_seen(event.probe, documents)
             yield ProbeAnswer(record.spec.stream, seen, seen - 1 - event.position, event.f1, event.recall)
 
 

@@ -142,6 +142,9 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
     )
     assert process.returncode == 1
     assert "2 cell(s) failed" in process.stderr
+    reasons = [line.strip() for line in process.stderr.splitlines() if "cannot read this" in line]
+    assert len(reasons) == 2 and all(line.startswith("raises on test-") for line in reasons)
+    assert all(line.endswith("(stream, document 3): ValueError: cannot read this") for line in reasons)
     assert "diverged" in process.stdout
     assert "failed" in process.stdout
     rows = {row["method"]: row for row in board(tmp_path / "out")}

@@ -22,7 +22,7 @@ from bench.errors import Diverged
 from bench.harness.ledger import Ledger, state_bytes
 from bench.harness.token_notes import TokenNotes
 from bench.lm.base_model import BaseModel
-from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, mean
+from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, documents_seen, mean
 from bench.seeds import seed_for
 
 
@@ -113,7 +113,7 @@ class Loop:
         if self.documents_per_reset is not None:
             return self._run_in_groups(self.documents_per_reset)
         self.method.reset()
-        due = [(math.ceil(probe * len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
+        due = [(documents_seen(probe, len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
         if self.anchor or 0.0 in self.probes:
             self.probe(0.0, 0)
         for position, document in enumerate(self.documents):

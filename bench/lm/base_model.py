@@ -211,8 +211,10 @@ class BaseModel:
         ``weights`` has shape (tokens,). By default every weight is 1.
         """
         batch = self.tokens(document)
+        if len(batch) == 0:
+            return torch.zeros((), device=self.device, requires_grad=torch.is_grad_enabled())
         nll = -self.log_probs(batch.token_ids, batch.context_ids)
-        return (nll if weights is None else nll * weights).sum() / max(1, len(batch))
+        return (nll if weights is None else nll * weights).sum() / len(batch)
 
     def embeddings(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, shape ids.shape + (hidden size,)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import pydantic
@@ -226,6 +228,14 @@ class BoardRecord(_Record):
     tuning: list[str]
     """Keys of the tuning records of its methods."""
     remarks: list[str]
+
+
+def documents_seen(probe: float, documents: int) -> int:
+    """Documents of a stream that have been observed at a probe: the fraction as it is written, rounded up.
+
+    0.14 of 50 documents are 7, although the float nearest to 0.14 is a little more.
+    """
+    return math.ceil(Fraction(str(probe)) * documents)
 
 
 def mean(values: Sequence[float]) -> float | None:

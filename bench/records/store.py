@@ -8,6 +8,7 @@ name and renamed when it is complete. Tuning records and boards are in ``runs/tu
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import pydantic
 
 from bench.errors import BenchError, first_problem
 from bench.files import write_json
+from bench.machine import may_be_alive, process_name
 from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TokenEvent, TuningRecord
 
 PARTIAL = ".partial-"
@@ -39,7 +41,7 @@ def write_run(
     """
     runs.mkdir(parents=True, exist_ok=True)
     folder = runs / record.id
-    partial = runs / f"{PARTIAL}{record.id}-{uuid.uuid4().hex[:8]}"
+    partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
     old = runs / f"{partial.name}-old"
     files = {"documents": documents, "answers": answers, **({"tokens": tokens} if tokens else {})}
     counts = {"document_events": len(documents), "answer_events": len(answers), "token_events": len(tokens)}
@@ -57,15 +59,19 @@ def write_run(
             folder.rename(old)
         partial.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # the new record could not be put in its place
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
     return folder
 
 
 def sweep(runs: Path) -> None:
-    """Remove the incomplete folders of killed runs."""
+    """Remove the incomplete folders of killed runs, and leave those of processes that may still be writing."""
     for leftover in runs.glob(f"{PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        writer = re.match(rf"{re.escape(PARTIAL)}([0-9a-f]{{8}}-\d+)-", leftover.name)
+        if writer is None or not may_be_alive(writer[1]):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_run(folder: Path) -> RunRecord:

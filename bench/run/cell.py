@@ -99,7 +99,7 @@ def run_cell(cell: Cell, runs: Path) -> RunRecord:
         }
         method.reset()
         lm.restore()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method may call sys.exit
         failure = failure_of(error, loop)
         results = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
         _load_base.cache_clear()  # no other cell may run on the model in the state it was left in
@@ -183,16 +183,34 @@ def dead_worker_record(cell: Cell, kind: type[Method], message: str) -> RunRecor
     return failed_record(cell, kind, provenance.collect(), failure)
 
 
-def failure_of(error: Exception, loop: Loop | None) -> Failure:
-    """The error as the record states it: its kind, message, traceback and position in the stream."""
+LONGEST_MESSAGE = 2_000
+"""Characters of an error's message that are kept in a record, and ten times as many of its traceback."""
+
+
+def failure_of(error: BaseException, loop: Loop | None) -> Failure:
+    """The error as the record states it: its kind, message, traceback and position in the stream.
+
+    Whatever a method raises fits into a record: a message that cannot be shown, lone surrogates, megabytes of text.
+    """
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be shown)"
     kind: Literal["failed", "diverged", "out_of_memory"] = "failed"
     if isinstance(error, Diverged):
         kind = "diverged"
-    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text:
         kind = "out_of_memory"
     return Failure(
         kind=kind,
-        message=f"{type(error).__name__}: {error}" if kind == "failed" else str(error),
-        traceback="".join(traceback.format_exception(error)),
+        message=_excerpt(f"{type(error).__name__}: {text}" if kind == "failed" else text, LONGEST_MESSAGE),
+        traceback=_excerpt("".join(traceback.format_exception(error)), 10 * LONGEST_MESSAGE),
         position=None if loop is None else loop.position,
     )
+
+
+def _excerpt(text: str, longest: int) -> str:
+    """The text as UTF-8 can hold it, without its middle if it is too long."""
+    text = text.encode(errors="replace").decode()
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} [...] {text[-half:]}"

@@ -21,7 +21,7 @@ from bench.errors import BenchError, RunError
 from bench.files import write_json
 from bench.lm import checkpoint
 from bench.paths import ROOT
-from bench.records.schema import BoardRecord, CellSpec, TuningRecord, mean
+from bench.records.schema import BoardRecord, CellSpec, RunRecord, TuningRecord, mean
 from bench.records.store import read_run, sweep, write_run
 from bench.run.cell import Cell, dead_worker_record
 from bench.run.executor import Executor, Task
@@ -42,11 +42,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of an experiment: its cells, remarks for readers of the board, and the number of cells that failed."""
+    """Result of an experiment: its cells, remarks for readers of the board, and a line for each cell that failed."""
 
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...]
-    failed: int
+    failures: tuple[str, ...]
+
+    @property
+    def failed(self) -> int:
+        """Number of cells that failed."""
+        return len(self.failures)
 
 
 class Runner:
@@ -125,8 +130,9 @@ class Runner:
             remarks=self.remarks,
         )
         write_json(self.runs / "boards" / f"{self.experiment.name}.json", board.model_dump(mode="json"))
-        failed = sum(read_run(self.runs / run).status == "failed" for run in board.runs)
-        return Result(tuple(cells), tuple(self.remarks), failed)
+        records = [read_run(self.runs / run) for run in board.runs]
+        failures = tuple(_failure_line(record) for record in records if record.status == "failed")
+        return Result(tuple(cells), tuple(self.remarks), failures)
 
     def _execute(self, executor: Executor, cells: Sequence[Cell], activity: str, progress: Progress) -> None:
         missing = {cell.id: cell for cell in cells if cell.id not in self._attempts and not cell.is_done(self.runs)}
@@ -279,3 +285,13 @@ class Runner:
             anchor_questions=0 if trial else anchor.questions,
             anchor_documents=0 if trial else anchor.documents,
         )
+
+
+def _failure_line(record: RunRecord) -> str:
+    """The record of a failed cell on one line: method, stream, document and reason."""
+    failure = record.failure
+    if failure is None:
+        return record.id
+    where = "" if failure.position is None else f", document {failure.position + 1}"
+    reason = failure.message.splitlines()[0][:300] if failure.message else failure.kind
+    return f"{record.spec.method} on {record.spec.stream} ({record.spec.arm}{where}): {reason}"

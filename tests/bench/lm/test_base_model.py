@@ -214,3 +214,12 @@ def test_a_tokenizer_without_end_of_text_is_refused(llama: Path, tmp_path: Path)
             path.write_text(json.dumps(values))
     with pytest.raises(BenchError, match="no end-of-text token"):
         BaseModel.load(str(folder))
+
+
+def test_the_loss_of_an_empty_text_is_a_zero_with_a_backward_pass(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    loss = lm.loss(Document("empty", ""))
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is None for p in lm.model.parameters())
+    with torch.no_grad():
+        assert not lm.loss(Document("empty", "")).requires_grad

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bench import machine
 from bench.errors import BenchError
 from bench.records import store
 from bench.records.schema import (
@@ -19,8 +22,10 @@ from bench.records.schema import (
     RunRecord,
     TokenEvent,
     TuningRecord,
+    documents_seen,
     mean,
 )
+from tests.conftest import ROOT
 
 SPEC = CellSpec(
     protocol="1.0",
@@ -119,11 +124,42 @@ def test_a_failed_write_leaves_the_earlier_run(runs: Path, monkeypatch: pytest.M
     assert [path.name for path in runs.iterdir()] == [RUN.id]
 
 
-def test_sweep_removes_incomplete_folders_only(runs: Path) -> None:
-    (runs / f"{store.PARTIAL}killed-1").mkdir()
-    (runs / f"{store.PARTIAL}killed-1" / "documents.jsonl").write_text("{")
-    store.sweep(runs)
+def test_a_run_that_cannot_take_its_place_leaves_the_earlier_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.startswith(store.PARTIAL) and not self.name.endswith("-old"):
+            raise OSError("no such luck")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no such luck"):
+        store.write_run(runs, RUN, DOCUMENTS[:1])
+    assert store.read_documents(runs, RUN.id) == DOCUMENTS
     assert [path.name for path in runs.iterdir()] == [RUN.id]
+
+
+def test_sweep_removes_the_incomplete_folders_of_dead_processes_only(runs: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "from bench.machine import process_name; print(process_name())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout.strip()
+    names = {
+        "killed": f"{store.PARTIAL}{ended}-0a1b2c3d",
+        "killed while replacing": f"{store.PARTIAL}{ended}-0a1b2c3e-old",
+        "of an earlier version": f"{store.PARTIAL}any-stream-0-0a1b2c3d",
+        "writing now": f"{store.PARTIAL}{machine.process_name()}-0a1b2c3d",
+        "on another machine": f"{store.PARTIAL}00000000-{os.getpid()}-0a1b2c3d",
+    }
+    for name in names.values():
+        (runs / name).mkdir()
+        (runs / name / "documents.jsonl").write_text("{")
+    store.sweep(runs)
+    kept = {RUN.id, names["writing now"], names["on another machine"]}
+    assert {path.name for path in runs.iterdir()} == kept
 
 
 READERS: dict[str, Callable[[Path, str], object]] = {
@@ -195,3 +231,11 @@ def test_the_newest_board_is_read_unless_one_is_named(runs: Path) -> None:
 def test_the_mean_of_no_values_is_none() -> None:
     assert mean([1.0, 2.0]) == 1.5
     assert mean([]) is None
+
+
+def test_a_probe_counts_the_fraction_as_it_is_written() -> None:
+    assert [documents_seen(probe, 50) for probe in (0.0, 0.01, 0.14, 0.28, 0.29, 0.3, 1.0)] == [0, 1, 7, 14, 15, 15, 50]
+    assert 0.14 * 50 > 7, "as a product of floats it would be 8"
+    for hundredths in range(101):
+        for documents in (1, 7, 50, 200, 333):
+            assert documents_seen(hundredths / 100, documents) == -(-hundredths * documents // 100)

@@ -149,6 +149,39 @@ def test_a_method_that_raises_fails_alone_and_is_run_again(
     assert again.keys == [cell.id for cell in result.cells[:2]]
 
 
+RAISED = {
+    "sys.exit(0)": "SystemExit: 0",
+    "sys.exit('enough')": "SystemExit: enough",
+    "raise ValueError('half a pair: \\ud800')": "ValueError: half a pair: ?",
+    "raise Unspeakable": "Unspeakable: (its message cannot be shown)",
+    "raise ValueError('x' * 5_000_000)": "ValueError: xx",
+    "raise MemoryError": "",
+}
+"""Statements of a method, and how the message in the record of its cell begins."""
+
+
+@pytest.mark.parametrize("statement", RAISED)
+def test_whatever_a_method_raises_becomes_a_failed_record(
+    plan: Callable[..., Experiment], tmp_path: Path, statement: str
+) -> None:
+    plugin = tmp_path / "raiser.py"
+    plugin.write_text(
+        "import sys\n\nfrom bench import Document, Method\n\n\n"
+        "class Unspeakable(Exception):\n    def __str__(self):\n        raise RuntimeError\n\n\n"
+        'class Raiser(Method):\n    """Raises."""\n\n    name = "raiser"\n    paper = "none"\n\n'
+        f"    def observe(self, document: Document) -> None:\n        {statement}\n"
+    )
+    result = Runner(plan("raiser", "closed_book"), tmp_path / "runs", [str(plugin)]).run(Inline())
+    records = [read_run(tmp_path / "runs" / cell.id) for cell in result.cells]
+    assert [record.status for record in records] == ["failed", "failed", "complete", "complete"]
+    failure = records[0].failure
+    assert failure is not None and failure.position == 0 and "in observe" in failure.traceback
+    assert failure.message.startswith(RAISED[statement])
+    assert len(failure.message) < 3_000 and len(failure.traceback) < 30_000
+    assert failure.kind == ("out_of_memory" if "MemoryError" in statement else "failed")
+    assert len(result.failures) == 2 and all("raiser on test-" in line and len(line) < 500 for line in result.failures)
+
+
 def test_a_method_that_diverges_is_recorded_as_such_and_not_run_again(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path
 ) -> None:
