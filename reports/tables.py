@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.files import write_bytes, write_json
+from bench.files import csv_text, write_bytes, write_json
 from reports.board import Board
 from reports.columns import Column, caption, columns
 from reports.rows import COSTS, SCORES, SE_DOC, Row
@@ -119,11 +117,7 @@ def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     import json
 
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "config": json.dumps(row["config"], sort_keys=True)} for row in rows)
-    return buffer.getvalue()
+    return csv_text([{**row, "config": json.dumps(row["config"], sort_keys=True)} for row in rows])
 
 
 def _markdown(board: Board) -> str:

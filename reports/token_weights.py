@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.arms import documents_per_reset
-from bench.files import write_bytes
+from bench.files import csv_text, write_bytes
 from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
 from reports.board import Board
@@ -175,8 +173,4 @@ def _csv(all_weights: Sequence[RowWeights]) -> str:
             key, estimate = heading.lower().replace(" ", "_"), value(weights)
             flat |= {key: estimate and estimate.mean, f"{key}_se_stream": estimate and estimate.se}
         lines.append(flat)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines)

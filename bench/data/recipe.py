@@ -14,6 +14,7 @@ import pydantic
 
 from bench import paths
 from bench.errors import BenchError, first_problem, nearest
+from bench.files import read_yaml
 
 Split = Literal["qa_train", "qa_validation", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -176,13 +177,9 @@ def read(folder: Path) -> Recipe:
     Raises:
         BenchError: the file is not YAML, or a key is unknown, missing or wrong.
     """
-    import yaml
-
     path = folder / paths.RECIPE
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        recipe = Recipe.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         problem = first_problem(error, Recipe)
         raise BenchError(f"{path}: {problem} The format is described in datasets/README.md.") from None

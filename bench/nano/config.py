@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 import pydantic
-import yaml
 
 from bench.errors import BenchError, first_problem
+from bench.files import read_yaml
 
 
 class Settings(pydantic.BaseModel):
@@ -69,10 +69,8 @@ def load_config(path: Path) -> NanoConfig:
         BenchError: the file does not exist or is not YAML, or a key is unknown, missing or wrong.
     """
     try:
-        return NanoConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return NanoConfig.model_validate(read_yaml(path))
     except OSError as error:
         raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise BenchError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except pydantic.ValidationError as error:
         raise BenchError(f"{path}: {first_problem(error, NanoConfig)}") from None

@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bench import machine
 from bench.errors import BenchError, Diverged
-from bench.files import read_tensors, write_bytes, write_tensors
+from bench.files import csv_text, read_tensors, write_bytes, write_tensors
 from bench.nano.batches import Batch, Columns, Texts, Writer, build_tokenizer, load_world
 from bench.nano.card import card
 from bench.nano.config import NanoConfig, load_config
@@ -215,11 +213,7 @@ class Run:
         model.to(torch.bfloat16).save_pretrained(staging)
         self.tokenizer.save_pretrained(staging)
         shutil.copy(recipe_file, staging / "recipe.yaml")
-        table = io.StringIO()
-        writer = csv.DictWriter(table, self.curve[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.curve)
-        (staging / "curve.csv").write_text(table.getvalue(), encoding="utf-8")
+        (staging / "curve.csv").write_text(csv_text(self.curve), encoding="utf-8")
         (staging / "README.md").write_text(card(self.facts(), self.curve), encoding="utf-8")
         for path in sorted(staging.iterdir()):
             write_bytes(out / path.name, path.read_bytes())
