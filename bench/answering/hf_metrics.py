@@ -1,6 +1,7 @@
 """The scores as ``evaluate.Metric`` classes, defined here so that no network is needed.
 
-``compute(predictions=..., references=...)`` returns the mean under the name used in records.
+``compute(predictions=..., references=...)`` returns the mean under the name used in records. The configuration
+``"characters"``, as in ``TokenF1("characters")``, cuts answers into characters in scripts without spaces.
 Importing this module imports ``evaluate``; the functions themselves are in ``bench.answering.metrics``.
 """
 
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import evaluate
 
 import datasets
 from bench.answering import metrics
+from bench.data.scripts import Segmentation
 
 
 class _Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
@@ -44,16 +46,24 @@ class _AnswerMetric(_Metric):
     """Mean over questions of a score of the prediction against the gold answers."""
 
     @staticmethod
-    def score(prediction: str, golds: Sequence[str]) -> float:
+    def score(prediction: str, golds: Sequence[str], segment: Segmentation) -> float:
         """Score of one answer against its golds."""
         raise NotImplementedError
+
+    def __init__(self, config_name: Segmentation = "words", **options: Any) -> None:
+        if config_name not in get_args(Segmentation):
+            raise ValueError(f"config_name is one of {', '.join(get_args(Segmentation))}, got {config_name!r}.")
+        super().__init__(config_name=config_name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return self._describe(text, datasets.List(text), "predictions: answers; references: a list of golds for each.")
 
     def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        scores = [self.score(*pair) for pair in zip(predictions, references, strict=True)]
+        scores = [
+            self.score(prediction, golds, self.config_name)
+            for prediction, golds in zip(predictions, references, strict=True)
+        ]
         return {self.NAME: sum(scores) / len(scores)}
 
 

@@ -4,6 +4,10 @@ Answers are compared after the normalisation of SQuAD 1.1 (Rajpurkar et al. 2016
 scores :func:`exact_match` and :func:`token_f1` take the best over all gold answers. The prefix and shortest-gold
 variants follow the code of Hu et al. (2023) and are reported under separate names. ``bench.answering.hf_metrics``
 offers the same scores as ``evaluate.Metric`` classes.
+
+With ``segment="characters"`` both sides are normalised as the evaluation of MLQA (Lewis et al. 2020) does for Chinese:
+each character of a script without spaces is a token of its own. A question without an answer has the gold ``""``; it
+is right if and only if the prediction normalises to nothing (SQuAD 2.0).
 """
 
 from __future__ import annotations
@@ -11,8 +15,11 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+
+from bench.data.scripts import Segmentation, characters_and_words
 
 ANSWER_SCORES = ("f1", "em", "em_prefix", "f1_shortest")
 """Keys of :func:`score`, as in records; the headline scores come first."""
@@ -32,42 +39,52 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-def normalize(text: str) -> str:
-    """SQuAD 1.1 normalisation, in its order: lower case, no ASCII punctuation, no articles, single spaces.
+def normalize(text: str, segment: Segmentation = "words") -> str:
+    """The text as tokens with single spaces between them.
 
-    Only the characters of ``string.punctuation`` are removed (typographic quotes and dashes stay), without leaving a
-    space: ``"mid-air"`` becomes ``"midair"``.
+    - ``words``: SQuAD 1.1, in its order: lower case, no ASCII punctuation, no articles. Only the characters of
+      ``string.punctuation`` are removed (typographic quotes and dashes stay), without leaving a space: ``"mid-air"``
+      becomes ``"midair"``.
+    - ``characters``: MLQA for Chinese, in its order: lower case, no punctuation of any script; articles stay. Then
+      :func:`bench.data.scripts.characters_and_words`.
     """
+    if segment == "characters":
+        kept = (c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+        return " ".join(characters_and_words("".join(kept)))
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
+def exact_match(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> float:
     """1.0 if the normalised prediction equals any normalised gold, else 0.0."""
-    return float(normalize(prediction) in {normalize(gold) for gold in _require_answers(golds)})
+    return float(normalize(prediction, segment) in {normalize(gold, segment) for gold in _require_answers(golds)})
 
 
-def token_f1(prediction: str, golds: Sequence[str]) -> float:
-    """Highest F1 over the golds between the bags of normalised words of prediction and gold, in [0, 1].
+def token_f1(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> float:
+    """Highest F1 over the golds between the bags of normalised tokens of prediction and gold, in [0, 1].
 
     Two empty bags give 1 and one empty bag gives 0, as in SQuAD 2.0 (SQuAD 1.1 gives 0 for both cases).
     """
-    words = normalize(prediction).split()
-    return max(_bag_f1(words, normalize(gold).split()) for gold in _require_answers(golds))
+    tokens = normalize(prediction, segment).split()
+    return max(_bag_f1(tokens, normalize(gold, segment).split()) for gold in _require_answers(golds))
 
 
-def prefix_exact_match(prediction: str, golds: Sequence[str]) -> float:
+def prefix_exact_match(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> float:
     """1.0 if the prediction, cut to the length of the shortest gold, equals it: as in the code of Hu et al. (2023).
 
     Both are normalised first, and the length is in characters. Lenient by construction: gold "10" accepts
-    "100 people", and a gold that normalises to nothing accepts everything (:func:`gold_vanishes`).
+    "100 people", and a gold that normalises to nothing accepts everything (:func:`gold_vanishes`). Only the blank gold
+    of a question without an answer is matched exactly.
     """
-    gold = normalize(shortest(golds))
-    return float(normalize(prediction)[: len(gold)] == gold)
+    gold = shortest(golds)
+    if not gold:
+        return exact_match(prediction, [gold], segment)
+    normal = normalize(gold, segment)
+    return float(normalize(prediction, segment)[: len(normal)] == normal)
 
 
-def shortest_f1(prediction: str, golds: Sequence[str]) -> float:
+def shortest_f1(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> float:
     """:func:`token_f1` against the shortest gold, as in the code of Hu et al. (2023)."""
-    return token_f1(prediction, [shortest(golds)])
+    return token_f1(prediction, [shortest(golds)], segment)
 
 
 def shortest(golds: Sequence[str]) -> str:
@@ -80,17 +97,17 @@ def gold_vanishes(golds: Sequence[str]) -> bool:
     return not normalize(shortest(golds))
 
 
-def score(prediction: str, golds: Sequence[str]) -> dict[str, float]:
+def score(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> dict[str, float]:
     """All of :data:`ANSWER_SCORES` for one answer.
 
     Raises:
         ValueError: there is no gold answer.
     """
     return {
-        "f1": token_f1(prediction, golds),
-        "em": exact_match(prediction, golds),
-        "em_prefix": prefix_exact_match(prediction, golds),
-        "f1_shortest": shortest_f1(prediction, golds),
+        "f1": token_f1(prediction, golds, segment),
+        "em": exact_match(prediction, golds, segment),
+        "em_prefix": prefix_exact_match(prediction, golds, segment),
+        "f1_shortest": shortest_f1(prediction, golds, segment),
     }
 
 

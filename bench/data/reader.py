@@ -1,35 +1,40 @@
-"""Reading the entries of a split as its recipe declares them: from any format to documents with their questions.
-
-JSON lines and CSV are read with the standard library. The builders of Hugging Face ``datasets`` guess a type for each
-column and would turn a date among the answers into a timestamp, "007" into 7 and "NA" into nothing. Parquet files and
-the hub carry types, so ``datasets`` reads them.
-"""
+"""Reading the entries of a split as its recipe declares them: from rows of any format to documents with questions."""
 
 from __future__ import annotations
 
-import csv
+import ast
+import contextlib
 import datetime
-import json
+import decimal
+import itertools
+import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from importlib import import_module
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.data import tables, times
 from bench.data.documents import Document, Entry, GoldQuestion, Question, document_id, stream_hash
 from bench.data.recipe import SPLITS, Column, Hub, Recipe, find, rows_of
+from bench.data.scripts import mostly_unspaced
+from bench.data.tables import Number, Row
 from bench.errors import BenchError, nearest
 from bench.hashing import cached_by_content
 
 DataFiles = Mapping[str, Sequence[str]]
 """Split -> the user's files for it (``--data-files SPLIT=FILE[,FILE...]``)."""
 
-Row = tuple[str, Mapping[str, Any]]
-"""Location of a row (for error messages), and its cells by the column names of the data."""
-
 NO_FILES: DataFiles = {}
+NO_ANSWER = ("",)
+"""The gold answers of a question that the document does not answer, where such questions are kept (SQuAD 2.0)."""
+_LISTED = re.compile(r"""\s*(\[\s*(['"\d-]|null|None).*\]|\[\s*\]|\{\s*['"].*\}|(np\.)?array\(.*\))\s*""", re.DOTALL)
+"""Text cells that look like a list, mapping or array."""
+_ITEM = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*"|-?[\d.]+([eE][+-]?\d+)?""", re.DOTALL)
+"""An item of a list in a text cell: one string or number."""
+_LONGEST_NUMBER = 30
+"""Most digits before or after the point with which a number is spelt out."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -37,11 +42,20 @@ class MissingSplit(BenchError):
     """The dataset exists, but neither its source nor the user's files contain this split."""
 
 
-def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> tuple[Entry, ...]:
-    """The entries of a split, in file order.
+@dataclass(frozen=True)
+class SplitData:
+    """The entries of a split in file order, and remarks on them for readers of a board."""
 
-    Rows of equal texts become one entry with the questions of all, in order; a repeated question counts once. The
-    user's files replace the whole source of the recipe: a split for which there are none does not exist.
+    entries: tuple[Entry, ...]
+    remarks: tuple[str, ...]
+
+
+def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> SplitData:
+    """Read a split.
+
+    Rows of equal texts become one entry with the title, time and group of the first row and the questions of all, in
+    order; a repeated question counts once. The user's files replace the whole source of the recipe: a split for which
+    there are none does not exist.
 
     Raises:
         MissingSplit: there is no such split; the message says how to provide it.
@@ -51,7 +65,7 @@ def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
         if name not in SPLITS:
             raise BenchError(f"There is no split {name!r}.{nearest(name, SPLITS)}")
     if split in data_files:
-        rows = _file_rows(recipe, [Path(file) for file in data_files[split]])
+        rows = _file_rows(recipe, split, [Path(file) for file in data_files[split]])
     elif not data_files and recipe.source and split in recipe.declared:
         place = recipe.declared[split]
         if recipe.source.hub:
@@ -59,20 +73,27 @@ def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
         else:
             source, span = rows_of(place)
             path = recipe.folder / (recipe.source.files or {})[source]
-            rows = islice(_file_rows(recipe, [path]), span.start, span.stop)
+            rows = itertools.islice(_file_rows(recipe, source, [path]), span.start, span.stop)
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
         raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
-    entries = _merge((where, _entry(recipe, where, row)) for where, row in rows)
-    if not entries:
-        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents.")
-    return entries
+    return _merge(recipe, split, rows)
+
+
+def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> tuple[Entry, ...]:
+    """The entries of a split, in file order; raises as :func:`read_split`."""
+    return read_split(recipe, split, data_files).entries
 
 
 @cached_by_content(8)
+def split_data(dataset: str, split: str, data_files: DataFiles) -> SplitData:
+    """A split of ``dataset`` (a name or a folder): :func:`read_split`, with its last results cached."""
+    return read_split(find(dataset), split, data_files)
+
+
 def split_entries(dataset: str, split: str, data_files: DataFiles) -> tuple[Entry, ...]:
-    """The entries of a split of ``dataset`` (a name or a folder): :func:`load_split`, with its last results cached."""
-    return load_split(find(dataset), split, data_files)
+    """The entries of a split of ``dataset``, from :func:`split_data`."""
+    return split_data(dataset, split, data_files).entries
 
 
 @cached_by_content(8)
@@ -86,7 +107,7 @@ def split_hash(dataset: str, split: str, data_files: DataFiles) -> str:
 
 def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:
     try:
-        rows = _huggingface().load_dataset(hub.id, hub.config, revision=hub.revision, split=place)
+        rows = tables.huggingface().load_dataset(hub.id, hub.config, revision=hub.revision, split=place)
     except Exception as error:  # the hub client raises errors of several libraries, all of which mean no data
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise BenchError(
@@ -96,90 +117,36 @@ def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:
     return ((f"{hub.id} {place}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _file_rows(recipe: Recipe, paths: Sequence[Path]) -> Iterator[Row]:
+def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
-        if not path.is_file() and not (recipe.format == "text" and path.is_dir()):
+        if not path.exists():
             raise BenchError(
-                f"{path} is not a file: put the data of {recipe.name} there, or name other files with --data-files."
+                f"{path} is not a file: put the data of {recipe.name} there, or name other files with --data-files "
+                f"(one --data-files SPLIT=FILE for each file whose name contains a comma)."
             )
+        if recipe.format == "text":
+            yield from tables.texts(path)
+        elif recipe.format == "squad":
+            yield from _squad_rows(recipe, path, split)
+        else:
+            yield from tables.rows(path, split)
+
+
+def _squad_rows(recipe: Recipe, path: Path, split: str) -> Iterator[Row]:
+    """Flat rows as they are; the nested JSON of SQuAD as one row per paragraph, numbered across all articles."""
+    for where, row in tables.rows(path, split):
+        if "data" not in row or recipe.column("text") in row:
+            yield where, row
+            continue
         try:
-            if recipe.format == "text":
-                yield from _texts(path)
-            elif recipe.format == "squad" and path.suffix == ".json":
-                yield from _squad_paragraphs(path)
-            elif path.suffix == ".csv":
-                yield from _csv_rows(path)
-            elif path.suffix == ".parquet":
-                yield from _parquet_rows(path)
-            else:
-                yield from _json_rows(path)
-        except UnicodeDecodeError:
-            raise BenchError(f"{path} is not UTF-8 text: convert it first.") from None
-
-
-def _texts(path: Path) -> Iterator[Row]:
-    """One document per file; a folder means its .txt files. ``Author_Title_1864.txt`` gives title and year."""
-    for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
-        title, year = re.fullmatch(r"(.*?)(?:_(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
-        text = file.read_text(encoding="utf-8-sig")
-        yield str(file), {"text": text, "title": title.replace("_", " "), "timestamp": year or ""}
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path}, row {number}", _json(line, f"{path}, row {number}")
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BenchError(f"{where} is not valid JSON (column {error.colno}: {error.msg}).") from None
-    if not isinstance(value, dict):
-        raise BenchError(f"{where} is not a JSON object with one key per column.")
-    return value
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        number = 0
-        try:
-            for number, row in enumerate(reader, 1):
-                if None in row or None in row.values():
-                    header = len(reader.fieldnames or ())
-                    raise BenchError(f"{path}, row {number} does not have the {header} cells of the header.")
-                yield f"{path}, row {number}", row
-        except csv.Error as error:
-            raise BenchError(f"{path}, row {number + 1} is not valid CSV: {error}.") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    datasets = _huggingface()
-    try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise BenchError(f"{path} is not readable Parquet: {error.__cause__ or error}.") from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _huggingface() -> Any:
-    return import_module("datasets")  # by name, because a type checker would find the project's own folder
-
-
-def _squad_paragraphs(path: Path) -> Iterator[Row]:
-    """The nested JSON of SQuAD 1.1, one row per paragraph, numbered across all articles."""
-    articles: Any = _json(path.read_text(encoding="utf-8-sig"), str(path)).get("data")
-    try:
-        paragraphs = [
-            {**paragraph, "title": article["title"]} for article in articles for paragraph in article["paragraphs"]
-        ]
-    except (TypeError, KeyError):
-        raise BenchError(f"{path} is not SQuAD JSON: it needs data[*].title and data[*].paragraphs[*].") from None
-    yield from ((f"{path}, paragraph {number}", row) for number, row in enumerate(paragraphs, 1))
+            paragraphs = [
+                {**({"title": article["title"]} if "title" in article else {}), **paragraph}
+                for article in row["data"]
+                for paragraph in article["paragraphs"]
+            ]
+        except (TypeError, KeyError):
+            raise BenchError(f"{path} is not SQuAD JSON: it needs data[*].paragraphs[*], each a mapping.") from None
+        yield from ((f"{path}, paragraph {number}", paragraph) for number, paragraph in enumerate(paragraphs, 1))
 
 
 def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
@@ -187,51 +154,104 @@ def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
     text = _cell(recipe, where, row, "text", required=True)
     if not text.strip():
         raise BenchError(f"{where}, column {recipe.column('text')}: the document is empty.")
-    document = Document(
-        document_id(text),
-        text,
-        _cell(recipe, where, row, "title"),
-        _cell(recipe, where, row, "timestamp"),
-    )
+    document = Document(document_id(text), text, _cell(recipe, where, row, "title"), _timestamp(recipe, where, row))
     nested = recipe.format == "documents" or (recipe.format == "squad" and recipe.column("questions") in row)
-    if recipe.format == "text":
-        questions: tuple[GoldQuestion, ...] = ()
-    elif nested:
+    questions: tuple[GoldQuestion, ...] = ()
+    if nested:
         items = row.get(recipe.column("questions"))
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise BenchError(f"{where}, column {recipe.column('questions')}: expected a list of questions.")
         questions = tuple(
-            _question(recipe, f"{where}, question {number}", item, document) for number, item in enumerate(items, 1)
+            _question(recipe, f"{where}, question {number}", item) for number, item in enumerate(items, 1)
         )
-    else:
-        questions = (_question(recipe, where, row, document),)
+    elif recipe.format != "text":
+        questions = (_question(recipe, where, row),)
     return Entry(document, questions, _facts(recipe, where, row, text), _cell(recipe, where, row, "group"))
 
 
-def _question(recipe: Recipe, where: str, row: Mapping[str, Any], document: Document) -> GoldQuestion:
+def _question(recipe: Recipe, where: str, row: Mapping[str, Any]) -> GoldQuestion:
+    """A question, with the id "" if it has none, and without answers if it has none and is to be left out."""
     text = _cell(recipe, where, row, "question", required=True).strip()
     if not text:
         raise BenchError(f"{where}, column {recipe.column('question')}: the question is empty.")
-    raw = row.get(recipe.column("answers"))
-    if isinstance(raw, dict):  # the hub's form of SQuAD: {"text": [...], "answer_start": [...]}
-        raw = raw.get("text")
+    answers = _answers(recipe, where, row)
+    if recipe.unanswerable == "keep":
+        answers = answers or NO_ANSWER
+    if recipe.gold == "shortest":
+        answers = answers and (min(answers, key=len),)
+    return GoldQuestion(
+        Question(_cell(recipe, where, row, "id"), text), answers, _cell(recipe, where, row, "revises") or None
+    )
+
+
+def _answers(recipe: Recipe, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The different answers of a question in order; none if it has none and the recipe allows that."""
+    column = recipe.column("answers")
+    here = f"{where}, column {column}"
+    raw = row.get(column)
+    if isinstance(raw, dict) and "text" in raw:  # the hub's form of SQuAD: {"text": [...], "answer_start": [...]}
+        raw = raw["text"]
+    if recipe.format == "squad" and str(row.get("is_impossible")).lower() == "true":
+        raw = []
     if isinstance(raw, str) and recipe.answer_separator:
         raw = raw.split(recipe.answer_separator)
+    elif isinstance(raw, str) and recipe.answer_cells == "list":
+        raw = _listed(here, raw)
+    elif isinstance(raw, str) and recipe.answer_cells is None and _LISTED.fullmatch(raw):
+        raise BenchError(
+            f"{here}: {raw[:60]} looks like a list in a text cell. Set answer_cells in the recipe: "
+            f"list (a list of answers) or text (an answer in brackets)."
+        )
     parts = raw if isinstance(raw, list) else [raw]
-    texts = (_plain(part.get("text") if isinstance(part, dict) else part) for part in parts)
-    answers = tuple(dict.fromkeys(answer.strip() for answer in texts if answer and answer.strip()))
-    if not answers:
-        raise BenchError(f"{where}, column {recipe.column('answers')}: the question has no answer.")
-    if recipe.gold == "shortest":
-        answers = (min(answers, key=len),)
-    identity = _cell(recipe, where, row, "id") or document_id(f"{document.id} {text}")
-    return GoldQuestion(Question(identity, text), answers, _cell(recipe, where, row, "revises") or None)
+    texts = [part["text"] if isinstance(part, dict) and "text" in part else part for part in parts]
+    answers = [answer.strip() for text in texts for answer in _spellings(here, text)]
+    answers = list(dict.fromkeys(filter(None, answers)))
+    if not answers and not recipe.unanswerable and not (recipe.format == "squad" and raw == []):
+        raise BenchError(
+            f"{here}: the question has no answer. If that is meant, set unanswerable: leave_out or keep in the recipe."
+        )
+    return tuple(answers)
+
+
+def _listed(where: str, cell: str) -> list[Any]:
+    """The items of a list that stands in a text cell as JSON or Python writes it; numbers as they are written."""
+    text = cell.strip()
+    if not text:
+        return []
+    with contextlib.suppress(BenchError):
+        value = tables.parse_json(text, where)
+        if isinstance(value, list):
+            return value
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError), warnings.catch_warnings():
+        warnings.simplefilter("error")  # of an escape that Python does not know, so that it did not write this
+        node = ast.parse(text, mode="eval").body
+        sources = [ast.get_source_segment(text, item) or "" for item in getattr(node, "elts", [node])]
+        if isinstance(node, ast.List) and all(map(_ITEM.fullmatch, sources)):
+            return [Number(source) if source[-1] not in "'\"" else ast.literal_eval(source) for source in sources]
+    raise BenchError(
+        f'{where}: {cell[:60]} is not a list of texts such as ["Cologne", "Köln"]. (NumPy arrays have no commas: '
+        f"convert them with tolist() first.)"
+    )
+
+
+def _spellings(where: str, value: Any) -> list[str]:
+    """A gold answer as text; a number as it is written and without zeros at its end, so that 3.0 accepts "3"."""
+    text = _text(where, value)
+    if not text or not isinstance(value, Number | float | decimal.Decimal):
+        return [text]
+    try:
+        number = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        return [text]
+    if not number.is_finite() or abs(number.adjusted()) > _LONGEST_NUMBER:
+        return [text]
+    plain = f"{number:f}"
+    return [text, plain.rstrip("0").rstrip(".") if "." in plain else plain]
 
 
 def _facts(recipe: Recipe, where: str, row: Mapping[str, Any], text: str) -> tuple[tuple[int, int], ...]:
-    spans = row.get(recipe.column("facts")) or []
     try:
-        facts = tuple((int(start), int(end)) for start, end in spans)
+        facts = tuple((_whole(start), _whole(end)) for start, end in row.get(recipe.column("facts")) or [])
     except (TypeError, ValueError):
         facts = ((0, 0),)
     if any(not 0 <= start < end <= len(text) for start, end in facts):
@@ -241,47 +261,143 @@ def _facts(recipe: Recipe, where: str, row: Mapping[str, Any], text: str) -> tup
     return facts
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, Number):
+        value = float(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value % 1:
+        raise ValueError
+    return int(value)
+
+
+def _timestamp(recipe: Recipe, where: str, row: Mapping[str, Any]) -> str:
+    text = _cell(recipe, where, row, "timestamp").strip()
+    if not text:
+        return ""
+    value = row[recipe.column("timestamp")]
+    native = value if isinstance(value, datetime.date) else text
+    try:
+        return times.to_iso(native, recipe.timestamp_format)
+    except ValueError as error:
+        remedy = (
+            'Write 2031-05-02, or declare its format in the recipe, e.g. timestamp_format: "%d.%m.%Y" or '
+            "epoch_milliseconds."
+            if recipe.timestamp_format is None
+            else f"The recipe declares timestamp_format: {recipe.timestamp_format}."
+        )
+        raise BenchError(f"{where}, column {recipe.column('timestamp')}: {error}. {remedy}") from None
+
+
 def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, required: bool = False) -> str:
     """A cell as text; "" for an optional cell that is empty or missing."""
     column = recipe.column(name)
     if column not in row:
         if required or recipe.declares(name):
-            raise BenchError(f"{where} has no column {column!r} (our {name!r}).{nearest(column, row)}")
+            nested = isinstance(row.get("data"), list) and recipe.format != "squad"
+            hint = " The file is nested like SQuAD: use format: squad." if nested else nearest(column, row)
+            raise BenchError(f"{where} has no column {column!r} (our {name!r}).{hint}")
         return ""
-    text = _plain(row[column])
-    if text is not None and _SURROGATE.search(text):
-        raise BenchError(
-            f"{where}, column {column}: the text contains half a surrogate pair, which is not a character."
-        )
-    if text is None:
-        raise BenchError(f"{where}, column {column}: expected text, found {type(row[column]).__name__}.")
+    return _text(f"{where}, column {column}", row[column])
+
+
+def _text(where: str, value: Any) -> str:
+    """Text, a number, a date or an empty cell as text. A time of midnight is a date.
+
+    Raises:
+        BenchError: the value is of another type, or the text is not one.
+    """
+    if value is None or (isinstance(value, float | decimal.Decimal) and value != value):
+        return ""  # an empty cell of a table is read as NaN
+    if isinstance(value, datetime.date):
+        return times.to_iso(value, None)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | decimal.Decimal):
+        raise BenchError(f"{where}: expected text, found {type(value).__name__}.")
+    text = str(value)
+    if _SURROGATE.search(text):
+        raise BenchError(f"{where}: the text contains half a surrogate pair, which is not a character.")
     return text
 
 
-def _plain(value: Any) -> str | None:
-    """Text, a number, a date or an empty cell as text; None for anything else. A time of midnight is a date."""
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        value = value.date()
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    if isinstance(value, float) and value != value:
-        return ""  # an empty cell of a table is read as NaN
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    return "" if value is None else None
-
-
-def _merge(entries: Iterable[tuple[str, Entry]]) -> tuple[Entry, ...]:
+def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     """Merge the entries of equal documents, in the order of their first rows."""
     documents: dict[str, Entry] = {}
-    by_id: dict[str, tuple[str, GoldQuestion]] = {}
-    for where, entry in entries:
-        documents.setdefault(entry.document.id, entry)
+    golds: dict[str, tuple[str, GoldQuestion]] = {}  # by question id, with the document's id
+    places: dict[str, str] = {}
+    differing = 0
+    for where, row in rows:
+        entry = _entry(recipe, where, row)
+        first = documents.setdefault(entry.document.id, entry)
+        differing += (first.document, first.group) != (entry.document, entry.group)
         for gold in entry.questions:
+            gold = gold if gold.question.id else _with_id(gold, entry.document.id, golds)
             item = (entry.document.id, gold)
-            if by_id.setdefault(gold.question.id, item) != item:
+            if golds.setdefault(gold.question.id, item) != item:
                 raise BenchError(f"{where}: another question already has the id {gold.question.id!r}.")
+            places.setdefault(gold.question.id, where)
     questions: dict[str, list[GoldQuestion]] = {document: [] for document in documents}
-    for document, gold in by_id.values():
+    for document, gold in golds.values():
         questions[document].append(gold)
-    return tuple(replace(entry, questions=tuple(questions[document])) for document, entry in documents.items())
+    entries = tuple(replace(entry, questions=tuple(questions[document])) for document, entry in documents.items())
+    if not entries:
+        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents.")
+    _check_revisions(recipe, entries, places)
+    asked = tuple(
+        replace(entry, questions=tuple(gold for gold in entry.questions if gold.answers)) for entry in entries
+    )
+    left_out = sum(not gold.answers for _, gold in golds.values())
+    return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing)))
+
+
+def _with_id(gold: GoldQuestion, document: str, taken: Mapping[str, tuple[str, GoldQuestion]]) -> GoldQuestion:
+    """The question with an id made from its document and its text; with other answers, a second one gets another id."""
+    for repetition in itertools.count():
+        identity = document_id(f"{document} {gold.question.text}{f' {repetition}' if repetition else ''}")
+        named = replace(gold, question=replace(gold.question, id=identity))
+        if taken.get(identity, (document, named)) == (document, named):
+            break
+    return named
+
+
+def _check_revisions(recipe: Recipe, entries: Sequence[Entry], places: Mapping[str, str]) -> None:
+    """Check that each revised question comes before the one that revises it, so that there are no cycles.
+
+    Streams that are ordered by time, of documents that all have one, decide by time and then by the order of the file.
+    """
+    by_time = recipe.stream.order == "timestamp" and all(entry.document.timestamp for entry in entries)
+    order = list(entries)
+    if by_time:
+        order.sort(key=lambda entry: times.parse(entry.document.timestamp))
+    earlier: set[str] = set()
+    for gold in (gold for entry in order for gold in entry.questions):
+        if gold.revises is not None and gold.revises not in earlier:
+            problem = "comes later" if gold.revises in places else "is not in the split"
+            if gold.revises == gold.question.id:
+                problem = "is the question itself"
+            order_by = "timestamp" if by_time else "row; by timestamp with stream.order: timestamp, if no row lacks one"
+            raise BenchError(
+                f"{places[gold.question.id]}, question {gold.question.id!r}: it revises {gold.revises!r}, which "
+                f"{problem}. A question revises an earlier one of its split (by {order_by})."
+            )
+        earlier.add(gold.question.id)
+
+
+def _remarks(recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int, differing: int) -> Iterator[str]:
+    golds = [gold for entry in entries for gold in entry.questions]
+    if left_out:
+        yield (
+            f"{left_out} question(s) of {split} without an answer are left out "
+            f"(`unanswerable: keep` in the recipe scores them)."
+        )
+    if unanswerable := sum(gold.answers == NO_ANSWER for gold in golds):
+        yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: right is to answer nothing."
+    if differing:
+        yield (
+            f"{differing} row(s) of {split} repeat a document with another title, timestamp or group: its first row "
+            f"counts."
+        )
+    if recipe.segment == "characters":
+        yield "Scores of answers compare characters in scripts without spaces, as in MLQA (`segment: characters`)."
+    elif mostly_unspaced(gold.answers[0] for gold in golds if gold.answers != NO_ANSWER):
+        yield (
+            f"Most answers of {split} are in a script without spaces, where F1 by words is exact match: "
+            f"`segment: characters` in the recipe compares characters."
+        )

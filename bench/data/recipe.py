@@ -13,6 +13,8 @@ from typing import Annotated, Literal, get_args
 import pydantic
 
 from bench import paths
+from bench.data.scripts import Segmentation
+from bench.data.times import check_format
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
 
@@ -95,12 +97,20 @@ class Recipe(_Strict):
     format: Literal["documents", "rows", "squad", "text"]
     columns: Mapping[Column, str] = {}
     """Our name of a column -> its name in the data, if they differ."""
+    timestamp_format: Annotated[str, pydantic.AfterValidator(check_format)] | None = None
+    """Format of timestamps that are not ISO 8601 (:mod:`bench.data.times`)."""
     answer_separator: str | None = None
     """Separator of the answers in a cell that contains all of them as one string."""
+    answer_cells: Literal["text", "list"] | None = None
+    """Content of an answer cell in brackets: an answer, or a list of answers. None: such a cell is an error."""
+    unanswerable: Literal["leave_out", "keep"] | None = None
+    """Treatment of questions without an answer. None: left out with format ``squad``, an error with the others."""
     splits: Mapping[Split, str] = {}
     """Our split -> source split, or a range of its rows (``train[0:1000]``). Default: the same names."""
     gold: Literal["all", "shortest"] = "all"
     """Reference answers that count."""
+    segment: Segmentation = "words"
+    """Tokens of F1: words, or characters in scripts without spaces."""
     stream: StreamPolicy = StreamPolicy()
     anchor: Anchor | None = None
 
@@ -127,6 +137,8 @@ class Recipe(_Strict):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.answer_separator == "" or (self.answer_separator and self.answer_cells):
+            raise ValueError("answer_separator is a text that is not empty, and excludes answer_cells")
         if self.source is None:
             if self.splits:
                 raise ValueError("splits without a source")

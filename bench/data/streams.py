@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pydantic
 
+from bench.data import times
 from bench.data.documents import Document, Entry, Stream, stream_hash, superseded
 from bench.data.reader import NO_FILES, DataFiles, MissingSplit, load_split
 from bench.data.recipe import Recipe, StreamPolicy
@@ -96,13 +97,14 @@ def draw(
     if documents is None:
         if index:
             raise BenchError(
-                f"A whole split is one stream: use 1 stream of {split!r}, or set the number of documents per stream."
+                f"A whole split is one stream: use 1 stream of {split!r}, or set the number of documents per stream "
+                f"(--streams, --documents, --validation-documents)."
             )
         return tuple(entries)
     if documents < 1 or (index + 1) * documents > len(entries):
         raise BenchError(
             f"{split!r} of {dataset} has {len(entries)} documents, too few for {index + 1} disjoint stream(s) of "
-            f"{documents}: use fewer streams or documents (--streams, --documents)."
+            f"{documents}: use fewer streams or documents (--streams, --documents, --validation-documents)."
         )
 
     def rank(*name: str | int) -> int:
@@ -117,7 +119,7 @@ def draw(
         undated = [entries[position].document.id for position in run if not entries[position].document.timestamp]
         if undated:
             raise BenchError(f"Document {undated[0]} ({split!r} of {dataset}) has no timestamp to order the stream by.")
-        run.sort(key=lambda position: (entries[position].document.timestamp, position))
+        run.sort(key=lambda position: (times.parse(entries[position].document.timestamp), position))
     elif policy.order == "random":
         run.sort(key=lambda position: rank(index, entries[position].document.id))
     return tuple(entries[position] for position in run)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import string
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -159,6 +161,13 @@ class TestEvaluateClasses:
         result = metric.compute(predictions=predictions, references=references)
         assert result == {metric.NAME: sum(each) / 2}
 
+    def test_a_configuration_counts_characters(self, classes):
+        pairs = {"predictions": ["建筑师李安"], "references": [["李安"]]}
+        assert classes.TokenF1().compute(**pairs) == {"f1": 0.0}
+        assert classes.TokenF1("characters").compute(**pairs) == {"f1": pytest.approx(4 / 7)}
+        with pytest.raises(ValueError, match="words, characters"):
+            classes.TokenF1("letters")
+
     def test_answers_can_be_added_one_by_one(self, classes):
         metric = classes.TokenF1()
         metric.add(prediction="cat", reference=["cat sat", "dog"])
@@ -184,7 +193,54 @@ def test_on_squad_every_gold_is_perfect_and_few_vanish():
     assert sum(map(gold_vanishes, answers)) <= 3  # the whole development set has three
 
 
-@given(gold=st.text(max_size=12), prediction=st.text(max_size=12))
+class TestScriptsWithoutSpaces:
+    @pytest.mark.parametrize(
+        ("prediction", "gold", "words", "characters"),
+        [
+            ("建筑师李安", "李安", 0.0, 2 * 2 / (5 + 2)),
+            ("「李安」。", "李安", 0.0, 1.0),  # the brackets are no ASCII punctuation
+            ("安李", "李安", 0.0, 1.0),
+            ("1882年", "一八八二年", 0.0, 2 / (2 + 5)),  # 1882 is one word
+            ("東京の港", "東京港", 0.0, 6 / 7),
+            ("กขค", "กข", 0.0, 4 / 5),
+            ("the salmon", "salmon", 1.0, 2 / 3),  # Chinese has no articles, so none is removed
+            ("", "李", 0.0, 0.0),
+        ],
+    )
+    def test_f1_counts_characters(self, prediction, gold, words, characters):
+        assert token_f1(prediction, [gold]) == pytest.approx(words)
+        assert token_f1(prediction, [gold], "characters") == pytest.approx(characters)
+
+    @given(st.text(st.sampled_from("李安灯塔年Aa1é -.。「」—_$"), max_size=12))
+    def test_the_normalisation_is_that_of_mlqa_for_chinese(self, text):
+        kept = [c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")]
+        pieces = "".join(f" {c} " if "\u4e00" <= c <= "\u9fa5" else c for c in kept).split()
+        assert normalize(text, "characters") == " ".join(pieces)
+
+    @given(texts, golds)
+    def test_scores_are_ordered_and_bounded(self, prediction, golds):
+        scores = score(prediction, golds, "characters")
+        assert tuple(scores) == metrics.ANSWER_SCORES
+        assert 0 <= scores["em"] <= scores["f1"] <= 1 and scores["f1"] >= scores["f1_shortest"]
+
+    def test_every_score_follows(self):
+        assert score("李安，建筑师", ["李安"], "characters") == {
+            "f1": pytest.approx(4 / 7),
+            "em": 0.0,
+            "em_prefix": 1.0,
+            "f1_shortest": pytest.approx(4 / 7),
+        }
+
+
+@pytest.mark.parametrize("segment", ["words", "characters"])
+@pytest.mark.parametrize(
+    ("prediction", "right"), [("", 1.0), (" ?! ", 1.0), ("Ana Roos", 0.0), ("10", 0.0), ("。年", 0.0)]
+)
+def test_a_question_without_an_answer_is_right_only_if_nothing_is_answered(prediction, right, segment):
+    assert set(score(prediction, [""], segment).values()) == {right}
+
+
+@given(gold=st.text(max_size=12).filter(str.strip), prediction=st.text(max_size=12))
 def test_prefix_match_differs_from_exact_match_only_if_the_prediction_is_longer(gold: str, prediction: str) -> None:
     long, short = metrics.normalize(prediction), metrics.normalize(gold.strip())
     prefix, exact = metrics.prefix_exact_match(prediction, [gold]), metrics.exact_match(prediction, [gold.strip()])
