@@ -22,6 +22,15 @@ class Diverged(RunError):
     """A loss or a state became NaN or infinite. In a run, the cell is recorded as diverged."""
 
 
+def text_of(error: BaseException) -> str:
+    """The error's message, or a word about one that cannot be shown, as UTF-8 can hold it."""
+    try:
+        text = str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+    return text.encode(errors="replace").decode()
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error message: " Did you mean ...?" with the names most like ``name``, else a list of all names."""
     names = sorted(names)

@@ -6,6 +6,7 @@ A check takes a method's class. If the method breaks the contract, it raises :cl
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,19 +19,22 @@ from bench.conformance.fixtures import Violation, prepare, require
 from bench.conformance.loops import (
     CANARY,
     GuardedLoop,
+    InterruptedLoop,
     RescoredLoop,
-    State,
     WatchedLoop,
     difference,
     make_loop,
+    resumed,
     run,
     snapshot,
     state_difference,
 )
+from bench.conformance.reach import reachable_strings, spelled
 from bench.contract.config import MethodConfig
 from bench.contract.method import Conditioning, Method
 from bench.data.documents import Document, Entry, document_id
 from bench.errors import first_problem
+from bench.harness.integrity import Fingerprint
 from bench.harness.loop import question_for_method
 
 ODD_TEXTS = {
@@ -83,7 +87,8 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
     documents = fixtures.documents(entries)
     for document in documents:
         method.observe(document)
-    questions = [question_for_method(kind, gold.question, e.document) for e in entries for gold in e.questions]
+    sees = kind.sees_evidence
+    questions = [question_for_method(sees, gold.question, e.document) for e in entries for gold in e.questions]
     before = [dict(vars(question)) for question in questions]
     with torch.no_grad():
         conditioning = method.condition(questions)
@@ -192,31 +197,21 @@ def state_survives_saving(kind: type[Method]) -> None:
 
     entries = fixtures.entries()
     first = run(prepare(kind), entries)
-    state = load(save(first.states[fixtures.LENGTH - 1]))
-    item = difference(_resume(kind, entries, state, fixtures.LENGTH).history(), first.history())
+    loop = make_loop(resumed(kind, load(save(first.states[fixtures.LENGTH - 1]))), entries)
+    loop.probe(1.0, len(entries))
+    item = difference(loop.history(), first.history())
     require(item is None, f"{item} differs after saving and loading: state_dict must return the whole state.")
 
 
 def resumes_in_mid_stream(kind: type[Method]) -> None:
-    """A run that resumes from a saved state ends like one that was never interrupted."""
-    entries, seen = fixtures.entries(), fixtures.LENGTH - 2  # no probe comes right after it
-    whole = run(prepare(kind), entries)
-    item = difference(_resume(kind, entries, whole.states[seen - 1], seen).history(), whole.history())
+    """A run that resumes from a saved state, at any position, goes on like one that was never interrupted."""
+    entries = fixtures.entries(fixtures.LONG)
+    whole, interrupted = (
+        run(prepare(kind), entries, loop, probes=(1.0,)).history(fixtures.LONG)
+        for loop in (WatchedLoop, InterruptedLoop)
+    )
+    item = difference(interrupted, whole)
     require(item is None, f"{item} differs in a run resumed in mid-stream: state_dict must return the whole state.")
-
-
-def _resume(kind: type[Method], entries: Sequence[Entry], state: State, seen: int) -> WatchedLoop:
-    """Load the state after ``seen`` documents into a fresh instance, and continue to the last probe."""
-    method = prepare(kind)
-    method.reset()
-    method.load_state_dict(state)
-    tensor = state_difference(state, snapshot(method))
-    require(tensor is None, f"The tensor {tensor} differs after load_state_dict, which must restore the whole state.")
-    loop = make_loop(method, entries)
-    for position in range(seen, len(entries)):
-        loop.step(position, loop.documents[position])
-    loop.probe(1.0, len(entries))
-    return loop
 
 
 def reset_forgets(kind: type[Method]) -> None:
@@ -227,32 +222,59 @@ def reset_forgets(kind: type[Method]) -> None:
     tensor = state_difference(learned, {name: snapshot(method).get(name, value) for name, value in learned.items()})
     require(tensor is None, f"reset loses what fit learned in the tensor {tensor}: it must restore that value.")
     start, weights = snapshot(method), method.lm.weights_hash()
-    run(method, fixtures.entries())
+    entries, others = fixtures.entries(), fixtures.entries()
+    before = run(method, entries, observed=others).history()
+    run(method, entries)
     method.reset()
     tensor = state_difference(start, snapshot(method))
     require(tensor is None, f"reset does not restore the tensor {tensor}: undo all that observe changed.")
     require(method.lm.weights_hash() == weights, "reset does not restore the base's weights: call super().reset().")
+    item = difference(run(method, entries, observed=others).history(), before)
+    require(
+        item is None,
+        f"{item} changes once the documents with the answers were observed before the last reset: reset must forget "
+        f"every document, also what is kept in classes, modules, caches or files.",
+    )
     entries = fixtures.entries()
     reused, fresh = run(method, entries).history(), run(prepare(kind), entries).history()
     item = difference(reused, fresh)
     require(item is None, f"{item} depends on a stream before the last reset: reset must forget every document.")
 
 
+def no_text_survives_reset(kind: type[Method]) -> None:
+    """After ``reset`` no text of an earlier document or question can be reached from the method or its modules."""
+    method = prepare(kind)
+    entries, marks = fixtures.marked_entries()
+    run(method, entries)
+    method.reset()
+    texts = re.compile("|".join(marks), re.IGNORECASE)
+    spellings = [spelling for mark in marks for spelling in (mark, f" {mark}", mark.lower(), f" {mark.lower()}")]
+    ids = [spelled(method.lm.encode(spelling).tolist()) for spelling in spellings]
+    for place, string in reachable_strings(method):
+        mark = texts.search(string)
+        found = string[max(0, mark.start() - 20) : mark.end()] if mark else next(filter(string.__contains__, ids), None)
+        require(
+            found is None,
+            f"Text of an earlier stream can be reached after reset ({found!r:.60} from {place}): reset must forget "
+            f"every document and question, also what is kept in classes, modules, closures and caches.",
+        )
+
+
 def base_is_restored(kind: type[Method]) -> None:
-    """After ``reset`` and ``lm.restore()`` the base is again the one that was loaded, for its next user."""
-    method, fresh = prepare(kind), fixtures.base_model()
+    """After ``reset`` and ``lm.restore()`` the base, the harness and torch are as before the method was imported."""
+    lm = fixtures.base_model()
+    before = Fingerprint.of(lm)
+    method = prepare(kind, lm=lm)
     run(method, fixtures.entries())
     method.reset()
-    lm = method.lm
     lm.restore()
+    other, first = fixtures.first_fingerprint()
+    change = before.difference(lm) or first.difference(other)
     require(
-        lm.weights_hash() == fresh.weights_hash(),
-        "lm.restore() does not restore the base's weights: change them only in place, and add none.",
+        change is None,
+        f"After reset and lm.restore(), {change}. Change nothing of the base but the values of its weights, or undo it "
+        f"in reset (hooks, wrappers), and leave the harness, the libraries and their settings alone.",
     )
-    ids = fresh.encode(fixtures.entries(1)[0].document.text)
-    with torch.no_grad():
-        same = torch.equal(lm.log_probs(ids), fresh.log_probs(ids))
-    require(same, "The base has its weights back but gives other outputs: reset must remove hooks and wrappers.")
 
 
 def reads_odd_documents(kind: type[Method]) -> None:
@@ -263,12 +285,15 @@ def reads_odd_documents(kind: type[Method]) -> None:
 
 
 def runs_in_bfloat16(kind: type[Method]) -> None:
-    """The method also works on a base in bfloat16, and keeps its dtype."""
+    """The method also works on a base that computes in bfloat16, and keeps its weights in float32."""
     method = prepare(kind, "bfloat16")
     texts = [document.text for document in fixtures.documents(fixtures.entries(2))]
     _stays_finite(method, dict(zip(("a base in bfloat16", "the same base, adapted"), texts, strict=True)))
-    changed = [name for name, value in method.lm.named_tensors() if value.dtype == torch.float32]
-    require(not changed, f"The base's {changed and changed[0]} became float32: keep the base's dtype.")
+    for name, value in method.lm.named_tensors():
+        require(
+            value.dtype == torch.float32,
+            f"The base's {name} became {value.dtype}: keep its weights in float32, or small updates are rounded away.",
+        )
 
 
 def _stays_finite(method: Method, texts: Mapping[str, str], segment_tokens: int | None = None) -> None:
@@ -303,6 +328,7 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
         state_survives_saving,
         resumes_in_mid_stream,
         reset_forgets,
+        no_text_survives_reset,
         base_is_restored,
         reads_odd_documents,
         runs_in_bfloat16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -14,18 +15,23 @@ from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Method
 from bench.data.documents import Document, Entry, Episode, GoldQuestion, Question, document_id, episodes
 from bench.errors import BenchError
+from bench.harness.integrity import Fingerprint
 from bench.harness.loop import construct, fit
-from bench.lm.base_model import DTYPES, BaseModel
+from bench.lm.base_model import BaseModel
+from bench.lm.probe import Abilities
 
 HIDDEN, LAYERS, HEADS, WINDOW = 32, 2, 2, 256
 LENGTH = 6
 """Documents in a stream."""
+LONG = 18
+"""Documents in a stream that shows what happens every n documents, for n up to 16."""
 SEED = 7
 _SHIPS = ("Aldora", "Brisk", "Corvane", "Dunmere", "Estrel", "Fenwick", "Galdan", "Hesper")
 _PORTS = ("Corvale", "Brunsk", "Tarmouth", "Ostavia", "Quillby", "Norhaven", "Pellan")
 _RESERVED = 24
 """Number of documents reserved for the tokenizer and offline learning; no stream contains them."""
 _numbers = itertools.count(_RESERVED)
+_stems = map("".join, itertools.product("bcdfghjklm", repeat=4))
 
 
 class Violation(Exception):
@@ -57,6 +63,26 @@ def _entry(k: int) -> Entry:
         for key, wording, answer in questions
     )
     return Entry(document, tuple(golds), group=ship)
+
+
+def marked_entries() -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """A stream of new documents, and the words by which it can be recognised.
+
+    A document's title, the beginning and the end of its text, and its questions have one of these words, which occurs
+    nowhere else.
+    """
+    stem = next(_stems)
+    marks = tuple(f"Xyloqu{letter}g{stem}" for letter in "aeiouy")
+    return tuple(_marked(entry, mark) for entry, mark in zip(entries(), marks, strict=True)), marks
+
+
+def _marked(entry: Entry, mark: str) -> Entry:
+    document = Document(entry.document.id, f"{mark}: {entry.document.text} Her captain is {mark}.", mark)
+    golds = (
+        dataclasses.replace(gold, question=Question(gold.question.id, f"{mark} asks: {gold.question.text}"))
+        for gold in entry.questions
+    )
+    return dataclasses.replace(entry, document=document, questions=tuple(golds))
 
 
 def documents(stream: Sequence[Entry]) -> tuple[Document, ...]:
@@ -97,18 +123,32 @@ def _template() -> tuple[Any, Any]:
 
 def base_model(dtype: str = "float32") -> BaseModel:
     """A tiny Llama with random weights, the same at every call, and a byte-level tokenizer."""
-    model, tokenizer = copy.deepcopy(_template())
-    return BaseModel(model.to(DTYPES[dtype]), tokenizer)
+    lm = BaseModel(*copy.deepcopy(_template()), dtype=dtype)
+    vars(lm)["abilities"] = _abilities()
+    return lm
 
 
-def prepare(kind: type[Method], dtype: str = "float32") -> Method:
-    """A fresh instance on a fresh base, fitted if it learns offline.
+@functools.cache
+def _abilities() -> Abilities:
+    """The abilities of all copies of the template, which take long to try."""
+    return BaseModel(*copy.deepcopy(_template())).abilities
+
+
+@functools.cache
+def first_fingerprint() -> tuple[BaseModel, Fingerprint]:
+    """A base that no method gets, and the fingerprint taken at the first call, before a method is imported."""
+    lm = base_model()
+    return lm, Fingerprint.of(lm)
+
+
+def prepare(kind: type[Method], dtype: str = "float32", lm: BaseModel | None = None) -> Method:
+    """A fresh instance on this base (by default a fresh one), fitted if it learns offline.
 
     Raises:
         Skip: the method refuses to run with a request to the user, such as to install a package.
     """
     try:
-        method = _construct(kind, dtype)
+        method = _construct(kind, lm or base_model(dtype))
         if isinstance(method, MetaTrained):
             method.learner.load_state_dict(_train_learner(type(method), dtype))
         elif kind.fit is not Method.fit:
@@ -118,17 +158,17 @@ def prepare(kind: type[Method], dtype: str = "float32") -> Method:
     return method
 
 
-def _construct(kind: type[Method], dtype: str) -> Method:
+def _construct(kind: type[Method], lm: BaseModel) -> Method:
     config: Any = kind.Config()
     if issubclass(kind, MetaTrained):
         config = config.model_copy(update={"training": config.training.brief()})
-    return construct(kind, base_model(dtype), config, SEED)
+    return construct(kind, lm, config, SEED)
 
 
 @functools.cache
 def _train_learner(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
     """The learner's state after meta-training, which is done once for all checks."""
-    method = _construct(kind, dtype)
+    method = _construct(kind, base_model(dtype))
     assert isinstance(method, MetaTrained)
     fit(method, _episodes())
     state: dict[str, Any] = method.learner.state_dict()

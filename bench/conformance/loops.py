@@ -6,18 +6,16 @@ Nothing comes between the harness and the method: the checks run what a board ru
 from __future__ import annotations
 
 import copy
-import gc
 import math
-import sys
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.answering.decoding import Decoding
-from bench.conformance.fixtures import LENGTH, SEED, Violation, documents, require
+from bench.conformance.fixtures import LENGTH, SEED, Violation, documents, prepare, require
+from bench.conformance.reach import reachable_strings
 from bench.contract.method import Method
 from bench.data.documents import Document, Entry
 from bench.harness.loop import Loop, Score, question_for_method
@@ -101,14 +99,18 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def make_loop(
-    method: Method, entries: Sequence[Entry], kind: type[WatchedLoop] = WatchedLoop, **options: Any
+    method: Method,
+    entries: Sequence[Entry],
+    kind: type[WatchedLoop] = WatchedLoop,
+    observed: Sequence[Entry] | None = None,
+    **options: Any,
 ) -> WatchedLoop:
-    """A loop, not yet run, of the method over a copy of the entries."""
-    entries = copy.deepcopy(entries)
+    """A loop, not yet run, over a copy of the entries; the method observes their documents, or ``observed``."""
+    entries, observed = copy.deepcopy((entries, entries if observed is None else observed))
     return kind(
         method,
         entries,
-        documents(entries),
+        documents(observed),
         seed=SEED,
         **{"probes": PROBES, "decoding": Decoding(max_new_tokens=4), **options},
     )
@@ -132,41 +134,40 @@ class GuardedLoop(WatchedLoop):
     def probe(self, fraction: float, seen: int) -> None:
         """Run one probe, then search."""
         super().probe(fraction, seen)
-        kind = type(self.method)
-        self._search(*(question_for_method(kind, g.question, e.document) for e in self.entries for g in e.questions))
+        sees = type(self.method).sees_evidence
+        self._search(*(question_for_method(sees, g.question, e.document) for e in self.entries for g in e.questions))
 
     def _search(self, *inputs: object) -> None:
-        answer = next((value for value in _reachable_strings(self.method, inputs) if CANARY in value), None)
-        require(
-            answer is None,
-            f"Reference answers can be reached from the method ({answer!r:.60}). Keep only the documents and questions "
-            f"that observe and condition receive: no frame, no loop, no other object of the harness.",
-        )
+        for place, string in reachable_strings(self.method, inputs):
+            require(
+                CANARY not in string,
+                f"Reference answers can be reached from the method ({string!r:.60} from {place}). Keep only the "
+                f"documents and questions that observe and condition receive: no frame, no loop, no other object of "
+                f"the harness.",
+            )
 
 
-def _reachable_strings(method: Method, inputs: Sequence[object]) -> Iterator[str]:
-    """Every string that can be reached from the method, its class, its module or its inputs.
+def resumed(kind: type[Method], state: State) -> Method:
+    """A fresh instance that has loaded the state."""
+    method = prepare(kind)
+    method.reset()
+    method.load_state_dict(state)
+    tensor = state_difference(state, snapshot(method))
+    require(tensor is None, f"The tensor {tensor} differs after load_state_dict, which must restore the whole state.")
+    return method
 
-    Modules, and classes and function globals of other modules, are not followed: they lead everywhere.
+
+class InterruptedLoop(WatchedLoop):
+    """A loop that stops after every document and goes on with a fresh instance, which has nothing but the saved state.
+
+    If such a run ends like one without interruptions, so does a run that resumes from any one of the positions.
     """
-    own = type(method).__module__
-    todo: list[object] = [method, *inputs, *vars(sys.modules[own]).values()]
-    seen: dict[int, object] = {}
-    while todo:
-        value = todo.pop()
-        if id(value) in seen or isinstance(value, types.ModuleType):
-            continue
-        seen[id(value)] = value
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, bytes):
-            yield value.decode(errors="replace")
-        elif isinstance(value, type):
-            todo += vars(value).values() if value.__module__ == own else ()
-        elif isinstance(value, types.FunctionType):
-            todo += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
-        else:
-            todo += gc.get_referents(value)
+
+    def step(self, position: int, document: Document) -> None:
+        """Process one document, and go on with another instance."""
+        super().step(position, document)
+        self.method = resumed(type(self.method), self.states[position])
+        self.lm = self.method.lm
 
 
 class RescoredLoop(WatchedLoop):

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.conformance.checks import CHECKS
-from bench.conformance.fixtures import Skip, Violation
+from bench.conformance.fixtures import Skip, Violation, first_fingerprint
+from bench.conformance.process import targets
+from bench.conformance.verdict import Verdict
 from bench.contract import registry
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError, text_of
 
 STATIC = ("declares_itself", "config_is_sound")
 """Checks that do not run the method."""
+NAMES = (STATIC[0], *CHECKS)
+"""All checks, in the order of their verdicts."""
 COMPARING = {
     "blind_to_the_future",
     "blind_to_the_answers",
@@ -29,50 +32,38 @@ COMPARING = {
 """Checks that compare runs; their results mean nothing if two runs of the same stream already differ."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of one check on one method. A skipped check has passed; ``message`` says why it was skipped."""
-
-    check: str
-    method: str
-    passed: bool
-    skipped: bool = False
-    message: str = ""
-
-    def line(self) -> str:
-        """The verdict on one line of a terminal."""
-        verdict = "skip" if self.skipped else "pass" if self.passed else "FAIL"
-        return f"{verdict}  {self.method}  {self.check}" + (f": {self.message}" if self.message else "")
-
-
 def check(target: str, plugins: Sequence[str] = ()) -> Iterator[Verdict]:
-    """Verdicts of all checks on a method, or on each method in a file, as they finish.
-
-    A method fails if every check that runs it was skipped.
+    """Verdicts as from :func:`bench.conformance.process.check`, in this process: a method can end it.
 
     Raises:
         BenchError: the method or file does not exist.
     """
-    for info in _targets(target, plugins):
-        declaration = examine(info, STATIC[0])
-        yield declaration
-        if not declaration.passed:
-            continue
-        verdicts: dict[str, Verdict] = {}
-        for name in CHECKS:
-            if name in COMPARING and not verdicts["same_seed_same_results"].passed:
-                message = "Runs cannot be compared because same_seed_same_results failed: fix that first."
-                verdicts[name] = Verdict(name, info.name, passed=True, skipped=True, message=message)
-            else:
-                verdicts[name] = examine(info, name)
-            yield verdicts[name]
-        if all(verdict.skipped for name, verdict in verdicts.items() if name not in STATIC):
-            message = "Every check was skipped, so the method is untested: resolve the reason given above."
-            yield Verdict("is_tried_out", info.name, passed=False, message=message)
+    for info in targets(target, plugins):
+        yield from check_method(info)
+
+
+def check_method(info: registry.MethodInfo) -> Iterator[Verdict]:
+    """Verdicts of all checks on a method, as they finish. It fails if every check that runs it was skipped."""
+    declaration = examine(info, STATIC[0])
+    yield declaration
+    if not declaration.passed:
+        return
+    verdicts: dict[str, Verdict] = {}
+    for name in CHECKS:
+        if name in COMPARING and not verdicts["same_seed_same_results"].passed:
+            message = "Runs cannot be compared because same_seed_same_results failed: fix that first."
+            verdicts[name] = Verdict(name, info.name, passed=True, skipped=True, message=message)
+        else:
+            verdicts[name] = examine(info, name)
+        yield verdicts[name]
+    if all(verdict.skipped for name, verdict in verdicts.items() if name not in STATIC):
+        message = "Every check was skipped, so the method is untested: resolve the reason given above."
+        yield Verdict("is_tried_out", info.name, passed=False, message=message)
 
 
 def examine(info: registry.MethodInfo, name: str) -> Verdict:
     """The verdict of one check on one method."""
+    first_fingerprint()  # before a method is imported
     try:
         kind = registry.load(info)
         if kind.name != info.name:
@@ -83,21 +74,18 @@ def examine(info: registry.MethodInfo, name: str) -> Verdict:
         return Verdict(name, info.name, passed=True, skipped=True, message=str(reason))
     except (Violation, BenchError) as error:
         return Verdict(name, info.name, passed=False, message=str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Verdict(name, info.name, passed=False, message=_describe(error, info.file))
     return Verdict(name, info.name, passed=True)
 
 
-def _targets(target: str, plugins: Sequence[str]) -> list[registry.MethodInfo]:
-    if target.endswith(".py") or Path(target).is_file():
-        registry.list_methods([*plugins, target])  # fails if another method has a name of the file's
-        return registry.methods_in(target)
-    return [registry.find_method(target, plugins)]
-
-
-def _describe(error: Exception, file: Path) -> str:
+def _describe(error: BaseException, file: Path) -> str:
     """The error as a sentence, with the line of the method's file that led to it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    text = text_of(error).rstrip(".")
     where = f" ({file.name}, line {lines[-1]})" if lines else ""
-    notes = " ".join(getattr(error, "__notes__", ()))
-    return " ".join(f"{type(error).__name__}: {str(error).rstrip('.')}{where}. {notes}".split())
+    notes = list(getattr(error, "__notes__", ()))
+    if isinstance(error, SystemExit):
+        notes.append("A method must not end the process.")
+    kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "  # the harness's own is a sentence
+    return " ".join(f"{kind}{text:.1000}{where}. {' '.join(notes)}".split())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from bench.errors import first_problem, nearest
+from bench.errors import first_problem, nearest, text_of
 
 
 class Strict(pydantic.BaseModel):
@@ -105,3 +105,21 @@ def test_without_a_near_name_all_names_are_listed() -> None:
     assert nearest("unifrom", ["uniform", "lora"]) == " Did you mean uniform?"
     assert nearest("x", ["uniform", "lora"]) == " Known: lora, uniform."
     assert nearest("x", []) == ""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no\nway"), "no\nway"),
+        (SystemExit(0), "0"),
+        (Mute(), "(its message cannot be shown)"),
+        (ValueError("half \ud83d of it"), "half ? of it"),
+    ],
+)
+def test_the_message_of_any_error_can_be_written(error: BaseException, text: str) -> None:
+    assert text_of(error) == text

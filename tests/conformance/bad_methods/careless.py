@@ -1,6 +1,7 @@
 """Methods with common mistakes."""
 
 import random
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,24 @@ class LearnsFromQuestions(Method):
         return Conditioning()
 
 
+class CountsQuestions(Method):
+    """Counts the questions that it is asked, and saves the count."""
+
+    name = "counts_questions"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm, config, seed)
+        self.register("count", torch.zeros(()))
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        self.count += len(questions)
+        return Conditioning()
+
+
 class FlattersItself(Method):
     """Replaces the function with which the harness scores documents."""
 
@@ -134,14 +153,25 @@ class NamesDocumentsToCome(Method):
         return Conditioning(documents=[["to come"] for _ in questions])
 
 
+class CastsTheBase(Method):
+    """Casts the weights to the type that the base computes in."""
+
+    name = "casts_the_base"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        self.lm.model.to(self.lm.dtype)
+
+
 class WantsFloat32(Method):
-    """Multiplies the weights by a float32 matrix, whatever the dtype of the base."""
+    """Multiplies the logits by a float32 matrix, whatever the type that the base computes in."""
 
     name = "wants_float32"
     paper = "none"
 
     def observe(self, document: Document) -> None:
-        torch.mm(torch.eye(self.lm.model.config.hidden_size), self.lm.model.lm_head.weight.T)
+        logits = self.lm.model(input_ids=torch.tensor([[self.lm.bos_id]])).logits[0]
+        torch.mm(torch.eye(1), logits)
 
 
 class BadGrid(GradientMethod):
@@ -172,6 +202,16 @@ class NoObserve(Method):
 
     name = "no_observe"
     paper = "none"
+
+
+class Exits(Method):
+    """Calls sys.exit(0)."""
+
+    name = "exits"
+    paper = "none"
+
+    def observe(self, document: Document) -> None:
+        sys.exit(0)
 
 
 class SkipsEverything(Method):

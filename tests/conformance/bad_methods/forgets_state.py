@@ -65,3 +65,77 @@ class LoadsNothing(GradientMethod):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         pass
+
+
+class UpdatesEverySecond(GradientMethod):
+    """Collects documents in a list that it does not save, and updates on all of them when there are enough."""
+
+    name = "updates_every_second"
+    paper = "none"
+    every = 2
+    waiting: tuple[Document, ...] = ()
+
+    def reset(self) -> None:
+        super().reset()
+        self.waiting = ()
+
+    def observe(self, document: Document) -> None:
+        self.waiting = (*self.waiting, document)
+        if len(self.waiting) == self.every:
+            for waiting in self.waiting:
+                super().observe(waiting)
+            self.waiting = ()
+
+
+class UpdatesEveryFourth(UpdatesEverySecond):
+    """The same, every fourth document."""
+
+    name = "updates_every_fourth"
+    paper = "none"
+    every = 4
+
+
+class UpdatesEveryEighth(UpdatesEverySecond):
+    """The same, every eighth document."""
+
+    name = "updates_every_eighth"
+    paper = "none"
+    every = 8
+
+
+class UpdatesEverySixteenth(UpdatesEverySecond):
+    """The same, every sixteenth document."""
+
+    name = "updates_every_sixteenth"
+    paper = "none"
+    every = 16
+
+
+class UpdatesLate(UpdatesEverySecond):
+    """Updates on sixteen documents before it reads the seventeenth."""
+
+    name = "updates_late"
+    paper = "none"
+    every = 17
+
+    def begin_document(self) -> None:
+        if len(self.waiting) == 16:
+            for waiting in self.waiting:
+                GradientMethod.observe(self, waiting)
+            self.waiting = ()
+
+
+class RehearsesTheFirst(GradientMethod):
+    """Trains on the first document again with every fifth one, and saves neither that document nor the count."""
+
+    name = "rehearses_the_first"
+    paper = "none"
+    seen: tuple[Document, ...] = ()
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen = ()
+
+    def observe(self, document: Document) -> None:
+        self.seen = (*self.seen, document)
+        super().observe(document if len(self.seen) % 5 else self.seen[0])

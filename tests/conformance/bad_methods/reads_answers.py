@@ -24,8 +24,8 @@ class ReadsAnswers(Method):
         pass
 
     def condition(self, questions: Sequence[Question]) -> Conditioning:
-        golds = {gold.question.id: gold.answers[0] for entry in the_loop().entries for gold in entry.questions}
-        return Conditioning(text=[golds.get(question.id, "") for question in questions])
+        golds = {gold.question.text: gold.answers[0] for entry in the_loop().entries for gold in entry.questions}
+        return Conditioning(text=[golds.get(question.text, "") for question in questions])
 
 
 class KeepsTheFrame(Method):

@@ -1,5 +1,6 @@
 """Sound methods with registered tensors, prefixes, texts or an offline phase."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,12 @@ import torch
 from bench import Conditioning, Document, Episode, Method, Question
 from bench.contract.config import MethodConfig
 from bench.lm.base_model import BaseModel
+
+
+@functools.cache
+def count_words(text: str) -> int:
+    """Number of words."""
+    return len(text.split())
 
 
 class SoftMemory(Method):
@@ -51,6 +58,27 @@ class KeyValueMemory(Method):
     def condition(self, questions: Sequence[Question]) -> Conditioning:
         prefix = [(layer[0], layer[1]) for layer in self.memory]
         return Conditioning(prefix_key_values=[prefix] * len(questions))
+
+
+class CountsWords(Method):
+    """Counts the words of texts once, in a cache of its module that reset clears."""
+
+    name = "counts_words"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm, config, seed)
+        self.register("words", torch.zeros(()))
+
+    def reset(self) -> None:
+        super().reset()
+        count_words.cache_clear()
+
+    def observe(self, document: Document) -> None:
+        self.words = self.words + count_words(document.text)
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        return Conditioning(text=[f"There were {int(self.words)} words."] * len(questions))
 
 
 class TextMemory(Method):
