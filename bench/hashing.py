@@ -1,7 +1,8 @@
-"""Hashes of data and of code. The hash of code covers its syntax and the project code that it imports.
+"""Hashes of data and of code. The hash of code covers its syntax, the project code that it imports, and its data files.
 
 Comments, docstrings, blank lines and imports for type checkers do not count. The hash is the same on every machine and
-Python version. Only import statements are followed, anywhere in the file.
+Python version. Only import statements are followed, anywhere in the file. A data file of a source file is a file in its
+folder, or below, that one of its strings names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,25 +64,46 @@ def cached_by_content(size: int) -> Callable[[Callable[P, T]], CachedByContent[P
     return lambda function: CachedByContent(function, size)
 
 
-def code_hash(file: Path) -> str:
-    """SHA-256 (hexadecimal) of a source file and of every project module that it imports, directly or indirectly.
+def path_hash(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file's content, or of the names and contents of all files under a folder.
 
-    Each file is read once per process, so the hash describes the code as it was at the first call.
+    Raises:
+        BenchError: there is no such file or folder, or it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return digest([[file.relative_to(path).as_posix(), path_hash(file)] for file in files])
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def code_hash(file: Path) -> str:
+    """SHA-256 (hexadecimal) of a source file, the project modules that it imports in turn, and their data files.
+
+    Each source file is read once per process, so the hash describes the code as it was at the first call.
 
     Raises:
         BenchError: the file or a module that it imports is missing or not valid Python.
     """
-    lines = sorted(f"{module_name(path)} {_read(path).digest}" for path in closure(file))
+    files = closure(file)
+    lines = sorted(f"{module_name(path)} {_read(path).digest}" for path in files)
+    lines += sorted(path_hash(data) for path in files for data in _data_files(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def body_hash(files: Iterable[Path]) -> str:
-    """SHA-256 (hexadecimal) of the code in source files, without their names and their imports of project modules.
+    """SHA-256 (hexadecimal) of the code and data files of source files, without names and imports of project modules.
 
     Raises:
         BenchError: as :func:`code_hash`.
     """
-    return hashlib.sha256("\n".join(sorted(_read(path.resolve()).body for path in files)).encode()).hexdigest()
+    paths = [path.resolve() for path in files]
+    lines = sorted(_read(path).body for path in paths)
+    lines += sorted(path_hash(data) for path in paths for data in _data_files(path))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def closure(file: Path, within: Callable[[Path], bool] = lambda _: True) -> list[Path]:
@@ -151,6 +174,8 @@ class _Source:
     body: str
     """The digest without the imports of project modules."""
     imports: tuple[_Import, ...]
+    strings: frozenset[str]
+    """Its strings of one line, any of which may name a data file."""
     homes: Mapping[str, str]
     """For a package that loads names on first use, the module of each name (its literal ``_HOMES``)."""
 
@@ -159,9 +184,17 @@ class _Source:
 def _read(path: Path) -> _Source:
     tree = _Essential().visit(parse(path))
     imports, homes, digest = tuple(_imports(tree)), _homes(tree), _digest(tree)
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = frozenset(text for text in constants if isinstance(text, str) and "\n" not in text)
     root = package_root(path)
     project = {*PACKAGES, *(path.relative_to(root).parts[:1] if root != path.parent else ())}
-    return _Source(digest, _digest(_Unimporting(project).visit(tree)), imports, homes)
+    return _Source(digest, _digest(_Unimporting(project).visit(tree)), imports, strings, homes)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The files in the folder of a source file, or below, that its strings name; modules count by their imports."""
+    named = (path.parent / text.strip("/") for text in sorted(_read(path).strings))  # f"{folder}/words.txt"
+    return [file for file in named if os.path.isfile(file) and file.suffix != ".py"]  # False for a text too long
 
 
 def _digest(tree: ast.AST) -> str:

@@ -29,12 +29,16 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     """Names of the files under ``out`` that are missing or do not match the records.
 
     Tables are compared byte by byte. Plots are only checked for presence: their bytes depend on matplotlib's version.
+    Before that, all scores are computed again from the predictions, the answers and the events in the records.
 
     Raises:
-        BenchError: as :func:`write_all`.
+        BenchError: as :func:`write_all`, or a score is another one than the record says.
     """
+    from bench.records.store import read_board
+    from bench.records.summary import check_board
     from reports import board, plots, tables, token_weights
 
+    check_board(runs, read_board(runs, experiment))
     built = board.build(runs, experiment)
     with tempfile.TemporaryDirectory() as folder:
         written = [*tables.write(built, Path(folder)), *token_weights.write(built, runs, Path(folder))]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from bench.errors import BenchError
 from bench.records.schema import NOT_COMPARED, BoardRecord, CellSpec, RunRecord, TuningRecord
 from bench.records.store import read_board, read_run, read_tuning
-from reports.rows import Group, Items, Row, make_row, read_items
+from reports.rows import FLOOR, Group, Items, Row, make_row, read_items
 from reports.statistics import ErrorKind, Estimate, holm, paired_difference, ratio, stream_means
 
 REFERENCE = "uniform"
@@ -22,6 +22,9 @@ CEILING = "gold_in_prompt"
 
 LEVEL = 0.05
 """Family-wise level at which a method counts as worse than the best one."""
+
+FAR = 3.0
+"""Standard errors (SE_doc) of the difference by which a placebo arm counts as far above closed book."""
 
 Headline = Literal["f1", "token_nll"]
 
@@ -88,6 +91,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         replace(
             row,
             leading=row.label in leaders,
+            overlap=bool(record.overlaps),
             scores={
                 **row.scores,
                 **_difference(row, items, entries, headline, reference),
@@ -105,6 +109,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             row.label,
         )
     )
+    overlaps = [f"Overlap: {sentence}" for sentence in record.overlaps]
     return Board(
         experiment=record.experiment,
         protocol=first.spec.protocol,
@@ -116,7 +121,13 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         reference=reference,
         rows=tuple(rows),
         tuning=tuple(tuning),
-        remarks=(*record.remarks, *_provenance_remarks(groups)),
+        remarks=(
+            *overlaps,
+            *record.remarks,
+            *_noted_remarks(groups),
+            *_placebo_remarks(entries),
+            *_provenance_remarks(groups),
+        ),
     )
 
 
@@ -124,6 +135,23 @@ def _rank(row: Row, headline: Headline) -> float:
     """Sort key of a row by its headline score: the lower, the better."""
     score = row.value(headline) or 0
     return -score if headline == "f1" else score
+
+
+def _noted_remarks(groups: Sequence[Group]) -> list[str]:
+    """Remarks of the methods on their runs, each once, and on questions that did not fit into the model's window."""
+    noted, unanswered = [], []
+    for group in groups:
+        summaries = [record.summary for record in group.records if record.summary is not None]
+        if count := sum(summary.unanswered for summary in summaries):
+            unanswered.append(
+                f"{group.method} on the {group.arm} arm ({count} of {sum(summary.questions for summary in summaries)})"
+            )
+        noted += [remark for record in group.records for remark in record.notes.get("remarks", ())]
+    if unanswered:
+        noted.append(
+            f"Questions that did not fit into the model's window count as answered wrongly: {', '.join(unanswered)}."
+        )
+    return list(dict.fromkeys(noted))
 
 
 def _provenance_remarks(groups: Sequence[Group]) -> list[str]:
@@ -245,6 +273,27 @@ def _gain(row: Row, items: Items, entries: Entries) -> Scores:
     gains = [m - p for m, p in zip(method_f1, placebo_f1, strict=True)]
     ranges = [g - p for g, p in zip(gold_f1, placebo_f1, strict=True)]
     return {"knowledge_gain": (ratio(gains, ranges),)} if sum(ranges) > 0 else {}
+
+
+def _placebo_remarks(entries: Entries) -> list[str]:
+    """Remarks on methods whose F1 on placebo is far above closed book and not significantly below that on the stream.
+
+    A method that has not seen the documents cannot know their answers, so it may remember an earlier stream.
+    """
+    floor = _find(entries, FLOOR)
+    remarks = []
+    for row, items in entries:
+        stream = _find(entries, row.method, config=row.config)
+        if (row.arm, row.status) != ("placebo", "complete") or not floor or not stream or "f1" not in items:
+            continue
+        above = paired_difference(items["f1"], floor["f1"]).document
+        below = paired_difference(stream["f1"], items["f1"]).document.interval(1 - LEVEL)
+        if above.se is not None and above.mean > FAR * above.se and below is not None and below[0] <= 0:
+            remarks.append(
+                f"{row.label} scores as on its stream, far above closed book (F1 {above.mean:+.3f}): what it gains is "
+                f"not from its documents, and it may remember earlier streams (docs/rules.md, section 13)."
+            )
+    return remarks
 
 
 def _leaders(entries: Entries, headline: Headline) -> set[str]:

@@ -212,11 +212,15 @@ def _row_curves(rows: Sequence[Row]) -> Curves:
 
 def _trial_curves(runs: Path, record: TuningRecord) -> Curves | None:
     """Curves over the trials that differ from the best one only in ``k``."""
-    scored = [trial for trial in record.trials if trial["score"] is not None and _is_k(trial["config"].get("k"))]
+    scored = [
+        (score, trial)
+        for trial in record.trials
+        if (score := trial["score"]) is not None and _is_k(trial["config"].get("k"))
+    ]
     if not scored:
         return None
-    best = max(scored, key=lambda trial: trial["score"])
-    trials = [trial for trial in scored if _without_k(trial["config"]) == _without_k(best["config"])]
+    _, best = max(scored, key=lambda pair: pair[0])
+    trials = [trial for _, trial in scored if _without_k(trial["config"]) == _without_k(best["config"])]
     if len({trial["config"]["k"] for trial in trials}) < 2:
         return None
     f1: list[tuple[float, Estimate]] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,11 +67,14 @@ class Row:
     """The records of the streams on which no run failed: the source of the scores."""
     leading: bool = False
     """True for the best method and those not significantly worse: paired t test with SE_doc, Holm correction, 5 %."""
+    overlap: bool = False
+    """True if the experiment allows splits that share documents, and they do."""
 
     @property
     def title(self) -> str:
-        """The label, with the note in brackets if there is one."""
-        return f"{self.label} [{self.note}]" if self.note else self.label
+        """The label, with the note and the mark of shared documents in brackets if there are any."""
+        marks = [mark for mark in (self.note, "overlap" * self.overlap) if mark]
+        return " ".join([self.label, *(f"[{mark}]" for mark in marks)])
 
     def value(self, score: str) -> float | None:
         """The mean of a score, or None."""
@@ -117,17 +121,22 @@ def read_items(runs: Path, group: Group) -> Items:
                 value = answer.nll if name == "answer_nll" else getattr(answer, name)
                 if value is not None:
                     items[name].append(Item(stream, f"question {answer.question_id}", answer.document_id, value))
-        for event in read_documents(runs, record.id):
-            for name, value, weight in _text_scores(event):
-                unit = f"document {event.position}, segment {event.segment}"
-                items[name].append(Item(stream, unit, event.document_id, value, weight))
+        for _, events in itertools.groupby(read_documents(runs, record.id), lambda event: event.position):
+            for name, item in _text_items(stream, list(events)):
+                items[name].append(item)
     return items
 
 
-def _text_scores(event: DocumentEvent) -> Iterable[tuple[str, float, int]]:
-    if event.nll is not None and event.tokens:
-        yield "token_nll", event.nll / event.tokens, event.tokens
-        yield "bits_per_byte", metrics.bits_per_byte(event.nll, event.bytes), event.bytes
+def _text_items(stream: str, events: Sequence[DocumentEvent]) -> Iterator[tuple[str, Item]]:
+    """The scores of one document: per token of each segment, and per byte of all, since one character may be in two."""
+    for event in events:
+        if event.nll is not None and event.tokens:
+            unit = f"document {event.position}, segment {event.segment}"
+            yield "token_nll", Item(stream, unit, event.document_id, event.nll / event.tokens, event.tokens)
+    utf8_bytes = sum(event.bytes for event in events)
+    if utf8_bytes and all(event.nll is not None for event in events):
+        bits = metrics.bits_per_byte(sum(event.nll or 0.0 for event in events), utf8_bytes)
+        yield "bits_per_byte", Item(stream, f"document {events[0].position}", events[0].document_id, bits, utf8_bytes)
 
 
 def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, tuning: Sequence[TuningRecord]) -> Row:

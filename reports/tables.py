@@ -27,6 +27,7 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "control": row.control,
         "status": row.status,
         "note": row.note,
+        "overlap": row.overlap,
         "streams": row.streams,
         "seeds": row.seeds,
         "leading": row.leading,

@@ -1,5 +1,5 @@
 """Records of runs.
 
-Offers ``schema`` (their types), ``store`` (reading and writing) and ``provenance``. May import bench.data and the small
-files.
+Offers ``schema`` (their types), ``store`` (reading and writing), ``summary`` (scores from events) and ``provenance``.
+May import bench.answering, bench.data and the small files.
 """

@@ -5,64 +5,74 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from bench.data.arms import Arm
+from bench.data.scripts import Segmentation
+from bench.hashing import digest
 
-RUN_SCHEMA = 1
+SCHEMA: Literal[2] = 2
+"""Version of the records. A record of another version is not read."""
+
+Count = Annotated[int, pydantic.Field(ge=0)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class _Record(pydantic.BaseModel):
-    """Base of all records: unknown keys are errors."""
+    """Base of all records: unknown keys, NaN and infinity are errors."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class DocumentEvent(_Record):
     """One document of the stream, or one segment of it, in order."""
 
-    position: int
+    position: Count
     """Position of the document in the stream, from 0."""
-    segment: int
+    segment: Count
     """Segment within the document, from 0 (always 0 if documents are not cut)."""
     document_id: str
-    tokens: int
+    tokens: Count
     """Tokens of the document or segment, each scored once if scoring is on."""
-    bytes: int
+    bytes: Count
     """UTF-8 bytes of its text."""
-    windows: int
+    windows: Count
     """Windows in which the model read it (1 unless it is longer than the model's context)."""
-    nll: float | None
+    nll: NonNegative | None
     """Sum over its tokens of -log p (nats), before any update on it; None if scoring is off."""
-    observe_seconds: float
+    observe_seconds: NonNegative
 
 
 class AnswerEvent(_Record):
     """One question answered at one probe."""
 
-    probe: float
+    probe: Share
     """Fraction of the stream observed so far (0 is before the first document)."""
     set: Literal["stream", "anchor"]
     """``stream``: a question about a document of the stream; ``anchor``: a question about old knowledge."""
     question_id: str
     document_id: str
-    position: int
+    position: Count
     """Position of the question's document in the stream (for anchors: in the anchor set)."""
     prediction: str
     answers: tuple[str, ...]
-    em: float
-    f1: float
-    em_prefix: float
+    em: Share
+    f1: Share
+    em_prefix: Share
     """Prefix exact match with the shortest gold (code of Hu et al. 2023 and Tack et al. 2024): never the headline."""
-    f1_shortest: float
+    f1_shortest: Share
     """Token F1 with the shortest gold."""
-    cut_tokens: int = 0
+    cut_tokens: Count = 0
     """Tokens of the text before the question that did not fit into the model's window."""
-    nll: float
-    """Mean -log p (nats) over the tokens of " " + first gold answer + end of text."""
-    retrieved: int | None = None
+    nll: NonNegative | None
+    """Mean -log p (nats) over the tokens of " " + first gold answer + end of text; None if they were not read."""
+    unanswered: str | None = None
+    """The reason, if the question did not fit into the model's window: it is scored as an empty answer."""
+    retrieved: Count | None = None
     """Rank, from 1, of the question's document among those that the method used for it: 0 if it is not among them,
     None if the method names none."""
 
@@ -78,17 +88,24 @@ TokenClass = Literal["fact", "name", "filler"]
 class TokenEvent(_Record):
     """Token weights with which the method learned from one document; numbers to six significant digits."""
 
-    position: int
+    position: Count
     document_id: str
     pieces: tuple[str, ...]
     """The text of each token; their concatenation is the document."""
     weights: tuple[float, ...]
-    nll: tuple[float, ...] | None
+    nll: tuple[NonNegative, ...] | None
     """-log p of each token (nats), before any update on it; None if scoring is off."""
     classes: tuple[TokenClass, ...]
     """``fact``: states the answer to a question; ``name``: names the subject of the document; ``filler``: the rest."""
     pos: tuple[str, ...] | None = None
     """Part of speech of each token; None without a tagger."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_each(self) -> Self:
+        columns = (self.weights, self.nll, self.classes, self.pos)
+        if any(len(column) != len(self.pieces) for column in columns if column is not None):
+            raise ValueError("weights, nll, classes and pos need one value for each piece")
+        return self
 
 
 class CellSpec(_Record):
@@ -112,29 +129,59 @@ class CellSpec(_Record):
     config: dict[str, Any]
     seed: int
     arm: Arm
-    probes: tuple[float, ...]
+    probes: tuple[Share, ...]
     scoring: bool
-    segment_tokens: int | None
+    segment_tokens: Annotated[int, pydantic.Field(ge=1)] | None
     decoding: dict[str, Any]
+    segment: Segmentation = "words"
+    """Tokens of F1: words, or characters in scripts without spaces."""
     metrics: dict[str, str]
     """Version of each metric."""
     harness_code: str
     """Hash of the harness's source."""
     method_code: str
     """Hash of the method's source and of the project modules that it imports."""
+    dependencies: dict[str, str] = {}
+    """Identity of what else can change the method's numbers (:meth:`Method.depends_on`): files by their hash."""
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that can change the numbers."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def comparability_key(self) -> str:
+        """Hash of everything that must be equal for two cells to appear on one board."""
+        return digest({**self.model_dump(mode="json", exclude=NOT_COMPARED), "streams": self.stream.rpartition("-")[0]})
+
+    @property
+    def id(self) -> str:
+        """Name of the record's folder: readable, and unique by the key."""
+        return f"{self.method}-{self.arm}-{self.stream}-{self.key[:12]}"
 
 
-NOT_COMPARED = {"stream", "stream_hash", "train_hash", "method", "method_code", "config", "seed", "arm", "device"}
+NOT_COMPARED = {
+    "stream",
+    "stream_hash",
+    "train_hash",
+    "method",
+    "method_code",
+    "dependencies",
+    "config",
+    "seed",
+    "arm",
+    "device",
+}
 """Fields of a spec that may differ between cells of one board. The split and size of the streams may not."""
 
 
 class Tally(_Record):
     """Cost of one phase."""
 
-    seconds: float
-    flops: float
+    seconds: NonNegative
+    flops: NonNegative
     """Floating-point operations (one multiply-add is two)."""
-    peak_bytes: int
+    peak_bytes: Count
     """Peak memory during the phase: allocated on the GPU, or the resident set of the process on a CPU."""
 
 
@@ -145,29 +192,31 @@ class Costs(_Record):
     score: Tally
     observe: Tally
     answer: Tally
-    state_bytes: int
+    state_bytes: Count
     """Bytes of the method's state that differ from the base (changed weights, registered tensors, optimizer)."""
 
 
 class Summary(_Record):
     """Means over the cell's events at the last probe (None if there is nothing to average)."""
 
-    documents: int
-    questions: int
-    em: float | None
-    f1: float | None
-    em_prefix: float | None
-    f1_shortest: float | None
-    answer_nll: float | None
-    token_nll: float | None
+    documents: Count
+    questions: Count
+    unanswered: Count = 0
+    """Those that did not fit into the model's window. Their scores are those of an empty answer, without an NLL."""
+    em: Share | None
+    f1: Share | None
+    em_prefix: Share | None
+    f1_shortest: Share | None
+    answer_nll: NonNegative | None
+    token_nll: NonNegative | None
     """Nats per token."""
-    bits_per_byte: float | None
-    anchor_f1_before: float | None
-    anchor_f1: float | None
-    anchor_nll_before: float | None
+    bits_per_byte: NonNegative | None
+    anchor_f1_before: Share | None
+    anchor_f1: Share | None
+    anchor_nll_before: NonNegative | None
     """Nats per token of the anchor documents before the stream."""
-    anchor_nll: float | None
-    recall: float | None = None
+    anchor_nll: NonNegative | None
+    recall: Share | None = None
     """Share of the questions whose document was among those used, for methods that name documents."""
 
 
@@ -177,14 +226,19 @@ class Failure(_Record):
     kind: Literal["failed", "diverged", "out_of_memory", "worker_died"]
     message: str
     traceback: str
-    position: int | None
+    position: Count | None
     """Stream position at which it happened."""
 
 
-class RunRecord(_Record):
-    """The manifest ``run.json``."""
+class Manifest(_Record):
+    """Base of the records that are files of their own. :mod:`bench.records.store` adds a digest to each file."""
 
-    schema_version: int = RUN_SCHEMA
+    schema_version: Literal[2] = SCHEMA
+
+
+class RunRecord(Manifest):
+    """The manifest ``run.json``. Its id and keys are those of its spec, and its status fits its content."""
+
     id: str
     cell_key: str
     comparability_key: str
@@ -197,16 +251,38 @@ class RunRecord(_Record):
     summary: Summary | None
     costs: Costs | None
     failure: Failure | None
-    document_events: int = 0
-    answer_events: int = 0
-    token_events: int = 0
-    """Number of lines in each file of events. A file with another number is damaged."""
+    files: dict[str, str] = {}
+    """SHA-256 of each file of events, by its name."""
     notes: dict[str, Any] = {}
     """Facts that the method reports (``Method.notes``), such as the tagger in use."""
     provenance: dict[str, Any]
 
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        keys = {"id": self.spec.id, "cell_key": self.spec.key, "comparability_key": self.spec.comparability_key}
+        for name, value in keys.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"the {name} is not that of the spec")
+        kind = None if self.failure is None else "diverged" if self.failure.kind == "diverged" else "failed"
+        if self.status != (kind or "complete"):
+            raise ValueError(f"the status is {self.status}, but the failure says {kind or 'that there was none'}")
+        has_results = (self.summary is not None, self.costs is not None)
+        if has_results != ((True, True) if kind is None else (False, False)):
+            raise ValueError("complete runs, and no others, have a summary and costs")
+        return self
 
-class TuningRecord(_Record):
+
+class TrialRecord(TypedDict):
+    """One candidate of a grid."""
+
+    config: dict[str, Any]
+    score: float | None
+    """Mean over the validation streams; None if a run has no results."""
+    runs: list[str]
+    """Ids of its runs, one for each validation stream."""
+
+
+class TuningRecord(Manifest):
     """``runs/tuning/<key>.json``: every trial of one method on the validation streams, and the chosen config."""
 
     key: str
@@ -215,12 +291,11 @@ class TuningRecord(_Record):
     model: str
     model_hash: str
     metric: Literal["f1", "token_nll"]
-    trials: tuple[dict[str, Any], ...]
-    """One per candidate: {"config": ..., "score": mean over validation streams or None (no results), "runs": [ids]}."""
+    trials: tuple[TrialRecord, ...]
     chosen: dict[str, Any]
 
 
-class BoardRecord(_Record):
+class BoardRecord(Manifest):
     """``runs/boards/<experiment>.json``: the runs of an experiment's board, and remarks for its readers."""
 
     experiment: str
@@ -228,6 +303,8 @@ class BoardRecord(_Record):
     tuning: list[str]
     """Keys of the tuning records of its methods."""
     remarks: list[str]
+    overlaps: list[str] = []
+    """What the splits of the experiment share although they should not; if there is any, every row is marked."""
 
 
 def documents_seen(probe: float, documents: int) -> int:

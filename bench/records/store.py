@@ -3,28 +3,46 @@
 A cell's record is the folder ``runs/<id>/`` with ``documents.jsonl`` and ``answers.jsonl`` (one event per line),
 ``tokens.jsonl`` if the method weights tokens, and the manifest ``run.json``. The folder is written under a temporary
 name and renamed when it is complete. Tuning records and boards are in ``runs/tuning`` and ``runs/boards``.
+
+Every manifest, tuning record and board holds a digest of its content, and a manifest those of its files of events.
+They are compared whenever a file is read, so that no record is used that was edited, damaged or mixed with another by
+mistake. This is no protection against a forger, who can compute digests.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pydantic
 
 from bench.errors import BenchError, first_problem
 from bench.files import write_json
+from bench.hashing import digest
 from bench.machine import may_be_alive, process_name
-from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TokenEvent, TuningRecord
+from bench.records.schema import (
+    SCHEMA,
+    AnswerEvent,
+    BoardRecord,
+    DocumentEvent,
+    Manifest,
+    RunRecord,
+    TokenEvent,
+    TuningRecord,
+)
 
 PARTIAL = ".partial-"
+MANIFEST = "run.json"
 
-Record = TypeVar("Record", bound=pydantic.BaseModel)
+Event = TypeVar("Event", DocumentEvent, AnswerEvent, TokenEvent)
+Kind = TypeVar("Kind", bound=Manifest)
 
 
 def write_run(
@@ -43,18 +61,17 @@ def write_run(
     folder = runs / record.id
     partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
     old = runs / f"{partial.name}-old"
-    files = {"documents": documents, "answers": answers, **({"tokens": tokens} if tokens else {})}
-    counts = {"document_events": len(documents), "answer_events": len(answers), "token_events": len(tokens)}
-    record = record.model_copy(update=counts)
+    events = {"documents.jsonl": documents, "answers.jsonl": answers, **({"tokens.jsonl": tokens} if tokens else {})}
+    files = {name: "".join(event.model_dump_json() + "\n" for event in of).encode() for name, of in events.items()}
+    record = record.model_copy(update={"files": {name: _sha256(content) for name, content in files.items()}})
     partial.mkdir()
     try:
-        for name, events in files.items():
-            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                for event in events:
-                    file.write(event.model_dump_json() + "\n")
+        for name, content in files.items():
+            with (partial / name).open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        write_json(partial / "run.json", record.model_dump(mode="json"))
+        _write(partial / MANIFEST, record)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -74,87 +91,155 @@ def sweep(runs: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def write_tuning(runs: Path, record: TuningRecord) -> None:
+    """Write a tuning record atomically, replacing an earlier one with the same key."""
+    _write(tuning_path(runs, record.key), record)
+
+
+def write_board(runs: Path, record: BoardRecord) -> None:
+    """Write a board atomically, replacing an earlier one of the same experiment."""
+    _write(_board_path(runs, record.experiment), record)
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read one manifest.
 
     Raises:
-        BenchError: the manifest is missing, damaged or of another schema.
+        BenchError: it is missing, damaged, edited or of another schema, or the folder is that of another record.
     """
-    return _read(RunRecord, folder / "run.json")
+    path = folder / MANIFEST
+    record = _read(RunRecord, path)
+    if record.id != folder.name:
+        refuse(path, f"is the record {record.id}, in the folder of another one.")
+    return record
 
 
 def read_documents(runs: Path, run_id: str) -> list[DocumentEvent]:
     """Read the document events of one run, in stream order.
 
     Raises:
-        BenchError: the file is missing or damaged.
+        BenchError: as :func:`read_run`, or the file is missing or is not the one that was written.
     """
-    return _read_events(DocumentEvent, runs / run_id / "documents.jsonl", read_run(runs / run_id).document_events)
+    return _read_events(DocumentEvent, runs / run_id / "documents.jsonl")
 
 
 def read_answers(runs: Path, run_id: str) -> list[AnswerEvent]:
     """Read the answer events of one run, in the order of the probes.
 
     Raises:
-        BenchError: the file is missing or damaged.
+        BenchError: as :func:`read_documents`.
     """
-    return _read_events(AnswerEvent, runs / run_id / "answers.jsonl", read_run(runs / run_id).answer_events)
+    return _read_events(AnswerEvent, runs / run_id / "answers.jsonl")
 
 
 def read_tokens(runs: Path, run_id: str) -> list[TokenEvent]:
     """Read the token events of one run, in stream order; [] if the method weights all tokens the same.
 
     Raises:
-        BenchError: the file is missing or damaged.
+        BenchError: as :func:`read_documents`.
     """
-    expected = read_run(runs / run_id).token_events
-    return _read_events(TokenEvent, runs / run_id / "tokens.jsonl", expected) if expected else []
+    return _read_events(TokenEvent, runs / run_id / "tokens.jsonl")
 
 
 def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:
     """Read the tuning records with these keys.
 
     Raises:
-        BenchError: one is missing or damaged.
+        BenchError: one is missing, damaged, edited or of another schema, or the file is that of another record.
     """
-    return [_read(TuningRecord, runs / "tuning" / f"{key}.json") for key in keys]
+    records = []
+    for key in keys:
+        path = tuning_path(runs, key)
+        records.append(_read(TuningRecord, path))
+        if records[-1].key != key:
+            refuse(path, f"is the tuning record {records[-1].key}, under the name of another one.")
+    return records
 
 
 def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     """Read the board of an experiment, by default the newest board.
 
     Raises:
-        BenchError: there is no such board under ``runs``, or it is damaged.
+        BenchError: there is no such board under ``runs``, or it is damaged, edited or of another schema or experiment.
     """
-    folder = runs / "boards"
-    boards = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    path = folder / f"{experiment}.json" if experiment else boards[-1] if boards else None
+    boards = sorted((runs / "boards").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    path = _board_path(runs, experiment) if experiment else boards[-1] if boards else None
     if path is None or not path.exists():
         name = f"of {experiment} " if experiment else ""
         raise BenchError(f"There is no board {name}in {runs}. Run an experiment first: python run_bench.py.")
-    return _read(BoardRecord, path)
+    board = _read(BoardRecord, path)
+    if board.experiment != path.stem:
+        refuse(path, f"is the board of {board.experiment}, under the name of another one.")
+    return board
 
 
-def _read(kind: type[Record], path: Path) -> Record:
+def tuning_path(runs: Path, key: str) -> Path:
+    """The file of the tuning record with this key."""
+    return runs / "tuning" / f"{key}.json"
+
+
+def _board_path(runs: Path, experiment: str) -> Path:
+    return runs / "boards" / f"{experiment}.json"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, record: Manifest) -> None:
+    content = record.model_dump(mode="json")
+    write_json(path, {**content, "digest": digest(content)})
+
+
+def _read(kind: type[Kind], path: Path) -> Kind:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=_no_number)
+        if not isinstance(content, dict):
+            raise ValueError
     except FileNotFoundError:
         raise BenchError(f"{path} is missing. Run the same experiment again: it runs only what is missing.") from None
-    except pydantic.ValidationError as error:
-        what = "its folder" if path.name == "run.json" else "it"
-        raise BenchError(
-            f"{path} is not a readable record. {first_problem(error, kind)} Delete {what} and run the same experiment "
-            f"again: it runs only what is missing."
-        ) from None
-
-
-def _read_events(kind: type[Record], path: Path, expected: int) -> list[Record]:
+    except (ValueError, RecursionError):
+        refuse(path, "is not readable JSON.")
+    stated = content.pop("digest", None)
+    if content.get("schema_version") != SCHEMA:
+        refuse(path, f"is not a record of version {SCHEMA}, the one that this program reads.")
     try:
-        events = [kind.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except (FileNotFoundError, pydantic.ValidationError):
-        events = []
-    if len(events) != expected:
-        raise BenchError(
-            f"{path} is damaged: it should hold {expected} events. Delete its folder and run the experiment again."
-        )
+        record = kind.model_validate(content)
+    except pydantic.ValidationError as error:
+        refuse(path, f"is not a valid record. {first_problem(error, kind)}")
+    if digest(content) != stated:
+        refuse(path, "has been changed since it was written.")
+    return record
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_events(kind: type[Event], path: Path) -> list[Event]:
+    written = read_run(path.parent).files.get(path.name)
+    if written is None and not path.exists():
+        return []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        refuse(path, "is missing.")
+    if _sha256(content) != written:
+        refuse(path, f"is not the file that was written with {MANIFEST}.")
+    events = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            events.append(kind.model_validate_json(line))
+        except pydantic.ValidationError as error:
+            refuse(path, f"is damaged in line {number}. {first_problem(error, kind)}")
     return events
+
+
+def refuse(path: Path, problem: str) -> NoReturn:
+    """Refuse a file that is not as it was written.
+
+    Raises:
+        BenchError: always; the message is the path, the ``problem`` as the rest of a sentence, and the remedy.
+    """
+    what = "it" if path.parent.name in ("tuning", "boards") else "its folder"
+    raise BenchError(f"{path} {problem} Delete {what} and run the same experiment again: it runs only what is missing.")

@@ -14,6 +14,7 @@ from bench.data import recipe, streams
 from bench.data.arms import shuffled
 from bench.data.documents import Document, Entry, Stream, stream_hash
 from bench.data.reader import DataFiles, split_entries
+from bench.harness.token_notes import notes_tagger
 from bench.hashing import cached_by_content, digest
 from bench.run import artifacts
 
@@ -96,6 +97,16 @@ def artifact_folder(method: type[MetaTrained], config: MethodConfig, sources: So
         return None
     key = artifacts.key_of(method, config, sources.dataset, sources.data_files, sources.model)
     return artifacts.find(key, (artifacts.COMMITTED, runs / artifacts.FOLDER))
+
+
+def dependencies(method: type[Method], config: MethodConfig) -> dict[str, str]:
+    """What the method depends on (:func:`bench.run.artifacts.declared_dependencies`), and the tagger of token notes.
+
+    Raises:
+        BenchError: a file, a model or a tagger cannot be found or read.
+    """
+    tagger = notes_tagger(method)
+    return {**artifacts.declared_dependencies(method, config), **({"parts of speech": tagger} if tagger else {})}
 
 
 def train_hash(method: type[Method], config: MethodConfig, sources: Sources, runs: Path) -> str:

@@ -102,6 +102,35 @@ def test_a_plugin_counts_with_its_neighbours_and_the_harness(project: Project) -
     assert project.hash_with("elsewhere/mine.py", "bench/deep.py", "PI = 4\n") != before
 
 
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ('WORDS = Path(__file__).with_name("words.txt").read_text()', ["words.txt"]),
+        ('WORDS = (Path(__file__).parent / "words.txt").read_text()', ["words.txt"]),
+        ('WORDS = open(os.path.join(os.path.dirname(__file__), "lists/words.tsv"))', ["lists/words.tsv"]),
+        ('WORDS = open(f"{FOLDER}/words.txt")', ["words.txt"]),
+        ('NAMES = ["words.txt", "lists/words.tsv"]', ["words.txt", "lists/words.tsv"]),
+        ("class A:\n    def f(self): return 'LICENCE'", ["LICENCE"]),
+        ('"""Reads words.txt."""', []),
+        ('"words.txt"', []),  # a bare string
+        ('X = "other.txt", "lists", ".", "", "/", "..", "words.txt\\n", "\\0", "mine.py", "x" * 3', []),
+        (f"X = {'long' * 5000!r}", []),
+    ],
+)
+def test_data_files_that_a_source_names_count(project: Project, source: str, names: list[str]) -> None:
+    data = ["words.txt", "lists/words.tsv", "LICENCE", "unnamed.txt"]
+    for name in data:
+        (project.root / "elsewhere" / name).parent.mkdir(exist_ok=True)
+        (project.root / "elsewhere" / name).write_text("one two")
+    (project.root / "elsewhere/helper.py").write_text(source)
+    before, body = project.hash("elsewhere/mine.py"), body_hash([project.root / "elsewhere/helper.py"])
+    for name in data:
+        (project.root / "elsewhere" / name).write_text("one three")
+        assert (project.hash("elsewhere/mine.py") != before) == (name in names), name
+        assert (body_hash([project.root / "elsewhere/helper.py"]) != body) == (name in names), name
+        (project.root / "elsewhere" / name).write_text("one two")
+
+
 def test_a_package_from_elsewhere_counts_as_a_whole(project: Project) -> None:
     (project.root / "theirs").mkdir()
     (project.root / "theirs/__init__.py").write_text("")

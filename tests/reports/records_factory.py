@@ -1,16 +1,16 @@
-"""Synthetic records: small boards with known numbers."""
+"""Synthetic records: small boards with known numbers, in which every score follows from the events."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.answering.metrics import VERSIONS
+from bench.answering.metrics import VERSIONS, score
 from bench.data.documents import document_id
-from bench.files import write_json
 from bench.records.schema import (
     AnswerEvent,
     BoardRecord,
@@ -19,14 +19,15 @@ from bench.records.schema import (
     DocumentEvent,
     Failure,
     RunRecord,
-    Summary,
     Tally,
     TokenClass,
     TokenEvent,
+    TrialRecord,
     TuningRecord,
     mean,
 )
-from bench.records.store import write_run
+from bench.records.store import write_board, write_run, write_tuning
+from bench.records.summary import summarize
 from reports import plots
 from reports.board import build
 
@@ -68,43 +69,60 @@ def costs(seconds: float = 2.0) -> Costs:
     )
 
 
+def answer(f1: float, question_id: str, document_id: str, position: int = 0, **changes: Any) -> AnswerEvent:
+    """An answer with this F1, to the third decimal place: it shares that part of its words with the gold answer."""
+    part = Fraction(f1).limit_denominator(1000)
+    gold = [f"w{i}" for i in range(part.denominator)]
+    prediction = [word if i < part.numerator else f"not{i}" for i, word in enumerate(gold)]
+    texts: Any = {"prediction": " ".join(prediction), "answers": (" ".join(gold),)}
+    values: dict[str, Any] = {
+        "probe": 1.0,
+        "set": "stream",
+        "question_id": question_id,
+        "document_id": document_id,
+        "position": position,
+        "nll": 1 - f1,
+        **texts,
+        **score(*texts.values()),
+    }
+    return AnswerEvent(**{**values, **changes})
+
+
 def record(
     runs: Path,
     spec: CellSpec,
     f1: Sequence[Sequence[float]] = (),
     nll: Sequence[float] = (),
-    comparability: str = "key",
     tokens: Sequence[TokenEvent] = (),
     retrieved: int | None = None,
     early: Mapping[float, Sequence[Sequence[float]]] | None = None,
+    anchor_before: float | None = None,
+    anchor_after: float | None = None,
     **changes: Any,
 ) -> str:
     """Write a run. Document i has questions with scores ``f1[i]`` and 10 tokens of 4 bytes with NLL ``nll[i]`` each.
 
     ``retrieved`` is the rank of the right document for questions with a score above 0; for the others it is 0.
-    ``early`` holds the scores at earlier probes.
+    ``early`` holds the scores at earlier probes; ``anchor_before`` and ``anchor_after`` those of an anchor question.
     """
     answers = [
-        AnswerEvent(
+        answer(
+            value,
+            f"{i}.{j}",
+            f"{spec.stream} {i}",
+            i,
             probe=probe,
-            set="stream",
-            question_id=f"{i}.{j}",
-            document_id=f"{spec.stream} {i}",
-            position=i,
-            prediction="x",
-            answers=("y",),
-            em=float(value == 1),
-            f1=value,
-            em_prefix=value,
-            f1_shortest=value,
-            nll=1 - value,
             retrieved=None if retrieved is None else retrieved * (value > 0),
         )
         for probe, scores in {**(early or {}), 1.0: f1}.items()
         for i, values in enumerate(scores)
         for j, value in enumerate(values)
     ]
-    final = [answer for answer in answers if answer.probe == 1.0]
+    answers += [
+        answer(value, "old", "old", set="anchor", probe=probe)
+        for probe, value in ((0.0, anchor_before), (1.0, anchor_after))
+        if value is not None
+    ]
     documents = [
         DocumentEvent(
             position=i,
@@ -113,35 +131,19 @@ def record(
             tokens=10,
             bytes=40,
             windows=1,
-            nll=10 * value,
+            nll=10 * nll[i] if i < len(nll) else None,
             observe_seconds=0.1,
         )
-        for i, value in enumerate(nll)
+        for i in range(0 if spec.arm == "empty" else max(len(f1), len(nll)))
     ]
-    summary = Summary(
-        documents=0 if spec.arm == "empty" else max(len(f1), len(nll)),
-        questions=len(final),
-        em=mean([a.em for a in final]),
-        f1=mean([a.f1 for a in final]),
-        em_prefix=mean([a.em_prefix for a in final]),
-        f1_shortest=mean([a.f1_shortest for a in final]),
-        answer_nll=mean([a.nll for a in final]),
-        token_nll=mean(nll),
-        bits_per_byte=None,
-        anchor_f1_before=changes.pop("anchor_before", None),
-        anchor_f1=changes.pop("anchor_after", None),
-        anchor_nll_before=None,
-        anchor_nll=None,
-        recall=mean([a.recall for a in final if a.recall is not None]),
-    )
     values: dict[str, Any] = {
-        "id": f"{spec.method}-{spec.arm}-{spec.stream}-{spec.seed}-{document_id(str(spec.config))}",
-        "cell_key": "c",
-        "comparability_key": comparability,
+        "id": spec.id,
+        "cell_key": spec.key,
+        "comparability_key": spec.comparability_key,
         "status": "complete",
         "control": spec.method == "gold_in_prompt",
         "spec": spec,
-        "summary": summary,
+        "summary": summarize(documents, answers),
         "costs": costs(),
         "failure": None,
         "provenance": {},
@@ -180,15 +182,15 @@ def tuning_record(
     retrieved: int | None = None,
 ) -> str:
     """Write a tuning record and the runs of its trials: each a config and its score on each validation stream."""
-    trial_records = []
+    trial_records: list[TrialRecord] = []
     for config, scores in trials:
         ids = []
-        for k, score in enumerate(scores or ()):
+        for k, value in enumerate(scores or ()):
             cell = spec(method, f"validation-1-{k}", config=dict(config))
-            events: Any = {"f1": [[score]], "retrieved": retrieved} if metric == "f1" else {"nll": [score]}
+            events: Any = {"f1": [[value]], "retrieved": retrieved} if metric == "f1" else {"nll": [value]}
             ids.append(record(runs, cell, **events))
         trial_records.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
-    value = TuningRecord(
+    tuning = TuningRecord(
         key=f"{method}-{document_id(str(trials))[:12]}",
         method=method,
         dataset="world",
@@ -198,8 +200,8 @@ def tuning_record(
         trials=tuple(trial_records),
         chosen=dict(chosen),
     )
-    write_json(runs / "tuning" / f"{value.key}.json", value.model_dump(mode="json"))
-    return value.key
+    write_tuning(runs, tuning)
+    return tuning.key
 
 
 def board(
@@ -211,7 +213,7 @@ def board(
 ) -> None:
     """Write the board of an experiment."""
     value = BoardRecord(experiment=experiment, runs=list(ids), tuning=list(tuning), remarks=list(remarks))
-    write_json(runs / "boards" / f"{experiment}.json", value.model_dump(mode="json"))
+    write_board(runs, value)
 
 
 LEVELS: Mapping[str, float] = {

@@ -6,9 +6,11 @@ import math
 
 import pytest
 
+from bench.answering.metrics import score
 from bench.errors import BenchError
-from bench.files import write_json
-from bench.records.schema import TuningRecord
+from bench.records.schema import DocumentEvent, TuningRecord
+from bench.records.store import read_answers, read_documents, read_run, write_run, write_tuning
+from bench.records.summary import summarize
 from reports.board import build
 from tests.reports.records_factory import board, record, spec, tuning_record
 
@@ -57,8 +59,6 @@ def test_costs_are_per_document_and_per_question(tmp_path):
 
 
 def test_only_the_last_probe_counts(tmp_path):
-    from bench.records.store import read_answers, read_documents, read_run, write_run
-
     name = record(tmp_path, spec("uniform", ZERO), [[1.0]])
     late = read_answers(tmp_path, name)
     early = [event.model_copy(update={"probe": 0.5, "f1": 0.0}) for event in late]
@@ -89,6 +89,51 @@ def test_knowledge_gain_needs_both_controls(tmp_path):
     assert by_label["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
     assert "knowledge_gain" not in by_label["uniform on placebo"].scores
     assert "knowledge_gain" not in by_label["gold_in_prompt"].scores
+
+
+@pytest.mark.parametrize(
+    ("stream", "placebo", "closed_book", "suspicious"),
+    [  # F1 of four documents with one question each, two per stream; mean and SE_doc of a difference are in brackets
+        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # placebo - closed book (0.8, 0.2), the stream's equal
+        ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # stream - placebo (0.2, 0.2): not significant
+        ((0.5, 0.5, 0.5, 0.0), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # placebo above stream
+        ((0.6, 0.6, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), 0.1, True),  # no spread
+        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.1, True),  # (0.7, 0.2)
+        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.3, False),  # (0.5, 0.2)
+        ((1.0, 1.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), 0.0, False),  # (0.5, 0.289)
+        ((0.9, 0.9, 1.0, 0.5), (0.5, 0.5, 0.5, 0.1), 0.0, False),  # stream - placebo (0.425, 0.025)
+        ((0.9, 0.9, 0.9, 0.9), (0.5, 0.5, 0.5, 0.5), 0.0, False),  # stream - placebo (0.4, 0)
+        ((0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1), 0.1, False),  # no gain at all
+        ((0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1), 0.2, False),  # a loss
+    ],
+)
+def test_a_placebo_that_scores_as_its_stream_is_remarked_on(tmp_path, stream, placebo, closed_book, suspicious):
+    arms = [
+        ("hoarder", "stream", stream),
+        ("hoarder", "placebo", placebo),
+        ("closed_book", "stream", [closed_book] * 4),
+    ]
+    ids = [
+        record(tmp_path, spec(method, name, arm), [[value] for value in f1[first : first + 2]])
+        for method, arm, f1 in arms
+        for first, name in ((0, ZERO), (2, ONE))
+    ]
+    board(tmp_path, ids)
+    remarks = [remark for remark in build(tmp_path).remarks if "earlier streams" in remark]
+    gain = sum(placebo) / 4 - closed_book
+    expected = f"hoarder on placebo scores as on its stream, far above closed book (F1 {gain:+.3f})"
+    assert [remark.partition(":")[0] for remark in remarks] == [expected] * suspicious
+
+
+@pytest.mark.parametrize("absent", ["closed_book", "stream", "placebo"])
+def test_without_what_it_is_compared_with_no_placebo_is_remarked_on(tmp_path, absent):
+    ids = {
+        "closed_book": pair(tmp_path, "closed_book", (0.0, 0.0)),
+        "stream": pair(tmp_path, "hoarder", (0.9, 0.9)),
+        "placebo": pair(tmp_path, "hoarder", (0.9, 0.9), "placebo"),
+    }
+    board(tmp_path, [name for key, names in ids.items() if key != absent for name in names])
+    assert not build(tmp_path).remarks
 
 
 def test_rows_are_ordered_by_f1_with_controls_last(tmp_path):
@@ -187,8 +232,8 @@ class TestGaps:
 class TestTrials:
     @pytest.fixture
     def runs(self, tmp_path):
-        write_json(
-            tmp_path / "tuning/k.json",
+        write_tuning(
+            tmp_path,
             TuningRecord(
                 key="k",
                 method="uniform",
@@ -196,9 +241,9 @@ class TestTrials:
                 model="tiny",
                 model_hash="m",
                 metric="f1",
-                trials=({"config": {"lr": 0.1}}, {"config": {"lr": 0.2}}),
+                trials=tuple({"config": {"lr": rate}, "score": None, "runs": []} for rate in (0.1, 0.2)),
                 chosen={"lr": 0.1},
-            ).model_dump(mode="json"),
+            ),
         )
         return tmp_path
 
@@ -247,7 +292,7 @@ class TestRefusals:
     def test_different_comparability_keys_are_refused_and_the_difference_is_named(self, tmp_path):
         ids = [
             record(tmp_path, spec("uniform", ZERO), [[1.0]]),
-            record(tmp_path, spec("camels", ZERO, model="other"), [[1.0]], comparability="another"),
+            record(tmp_path, spec("camels", ZERO, model="other"), [[1.0]]),
         ]
         board(tmp_path, ids)
         with pytest.raises(BenchError, match=r"cannot be on one board; they differ in model \(tiny and other\)\."):
@@ -256,7 +301,7 @@ class TestRefusals:
     def test_the_size_of_the_streams_counts_but_their_number_does_not(self, tmp_path):
         ids = [
             record(tmp_path, spec("uniform", ONE), [[1.0]]),
-            record(tmp_path, spec("camels", "test-3-0"), [[1.0]], comparability="another"),
+            record(tmp_path, spec("camels", "test-3-0"), [[1.0]]),
         ]
         board(tmp_path, ids)
         with pytest.raises(BenchError, match=r"they differ in streams \(test-2 and test-3\)\."):
@@ -281,3 +326,51 @@ class TestRefusals:
         board(tmp_path, [])
         with pytest.raises(BenchError, match="demo has no runs"):
             build(tmp_path)
+
+
+def test_bits_per_byte_are_those_of_whole_documents_if_a_segment_has_no_bytes(tmp_path):
+    cell = spec("uniform", ZERO, segment_tokens=1)
+    sizes = [(0, 0, 1, 0, 3.0), (0, 1, 1, 4, 1.0), (1, 0, 2, 8, 2.0), (2, 0, 0, 0, 0.0)]
+    documents = [
+        DocumentEvent(
+            position=position,
+            segment=segment,
+            document_id=f"d{position}",
+            tokens=tokens,
+            bytes=utf8_bytes,
+            windows=1,
+            nll=nll,
+            observe_seconds=0.1,
+        )
+        for position, segment, tokens, utf8_bytes, nll in sizes
+    ]
+    run = read_run(tmp_path / record(tmp_path, cell))
+    summary = summarize(documents, [])
+    write_run(tmp_path, run.model_copy(update={"summary": summary}), documents)
+    board(tmp_path, [cell.id])
+    row = rows(tmp_path)["uniform"]
+    assert row.value("bits_per_byte") == pytest.approx(6 / math.log(2) / 12) == pytest.approx(summary.bits_per_byte)
+    assert row.value("token_nll") == pytest.approx(6 / 4) == pytest.approx(summary.token_nll)
+
+
+def test_remarks_of_methods_and_questions_that_did_not_fit_stand_below_the_board(tmp_path):
+    ids = []
+    for name, noted in ((ZERO, ["lora does not adapt x."]), (ONE, ["lora does not adapt x.", "Another."])):
+        run = read_run(tmp_path / record(tmp_path, spec("uniform", name), [[1.0, 0.0], [0.5]], [3.0, 1.0]))
+        first, *others = read_answers(tmp_path, run.id)
+        changes = {"nll": None, "unanswered": "too long", "prediction": "", **score("", first.answers)}
+        answers = [first.model_copy(update=changes), *others]
+        documents = read_documents(tmp_path, run.id)
+        updates = {"summary": summarize(documents, answers), "notes": {"remarks": noted}}
+        write_run(tmp_path, run.model_copy(update=updates), documents, answers)
+        ids.append(run.id)
+    board(tmp_path, ids)
+    built = build(tmp_path)
+    assert built.remarks[:3] == (
+        "lora does not adapt x.",
+        "Another.",
+        "Questions that did not fit into the model's window count as answered wrongly: uniform on the stream arm "
+        "(2 of 6).",
+    )
+    (row,) = built.rows
+    assert row.value("f1") == pytest.approx(1 / 6) and row.value("answer_nll") is not None

@@ -129,7 +129,7 @@ class TestDocument:
 
     def test_is_the_shortest_with_a_fact_of_those_most_methods_weight(self, tmp_path):
         long, short, other = (
-            token_event(0, TEXT * 2, EQUAL * 2),
+            token_event(0, f"{TEXT} {TEXT}", EQUAL * 2),
             token_event(1, TEXT, EQUAL),
             token_event(2, "No~ fact", (1, 2)),
         )

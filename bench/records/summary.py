@@ -1,0 +1,101 @@
+"""The summary of a run from its events, and the check that the scores in records follow from what is beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.answering import metrics
+from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, Summary, TuningRecord, mean
+from bench.records.store import MANIFEST, read_answers, read_documents, read_run, read_tuning, refuse, tuning_path
+
+
+def summarize(
+    documents: Sequence[DocumentEvent],
+    answers: Sequence[AnswerEvent],
+    anchor_nll_before: float | None = None,
+    anchor_nll: float | None = None,
+) -> Summary:
+    """Means over the answers at the last probe, and over all documents.
+
+    The NLL of the anchor documents is not among the events and is taken as it is.
+    """
+    last = max((event.probe for event in answers), default=1.0)
+    final = [event for event in answers if event.set == "stream" and event.probe == last]
+    anchors = {
+        probe: mean([event.f1 for event in answers if event.set == "anchor" and event.probe == probe])
+        for probe in (0.0, last)
+    }
+    scored = [event for event in documents if event.nll is not None]
+    nll = sum(event.nll or 0.0 for event in scored)
+    tokens, utf8_bytes = sum(event.tokens for event in scored), sum(event.bytes for event in scored)
+    return Summary(
+        documents=len({event.position for event in documents}),
+        questions=len(final),
+        unanswered=sum(event.unanswered is not None for event in final),
+        **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
+        answer_nll=mean([event.nll for event in final if event.nll is not None]),
+        token_nll=nll / tokens if tokens else None,
+        bits_per_byte=metrics.bits_per_byte(nll, utf8_bytes) if utf8_bytes else None,
+        anchor_f1_before=anchors[0.0],
+        anchor_f1=anchors[last],
+        anchor_nll_before=anchor_nll_before,
+        anchor_nll=anchor_nll,
+        recall=mean([event.recall for event in final if event.recall is not None]),
+    )
+
+
+def check_board(runs: Path, board: BoardRecord) -> None:
+    """Compute all scores of a board again: of its runs, of its tuning records and of the runs of their trials.
+
+    Raises:
+        BenchError: one is another than the record says, or a record is missing or damaged; the message names the file.
+    """
+    trials = [run for record in read_tuning(runs, board.tuning) for run in _check_tuning(runs, record)]
+    for record in [*(read_run(runs / run_id) for run_id in board.runs), *trials]:
+        _check_run(runs, record)
+
+
+def _check_run(runs: Path, record: RunRecord) -> None:
+    """Compute the scores of a run from its predictions and answers, and its summary from its events.
+
+    A score is left out if it is from another version of its metric than the present one.
+    """
+    answers = read_answers(runs, record.id)
+    for number, event in enumerate(answers, 1):
+        for name, value in metrics.score(event.prediction, event.answers, record.spec.segment).items():
+            recorded = getattr(event, name)
+            if recorded != value and record.spec.metrics.get(name) == metrics.VERSIONS[name]:
+                problem = f"its {name} is {recorded:g}, but prediction and answers give {value:g}."
+                refuse(
+                    runs / record.id / "answers.jsonl",
+                    f"is wrong in line {number} (question {event.question_id}): {problem}",
+                )
+    if (summary := record.summary) is None:
+        return
+    expected = summarize(read_documents(runs, record.id), answers, summary.anchor_nll_before, summary.anchor_nll)
+    for name, value in expected.model_dump().items():
+        if (recorded := getattr(summary, name)) != value:
+            refuse(runs / record.id / MANIFEST, f"is wrong: its {name} is {recorded}, but its events give {value}.")
+
+
+def _check_tuning(runs: Path, record: TuningRecord) -> list[RunRecord]:
+    """Compute the scores of the trials from their runs, and the choice from the scores; returns the runs."""
+    path, sign = tuning_path(runs, record.key), 1 if record.metric == "f1" else -1
+    best: tuple[float, dict[str, Any]] | None = None
+    checked = []
+    for number, trial in enumerate(record.trials, 1):
+        of_trial = [read_run(runs / run_id) for run_id in trial["runs"]]
+        if any((run.spec.method, run.spec.config) != (record.method, of_trial[0].spec.config) for run in of_trial):
+            refuse(path, f"is wrong: the runs of trial {number} are not of one config of {record.method}.")
+        values = [getattr(run.summary, record.metric) for run in of_trial if run.summary is not None]
+        score = mean(values) if len(values) == len(of_trial) else None
+        if score != trial["score"]:
+            refuse(path, f"is wrong: the score of trial {number} is {trial['score']}, but its runs give {score}.")
+        if score is not None and (best is None or sign * score > sign * best[0]):
+            best = score, of_trial[0].spec.config
+        checked += of_trial
+    if best is not None and best[1] != record.chosen:
+        refuse(path, "is wrong: the chosen config is not that of the best trial.")
+    return checked
