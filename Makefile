@@ -1,12 +1,12 @@
 # make bench   regenerate the default leaderboard
-# make test    the tests; make lint: style and types; make perf: throughput against bare loops
+# make test    the tests; make lint: style and types; make perf: throughput against bare loops; make attack: malformed input
 # Each sets up what it needs in .venv first, from requirements.lock. PYTHON=... chooses another interpreter (3.11 or later).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: bench test lint perf lock clean
+.PHONY: bench test lint perf attack lock clean
 
 bench: $(READY)
 	@$(BIN)/python run_bench.py
@@ -32,6 +32,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+attack: $(READY)
+	@$(BIN)/python -m tests.attack
 
 lock:
 	@rm -rf .venv-lock

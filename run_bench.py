@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -62,11 +64,15 @@ def run(
     data_files: DataFiles = None,
     streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
+    validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")] = None,
     seed: Annotated[int | None, typer.Option(help="random seed of the methods")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     jobs: Jobs = None,
+    hook_timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="seconds after which a call of a method's hook fails its cell")
+    ] = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
     out: Out = Path("out"),
@@ -84,12 +90,13 @@ def run(
         dtype=dtype,
         streams=streams,
         documents=documents,
-        methods=[name.strip() for name in (methods or "").split(",") if name.strip()],
+        validation_documents=validation_documents,
+        methods=_names(methods),
         assignments=set_ or [],
     )
     experiment = load(name)
     overrides.apply(experiment)
-    _run(experiment, runs, out, jobs, _paths(plugin), overrides.remarks())
+    _run(experiment, runs, out, jobs, _paths(plugin), overrides.remarks(), hook_timeout)
 
 
 def _run(
@@ -99,12 +106,16 @@ def _run(
     jobs: int | None = None,
     plugins: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    hook_timeout: float | None = None,
 ) -> None:
+    from bench.files import check_writable
     from bench.run.executor import LocalPool
     from bench.run.runner import Runner
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
-        runner = Runner(experiment, runs, plugins, remarks)
+        runner = Runner(experiment, runs, plugins, remarks, hook_timeout)
+    check_writable(runs, "--runs")
+    check_writable(out, "--out")
     with LocalPool(jobs or experiment.default_jobs) as pool, _progress() as progress:
         result = runner.run(pool, progress)
     _report(runs, out, experiment.name)
@@ -156,7 +167,7 @@ def report(
     experiment: Annotated[str | None, typer.Argument(help="its board (default: the experiment run last)")] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("out"),
-    check: Annotated[bool, typer.Option("--check", help="change nothing; fail if out/ is not up to date")] = False,
+    check: Annotated[bool, typer.Option("--check", help="change nothing, check scores, fail if out/ is old")] = False,
 ) -> None:
     """Rebuild every table and plot from the records."""
     if check:
@@ -187,10 +198,10 @@ def check(
     plugin: Plugins = None,
 ) -> None:
     """Run the conformance suite on one method."""
-    from bench.conformance import suite
+    from bench.conformance import process
 
     passed = True
-    for verdict in suite.check(target, _paths(plugin)):
+    for verdict in process.check(target, _paths(plugin)):
         console.print(verdict.line(), soft_wrap=True, markup=False, highlight=False)
         passed = passed and verdict.passed
     if not passed:
@@ -277,14 +288,23 @@ def _paths(option: list[Path] | None) -> list[str]:
     return [str(path) for path in option or []]
 
 
+def _names(option: str | None) -> list[str]:
+    """The names in a list separated by commas, or [] if the option is not given."""
+    names = [name.strip() for name in (option or "").split(",") if name.strip()]
+    if option is not None and not names:
+        raise BenchError("--methods names no method: separate the names by commas, or leave the option out.")
+    return names
+
+
 def _data_files(option: list[str] | None) -> dict[str, list[str]]:
-    """The files of each split, from SPLIT=FILE[,FILE...]."""
+    """The files of each split, from SPLIT=FILE[,FILE...]; a file that exists may have commas in its name."""
     files: dict[str, list[str]] = {}
     for assignment in option or []:
-        split, separator, paths = assignment.partition("=")
-        if not (split and separator and paths):
+        split, separator, value = assignment.partition("=")
+        paths = [value] if os.path.exists(value) else value.split(",")
+        if not (split and separator and all(paths)):
             raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...], got {assignment!r}.")
-        files.setdefault(split, []).extend(paths.split(","))
+        files.setdefault(split, []).extend(paths)
     return files
 
 
@@ -310,6 +330,9 @@ def _progress() -> Iterator[Progress]:
 
 def main() -> None:
     """Run the command line. Exit codes: 2 for a wrong request, 1 for a failed run, 130 for an interrupt."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal prints ? for what its encoding lacks
     try:
         app()
     except (BenchError, RunError) as error:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make the folder, and check that files can be written there.
+
+    Raises:
+        BenchError: they cannot; the message names the folder and the option that names another one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchError(f"{folder} cannot be written ({error.strerror}): name another folder with {option}.") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -84,11 +99,47 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        BenchError: it is not YAML; the message names the line.
+        BenchError: as :func:`parse_yaml`, or it is not UTF-8 text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BenchError(f"{path} is not valid YAML: {error}.") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        BenchError: it is not YAML, a key is there twice or is not text, or it is nested without end or too deeply; the
+            message begins with ``where`` and names the line.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
+            names = set()
+            for key, _ in node.value:
+                problem = f"the key {key.value!r} is there twice" if str(key.value) in names else None
+                if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                    problem = "a key is not text: put it in quotes"
+                if problem:
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                names.add(str(key.value))
+            return node
+
+        def construct_document(self, node: yaml.Node) -> Any:
+            return self.construct_object(node, deep=True)  # so that a node within itself is an error
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        return yaml.load(text, Loader)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}" if mark else str(error.problem)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # a bad date, a wrong tag
+        reason = " ".join(str(error).split())
+    raise BenchError(f"{where} is not valid YAML: {reason}.")

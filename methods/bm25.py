@@ -14,10 +14,11 @@ from methods.parts.words import words
 class Bm25(RetrievalMethod):
     """Retrieval by BM25: the documents that share the most informative words with a question are put before it.
 
-    Nothing is learned. Documents are scored over lower-cased words of two or more characters, with the word counts of
-    the documents seen so far (Robertson and Zaragoza 2009; ``bm25s`` computes the variants of Lù 2024). Ties go to
-    the later document. Costs nothing per document, an index of all documents per probe, and a longer prompt per
-    question. The state is the text of all documents.
+    Nothing is learned. Documents are scored over lower-cased words of two or more characters (in scripts without
+    spaces, all pairs of neighbouring characters), with the word counts of the documents seen so far (Robertson and
+    Zaragoza 2009; ``bm25s`` computes the variants of Lù 2024). Ties go to the later document. Costs nothing per
+    document, an index of all documents per probe, and a longer prompt per question. The state is the text of all
+    documents.
     """
 
     name = "bm25"

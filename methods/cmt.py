@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
 from bench.answering.metrics import shortest
+from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.compression import CmtNetwork, CompressionTraining, matching_loss, matching_scores
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_logits, mean_nll
@@ -52,6 +53,11 @@ class Cmt(MemoryMethod):
             torch.manual_seed(seed_for(training.seed, "learner"))
             self.network = CmtNetwork(lm, training).float().to(lm.device)
         self.prepare_bank()
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        by_layers = isinstance(config, cls.Config) and config.training.injection == "kv"
+        return "padding", "key_value_prefixes" if by_layers else "soft_prompts"
 
     @property
     def learner(self) -> CmtNetwork:

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from bench import BaseModel, Document, MethodConfig, Question
 from bench.errors import BenchError
-from bench.lm.checkpoint import identity
+from bench.lm.checkpoint import identity, positions
 from methods.parts.retrieval import RetrievalMethod, best
 
 BATCH = 32
@@ -33,7 +33,7 @@ class DenseRetrieval(RetrievalMethod):
         """The encoder, and the number of documents."""
 
         k: int = pydantic.Field(default=1, ge=1, description="documents before each question")
-        encoder: str | None = pydantic.Field(
+        encoder: Path | None = pydantic.Field(
             default=None,
             description="folder of an encoder saved by sentence-transformers or save_pretrained; null: the base",
         )
@@ -48,7 +48,7 @@ class DenseRetrieval(RetrievalMethod):
         super().__init__(lm, config, seed)
         self.encoder, self.tokenizer = lm.model.base_model, None
         if self.config.encoder is not None:
-            self.encoder, self.tokenizer = _load(Path(self.config.encoder), lm)
+            self.encoder, self.tokenizer = _load(self.config.encoder, lm)
         layers: int = self.encoder.config.num_hidden_layers
         default_layer = layers // 2 if self.tokenizer is None else layers
         self.layer = default_layer if self.config.layer is None else self.config.layer
@@ -73,7 +73,9 @@ class DenseRetrieval(RetrievalMethod):
         embeddings = []
         for first in range(0, len(texts), BATCH):
             inputs, mask = self._tokenize(texts[first : first + BATCH])
-            hidden = self.encoder(**inputs, output_hidden_states=True).hidden_states[self.layer].float()  # (B, T, H)
+            with self.lm.autocast():
+                output = self.encoder(**inputs, output_hidden_states=True)
+            hidden = output.hidden_states[self.layer].float()  # (B, T, H)
             mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, H)
             embeddings.append(functional.normalize(mean, dim=-1))
         return torch.cat(embeddings)
@@ -84,7 +86,8 @@ class DenseRetrieval(RetrievalMethod):
         The base reads a text after the begin-of-text token, which is not averaged: it is the same for all texts.
         """
         if self.tokenizer is not None:
-            inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.lm.device)
+            options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+            inputs = self.tokenizer(list(texts), split_special_tokens=True, **options).to(self.lm.device)
             return dict(inputs), inputs["attention_mask"]
         lm = self.lm
         begin = torch.tensor([lm.bos_id], device=lm.device)
@@ -99,17 +102,25 @@ class DenseRetrieval(RetrievalMethod):
     def notes(self) -> dict[str, Any]:
         """The layer, and the identity of the encoder."""
         encoder = self.config.encoder
-        return {"layer": self.layer, "encoder": None if encoder is None else identity(Path(encoder))}
+        return {"layer": self.layer, "encoder": None if encoder is None else identity(encoder)}
 
 
 def _load(folder: Path, lm: BaseModel) -> tuple[Any, Any]:
     try:
-        encoder: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        model_and_info: Any = AutoModel.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+        encoder, info = model_and_info
+        if encoder.config.is_encoder_decoder:
+            raise ValueError(f"{type(encoder).__name__} is an encoder with a decoder")
+        if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
+            raise ValueError(f"it lacks the weights {missing[0]}")
     except (OSError, ValueError) as error:
         raise BenchError(
             f"No encoder could be read from {folder} ({str(error).splitlines()[0]}). Set dense_retrieval.encoder to a "
             f"folder with config.json, a tokenizer and .safetensors weights, or leave it out to embed with the base."
         ) from None
-    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(encoder) or tokenizer.model_max_length)
     return encoder.to(lm.device).eval(), tokenizer

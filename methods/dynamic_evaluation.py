@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from bench import BaseModel, Document, Episode, MethodConfig
 from bench.errors import BenchError
+from bench.lm.probe import Ability
 from bench.lm.reading import CarriedCache, Reading
 from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter
@@ -136,6 +137,10 @@ class DynamicEvaluation(AdapterMethod):
     @classmethod
     def learns_offline(cls, config: MethodConfig) -> bool:
         return isinstance(config, cls.Config) and config.statistics == "train"
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        return ("carried_cache",) if isinstance(config, cls.Config) and config.context == "carry" else ()
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""

@@ -140,7 +140,7 @@ class GenerativeAdapter(GeneratedWeights):
         if most is not None and most < len(questions):
             questions = [questions[i] for i in torch.randperm(len(questions))[:most].tolist()]
         begin = torch.tensor([self.lm.bos_id], device=self.lm.device)
-        targets = answer_ids(self.lm, [answer for *_, answer in questions])
+        targets = answer_ids(self.lm, [text for _, _, text, _ in questions], [answer for *_, answer in questions])
         return [
             _Example(k, torch.cat([begin, self.lm.encode(text)]), target[: self.lm.window], n)
             for (k, n, text, _), target in zip(questions, targets, strict=True)
@@ -190,7 +190,8 @@ class GenerativeAdapter(GeneratedWeights):
 
         with self.layers.adding(update):
             hidden = self.layers.last_hidden(ids[:, :-1])[scored]  # (scored tokens, hidden size)
-        logits: Tensor = self.lm.model.get_output_embeddings()(hidden)  # (scored tokens, vocabulary)
+        with self.lm.autocast():
+            logits: Tensor = self.lm.model.get_output_embeddings()(hidden)  # (scored tokens, vocabulary)
         return functional.cross_entropy(logits.float(), ids[:, 1:][scored]), queries
 
     def _alignment(

@@ -51,13 +51,14 @@ class LoraFit(AdapterMethod):
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self.rank: int = self.config.rank or max(1, lm.model.config.hidden_size // 32)
-        self.adapted_weights = [f"{name}.weight" for name in target_modules(lm.model, self.config.targets)]
+        self.adapted = target_modules(lm.model, self.config.targets)
+        self.adapted_weights = [f"{name}.weight" for name in self.adapted]
         self.fitted: Tensor
         self.register("fitted", torch.tensor(0))
 
     def build_adapter(self) -> Adapter:
         c, seed = self.config, seed_for(self.seed, "adapter", int(self.fitted))
-        return Adapter(self.lm, self.rank, c.scale * self.rank, c.targets, c.initialization, seed)
+        return Adapter(self.lm, self.rank, c.scale * self.rank, self.adapted, c.initialization, seed)
 
     def observe(self, document: Document) -> None:
         super().observe(document)

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
@@ -33,6 +35,11 @@ class SalientSpans(GradientMethod):
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self.tagger = load_tagger(self.config.tagger)
+
+    @classmethod
+    def depends_on(cls, config: Any) -> Mapping[str, str | Path]:
+        """The tagger."""
+        return {**super().depends_on(config), "tagger": load_tagger(config.tagger).name}
 
     def token_weights(self, batch: TokenBatch) -> Tensor:
         """1 for every token with a character in an entity, else 0."""

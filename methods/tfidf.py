@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, Document, Episode, GradientMethod, MethodConfig, TokenBatch
-from methods.parts.words import WORD, words
+from methods.parts.words import find_words, words
 
 
 class Tfidf(GradientMethod):
@@ -21,7 +21,8 @@ class Tfidf(GradientMethod):
         entry = tf x (ln((1 + n) / (1 + df)) + 1), divided by the Euclidean norm of the document's entries,
 
     for lower-cased words of two or more characters. This is scikit-learn's definition, as in TF-IDF of Hu et al. 2023,
-    except that an unseen word has df = 0 instead of no weight. A token gets the largest entry among its characters, 0
+    except that an unseen word has df = 0 instead of no weight, and that in scripts without spaces all pairs of
+    neighbouring characters count as words. A token gets the largest entry among its characters, 0
     outside words. Weights are below 1, so the best learning rate is higher than with equal weights. Costs one forward
     and one backward pass per step; counting words costs almost nothing.
     """
@@ -103,10 +104,10 @@ class Tfidf(GradientMethod):
         """The largest entry above the threshold among each token's characters, else 0."""
         text, entries, threshold = batch.document.text, self.entries(batch.document.text), self.threshold.item()
         weights = [0.0] * len(text)
-        for match in WORD.finditer(text):
-            value = entries[match[0].lower()]
+        for word, start, end in find_words(text):
+            value = entries[word]
             if value > threshold:
-                weights[match.start() : match.end()] = [value] * len(match[0])
+                weights[start:end] = [max(value, weight) for weight in weights[start:end]]
         return batch.per_token(weights)
 
 

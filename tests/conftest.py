@@ -88,13 +88,13 @@ def splits_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from bench.run import inputs
 
     splits: list[str] = []
-    load_split = reader.load_split
+    read_split = reader.read_split
 
     def record(recipe: Any, split: str, *arguments: Any) -> Any:
         splits.append(split)
-        return load_split(recipe, split, *arguments)
+        return read_split(recipe, split, *arguments)
 
-    monkeypatch.setattr(reader, "load_split", record)
-    for cache in (reader.split_entries, reader.split_hash, inputs.inputs_of):
+    monkeypatch.setattr(reader, "read_split", record)
+    for cache in (reader.split_data, reader.split_hash, inputs.inputs_of):
         cache.cache_clear()
     return splits

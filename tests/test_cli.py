@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import run_bench
 from tests.conftest import ROOT
 from tests.world import PLUGIN, make_dataset, make_experiment
 
@@ -169,7 +170,7 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("train", "nanno"), "Did you mean nano"),
         (("report", "--runs", "no/such/folder"), "There is no board"),
         (("streams", "verify", "squadd"), "Did you mean squad"),
-        (("run", "default", "--set", "uniform.learning_rate=[1"), "is not a YAML value"),
+        (("run", "default", "--set", "uniform.learning_rate=[1"), "the value is not valid YAML"),
         (("run", "default", "--device", "mps"), "PyTorch finds no mps device"),
         (("run", "default", "--model", "tests"), "without config.json"),
         (("run", "default", "--streams", "9"), "too few for"),
@@ -182,6 +183,73 @@ def test_a_wrong_request_gets_an_error_message_without_a_traceback(
     assert process.returncode == 2, process.stdout + process.stderr
     assert message in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code and the error message of the command line, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run_bench.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_bench.main()
+    assert isinstance(end.value.code, int)
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", ""), "--methods names no method"),
+        (("--methods", ","), "--methods names no method"),
+        (("--methods", " , ,"), "--methods names no method"),
+        (("--plugin", "PLUGIN"), "failures.py is in the experiment: name raises or explodes"),
+        (("--methods", "closed_book", "--plugin", "PLUGIN"), "leave the plug-in out"),
+        (("--out", "PLUGIN"), "cannot be written (File exists): name another folder with --out"),
+        (("--out", "PLUGIN/out"), "name another folder with --out"),
+        (("--out", "/proc/out"), "name another folder with --out"),
+        (("--runs", "PLUGIN"), "cannot be written (File exists): name another folder with --runs"),
+        (("--runs", "PLUGIN/a/b"), "name another folder with --runs"),
+        (("--runs", "/proc/runs"), "name another folder with --runs"),
+        (("--validation-documents", "9"), "'validation' of keepers has 8 documents"),
+        (("--documents", "9"), "--validation-documents"),
+        (("--set", "uniform.learning_rate=.inf"), "uniform.learning_rate = inf: Input should be a finite number"),
+        (("--set", "uniform.learning_rate=-.inf"), "uniform.learning_rate = -inf: Input should be a finite number"),
+        (("--set", "uniform.learning_rate=.nan"), "uniform.learning_rate = nan: Input should be a finite number"),
+        (("--set", "uniform.learning_rate={1: 2}"), "a key is not text"),
+    ],
+)
+def test_a_wrong_request_for_a_run_is_found_before_any_work(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    plugin = tmp_path / "failures.py"
+    plugin.write_text(PLUGIN)
+    folders = {"--runs": str(tmp_path / "runs"), "--out": str(tmp_path / "out")}
+    options = [argument.replace("PLUGIN", str(plugin)) for argument in arguments]
+    rest = [part for option in folders.items() if option[0] not in options for part in option]
+    code, error = call(capsys, "run", str(experiment), *options, *rest)
+    assert code == 2 and message in error and "Traceback" not in error
+    assert not list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("out/*"))
+
+
+ENCODINGS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"},
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: " ".join(encoding.values()))
+def test_a_terminal_prints_a_question_mark_for_what_its_encoding_lacks(
+    tmp_path: Path, encoding: dict[str, str]
+) -> None:
+    plugin = tmp_path / "raiser.py"
+    text = PLUGIN.replace('"""Fails on the third document."""', '"""Liest 大阪."""', 1)
+    plugin.write_text(text, encoding="utf-8")
+    done = bench("list", "methods", "--plugin", str(plugin), **encoding)
+    assert done.returncode == 0, done.stderr
+    assert "Liest ??." in done.stdout and "Traceback" not in done.stderr
+    wrong = bench("list", "大", **encoding)
+    assert wrong.returncode == 2 and "There is no list of '" in wrong.stderr
 
 
 def test_an_unknown_option_is_a_wrong_request() -> None:
@@ -219,3 +287,37 @@ def test_doctor_lists_what_is_installed() -> None:
     process = bench("doctor")
     assert process.returncode == 0
     assert "torch" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        (["test=a.jsonl,b.jsonl"], {"test": ["a.jsonl", "b.jsonl"]}),
+        (["test=a,b.jsonl"], {"test": ["a,b.jsonl"]}),
+        (["test=a.jsonl", "test=a,b.jsonl", "train=b.jsonl"], {"test": ["a.jsonl", "a,b.jsonl"], "train": ["b.jsonl"]}),
+        (["test=x=y.jsonl,b.jsonl"], {"test": ["x=y.jsonl", "b.jsonl"]}),
+        (["test=" + ",".join(["a.jsonl"] * 99)], {"test": ["a.jsonl"] * 99}),
+    ],
+)
+def test_files_of_a_split_are_separated_by_commas_unless_one_of_that_name_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], files: dict[str, list[str]]
+) -> None:
+    import run_bench
+    from bench.data import streams
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b.jsonl").touch()
+    asked: list[dict[str, list[str]]] = []
+    monkeypatch.setattr(streams, "build_all", lambda recipe, data_files: asked.append(data_files) or [])
+    arguments = [item for option in options for item in ("--data-files", option)]
+    run_bench.app(["streams", "build", "newsworld", *arguments], standalone_mode=False)
+    assert asked == [files]
+
+
+@pytest.mark.parametrize("option", ["test=", "test=a.jsonl,", "=a.jsonl", "a.jsonl"])
+def test_an_empty_name_of_a_file_is_refused(option: str) -> None:
+    import run_bench
+    from bench.errors import BenchError
+
+    with pytest.raises(BenchError, match="--data-files takes SPLIT=FILE"):
+        run_bench.app(["streams", "build", "newsworld", "--data-files", option], standalone_mode=False)

@@ -13,7 +13,7 @@ class Decoding(pydantic.BaseModel):
     Hu et al. (2023) and Tack et al. (2024) use diverse beam search.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Literal["greedy", "beam", "diverse_beam"] = "greedy"
     max_new_tokens: int = pydantic.Field(default=16, ge=1)

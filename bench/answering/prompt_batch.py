@@ -1,148 +1,82 @@
-"""Batches of prompts: padding, key/value cache, greedy decoding and the likelihood of given answers.
+"""Batches of prompts: greedy decoding and the likelihood of given answers, from prompts that are read once.
 
-Shapes: B rows (one per prompt, or two with contrast prompts), T tokens, P prefix positions, V vocabulary, C hidden
-size, H key/value heads, D head size.
+Shapes: B rows (one per prompt), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from bench.lm.base_model import BaseModel, decode
+from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row
 
 if TYPE_CHECKING:
     from bench.answering.prompts import Prompt
 
 
-class PaddedBatch:
-    """A left-padded batch with its cache: token ids or embeddings, mask, positions, and key/value prefixes.
+def layout(lm: BaseModel, prompt: Prompt) -> Hashable:
+    """What must be equal for prompts to be read together: nothing if the base reads padded rows as it reads each."""
+    if lm.abilities.padding_after_prefixes if prompt.key_values else lm.abilities.padding:
+        return None
+    contrast_length = None if prompt.contrast_prompt is None else len(prompt.contrast_prompt.ids)
+    return len(prompt.ids), prompt.prefix_length, contrast_length
 
-    If any prompt has a contrast prompt, the contrast prompts follow as the second half of the batch.
-    """
+
+class PromptBatch:
+    """Prompts that are read together, and their contrast prompts, if any, in a batch of their own."""
 
     def __init__(self, lm: BaseModel, prompts: Sequence[Prompt]) -> None:
-        self.contrast: Tensor | None = None
-        if any(p.contrast_prompt is not None for p in prompts):
-            contrast = torch.tensor([p.contrast for p in prompts], device=lm.device)
-            self.contrast = contrast[:, None, None]  # (prompts, 1, 1)
-            prompts = [*prompts, *(p if p.contrast_prompt is None else p.contrast_prompt for p in prompts)]
-        rows = [p.ids for p in prompts]
-        soft = any(p.prefix is not None for p in prompts)
-        lengths = [len(row) + (p.prefix_length if soft else 0) for row, p in zip(rows, prompts, strict=True)]
-        width = max(lengths)
-        self.mask = torch.zeros(len(rows), width, dtype=torch.long, device=lm.device)  # (B, T)
-        ids = torch.full((len(rows), width), lm.eos_id, device=lm.device)  # (B, T)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = row
-            self.mask[i, width - lengths[i] :] = 1
-        self.inputs: dict[str, Tensor] = {"input_ids": ids}
-        if soft:
-            embedded = lm.embeddings(ids).clone()  # (B, T, C)
-            for i, prompt in enumerate(prompts):
-                if prompt.prefix is not None:
-                    end = width - len(rows[i])
-                    embedded[i, end - len(prompt.prefix) : end] = prompt.prefix.to(embedded)
-            self.inputs = {"inputs_embeds": embedded}
-        self.cache: Any = DynamicCache(config=lm.model.config)
-        if any(p.key_values for p in prompts):
-            self._fill_cache(lm, prompts)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]  # (B, T)
+        kind: Callable[[BaseModel, Sequence[Row]], Batch] = CachedBatch if lm.abilities.cache else RereadBatch
+        self.batches = [kind(lm, prompts)]
+        contrasts = [prompt for prompt in prompts if prompt.contrast_prompt is not None]
+        if contrasts:
+            self.contrast = torch.tensor([prompt.contrast for prompt in prompts], device=lm.device)[:, None, None]
+            self.batches.append(kind(lm, [prompt.contrast_prompt or prompt for prompt in prompts]))
 
-    def _fill_cache(self, lm: BaseModel, prompts: Sequence[Prompt]) -> None:
-        longest = max(p.prefix_length for p in prompts)
-        layers = next(len(p.key_values) for p in prompts if p.key_values)
-        for layer in range(layers):
-            pairs = [p.key_values[layer] if p.key_values else None for p in prompts]  # each (H, prefix length, D)
-            like = next(pair for pair in pairs if pair is not None)
-            keys, values = (
-                tensor.new_zeros(len(prompts), tensor.shape[0], longest, tensor.shape[-1])  # (B, H, P, D)
-                for tensor in like
-            )
-            for i, pair in enumerate(pairs):
-                if pair is not None:
-                    start = longest - pair[0].shape[-2]
-                    keys[i, :, start:], values[i, :, start:] = pair
-            self.cache.update(keys.to(lm.model.dtype), values.to(lm.model.dtype), layer)
-        prefix_mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=lm.device)  # (B, P)
-        for i, prompt in enumerate(prompts):
-            prefix_mask[i, longest - prompt.prefix_length :] = 1
-        self.mask = torch.cat([prefix_mask, self.mask], dim=1)  # (B, P + T)
+    def read(self, keep: int) -> Tensor:
+        """Logits at the last ``keep`` positions, (B, keep, V), contrasted if there are contrast prompts."""
+        logits, *contrast_logits = [batch.read(keep) for batch in self.batches]
+        if not contrast_logits:
+            return logits
+        return (1 + self.contrast) * logits - self.contrast * contrast_logits[0]
 
-    def extend(self, ids: Tensor, mask: Tensor, window: int) -> None:
-        """Set the tokens to read next, after those in the cache: ``ids`` and ``mask`` (0 for padding), (prompts, T).
-
-        Padding is on the right. It may reach beyond the window, where positions are undefined.
-        """
-        if self.contrast is not None:
-            ids, mask = ids.repeat(2, 1), mask.repeat(2, 1)  # (B, T)
-        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)  # (T,)
-        self.inputs = {"input_ids": ids}
-        self.mask = torch.cat([self.mask, mask], dim=1)  # (B, tokens in the cache + T)
-        self.positions = (self.positions[:, -1:] + steps).clamp(max=window - 1)  # (B, T)
+    def extend(self, ids: Tensor, mask: Tensor) -> None:
+        """Set the tokens to read next: ``ids`` and ``mask`` (0 for padding, which is on the right), (B, T)."""
+        for batch in self.batches:
+            batch.extend(ids, mask)
 
     def select(self, indices: Sequence[int]) -> None:
         """Keep only the prompts with these indices."""
-        rows = torch.tensor(indices, device=self.mask.device)
-        if self.contrast is not None:
-            half = len(self.contrast)
-            self.contrast, rows = self.contrast[rows], torch.cat([rows, half + rows])
-        self.cache.batch_select_indices(rows)
-        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        for batch in self.batches:
+            batch.select(indices)
+        if len(self.batches) > 1:
+            self.contrast = self.contrast[torch.tensor(indices, device=self.contrast.device)]
 
-    def copy(self) -> PaddedBatch:
+    def copy(self) -> PromptBatch:
         """Copy the batch, so that it can be continued in more than one way."""
         other = copy.copy(self)
-        other.cache = copy.copy(self.cache)
-        # these layers replace their tensors as they grow; others may write into them
-        replacing = (DynamicLayer, DynamicSlidingWindowLayer)
-        other.cache.layers = [
-            copy.copy(layer) if type(layer) in replacing else copy.deepcopy(layer) for layer in self.cache.layers
-        ]
+        other.batches = [batch.copy() for batch in self.batches]
         return other
 
 
-def forward(
-    lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
-) -> Tensor:
-    """Logits at the last ``keep`` positions of left-padded rows, shape (B, keep, V), float32."""
-    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
-    output = lm.model(
-        **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
-    )
-    logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
-    return logits
-
-
-def logits_of(lm: BaseModel, batch: PaddedBatch, keep: int) -> Tensor:
-    """Logits at the last ``keep`` positions, (prompts, keep, V), contrasted if there are contrast prompts."""
-    logits = forward(lm, batch.inputs, batch.mask, batch.positions, batch.cache, keep)  # (B, keep, V)
-    if batch.contrast is None:
-        return logits
-    logits, contrast_logits = logits.chunk(2)  # (prompts, keep, V) each
-    return (1 + batch.contrast) * logits - batch.contrast * contrast_logits
-
-
 class Prefill:
-    """A batch of prompts that the model has read. Decoding and likelihoods both continue from its cache."""
+    """A batch of prompts that the model has read. Decoding and likelihoods both continue from it."""
 
     def __init__(self, lm: BaseModel, prompts: Sequence[Prompt]) -> None:
         self.lm = lm
-        self.batch = PaddedBatch(lm, prompts)
-        self.logits = logits_of(lm, self.batch, 1)  # (prompts, 1, V)
+        self.batch = PromptBatch(lm, prompts)
+        self.logits = self.batch.read(1)  # (prompts, 1, V)
 
     def greedy_answers(self, max_new_tokens: int) -> list[str]:
         """Greedy continuation of every prompt until it stops; finished prompts leave the batch."""
-        stops = self.lm.newline_ids | {self.lm.eos_id}
+        stops = self.lm.stop_ids
         batch, logits = self.batch.copy(), self.logits
         written: list[list[int]] = [[] for _ in logits]
         alive = list(range(len(written)))
@@ -157,8 +91,8 @@ class Prefill:
                 batch.select(going)
                 tokens = tokens[torch.tensor(going, device=tokens.device)]
                 alive = [alive[k] for k in going]
-            batch.extend(tokens[:, None], batch.mask.new_ones(len(alive), 1), self.lm.window)
-            logits = logits_of(self.lm, batch, 1)  # (prompts alive, 1, V)
+            batch.extend(tokens[:, None], torch.ones_like(tokens[:, None]))
+            logits = batch.read(1)  # (prompts alive, 1, V)
         return [decode(self.lm.tokenizer, ids) for ids in written]
 
     def mean_nll(self, targets: Sequence[Tensor]) -> list[float]:
@@ -168,8 +102,8 @@ class Prefill:
         logits = self.logits
         if ids.shape[1]:
             batch = self.batch.copy()
-            batch.extend(ids, pad_sequence([torch.ones_like(row) for row in inputs], batch_first=True), self.lm.window)
-            logits = torch.cat([logits, logits_of(self.lm, batch, ids.shape[1])], dim=1)  # (prompts, 1 + T, V)
+            batch.extend(ids, pad_sequence([torch.ones_like(row) for row in inputs], batch_first=True))
+            logits = torch.cat([logits, batch.read(ids.shape[1])], dim=1)  # (prompts, 1 + T, V)
         return [
             functional.cross_entropy(row[: len(target)], target).item()
             for row, target in zip(logits, targets, strict=True)

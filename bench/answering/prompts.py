@@ -15,22 +15,28 @@ from torch import Tensor
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
 from bench.lm.base_model import BaseModel
+from bench.lm.probe import Ability
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One question as the model reads it. ``cut`` counts the text tokens that did not fit into the model's window.
 
+    ``question`` is the question's text, which the tokens end with. ``unanswered`` is the reason if it does not fit into
+    the window; then nothing is read.
+
     With a ``contrast_prompt`` the model answers from (1 + ``contrast``) times the logits after this prompt minus
     ``contrast`` times the logits after that one.
     """
 
     ids: Tensor
+    question: str = ""
     prefix: Tensor | None = None
     key_values: Sequence[tuple[Tensor, Tensor]] | None = None
     cut: int = 0
     contrast_prompt: Prompt | None = None
     contrast: float = 0.0
+    unanswered: str | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -46,10 +52,15 @@ def build_prompts(
     """Build the prompt of every question, leaving room for ``reserve`` answer tokens.
 
     If text and question do not fit into the window, the text is cut at its beginning, and the cut tokens are counted.
+    A question that does not fit alone, or after its prefix, remains unanswered.
 
     Raises:
-        ValueError: the conditioning does not have one entry per question, or a question alone does not fit.
+        BenchError: key/value prefixes or soft prompts that the base does not read as it reads text.
+        ValueError: the conditioning does not have one entry per question.
     """
+    needs: list[Ability] = ["soft_prompts"] if conditioning.prefix_embeddings is not None else []
+    needs += ["key_value_prefixes"] if conditioning.prefix_key_values is not None else []
+    lm.abilities.require(needs, type(lm.model).__name__, "the method")
     for field in ("text", "prefix_embeddings", "prefix_key_values", "documents"):
         value = getattr(conditioning, field)
         if value is not None and len(value) != len(questions):
@@ -61,14 +72,20 @@ def build_prompts(
         ids = lm.encode(f"{text}\n{question.text}" if text else question.text)
         prefix = conditioning.prefix_embeddings[i] if conditioning.prefix_embeddings is not None else None
         key_values = conditioning.prefix_key_values[i] if conditioning.prefix_key_values is not None else None
-        prompt = Prompt(ids, prefix, key_values)
+        prompt = Prompt(ids, question.text, prefix, key_values)
         room = lm.window - 1 - prompt.prefix_length - reserve
         cut = max(0, len(ids) - room)
-        if cut and len(lm.encode(question.text)) > room:
-            raise ValueError(f"Question {question.id} does not fit into the model's window of {lm.window} tokens.")
+        if cut and (alone := len(lm.encode(question.text))) > room:
+            after = f" after a prefix of {prompt.prefix_length} positions" if prompt.prefix_length else ""
+            reason = (
+                f"the question ({alone} tokens{after}) does not fit into a window of {lm.window} tokens with room for "
+                f"an answer of {reserve}"
+            )
+            prompts.append(Prompt(begin, question.text, unanswered=reason))
+            continue
         prompt = replace(prompt, ids=torch.cat([begin, ids[cut:]]), cut=cut)
         if conditioning.contrast is not None:
-            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]))
+            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]), question.text)
             prompt = replace(prompt, contrast_prompt=bare_question, contrast=conditioning.contrast)
         prompts.append(prompt)
     return prompts
@@ -77,8 +94,13 @@ def build_prompts(
 def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Prompt:
     """Cut the beginning of a prompt, after its first token, until an answer fits; the same prompt if it fits already.
 
-    This happens only to gold answers that are longer than the tokens reserved for predictions.
+    This happens only to gold answers that are longer than the tokens reserved for predictions. A prompt after which an
+    answer does not fit even so remains unanswered.
     """
+    if prompt.unanswered is not None:
+        return prompt
+    if prompt.prefix_length + 1 + answer_tokens > window:
+        return replace(prompt, unanswered=f"an answer of {answer_tokens} tokens does not fit into a window of {window}")
     excess = max(0, prompt.prefix_length + len(prompt.ids) + answer_tokens - window)
     contrast_prompt = prompt.contrast_prompt
     if contrast_prompt is not None:
@@ -89,7 +111,23 @@ def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Pro
     return replace(prompt, ids=ids, contrast_prompt=contrast_prompt)
 
 
-def answer_ids(lm: BaseModel, answers: Sequence[str]) -> list[Tensor]:
-    """Token ids of each answer as the model should write it: ``" " + answer`` and the end-of-text token."""
+def answer_ids(lm: BaseModel, questions: Sequence[str], answers: Sequence[str]) -> list[Tensor]:
+    """Token ids with which the model should continue each question: `` " " + answer`` and the end-of-text token."""
     end = torch.tensor([lm.eos_id], device=lm.device)
-    return [torch.cat([lm.encode(" " + answer), end]) for answer in answers]
+    pairs = zip(questions, answers, strict=True)
+    return [torch.cat([continuation(lm, question, f" {answer}"), end]) for question, answer in pairs]
+
+
+def continuation(lm: BaseModel, text: str, ending: str) -> Tensor:
+    """Token ids of ``ending`` after the tokens of ``text``, shape (tokens,).
+
+    They are those that follow when both are read as one text. If a token of that text would span the seam, ``ending``
+    is read alone, with or without its first space, so that both parts decode to the same text: a tokenizer may put a
+    space of its own before whatever it reads.
+    """
+    before, whole = lm.encode(text), lm.encode(text + ending)
+    if torch.equal(whole[: len(before)], before):
+        return whole[len(before) :]
+    alone = [lm.encode(ending), lm.encode(ending.removeprefix(" "))]
+    expected = lm.tokenizer.decode(whole)
+    return next((ids for ids in alone if lm.tokenizer.decode(torch.cat([before, ids])) == expected), alone[0])

@@ -131,7 +131,8 @@ class GradientMethod(Method):
             optimizer.zero_grad(set_to_none=True)
             loss = self.backward(batch)
             if not math.isfinite(loss):
-                raise Diverged(f"The loss became {loss}; a lower learning rate may help.")
+                other = "--dtype bfloat16 or " if self.lm.dtype == torch.float16 else ""  # 65,504 is its largest number
+                raise Diverged(f"The loss became {loss}; {other}a lower learning rate may help.")
             self.step()
         optimizer.zero_grad(set_to_none=True)
         if self.config.dropout:

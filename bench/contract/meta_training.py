@@ -23,6 +23,7 @@ from bench.data.documents import Episode
 from bench.errors import BenchError, Diverged
 from bench.files import read_tensors, write_tensors
 from bench.hashing import digest
+from bench.lm import checkpoint
 from bench.seeds import seed_for
 
 
@@ -85,6 +86,16 @@ class MetaTrained(Method):
 
     progress: float = 0.0
     """Share of the outer steps that are done, during training."""
+
+    @classmethod
+    def depends_on(cls, config: MethodConfig) -> Mapping[str, str | Path]:
+        """The settings of type ``Path``, and the models that the training settings name."""
+        models = {
+            f"training.{name}": checkpoint.locate(model, f"{cls.name}.training.{name}")
+            for name, model in training_of(config).models().items()
+            if model
+        }
+        return {**super().depends_on(config), **models}
 
     @property
     @abstractmethod

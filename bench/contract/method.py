@@ -10,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pydantic
 import torch
 from torch import Tensor
 
-from bench.contract.config import MethodConfig
+from bench.contract.config import MethodConfig, paths_in
 from bench.data.documents import Document, Episode, Question
 from bench.errors import BenchError, first_problem
 from bench.lm.base_model import BaseModel
+from bench.lm.probe import Ability
 from bench.lm.reading import Reading
 
 
@@ -114,7 +116,10 @@ class Method(ABC):
     paper: ClassVar[str]
     """Citation key of the paper, or "none"."""
     sees_evidence: ClassVar[bool] = False
-    """True for a control that gets each question with its document; every board marks it as a control."""
+    """True for a control that gets each question with its document; every board marks it as a control.
+
+    It is a fact about the class: neither a property nor an attribute of an instance.
+    """
     learns_from: ClassVar[Literal["train", "qa_train"]] = "train"
     """The split whose episodes :meth:`fit` gets."""
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
@@ -151,6 +156,25 @@ class Method(ABC):
     def learns_offline(cls, config: MethodConfig) -> bool:
         """True if :meth:`fit` must be called. Default: True if the method overrides it."""
         return cls.fit is not Method.fit
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        """What the base must do beyond reading text. On a base that does not, the method is refused before any work.
+
+        ``soft_prompts`` and ``key_value_prefixes`` are those of :class:`Conditioning`, ``carried_cache`` is that of
+        :class:`Reading`, and ``padding`` is for methods that read texts in padded batches. Default: nothing.
+        """
+        return ()
+
+    @classmethod
+    def depends_on(cls, config: MethodConfig) -> Mapping[str, str | Path]:
+        """What else can change the method's numbers than its code and settings, the base and the data, by name.
+
+        A path is a file or a folder that the method reads, and counts by its content. A text counts as it is: the name
+        and version of a tagger, say. If any of it changes, the method's cells are run again. Default: the settings of
+        type ``Path``.
+        """
+        return dict(paths_in(config))
 
     def reset(self) -> None:
         """Return to the state before the first document. Default: restore the base and the registered tensors."""
@@ -193,7 +217,10 @@ class Method(ABC):
         """Prepare for a scoring that is learned from: set which parameters need gradients. Default: nothing."""
 
     def notes(self) -> dict[str, Any]:
-        """Facts about the run for its record (the tagger in use, a sparsity), as plain data. Default: none."""
+        """Facts about the run for its record (the tagger in use, a sparsity), as plain data. Default: none.
+
+        Sentences under ``remarks`` stand below the board.
+        """
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 GROUP = "online_adaptation_bench.methods"
 """Entry-point group in which an installed package offers methods (``module:Class``)."""
+
+LEARNING_SPLITS = ("train", "qa_train")
+"""The splits from which methods may learn offline."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """Pattern of a method's name."""
@@ -134,6 +138,12 @@ def load(info: MethodInfo) -> type[Method]:
         raise BenchError(f'{where} states no paper: add paper = "citation key", or paper = "none", to its class.')
     if not info.summary:
         raise BenchError(f"{where} has no docstring: say in a paragraph what it does and what it costs.")
+    if not isinstance(inspect.getattr_static(method, "sees_evidence"), bool):
+        raise BenchError(f"{where} has a sees_evidence that is not a constant: write True or False into its class.")
+    if inspect.getattr_static(method, "learns_from") not in LEARNING_SPLITS:
+        raise BenchError(
+            f"{where} learns from {method.learns_from!r}: methods learn from {' or '.join(LEARNING_SPLITS)} only."
+        )
     missing = sorted(getattr(method, "__abstractmethods__", ()))
     if missing:
         raise BenchError(f"{where} does not implement {', '.join(missing)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -18,18 +18,31 @@ from bench.answering.prompts import build_prompts
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method, Scored
 from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
-from bench.errors import Diverged
+from bench.data.scripts import Segmentation
+from bench.errors import Diverged, RunError
+from bench.harness.integrity import checksum
 from bench.harness.ledger import Ledger, state_bytes
 from bench.harness.token_notes import TokenNotes
 from bench.lm.base_model import BaseModel
-from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, documents_seen, mean
+from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, documents_seen
+from bench.records.summary import summarize
 from bench.seeds import seed_for
 
 
 def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
-    """Construct a method, with torch's generator seeded for random draws in its constructor."""
+    """Construct a method, with torch's generator seeded for random draws in its constructor.
+
+    Raises:
+        BenchError: the method needs what this base does not do.
+        TypeError: the instance says something else about seeing the evidence than its class.
+    """
+    lm.abilities.require(kind.needs(config), type(lm.model).__name__, kind.name)
     torch.manual_seed(seed_for(seed, "construct"))
-    return kind(lm, config, seed)
+    declared = kind.sees_evidence
+    method = kind(lm, config, seed)
+    if any(stated is not declared for stated in (method.sees_evidence, kind.sees_evidence)):
+        raise TypeError(f"{kind.name} changes sees_evidence: state it once, in the body of the class.")
+    return method
 
 
 def fit(method: Method, episodes: Sequence[Episode]) -> None:
@@ -55,9 +68,9 @@ def due_questions(entries: Sequence[Entry]) -> list[DueQuestion]:
     return [question for question in questions if question.gold.question.id not in revised]
 
 
-def question_for_method(kind: type[Method], question: Question, document: Document) -> Question:
-    """The question as a method of this kind sees it: with its document if the method sees the evidence."""
-    return EvidencedQuestion(question.id, question.text, document) if kind.sees_evidence else question
+def question_for_method(sees_evidence: bool, question: Question, document: Document) -> Question:
+    """The question as a method sees it: with its document if the method sees the evidence."""
+    return EvidencedQuestion(question.id, question.text, document) if sees_evidence else question
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,10 @@ class Loop:
     scoring: bool = True
     segment_tokens: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    segment: Segmentation = "words"
     seed: int = 0
+    hook: Callable[[str, int | None], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+    """Context of each call of one of the method's hooks, from the hook's name and the position in the stream."""
     document_events: list[DocumentEvent] = field(default_factory=list)
     answer_events: list[AnswerEvent] = field(default_factory=list)
     token_events: list[TokenEvent] = field(default_factory=list)
@@ -98,6 +114,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.lm: BaseModel = self.method.lm
         self.ledger = Ledger(self.lm.device)
+        self._sees_evidence = type(self.method).sees_evidence
+        self._ids: dict[tuple[str, str], str] = {}
 
     @property
     def events(self) -> tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]:
@@ -112,7 +130,8 @@ class Loop:
         """
         if self.documents_per_reset is not None:
             return self._run_in_groups(self.documents_per_reset)
-        self.method.reset()
+        with self.hook("reset", self.position):
+            self.method.reset()
         due = [(documents_seen(probe, len(self.documents)), probe) for probe in sorted(self.probes) if probe > 0]
         if self.anchor or 0.0 in self.probes:
             self.probe(0.0, 0)
@@ -124,32 +143,38 @@ class Loop:
                     self.probe(probe, seen)
         if not self.documents:
             self.probe(max(self.probes), len(self.entries))
-        self.state_bytes = state_bytes(self.method)
+        self._measure_state()
+
+    def _measure_state(self) -> None:
+        with self.hook("state_dict", self.position):
+            self.state_bytes = max(self.state_bytes, state_bytes(self.method))
 
     def _run_in_groups(self, every: int) -> None:
         due = due_questions(self.entries)
         for first in range(0, len(self.documents), every):
-            self.method.reset()
+            with self.hook("reset", self.position):
+                self.method.reset()
             group = range(first, min(first + every, len(self.documents)))
             for position in group:
                 self.position = position
                 self.step(position, self.documents[position])
             with self._answering(str(first)):
                 self.ask(max(self.probes), "stream", [question for question in due if question.position in group])
-            self.state_bytes = max(self.state_bytes, state_bytes(self.method))
+            self._measure_state()
 
     def step(self, position: int, document: Document) -> None:
         """Process one document: score, then observe each of its segments."""
         size = self.method.segment_tokens or self.segment_tokens
         segments: Sequence[Document] = [document] if size is None else self.lm.segments(document, size)
         notes = TokenNotes(position, document, self.entries)
-        self.method.begin_document()
+        with self.hook("begin_document", position):
+            self.method.begin_document()
         for index, segment in enumerate(segments):
             batch = self.lm.tokens(segment)
             score = self.score(segment) if self.scoring else None
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
-            with self.ledger.phase("observe", len(batch)):
+            with self.hook("observe", position), self.ledger.phase("observe", len(batch)):
                 self.method.observe(segment)
             self.method.scored = None  # frees the graph if the method did not use it
             notes.add(self.method, batch, score.log_probs if score is not None else [])
@@ -177,7 +202,8 @@ class Loop:
         reading = self.method.reading
         keep_graph = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
         if keep_graph:
-            self.method.before_scoring()
+            with self.hook("before_scoring", self.position):
+                self.method.before_scoring()
         with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep_graph):
             windows = list(reading.log_probs(self.lm, batch))
             log_probs = [window.detach() for window in windows]
@@ -197,25 +223,42 @@ class Loop:
 
     @contextlib.contextmanager
     def _answering(self, when: str) -> Iterator[None]:
+        """Context in which questions are answered. The base's weights are the same before and after it.
+
+        Raises:
+            Diverged: a weight is NaN or infinite.
+            RunError: the method changed weights and did not restore them.
+        """
         self.lm.model.eval()
         for name, tensor in self.lm.named_tensors():
-            if not torch.isfinite(tensor).all():
+            # a sum is finite only if its terms are, and is much faster
+            if not torch.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
+        before = checksum(self.lm)
         torch.manual_seed(seed_for(self.seed, "answering", when))
         with contextlib.ExitStack() as stack:
-            with self.ledger.phase("answer", 0, count=True):
+            with self.hook("answering", self.position), self.ledger.phase("answer", 0, count=True):
                 stack.enter_context(self.method.answering())
             yield
+            with self.hook("answering", self.position):
+                stack.close()
+        for (name, _), old, new in zip(self.lm.named_tensors(), before, checksum(self.lm), strict=True):
+            if old != new:
+                raise RunError(
+                    f"The weights {name} changed while questions were answered. What condition or answering changes, "
+                    f"answering must restore on exit, bit for bit."
+                )
 
     def ask(self, fraction: float, which: Literal["stream", "anchor"], due: Sequence[DueQuestion]) -> None:
         """Answer and score these questions; the method sees the questions only."""
         if not due:
             return
-        questions = [question_for_method(type(self.method), item.gold.question, item.document) for item in due]
+        questions = [self._question(which, item) for item in due]
         first_golds = [item.gold.answers[0] for item in due]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
         with self.ledger.phase("answer", len(due), count=True):
-            conditioning = self.method.condition(questions)
+            with self.hook("condition", self.position):
+                conditioning = self.method.condition(questions)
             prompts = build_prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
         answering = partial(self.ledger.phase, "answer", 0, count=True)
         predictions, likelihoods = answer_and_nll(self.lm, prompts, first_golds, self.decoding, answering)
@@ -231,11 +274,20 @@ class Loop:
                     prediction=prediction,
                     answers=item.gold.answers,
                     cut_tokens=prompt.cut,
-                    nll=_finite(nll, "likelihood of an answer"),
+                    nll=None if nll is None else _finite(nll, "likelihood of an answer"),
+                    unanswered=prompt.unanswered,
                     retrieved=rank,
-                    **metrics.score(prediction, item.gold.answers),
+                    **metrics.score(prediction, item.gold.answers, self.segment),
                 )
             )
+
+    def _question(self, which: str, item: DueQuestion) -> Question:
+        """The question as the method sees it.
+
+        Its id is a number, in the order in which questions are first asked: ids of data sets may tell the document.
+        """
+        number = self._ids.setdefault((which, item.gold.question.id), str(len(self._ids)))
+        return question_for_method(self._sees_evidence, Question(number, item.gold.question.text), item.document)
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         batches = list(map(self.lm.tokens, documents))
@@ -244,27 +296,8 @@ class Loop:
 
     def summary(self) -> Summary:
         """Means at the last probe, and over all documents."""
-        last = max((event.probe for event in self.answer_events), default=1.0)
-        final = [event for event in self.answer_events if event.set == "stream" and event.probe == last]
-        anchors = {
-            probe: mean([e.f1 for e in self.answer_events if e.set == "anchor" and e.probe == probe])
-            for probe in (0.0, last)
-        }
-        scored = [event for event in self.document_events if event.nll is not None]
-        nll = sum(event.nll or 0.0 for event in scored)
-        return Summary(
-            documents=len(self.documents),
-            questions=len(final),
-            **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
-            answer_nll=mean([event.nll for event in final]),
-            token_nll=nll / sum(event.tokens for event in scored) if scored else None,
-            bits_per_byte=metrics.bits_per_byte(nll, sum(event.bytes for event in scored)) if scored else None,
-            anchor_f1_before=anchors[0.0],
-            anchor_f1=anchors[last],
-            anchor_nll_before=self.anchor_nll.get(0.0),
-            anchor_nll=self.anchor_nll.get(last),
-            recall=mean([event.recall for event in final if event.recall is not None]),
-        )
+        before, after = self.anchor_nll.get(0.0), self.anchor_nll.get(max(self.probes))
+        return summarize(self.document_events, self.answer_events, before, after)
 
 
 def _finite(value: float, what: str) -> float:

@@ -71,6 +71,13 @@ class TokenNotes:
         ]
 
 
+def notes_tagger(kind: type[Method]) -> str:
+    """Name of the tagger whose parts of speech are noted for a method's tokens; "" if none are."""
+    weighs = issubclass(kind, GradientMethod) and kind.token_weights is not GradientMethod.token_weights
+    tagger = load_tagger("auto")
+    return tagger.name if weighs and tagger.parts_of_speech("") is not None else ""
+
+
 def pieces(text: str, spans: Sequence[Offsets]) -> tuple[str, ...]:
     """The text of each token with any uncovered text before it. A character of several tokens goes to the first."""
     texts, done = [], 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bench.data.documents import Document, Segment
 from bench.errors import BenchError
 from bench.lm import checkpoint
+from bench.lm.precision import DTYPES, autocast, wrap_forward
+from bench.lm.probe import Abilities, key_value_shape, probe
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH_TOKENS = 1024
 """Most tokens, padding included, in a batch of texts in :meth:`BaseModel.total_nll`."""
 FALLBACK_WINDOW = 1024
@@ -55,10 +56,16 @@ class BaseModel:
 
     Every text is read after one begin-of-text token (the end-of-text token if the tokenizer has no other), so that
     every token of a document has a probability.
+
+    The weights are in float32, and so are their gradients. If ``dtype`` is another, forward passes of ``model`` run
+    under autocast: matrices are multiplied in that type, and activations, logits, keys and values may have it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu", dtype: str = "float32") -> None:
         self.model: Any = model.to(device).eval()
+        self.dtype = DTYPES[dtype]
+        if self.dtype != torch.float32:
+            wrap_forward(self.model, self.autocast)
         self.tokenizer: Any = tokenizer
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
@@ -67,56 +74,117 @@ class BaseModel:
         self._initial_values = {name: value.detach().clone() for name, value in self.named_tensors()}
 
     @classmethod
-    def load(cls, path: str, device: str = "cpu", dtype: str = "float32") -> BaseModel:
-        """Load a Hugging Face causal language model from a local folder.
+    def load(
+        cls, path: str, device: str = "cpu", dtype: str = "float32", abilities: Abilities | None = None
+    ) -> BaseModel:
+        """Load a Hugging Face causal language model from a local folder; its ``abilities`` are tried unless given.
 
         Raises:
-            BenchError: no readable checkpoint, no causal LM head, or a tokenizer without an end-of-text token.
+            BenchError: what :func:`checkpoint.check`, :func:`checkpoint.check_loaded` or the probe refuses.
         """
         disable_progress_bar()
+        set_verbosity_error()  # what it would warn of is refused
         checkpoint.check(Path(path), device)
         try:
             model_and_info: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
+                path,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-        except OSError as error:
-            raise BenchError(f"The weights in {path} could not be read: {error}") from None
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # of any type: a configuration that does not fit, weights of other sizes
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BenchError(f"The model in {path} could not be loaded: {reason} Save it again.") from None
         model, info = model_and_info
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])[0]
-            raise BenchError(f"{path} lacks weights of the model ({missing}). Use a complete causal LM checkpoint.")
-        return cls(model, tokenizer, device)
+        checkpoint.check_loaded(Path(path), model, tokenizer, info)
+        lm = cls(model, tokenizer, device, dtype)
+        vars(lm)["abilities"] = abilities or lm.abilities  # with the weights as they are loaded
+        return lm
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context for using parts of ``model`` in the precision of the whole; no effect in float32."""
+        return autocast(self.device, self.dtype)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Disable gradients for forward passes between which no weight changes: each weight is cast only once."""
+        # autocast keeps the casts only of weights that require gradients
+        flags = nullcontext() if self.dtype == torch.float32 else self._requires_grad(True)
+        with flags, torch.no_grad(), self.autocast():
+            yield
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """Ways of reading in which the model computes the same: tried once, when it is loaded, in float32."""
+        dtype, self.dtype = self.dtype, torch.float32
+        try:
+            return probe(self)
+        finally:
+            self.dtype = dtype
 
     @property
+    def key_value_shape(self) -> tuple[int, int, int]:
+        """(layers, key/value heads, head size) of the keys and of the values that the model computes.
+
+        Raises:
+            BenchError: the model has no keys and values, or not of one shape.
+        """
+        return key_value_shape(self)
+
+    @cached_property
     def window(self) -> int:
         """Maximum context length of the model in tokens, the begin-of-text token included."""
-        config = self.model.config
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        return FALLBACK_WINDOW
+        return checkpoint.positions(self.model) or FALLBACK_WINDOW
 
     def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, shape (tokens,), on the model's device, without special tokens."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
+        """Token ids of ``text``, shape (tokens,), on the model's device. No special tokens are added.
+
+        The name of a special token in the text is text like any other, not the token.
+        """
+        return torch.tensor(self._tokenize(text)[0], dtype=torch.long, device=self.device)
 
     def tokens(self, document: Document) -> TokenBatch:
         """The document's tokens with their context and character offsets."""
         context = [self.bos_id]
         if isinstance(document, Segment):
-            ids, offsets = list(document.token_ids), document.offsets
+            ids, offsets = list(document.token_ids), list(document.offsets)
             context += document.context_ids
         else:
             ids, offsets = self._tokenize(document.text)
         token_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
-        return TokenBatch(document, token_ids, torch.tensor(context, device=self.device), offsets)
+        return TokenBatch(document, token_ids, torch.tensor(context, device=self.device), tuple(offsets))
 
-    def _tokenize(self, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], tuple((start, end) for start, end in encoded["offset_mapping"])
+    def _tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text and the (start, end) characters of each."""
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        if self._control_ids.isdisjoint(ids):
+            return ids, offsets
+        # vocabularies of words or of pieces (Unigram) hold the names of special tokens too: read a name in two parts
+        parts: list[tuple[int, tuple[int, int]]] = []
+        for token, (start, end) in zip(ids, offsets, strict=True):
+            if token not in self._control_ids or end - start < 2:
+                parts.append((token, (start, end)))
+                continue
+            for first, last in ((start, start + 1), (start + 1, end)):
+                for part, (a, b) in zip(*self._tokenize(text[first:last]), strict=True):
+                    parts.append((part, (first + a, first + b)))
+        return [token for token, _ in parts], [span for _, span in parts]
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def segments(self, document: Document, size: int) -> list[Segment]:
         """Cut a document into consecutive segments of ``size`` tokens (the last may be shorter); [] without tokens."""
@@ -179,7 +247,6 @@ class BaseModel:
         windows = list(self.window_log_probs(ids, context_ids))
         return torch.cat(windows) if windows else torch.zeros(0, device=self.device)
 
-    @torch.no_grad()
     def total_nll(self, batches: Sequence[TokenBatch]) -> float:
         """Sum of -log p (nats) over all tokens of several texts, read in batches of similar length.
 
@@ -193,16 +260,17 @@ class BaseModel:
         ]
         spans.sort(key=lambda span: -len(span[0]))
         total = 0.0
-        while spans:
-            rows = max(1, BATCH_TOKENS // len(spans[0][0]))
-            inputs, targets = zip(*spans[:rows], strict=True)
-            del spans[:rows]
-            # padding is on the right, where a causal model does not attend to it
-            ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
-            logits = self.model(input_ids=ids, use_cache=False).logits
-            for row, source, target in zip(logits, inputs, targets, strict=True):
-                predicted = row[len(source) - len(target) : len(source)].float()
-                total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
+        with self.inference():
+            while spans:
+                rows = max(1, BATCH_TOKENS // len(spans[0][0]))
+                inputs, targets = zip(*spans[:rows], strict=True)
+                del spans[:rows]
+                # padding is on the right, where a causal model does not attend to it
+                ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
+                logits = self.model(input_ids=ids, use_cache=False).logits
+                for row, source, target in zip(logits, inputs, targets, strict=True):
+                    predicted = row[len(source) - len(target) : len(source)].float()
+                    total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
         return total
 
     def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:
@@ -255,8 +323,13 @@ class BaseModel:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Disable gradients for the weights inside the block; activations still have them."""
+        with self._requires_grad(False):
+            yield
+
+    @contextmanager
+    def _requires_grad(self, flag: bool) -> Iterator[None]:
         before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(flag)
         try:
             yield
         finally:
@@ -284,8 +357,14 @@ class BaseModel:
         return digest.hexdigest()
 
     @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids at which an answer stops: end of text, the ends that ``generate`` of the model knows, and newlines."""
+        ends = self.model.generation_config.eos_token_id
+        return self.newline_ids | {self.eos_id} | set(ends if isinstance(ends, list) else [ends]) - {None}
+
+    @cached_property
     def newline_ids(self) -> frozenset[int]:
-        """Ids of the tokens whose text contains a newline: an answer stops at them."""
+        """Ids of the tokens whose text contains a newline."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         return frozenset(i for i, text in enumerate(texts) if "\n" in text)
 

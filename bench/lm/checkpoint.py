@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 from bench.paths import MODELS
@@ -35,11 +37,12 @@ def locate(name: str, setting: str = "--model") -> Path:
 
 
 def check(folder: Path, device: str = "cpu") -> None:
-    """Check, before any work, that a model can run: its configuration, tokenizer, headers of the weights and device.
+    """Check that a model can be loaded: its configuration, tokenizer, headers of the weights and device.
 
     Raises:
-        BenchError: not a causal language model; weights that are missing, cut short or not safetensors (nothing is
-            ever unpickled); a tokenizer without end-of-text token or character offsets; or an unavailable device.
+        BenchError: not a causal language model, or one that needs code of its own (which is never run) or an adapter;
+            weights that are missing, cut short or not safetensors (nothing is ever unpickled); a tokenizer without
+            end-of-text token or character offsets; no positions; or an unavailable device.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -48,11 +51,12 @@ def check(folder: Path, device: str = "cpu") -> None:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present[device]:
         raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
+    _check_files(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each tokenizer library raises its own errors
-        raise BenchError(f"No model and tokenizer could be read from {folder}: {error}") from None
+        raise BenchError(f"No model and tokenizer could be read from {folder}: {_one_line(error)}") from None
     architectures = config.architectures or []
     causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
     if config.is_encoder_decoder or (architectures and not causal):
@@ -60,6 +64,10 @@ def check(folder: Path, device: str = "cpu") -> None:
             f"{folder} holds {', '.join(architectures)}, which has no causal language-model head. "
             f"Use a checkpoint whose architecture ends in ForCausalLM."
         )
+    for name in POSITIONS:
+        value = getattr(config, name, None)
+        if value is not None and (not isinstance(value, int) or value <= 0):
+            raise BenchError(f"{folder}/config.json has {name} = {value}. Set it to the model's window, in tokens.")
     if tokenizer.eos_token_id is None:
         raise BenchError(
             "The tokenizer has no end-of-text token, so answers would never stop. "
@@ -76,6 +84,110 @@ def check(folder: Path, device: str = "cpu") -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BenchError(f"{path} is cut short or damaged ({error}). Download or save it again.") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Check what transformers would ask for, or do without saying it."""
+    from transformers import CONFIG_MAPPING
+
+    if (folder / "adapter_config.json").exists():
+        raise BenchError(
+            f"{folder} holds a peft adapter (adapter_config.json). Merge it into its base with merge_and_unload, and "
+            f"save the result with save_pretrained in a folder of its own."
+        )
+    config = _read_json(folder / "config.json")
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise BenchError(
+            f"{folder} needs code of its own (auto_map in config.json), which is never run. Use a model of an "
+            f"architecture that the installed transformers has."
+        )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise BenchError(
+                    f"{folder} lacks {shard}, one of the {len(shards)} files named in {index.name}. Download it again."
+                )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} could not be read: {error}. Download or save the model again.") from None
+    if not isinstance(values, dict):
+        raise BenchError(f"{path} is not a JSON object. Download or save the model again.")
+    return values
+
+
+def check_loaded(folder: Path, model: Any, tokenizer: Any, info: dict[str, Any]) -> None:
+    """Check a loaded model against its files and its tokenizer.
+
+    Raises:
+        BenchError: weights that the files lack, that the configuration does not use or describes with another shape,
+            or that are not finite; or tokens without an embedding.
+    """
+    import torch
+
+    if missing := sorted(info["missing_keys"]):
+        raise BenchError(f"{folder} lacks weights of the model ({missing[0]}). Use a complete causal LM checkpoint.")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise BenchError(
+            f"{name} in {folder} has the shape {tuple(stored)}, but config.json describes {tuple(expected)}. "
+            f"Save model and configuration together with save_pretrained."
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        raise BenchError(
+            f"{folder} has weights that the model of its config.json does not use ({unused[0]}; {len(unused)} in all). "
+            f"Save model and configuration together with save_pretrained."
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise BenchError(f"The weights {name} in {folder} hold NaN or infinity. Save or download the model again.")
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise BenchError(
+            f"The tokenizer in {folder} has tokens up to {highest} ({token!r}), but the model has embeddings for "
+            f"{rows}. Use the tokenizer that the model was trained with, or resize_token_embeddings."
+        )
+    generation = getattr(model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    ids = [("bos_token_id", getattr(generation, "bos_token_id", None))]
+    ids += [("eos_token_id", end) for end in (ends if isinstance(ends, list) else [ends])]
+    for name, value in ids:
+        if value is not None and not 0 <= value < rows:
+            raise BenchError(
+                f"{name} is {value} in {folder}/generation_config.json or config.json, outside the vocabulary of "
+                f"{rows} tokens. Set it to that of the tokenizer."
+            )
+
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Names under which configurations state the number of positions."""
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens that a model reads at once; None if its configuration has no limit."""
+    import torch
+
+    stated = (getattr(model.config, name, None) for name in POSITIONS)
+    count = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    for table in tables:
+        if (
+            table is not model.get_input_embeddings()
+            and table.num_embeddings == count
+            and table.padding_idx is not None
+        ):
+            return count - table.padding_idx - 1  # RoBERTa's kind: positions begin after that of padding
+    return count
 
 
 def identity(folder: Path) -> str:

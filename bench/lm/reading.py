@@ -82,8 +82,8 @@ class CarriedCache:
         for overlap, first, stop in windows:
             if overlap is not None:
                 with torch.no_grad():
-                    _, layers = _forward(lm, ids[first - 1 - overlap : first - 1], ())
-            logits, layers = _forward(lm, ids[first - 1 : stop - 1], layers)
+                    _, layers = continue_layers(lm, ids[first - 1 - overlap : first - 1], ())
+            logits, layers = continue_layers(lm, ids[first - 1 : stop - 1], layers)
             yield -torch.nn.functional.cross_entropy(logits, ids[first:stop], reduction="none")
         if not is_reread:
             self.layers = layers
@@ -127,7 +127,7 @@ class CarriedCache:
 _SIDES = ("keys", "values")
 
 
-def _forward(lm: BaseModel, ids: Tensor, layers: Layers) -> tuple[Tensor, Layers]:
+def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers) -> tuple[Tensor, Layers]:
     """Logits of ``ids`` after the cached tokens, (tokens, vocabulary) in float32, and the keys and values of both."""
     if not len(ids):
         return ids.new_zeros((0, 0), dtype=torch.float32), ()

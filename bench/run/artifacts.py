@@ -26,6 +26,7 @@ from torch import Tensor
 from bench import hashing
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, Trainer, training_of
+from bench.contract.method import Method
 from bench.data import recipe
 from bench.data.reader import split_entries, split_hash
 from bench.errors import BenchError
@@ -52,7 +53,7 @@ class ArtifactKey(pydantic.BaseModel):
     train_hash: str
     validation_hash: str
     settings: dict[str, Any]
-    """The method's training settings; models in them are named by their hash."""
+    """The method's training settings, and what it depends on (:func:`declared_dependencies`)."""
     code: str
     """Hash of the code of the trainer, of the method's file and of the parts that it imports, comments aside."""
 
@@ -83,6 +84,18 @@ class ArtifactKey(pydantic.BaseModel):
         return fields + [f"training.{key}" for key in sorted(settings)]
 
 
+def declared_dependencies(kind: type[Method], config: MethodConfig) -> dict[str, str]:
+    """What the method depends on (:meth:`Method.depends_on`), with the hash of the content in place of a path.
+
+    Raises:
+        BenchError: a file or a model cannot be found or read.
+    """
+    return {
+        name: hashing.path_hash(value) if isinstance(value, Path) else value
+        for name, value in kind.depends_on(config).items()
+    }
+
+
 def key_of(
     kind: type[MetaTrained], config: MethodConfig, dataset: str, data_files: Mapping[str, Sequence[str]], model: str
 ) -> ArtifactKey:
@@ -94,11 +107,6 @@ def key_of(
     split_entries(dataset, "train", data_files)  # raises if it is missing; validation may be missing
     training = training_of(config)
     base = training.base or model
-    model_hashes = {
-        name: checkpoint.identity(checkpoint.locate(value, f"{kind.name}.training.{name}"))
-        for name, value in training.models().items()
-        if value
-    }
     return ArtifactKey(
         method=kind.name,
         dataset=recipe.find(dataset).name,
@@ -106,7 +114,10 @@ def key_of(
         model_hash=checkpoint.identity(checkpoint.locate(base)),
         train_hash=split_hash(dataset, "train", data_files),
         validation_hash=split_hash(dataset, "validation", data_files),
-        settings={**training.model_dump(mode="json", exclude={"base"}), **model_hashes},
+        settings={
+            **training.model_dump(mode="json", exclude={"base"}),
+            **{name.removeprefix("training."): value for name, value in declared_dependencies(kind, config).items()},
+        },
         code=hashing.body_hash([TRAINER, *hashing.closure(Path(inspect.getfile(kind)), _is_outside_bench)]),
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import traceback
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import torch
+from pydantic_core import to_json
 
 from bench import hashing
 from bench.answering.decoding import Decoding
@@ -19,15 +22,18 @@ from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Method, validate_config
 from bench.data.arms import documents_per_reset
 from bench.data.documents import episodes
-from bench.errors import BenchError, Diverged
+from bench.errors import BenchError, Diverged, RunError, text_of
+from bench.harness.integrity import Fingerprint
 from bench.harness.loop import Loop, construct, fit
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
+from bench.lm.probe import Abilities
 from bench.records import provenance
-from bench.records.schema import NOT_COMPARED, CellSpec, Failure, RunRecord
+from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary
 from bench.records.store import read_run, write_run
 from bench.run import artifacts
-from bench.run.inputs import CellInputs, Sources, artifact_folder, inputs_of, offline_entries, train_hash
+from bench.run.executor import TaskError, limit_time, retire
+from bench.run.inputs import CellInputs, Sources, artifact_folder, dependencies, inputs_of, offline_entries, train_hash
 
 
 class Cell(pydantic.BaseModel):
@@ -38,19 +44,23 @@ class Cell(pydantic.BaseModel):
 
     @property
     def key(self) -> str:
-        """Hash of everything that can change the numbers."""
-        return hashing.digest(self.spec.model_dump(mode="json"))
+        """:attr:`CellSpec.key`."""
+        return self.spec.key
 
     @property
     def comparability_key(self) -> str:
-        """Hash of everything that must be equal for two cells to appear on one board."""
-        spec = self.spec.model_dump(mode="json", exclude=NOT_COMPARED)
-        return hashing.digest({**spec, "streams": self.spec.stream.rpartition("-")[0]})
+        """:attr:`CellSpec.comparability_key`."""
+        return self.spec.comparability_key
 
     @property
     def id(self) -> str:
-        """Name of the record's folder: readable, and unique by the key."""
-        return f"{self.spec.method}-{self.spec.arm}-{self.spec.stream}-{self.key[:12]}"
+        """:attr:`CellSpec.id`."""
+        return self.spec.id
+
+    @property
+    def group(self) -> str:
+        """The method and its code: only cells with the same ones may share a process and a loaded base."""
+        return f"{self.spec.method}-{self.spec.method_code}"
 
     def is_done(self, runs: Path) -> bool:
         """True if ``runs`` holds a record of this cell that is complete or diverged, not one that failed.
@@ -61,63 +71,97 @@ class Cell(pydantic.BaseModel):
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
-def run(cell: Mapping[str, Any], runs: str) -> str:
+def run(
+    cell: Mapping[str, Any], runs: str, hook_timeout: float | None = None, abilities: Abilities | None = None
+) -> str:
     """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
 
-    An error in the method or the model becomes part of the record.
+    An error in the method or the model becomes part of the record. A worker of a pool retires after a cell that is not
+    complete, whatever state it was left in. It is killed if a hook of the method runs for more than ``hook_timeout``
+    seconds. ``abilities`` are those of the base, if they have been tried.
 
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
     """
-    return run_cell(Cell.model_validate(cell), Path(runs)).status
+    record = run_cell(Cell.model_validate(cell), Path(runs), hook_timeout, abilities)
+    if record.status != "complete":
+        retire()
+    return record.status
 
 
-def run_cell(cell: Cell, runs: Path) -> RunRecord:
+def run_cell(
+    cell: Cell, runs: Path, hook_timeout: float | None = None, abilities: Abilities | None = None
+) -> RunRecord:
     """Run a cell as :func:`run` does; returns the record."""
     spec, sources = cell.spec, cell.sources
     origin = provenance.collect()
+    try:  # before the method is imported, so that what its import changes is seen
+        lm, fingerprint = load_base(cell, abilities)
+    except Exception as error:
+        kind = registry.load_method(spec.method, sources.plugins)
+        record = record_of(cell, kind, origin, failure=failure_of(error, None))
+        write_run(runs, record)
+        return record
     kind = registry.load_method(spec.method, sources.plugins)
     inputs = inputs_of(sources, spec.arm)
     check_unchanged(cell, kind, inputs, runs)
+    hook = partial(_limited, hook_timeout)
     loop: Loop | None = None
     try:
-        lm = load_base(sources, spec.device, spec.dtype)
-        method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
+        with hook("the constructor", None):
+            method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
         loop = build_loop(spec, method, inputs)
+        loop.hook = hook
         if isinstance(method, MetaTrained):
             if folder := artifact_folder(type(method), method.config, sources, runs):
                 artifacts.load(folder, method)
         elif kind.learns_offline(method.config):
-            with loop.ledger.phase("offline"):
+            with loop.ledger.phase("offline"), hook("fit", None):
                 fit(method, episodes(offline_entries(kind, sources)))
         loop.run()
-        results = {
-            "status": "complete",
-            "summary": loop.summary(),
-            "costs": loop.ledger.costs(loop.state_bytes),
-            "notes": json.loads(json.dumps(method.notes())),
-        }
-        method.reset()
+        with hook("notes", None):
+            notes = json.loads(to_json(method.notes(), inf_nan_mode="strings"))  # JSON has no NaN
+        costs = loop.ledger.costs(loop.state_bytes)
+        record = record_of(cell, kind, origin, summary=loop.summary(), costs=costs, notes=notes)
+        with hook("reset", None):
+            method.reset()
         lm.restore()
+        if change := fingerprint.difference(lm):
+            raise RunError(f"The method changed what other cells use: {change}. Undo it in reset, or do without it.")
     except (Exception, SystemExit) as error:  # a method may call sys.exit
-        failure = failure_of(error, loop)
-        results = {"status": "diverged" if failure.kind == "diverged" else "failed", "failure": failure}
+        record = record_of(cell, kind, origin, failure=failure_of(error, loop))
         _load_base.cache_clear()  # no other cell may run on the model in the state it was left in
-    record = failed_record(cell, kind, origin).model_copy(update=results)
     write_run(runs, record, *(loop.events if loop is not None else ()))
     return record
 
 
-def load_base(sources: Sources, device: str, dtype: str) -> BaseModel:
-    """The base model, loaded once per process and restored to its original weights."""
-    lm = _load_base(sources.model, device, dtype)
+@contextlib.contextmanager
+def _limited(seconds: float | None, hook: str, position: int | None) -> Iterator[None]:
+    """Limit the time of the block, a call of one of the method's hooks."""
+    if seconds is None:
+        yield
+        return
+    limit_time(seconds, (hook, position))
+    try:
+        yield
+    finally:
+        limit_time(None)
+
+
+def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel, Fingerprint]:
+    """The base model, loaded once per process and method and then restored, and its fingerprint when it was loaded."""
+    spec = cell.spec
+    lm, fingerprint = _load_base(cell.sources.model, spec.device, spec.dtype, abilities, cell.group)
     lm.restore()
-    return lm
+    return lm, fingerprint
 
 
-@lru_cache(maxsize=2)
-def _load_base(model: str, device: str, dtype: str) -> BaseModel:
-    return BaseModel.load(str(checkpoint.locate(model)), device, dtype)
+@lru_cache(maxsize=1)
+def _load_base(
+    model: str, device: str, dtype: str, abilities: Abilities | None, group: str
+) -> tuple[BaseModel, Fingerprint]:
+    lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities)
+    return lm, Fingerprint.of(lm)
 
 
 @lru_cache(maxsize=2)
@@ -131,10 +175,11 @@ def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Pa
     Raises:
         BenchError: one of them differs.
     """
+    config = validate_config(kind, cell.spec.config)
     hashes = {
         "stream_hash": inputs.hash,
         "anchor_hash": inputs.anchor_hash,
-        "train_hash": train_hash(kind, validate_config(kind, cell.spec.config), cell.sources, runs),
+        "train_hash": train_hash(kind, config, cell.sources, runs),
         "model_hash": _base_hash(cell.sources.model),
         "method_code": hashing.method_hash(kind),
     }
@@ -142,6 +187,10 @@ def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Pa
         if value != getattr(cell.spec, field):
             part = field.rpartition("_")[0]
             raise BenchError(f"The {part} has changed since the run was planned. Run the same command again.")
+    present = dependencies(kind, config)
+    for name in sorted(present.keys() | cell.spec.dependencies.keys()):
+        if present.get(name) != cell.spec.dependencies.get(name):
+            raise BenchError(f"{kind.name}'s {name} has changed since the run was planned. Run the same command again.")
 
 
 def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
@@ -156,33 +205,52 @@ def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
         scoring=spec.scoring,
         segment_tokens=spec.segment_tokens,
         decoding=Decoding(**spec.decoding),
+        segment=spec.segment,
         seed=spec.seed,
     )
 
 
-def failed_record(cell: Cell, kind: type[Method], origin: dict[str, Any], failure: Failure | None = None) -> RunRecord:
-    """The record of a cell without results; ``origin`` is its provenance."""
+def record_of(
+    cell: Cell,
+    kind: type[Method],
+    origin: dict[str, Any],
+    summary: Summary | None = None,
+    costs: Costs | None = None,
+    notes: Mapping[str, Any] | None = None,
+    failure: Failure | None = None,
+) -> RunRecord:
+    """The record of a cell with its results, or with the failure that ended it; ``origin`` is its provenance."""
     return RunRecord(
         id=cell.id,
         cell_key=cell.key,
         comparability_key=cell.comparability_key,
-        status="failed",
+        status="complete" if failure is None else "diverged" if failure.kind == "diverged" else "failed",
         control=kind.sees_evidence,
         tunable=bool(kind.grid),
         spec=cell.spec,
-        summary=None,
-        costs=None,
+        summary=summary,
+        costs=costs,
         failure=failure,
+        notes=notes or {},
         provenance=origin,
     )
 
 
-def dead_worker_record(cell: Cell, kind: type[Method], message: str) -> RunRecord:
-    """The record of a cell whose worker process died."""
-    failure = Failure(kind="worker_died", message=message, traceback="", position=None)
-    return failed_record(cell, kind, provenance.collect(), failure)
+def dead_worker_record(cell: Cell, kind: type[Method], error: TaskError) -> RunRecord:
+    """The record of a cell whose worker process died, or was killed because a hook took too long."""
+    failure = Failure(kind="worker_died", message=error.message, traceback="", position=None)
+    if error.kind == "timed_out":
+        hook, position = error.activity
+        where = "" if position is None else f" at document {position + 1} of the stream"
+        message = f"The time limit (--hook-timeout) ended {hook}{where}. {error.message}"
+        failure = Failure(kind="failed", message=message, traceback="", position=position)
+    return record_of(cell, kind, provenance.collect(), failure=failure)
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"not enough memory|out of memory|can(?:no|')t allocate|unable to allocate|bad_alloc|ALLOC_FAILED", re.IGNORECASE
+)
+"""How libraries say that memory has run out where their errors have no type for it (DefaultCPUAllocator, cuBLAS)."""
 LONGEST_MESSAGE = 2_000
 """Characters of an error's message that are kept in a record, and ten times as many of its traceback."""
 
@@ -192,18 +260,16 @@ def failure_of(error: BaseException, loop: Loop | None) -> Failure:
 
     Whatever a method raises fits into a record: a message that cannot be shown, lone surrogates, megabytes of text.
     """
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its message cannot be shown)"
+    text = text_of(error)
     kind: Literal["failed", "diverged", "out_of_memory"] = "failed"
     if isinstance(error, Diverged):
         kind = "diverged"
-    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text:
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OUT_OF_MEMORY.search(text):
         kind = "out_of_memory"
+    plain = kind != "failed" or isinstance(error, BenchError | RunError)  # a sentence of the harness
     return Failure(
         kind=kind,
-        message=_excerpt(f"{type(error).__name__}: {text}" if kind == "failed" else text, LONGEST_MESSAGE),
+        message=_excerpt(text if plain else f"{type(error).__name__}: {text}", LONGEST_MESSAGE),
         traceback=_excerpt("".join(traceback.format_exception(error)), 10 * LONGEST_MESSAGE),
         position=None if loop is None else loop.position,
     )

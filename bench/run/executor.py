@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ CHECK_SECONDS = 1.0
 """Seconds between checks that the busy workers are alive."""
 GRACE_SECONDS = 2.0
 """Seconds that a worker has to end before it is killed."""
+_PRELOADED = ["bench.run.cell", "transformers.modeling_utils", "typer", "rich.console"]
+"""Modules that take long to import and that new workers find imported (where processes can be forked safely)."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,19 @@ class Task:
     key: str
     function: str
     payload: Mapping[str, Any]
+    group: str = ""
+    """Tasks of different groups never run in the same process: what one does to its process cannot reach the other."""
 
 
 @dataclass(frozen=True)
 class TaskError:
-    """The reason why a task has no value: it raised, or its worker process died."""
+    """The reason why a task has no value: it raised, its worker process died, or it exceeded a time limit."""
 
-    kind: Literal["raised", "worker_died"]
+    kind: Literal["raised", "worker_died", "timed_out"]
     message: str
     traceback: str = ""
+    activity: Any = None
+    """What exceeded its time limit, as passed to :func:`limit_time`."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,13 @@ class Executor(Protocol):
 
 
 class LocalPool:
-    """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused from task to task.
+    """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused within a group.
 
     By default there is one worker per usable core, and the cores are divided among the workers. If a worker dies, only
-    its task is lost and it is replaced. Idle workers wait for the next :meth:`run` until :meth:`close` or the end of
-    the pool's ``with`` block. An interrupt, closing the iterator, or the death of this process ends all workers.
+    its task is lost and it is replaced. A worker that is free continues with its group of tasks, else a new one begins
+    with a group that no other worker has, else helps with any. Idle workers wait for the next :meth:`run` until
+    :meth:`close` or the end of the pool's ``with`` block. An interrupt, closing the iterator, or the death of this
+    process ends all workers.
     """
 
     def __init__(self, jobs: int | None = None, threads: int | None = None) -> None:
@@ -89,24 +98,24 @@ class LocalPool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
-        waiting = list(reversed(tasks))
+        waiting = list(tasks)
         workers: list[_Worker] = []
         try:
             while waiting or workers:
                 while waiting and len(workers) < self.jobs:
-                    worker = self._idle_or_new_worker()
-                    worker.assign(waiting.pop())
-                    workers.append(worker)
-                ready = connection.wait([worker.pipe for worker in workers], CHECK_SECONDS)
+                    workers.append(self._start(waiting, {worker.group for worker in workers}))
+                limits = [worker.seconds_left() for worker in workers]
+                connection.wait([worker.pipe for worker in workers], min([CHECK_SECONDS, *limits]))
                 for worker in list(workers):
-                    if worker.pipe not in ready and worker.process.is_alive():
-                        continue
                     outcome = worker.outcome()
-                    if worker.alive and waiting:
-                        worker.assign(waiting.pop())
+                    if outcome is None:
+                        continue
+                    task = _take(waiting, {worker.group}) if worker.reusable else None
+                    if task is not None:
+                        worker.assign(task)
                     else:
                         workers.remove(worker)
-                        if worker.alive:
+                        if worker.reusable:
                             self._idle.append(worker)
                         else:
                             worker.stop()
@@ -117,13 +126,33 @@ class LocalPool:
             for worker in workers:
                 worker.stop()
 
-    def _idle_or_new_worker(self) -> _Worker:
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.process.is_alive():
+    def _start(self, waiting: list[Task], busy: set[str]) -> _Worker:
+        """A worker with the first task that suits it, which is removed from those that wait."""
+        for worker in list(self._idle):
+            task = _take(waiting, {worker.group}) if worker.process.is_alive() else None
+            if task is not None:
+                self._idle.remove(worker)
+                worker.assign(task)
                 return worker
-            worker.stop()
-        return _Worker(self.threads)
+        self.close()  # no task of their groups is left
+        task = _take(waiting, {task.group for task in waiting} - busy) or waiting.pop(0)
+        worker = _Worker(task.group, self.threads)
+        worker.assign(task)
+        return worker
+
+
+def _take(tasks: list[Task], groups: set[str]) -> Task | None:
+    """Remove the first task of one of these groups and return it; None if there is none."""
+    index = next((i for i, task in enumerate(tasks) if task.group in groups), None)
+    return None if index is None else tasks.pop(index)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """Message of a worker: what it does now must end within ``seconds``."""
+
+    seconds: float | None
+    activity: Any
 
 
 class _Worker:
@@ -131,30 +160,54 @@ class _Worker:
 
     task: Task
 
-    def __init__(self, threads: int) -> None:
-        context = get_context("spawn")
+    def __init__(self, group: str, threads: int) -> None:
+        forks = sys.platform == "linux"
+        context: Any = get_context("forkserver" if forks else "spawn")
+        if forks:
+            context.set_forkserver_preload(_PRELOADED)
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+        self.group = group
         self.pipe, worker_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(worker_end, threads), daemon=True)
-        with _thread_counts(threads), _interrupts_blocked():
+        arguments = (worker_end, threads, {**os.environ, **counts})
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _interrupts_blocked():
             self.process.start()
         worker_end.close()
-        self.alive = True
+        self.reusable = True
+        self._limited_since = 0.0
 
     def assign(self, task: Task) -> None:
         """Send a task to the process."""
         self.task = task
+        self._limit = _Limit(None, None)
         with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
             self.pipe.send(task)
 
-    def outcome(self) -> Outcome:
-        """The outcome of the task, once there is something to read or the process has ended."""
+    def seconds_left(self) -> float:
+        """Seconds until the present time limit; infinite without one."""
+        if self._limit.seconds is None:
+            return float("inf")
+        return max(0.0, self._limited_since + self._limit.seconds - time.monotonic())
+
+    def outcome(self) -> Outcome | None:
+        """The outcome of the task; None while it runs."""
+        alive = self.process.is_alive()
         try:
-            if self.pipe.poll():
-                outcome: Outcome = self.pipe.recv()
-                return outcome
+            while self.pipe.poll():
+                received: _Limit | tuple[Outcome, bool] = self.pipe.recv()
+                if not isinstance(received, _Limit):
+                    outcome, self.reusable = received
+                    return outcome
+                self._limit, self._limited_since = received, time.monotonic()
         except (EOFError, OSError):
-            pass
-        self.alive = False
+            alive = False
+        if alive and self.seconds_left() > 0:
+            return None
+        self.reusable = False
+        if alive:
+            self.process.kill()
+            message = f"It ran for more than {self._limit.seconds:g} seconds."
+            return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
         self.process.join(GRACE_SECONDS)
         return Outcome(self.task.key, error=TaskError("worker_died", _cause_of_death(self.process.exitcode)))
 
@@ -177,11 +230,10 @@ def _cause_of_death(code: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _thread_counts(threads: int) -> Iterator[None]:
-    """Set the thread counts in the environment of new processes. torch reads them once, when it is imported."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables in the environment of new processes. Libraries read thread counts once, when they are imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -206,23 +258,47 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(pipe: Connection, threads: int) -> None:
-    """Run in the worker: one task after another until the pipe is closed."""
+_pipe: Connection | None = None
+_retiring = False
+
+
+def limit_time(seconds: float | None, activity: Any = None) -> None:
+    """Let the pool kill this worker unless this function is called again, or the task ends, within so many seconds.
+
+    The outcome is then an error with this ``activity`` (picklable). None lifts the limit. It holds during calls into C
+    too. Outside a pool's worker nothing is done.
+    """
+    if _pipe is not None:
+        _pipe.send(_Limit(seconds, activity))
+
+
+def retire() -> None:
+    """Let this worker end with the present task, because its process is not fit for another one."""
+    global _retiring
+    _retiring = True
+
+
+def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
+    """Run in the worker: one task after another until the pipe is closed, or a task makes it retire."""
+    global _pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(environment)
     machine.keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
-    while True:
+    _pipe = pipe
+    while not _retiring:
         try:
             task: Task = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            pipe.send(Outcome(task.key, value=_call(task, threads)))
+            pipe.send((Outcome(task.key, value=_call(task, threads)), not _retiring))
         except BrokenPipeError:
             return
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            pipe.send(Outcome(task.key, error=TaskError("raised", message, traceback.format_exc())))
+            pipe.send((Outcome(task.key, error=TaskError("raised", message, traceback.format_exc())), not _retiring))
 
 
 def _call(task: Task, threads: int) -> Any:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 
 from bench import paths
 from bench.answering.decoding import Decoding
 from bench.contract.config import merged, nested
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
+from bench.files import parse_yaml, read_yaml
 
 
 class _Part(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     def override(self, values: Mapping[str, Any]) -> None:
         """Set several fields.
@@ -46,6 +46,13 @@ class TuningPlan(StreamPlan):
     split: str = "validation"
     metric: Literal["f1", "token_nll"] = "f1"
 
+    @pydantic.field_validator("split")
+    @classmethod
+    def _is_validation(cls, value: str) -> str:
+        if value != "validation":
+            raise ValueError("hyper-parameters are tuned on the validation split only (docs/rules.md)")
+        return value
+
 
 class AnchorPlan(_Part):
     """Size of the anchor set: old knowledge that is tested before and after the stream."""
@@ -67,7 +74,7 @@ class MethodPlan(_Part):
     like: str | None = pydantic.Field(default=None, exclude=True)
     config: dict[str, Any] = {}
     grid: dict[str, list[Any]] | None = None
-    arms: list[Arm] = ["stream"]
+    arms: list[Arm] = pydantic.Field(default=["stream"], min_length=1)
     optional: bool = False
 
     def start_from(self, experiment: Experiment) -> None:
@@ -99,7 +106,11 @@ class Experiment(_Part):
     seed: int = 0
     streams: StreamPlan
     tuning: TuningPlan | None = None
-    methods: list[MethodPlan]
+    allow_overlap: bool = pydantic.Field(
+        default=False,
+        description="go on, with a mark on every row, if a split in use shares documents with another one",
+    )
+    methods: list[MethodPlan] = pydantic.Field(min_length=1)
     probes: tuple[float, ...] = (1.0,)
     scoring: bool = True
     segment_tokens: int | None = pydantic.Field(default=None, ge=1)
@@ -140,10 +151,7 @@ class Experiment(_Part):
         name, dot, key = target.partition(".")
         if not (separator and dot and key):
             raise BenchError(f"--set takes method.key=value, got {assignment!r}.")
-        try:
-            setting = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BenchError(f"--set {assignment}: {value!r} is not a YAML value.") from None
+        setting = parse_yaml(value, f"--set {assignment}: the value")
         plans = [plan for plan in self.methods if plan.name == name]
         for plan in plans:
             plan.config = merged(plan.config, nested(key.split("."), setting))
@@ -170,18 +178,14 @@ def _read(name: str) -> Experiment:
     """An experiment as its file states it, with ``like`` not yet resolved."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else paths.EXPERIMENTS / f"{name}.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
+        values = read_yaml(path)
     except FileNotFoundError:
         raise BenchError(f"No experiment {name!r}.{nearest(name, paths.experiments())}") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise BenchError(f"{path.name} cannot be read: {error}.") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BenchError(f"{path.name} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(values, dict):
         raise BenchError(f"{path.name} must be a mapping of settings; see bench/experiments/default.yaml.")
     try:
-        return Experiment(**{"name": path.stem, **values})
+        return Experiment.model_validate({"name": path.stem, **values})
     except pydantic.ValidationError as error:
         raise BenchError(f"{path.name}: {first_problem(error, Experiment)}") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.run.experiment import Experiment
 
 
@@ -24,6 +25,8 @@ class Overrides:
     """Number of test streams."""
     documents: int | None = None
     """Documents in each test stream."""
+    validation_documents: int | None = None
+    """Documents in each validation stream."""
     methods: Sequence[str] = ()
     """The only methods to use."""
     assignments: Sequence[str] = ()
@@ -32,16 +35,21 @@ class Overrides:
     @property
     def is_empty(self) -> bool:
         """True if nothing is changed."""
-        return not (self._fields() or self._sizes() or self.methods or self.assignments)
+        return all(value is None or value in ({}, [], ()) for value in vars(self).values())
 
     def apply(self, experiment: Experiment) -> None:
         """Change the experiment.
 
         Raises:
-            BenchError: a value is out of bounds, or an assignment has a wrong form or another method.
+            BenchError: a value is out of bounds, an assignment has a wrong form or another method, or the size of the
+                validation streams is set although nothing is tuned.
         """
         experiment.override(self._fields())
         experiment.streams.override(self._sizes())
+        if self.validation_documents is not None:
+            if experiment.tuning is None:
+                raise BenchError(f"--validation-documents: {experiment.name} tunes nothing: leave the option out.")
+            experiment.tuning.override({"documents": self.validation_documents})
         if self.methods:
             experiment.select(self.methods)
         for assignment in self.assignments:
@@ -51,7 +59,8 @@ class Overrides:
         """The changes, for the board: one sentence without absolute paths, or nothing. The board shows the methods."""
         files = ", ".join(Path(path).name for paths in self.data_files.values() for path in paths)
         names = _set_options(model=self.model and Path(self.model).name, data_files=files or None)
-        values = {**self._fields(), **names, **self._sizes()}
+        validation = _set_options(validation_documents=self.validation_documents)
+        values = {**self._fields(), **names, **self._sizes(), **validation}
         changes = [*(f"{key} {value}" for key, value in values.items()), *self.assignments]
         return [f"Changed for this run: {', '.join(changes)}."] if changes else []
 

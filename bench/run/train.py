@@ -13,6 +13,7 @@ from bench.contract.method import validate_config
 from bench.data.documents import episodes
 from bench.data.reader import MissingSplit, split_entries
 from bench.errors import BenchError, nearest
+from bench.files import check_writable
 from bench.harness.loop import construct
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
@@ -20,6 +21,7 @@ from bench.run import artifacts
 from bench.run.artifacts import ArtifactKey
 from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.overrides import Overrides
+from bench.run.roles import overlaps, uses_of
 
 EMBEDDED_MODEL = "nano"
 """The target that is not a method: the embedded model, rebuilt from its recipe."""
@@ -73,7 +75,8 @@ def train(
     A run that was killed resumes exactly from the checkpoint under ``work``.
 
     Raises:
-        BenchError: the method is not meta-trained, or the data or the model cannot be found or read.
+        BenchError: the method is not meta-trained, the data or the model cannot be found or read, the train and
+            validation splits share documents, or a folder cannot be written.
         Diverged: the outer gradient became NaN or infinite.
     """
     kind = registry.load_method(name, plugins)
@@ -81,6 +84,9 @@ def train(
         raise BenchError(f"{name} is not meta-trained: it has nothing to train before a run.")
     plan = next((plan for plan in experiment.methods if plan.name == name), MethodPlan(name=name))
     config = validate_config(kind, plan.config)
+    overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
+    for folder, option in ((out, "--out"), (work, "--work")):
+        check_writable(folder, option)
     key = artifacts.key_of(kind, config, experiment.dataset, experiment.data_files, experiment.model)
     base = str(checkpoint.locate(training_of(config).base or experiment.model))
     method = construct(kind, BaseModel.load(base, experiment.device, experiment.dtype), config, experiment.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.adapters import Targets, target_modules
+from methods.parts.adapters import output_layers
 from methods.parts.parameters import blocks
 from methods.parts.weight_generator import Target
 
-_TARGETS: dict[Target, tuple[Targets, ...]] = {
-    "attention_output": ("attention_output",),
+_PARTS: dict[Target, tuple[Literal["attention", "mlp"], ...]] = {
+    "attention_output": ("attention",),
     "mlp_output": ("mlp",),
-    "both": ("attention_output", "mlp"),  # in the order of computation
+    "both": ("attention", "mlp"),  # in the order of computation
 }
 
 
@@ -43,21 +43,21 @@ class AdaptedLayers:
         self.names: list[str] = []
         self.modules: list[Any] = []
         self._blocks: list[nn.Module] = []
-        model_blocks, modules = list(blocks(lm.model)), dict(lm.model.named_modules())
+        model_blocks = list(blocks(lm.model))
+        names = {module: name for name, module in lm.model.named_modules()}
         chosen = range(len(model_blocks)) if indices is None else indices
         if any(index >= len(model_blocks) for index in chosen):
             raise BenchError(
                 f"The base has {len(model_blocks)} blocks, counted from 0; blocks={chosen} is out of range."
             )
-        candidates = [
-            {modules[name]: name for name in target_modules(lm.model, targets)} for targets in _TARGETS[target]
-        ]
+        layers = [output_layers(lm.model, part) for part in _PARTS[target]]
         for block in (model_blocks[index] for index in sorted(set(chosen))):
-            for names in candidates:
-                module = [module for module in block.modules() if module in names][-1]
+            for module in (of_part[block] for of_part in layers if block in of_part):
                 self.names.append(names[module])
                 self.modules.append(module)
                 self._blocks.append(block)
+        if not self.modules:
+            raise BenchError(f"{type(lm.model).__name__} has no layers for target={target}; choose another target.")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,8 +93,11 @@ class AdaptedLayers:
                 block_inputs[i] = args[0] if args else kwargs["hidden_states"]
 
             def add(_: Any, args: tuple[Any, ...], output: Tensor, i: int = i) -> Tensor | None:
-                added = update(i, block_inputs[i], args[0])
-                return None if added is None else output + added.to(output.dtype)
+                hidden = block_inputs[i]
+                own = args[0].reshape(*hidden.shape[:-1], -1)  # some blocks flatten rows and length
+                with torch.autocast(self.lm.device.type, enabled=False):  # the update has a precision of its own
+                    added = update(i, hidden, own)
+                return None if added is None else output + added.to(output.dtype).reshape(output.shape)
 
             handles.append(block.register_forward_pre_hook(store, with_kwargs=True))
             handles.append(module.register_forward_hook(add))
@@ -106,7 +109,8 @@ class AdaptedLayers:
 
     def last_hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states of the base, (rows, length, hidden size), of token ids (rows, length)."""
-        hidden: Tensor = self.lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        with self.lm.autocast():
+            hidden: Tensor = self.lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden
 
     @torch.no_grad()

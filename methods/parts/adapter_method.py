@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -38,6 +39,18 @@ class AdapterMethod(GradientMethod):
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
         """The adapter's parameters."""
         return self.adapter.named_parameters()
+
+    def notes(self) -> dict[str, Any]:
+        """A remark on the matrices that no adapter reaches, if the adapter is in the base."""
+        names = [] if self._adapter is None else self._adapter.unadapted
+        if not names:
+            return super().notes()
+        numbers = [parameter.numel() for name, parameter in self.lm.named_tensors() if name in set(names)]
+        remark = (
+            f"{self.name} does not adapt {names[0]} and others of {type(self.lm.model).__name__} that are not linear "
+            f"layers: {len(names)} matrices with {sum(numbers):,} weights."
+        )
+        return {**super().notes(), "remarks": [remark]}
 
     def merge(self) -> None:
         """Add the adapter to the base's weights and remove it: the model computes the same."""

@@ -19,6 +19,7 @@ from bench.contract.meta_training import mean_of
 from bench.data.documents import Document, Episode
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
+from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.cross_attention import Aggregator, PrefixHead
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts, question_answer_pairs
@@ -58,14 +59,19 @@ class AmortizedMemory(MemoryMethod):
                 fit_prefix_head(self.prefix, lm)
         self.prepare_bank()
 
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        return ("key_value_prefixes",)
+
     def build(self) -> nn.Module:
         """Build all networks that are trained."""
-        training, base = self.config.training, self.lm.model.config
-        width = base.hidden_size
+        training, width = self.config.training, self.lm.model.config.hidden_size
         self.documents = self._amortizer("amortizer")
         self.questions = self.documents if training.shared else self._amortizer("question_encoder")
         self.aggregator = Aggregator(training.blocks, width, training.heads, training.head_width, training.hidden)
-        self.prefix = PrefixHead(base, training.tokens, width, training.prefix_hidden, training.prefix_positions)
+        self.prefix = PrefixHead(
+            self.lm.key_value_shape, training.tokens, width, training.prefix_hidden, training.prefix_positions
+        )
         networks = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         return nn.ModuleDict(networks if training.shared else {**networks, "questions": self.questions})
 
@@ -111,7 +117,7 @@ class AmortizedMemory(MemoryMethod):
         return [torch.cat([piece, end]) for piece in pieces if len(piece)]
 
     def _t5_ids(self, tokenizer: Any, text: str) -> Tensor:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.long, device=self.lm.device)
 
     def question_ids(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:

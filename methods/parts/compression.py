@@ -146,7 +146,7 @@ class DecoderCompressor(nn.Module):
         embedded = embed(ids)  # (B, tokens, width)
         soft_tokens = self.soft_tokens.to(embedded.dtype).expand(len(ids), -1, -1)  # (B, m, width)
         mask = functional.pad(mask, (0, length), value=1)  # (B, tokens + m)
-        with self.lora.attached():
+        with self.lora.attached(), lm.autocast():
             states: Tensor = lm.model.base_model(
                 inputs_embeds=torch.cat([embedded, soft_tokens], 1),
                 attention_mask=mask,
@@ -174,7 +174,7 @@ class CmtNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         if training.injection == "kv":
             self.inject: nn.Module = PrefixHead(
-                lm.model.config, tokens, width, training.hidden, training.prefix_positions
+                lm.key_value_shape, tokens, width, training.hidden, training.prefix_positions
             )
         else:
             projection = nn.Linear(width, width)

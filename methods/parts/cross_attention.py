@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,16 +122,14 @@ class PrefixHead(nn.Module):
     """Key/value prefixes from T vectors. Each (layer, key or value, position) is a slot with a net for it alone.
 
     The vectors are repeated, in order, to fill the slots. If T does not divide the number of slots, the first vectors
-    are repeated once more than the others.
+    are repeated once more than the others. ``base_shape`` is :attr:`BaseModel.key_value_shape`.
     """
 
-    def __init__(self, config: Any, tokens: int, width: int, hidden: int, positions: int) -> None:
+    def __init__(self, base_shape: tuple[int, int, int], tokens: int, width: int, hidden: int, positions: int) -> None:
         super().__init__()
-        attention_heads = config.num_attention_heads
-        heads: int = getattr(config, "num_key_value_heads", None) or attention_heads
-        head_size: int = getattr(config, "head_dim", None) or config.hidden_size // attention_heads
-        self.shape = (config.num_hidden_layers, 2, positions, heads, head_size)
-        slots = config.num_hidden_layers * 2 * positions
+        layers, heads, head_size = base_shape
+        self.shape = (layers, 2, positions, heads, head_size)
+        slots = layers * 2 * positions
         times, rest = divmod(slots, tokens)
         repeats = torch.tensor([times + (i < rest) for i in range(tokens)])
         self.source: Tensor  # (slots,), the vector that each slot is made from

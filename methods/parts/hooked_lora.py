@@ -100,7 +100,8 @@ def key_value_targets(lm: BaseModel, last: int | None = None) -> list[Target]:
             hook.remove()
     targets = []
     for side in ("keys", "values"):
-        states = [getattr(layer, side) for layer in getattr(cache, "layers", [])]  # each (1, heads, 1, head size)
+        layers = [layer for layer in getattr(cache, "layers", []) if getattr(layer, side, None) is not None]
+        states = [getattr(layer, side) for layer in layers]  # each (1, heads, 1, head size)
         states = states[-last if last else None :]
         if not any(state.requires_grad for state in states):
             raise BenchError(f"{type(lm.model).__name__} shows no {side} to adapt. Adapt none, or choose another base.")

@@ -159,7 +159,7 @@ def answer_loss(lm: BaseModel, parameters: Parameters, episodes: Sequence[Episod
     questions = [question for episode in episodes for question in episode.questions]
     prompts = build_prompts(lm, questions, Conditioning(), 0)
     golds = [shortest(answers) for episode in episodes for answers in episode.answers]
-    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, golds)]
+    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [q.text for q in questions], golds)]
     heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
     rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)  # (questions, longest)

@@ -19,13 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from bench.answering.metrics import shortest
-from bench.answering.prompt_batch import forward
 from bench.answering.prompts import answer_ids
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Conditioning, packed, unpacked
 from bench.data.documents import Document, Episode, Question, document_id
 from bench.lm.base_model import BaseModel
+from bench.lm.batch import forward
 from methods.parts.cross_attention import KeyValues
 
 QUESTION_BATCH = 128
@@ -75,8 +75,19 @@ def answer_logits(
 
     Answers are padded on the left; see :func:`answer_nll`.
     """
+    endings = answer_ids(lm, questions, answers)
+    if prefix.key_values is not None and len(questions) > 1 and not lm.abilities.padding_after_prefixes:
+        rows = [[(keys[i, None], values[i, None]) for keys, values in prefix.key_values] for i in range(len(questions))]
+        alone = [
+            answer_logits(lm, [question], [answer], Prefix(key_values=row))
+            for question, answer, row in zip(questions, answers, rows, strict=True)
+        ]
+        logits, targets, answer_mask = (
+            pad_sequence([tensor[0] for tensor in tensors], batch_first=True, padding_side="left")
+            for tensors in zip(*alone, strict=True)
+        )
+        return logits, targets, answer_mask
     begin = torch.tensor([lm.bos_id], device=lm.device)
-    endings = answer_ids(lm, answers)
     ids, mask = pad_texts(
         [torch.cat([begin, lm.encode(q), a]) for q, a in zip(questions, endings, strict=True)], "left"
     )  # (B, longest question and answer)

@@ -28,9 +28,21 @@ def select(model: Any, subset: Subset) -> Iterator[tuple[str, Parameter]]:
 
 
 def blocks(model: Any) -> nn.ModuleList:
-    """The model's blocks, first to last: its longest list of modules (empty for a model without lists)."""
+    """The model's blocks, first to last: its largest list of modules (empty for a model without lists).
+
+    The list with the most parameters is meant: the experts of a block may be more than the blocks, but are a part.
+    """
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return max(lists, key=len, default=nn.ModuleList())
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=nn.ModuleList())
+
+
+def parts(block: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a block, such as its attention and its MLP; those of a layer within it in place of the layer."""
+    for part in block.children():
+        if type(part).__name__.endswith(("Layer", "Block")):
+            yield from parts(part)
+        else:
+            yield part
 
 
 def is_attention(part: nn.Module) -> bool:
@@ -54,6 +66,6 @@ def _parameters(model: Any, subset: Subset) -> Iterator[Parameter]:
 
 def _mlp(block: nn.Module) -> Iterator[nn.Module]:
     """The parts of a block, other than its attention, that have a matrix."""
-    for part in block.children():
+    for part in parts(block):
         if not is_attention(part) and any(parameter.ndim >= 2 for parameter in part.parameters()):
             yield part

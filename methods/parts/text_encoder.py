@@ -173,11 +173,16 @@ def load_t5(folder: Path) -> tuple[Any, Any]:
         BenchError: there is no T5 in the folder.
     """
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if kind != "t5":
             raise ValueError(f"it holds a model of type {kind}")
-        body: Any = T5Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = T5Model.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        body, info = loaded
+        if info["missing_keys"]:
+            raise ValueError(f"it lacks the weights {sorted(info['missing_keys'])[0]}")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BenchError(
             f"No T5 could be read from {folder} ({str(error).splitlines()[0]}). Give a folder written by "

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from bench.errors import BenchError
-from bench.files import read_tensors, replacing, write_bytes, write_json, write_tensors
+from bench.files import (
+    check_writable,
+    parse_yaml,
+    read_tensors,
+    read_yaml,
+    replacing,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor([1, 2], dtype=torch.int64)}
 FACTS = {"step": 3, "curve": [{"loss": 0.5}], "name": "é"}
@@ -74,6 +86,76 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         write_bytes(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+NOT_YAML = {
+    "a: 1\nb: 2\na: 3": "line 3, column 1: the key 'a' is there twice",
+    "a: {b: 1, c: {d: 1, d: 1}}": "line 1, column 21: the key 'd' is there twice",
+    "a:\n- {b: 1, 'b': 2}": "line 2, column 10: the key 'b' is there twice",
+    "1: 2": "line 1, column 1: a key is not text: put it in quotes",
+    "a: {yes: 2}": "line 1, column 5: a key is not text: put it in quotes",
+    "a: {null: 2}": "a key is not text",
+    "a: {2020-01-01: 2}": "a key is not text",
+    "? [a]\n: 2": "a key is not text",
+    "? {a: b}\n: 2": "a key is not text",
+    "a: 2020-99-99": "month must be in 1..12",
+    "a: !!int x": "invalid literal for int",
+    "a: !!timestamp x": "",
+    "a: !!bool x": "",
+    "a: !!python/object:os.system x": "could not determine a constructor",
+    "a: \x00": "unacceptable character",
+    "a: [": "line 1, column 5",
+    "a: 1\n---\nb: 1": "another document",
+    "a: &a [*a]": "recursive",
+    "a: &a {b: *a}": "recursive",
+    "[" * 5000: "it is nested too deeply",
+    "{a: " * 2000 + "1" + "}" * 2000: "it is nested too deeply",
+    "- " * 3000: "it is nested too deeply",
+}
+"""Texts, and what the message says about them."""
+
+
+@pytest.mark.parametrize("text", NOT_YAML, ids=lambda text: text[:20])
+def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(BenchError, match=re.escape(f"{file} is not valid YAML: ")) as error:
+        read_yaml(file)
+    assert NOT_YAML[text] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_that_is_not_utf8_is_not_yaml(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_bytes("a: é".encode("latin-1"))
+    with pytest.raises(BenchError, match="is not valid YAML"):
+        read_yaml(tmp_path / "settings.yaml")
+
+
+def test_yaml_with_anchors_and_merged_keys_is_read_as_by_the_library(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: [.inf, 1e3, 2020-01-01]}\nb: {<<: *a, x: 2}\nc: {<<: [*a, {z: 1}], y: null}\n'1': *a\n"
+    (tmp_path / "settings.yaml").write_text(text)
+    assert read_yaml(tmp_path / "settings.yaml") == yaml.safe_load(text) == parse_yaml(text, "")
+
+
+@pytest.mark.parametrize("folder", ["file", "file/folder", "file/a/b"])
+def test_a_folder_that_cannot_be_made_is_named_with_the_option(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match=r"cannot be written \(.*\): name another folder with --out\.") as error:
+        check_writable(tmp_path / folder, "--out")
+    assert str(tmp_path / folder) in str(error.value)
+
+
+def test_a_read_only_folder_is_named_with_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(BenchError, match=r"\(Read-only file system\): name another folder with --runs"):
+        check_writable(tmp_path, "--runs")
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "--out")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
 def test_values_that_are_not_json_leave_the_old_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,55 @@ def test_an_unusable_encoder_or_layer_is_rejected(lm: BaseModel, tmp_path: Path)
         make(lm, encoder=str(tmp_path))
     with pytest.raises(BenchError, match=r"Set dense_retrieval\.layer to at most 2\."):
         make(lm, layer=3)
+
+
+@pytest.mark.parametrize("positions", [34, 66, 514])
+def test_an_encoder_whose_positions_begin_after_padding_reads_what_fits(
+    llama: Path, encoder: Path, tmp_path: Path, positions: int
+) -> None:
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    folder = tmp_path / "roberta"
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    RobertaModel(RobertaConfig(vocab_size=200, max_position_embeddings=positions, **sizes)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder, model_max_length=10**9).save_pretrained(folder)
+    method = make(BaseModel.load(str(llama)), encoder=str(folder))
+    long = " ".join(TEXT * 20)
+    inputs, mask = method._tokenize([long])
+    assert inputs["input_ids"].shape == mask.shape == (1, positions - 2)
+    assert torch.isfinite(method.embed([long, TEXT[0], ""])).all()
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "torn", "remote"])
+def test_an_encoder_that_cannot_embed_is_refused_with_a_sentence(
+    llama: Path, encoder: Path, tmp_path: Path, kind: str
+) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModel
+
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    if kind in ("t5", "bart"):
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_layers": 1}
+        AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=200, **sizes)).save_pretrained(folder)
+    elif kind == "torn":
+        weights = load_file(folder / "model.safetensors")
+        del weights["encoder.layer.0.output.dense.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        code = {"model_type": "invented", "auto_map": {"AutoConfig": "own.Config"}}
+        (folder / "config.json").write_text(json.dumps(code))
+        (folder / "own.py").write_text("raise SystemExit('this code was run')\n")
+    reason = {"t5": "T5Model is an encoder with a decoder", "bart": "BartModel is an encoder with a decoder"}
+    reason |= {"torn": "lacks the weights encoder.layer.0.output.dense.weight", "remote": "No encoder could be read"}
+    with pytest.raises(BenchError, match=reason[kind]):
+        make(BaseModel.load(str(llama)), encoder=str(folder))
+
+
+def test_special_tokens_written_in_a_text_are_text_to_an_encoder(lm: BaseModel, encoder: Path) -> None:
+    method = make(lm, encoder=str(encoder))
+    [ids] = method._tokenize(["a [SEP] b [CLS]"])[0]["input_ids"].tolist()
+    names = method.tokenizer.convert_ids_to_tokens(ids)
+    assert names[0] == "[CLS]" and names[-1] == "[SEP]" and len(names) > 5
+    assert not {"[CLS]", "[SEP]"} & set(names[1:-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.answering.answers import answer, answer_and_nll, answer_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompt_batch import PaddedBatch, logits_of
+from bench.answering.prompt_batch import PromptBatch
 from bench.answering.prompts import Prompt, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
@@ -94,7 +94,7 @@ def test_contrasted_answers_and_likelihoods_follow_from_the_two_logits(checkpoin
 
     def logits(prompt: Prompt, written: list[int]) -> Tensor:
         ids = torch.cat([prompt.ids, torch.tensor(written, dtype=torch.long)])
-        return logits_of(lm, PaddedBatch(lm, [replace(prompt, ids=ids)]), 1)[0, -1]
+        return PromptBatch(lm, [replace(prompt, ids=ids)]).read(1)[0, -1]
 
     def step(i: int, written: list[int]) -> Tensor:
         return 1.7 * logits(full[i], written) - 0.7 * logits(bare[i], written)
@@ -141,7 +141,7 @@ def _nll_in_one_piece(lm: BaseModel, prompts: list[Prompt], golds: list[str]) ->
             contrast_ids = torch.cat([prompt.contrast_prompt.ids, target])
             whole = replace(whole, contrast_prompt=replace(prompt.contrast_prompt, ids=contrast_ids))
         with torch.no_grad():
-            logits = logits_of(lm, PaddedBatch(lm, [whole]), len(target) + 1)[0, :-1]
+            logits = PromptBatch(lm, [whole]).read(len(target) + 1)[0, :-1]
         values.append(torch.nn.functional.cross_entropy(logits, target).item())
     return values
 
@@ -236,12 +236,6 @@ def test_a_text_that_does_not_fit_loses_its_beginning_and_is_counted(llama: Path
     assert prompt.cut > 0
     assert len(prompt.ids) + 16 == lm.window
     assert lm.tokenizer.decode(prompt.ids).endswith(f"{TEXT[2]}\n{QUESTIONS[0].text}")
-
-
-def test_a_question_that_cannot_fit_is_an_error(llama: Path) -> None:
-    lm = BaseModel.load(str(llama))
-    with pytest.raises(ValueError, match="does not fit"):
-        build_prompts(lm, [Question("q", " ".join(TEXT * 9))], Conditioning(), 16)
 
 
 def test_conditioning_needs_one_entry_per_question(llama: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.conformance import suite
 from bench.contract import registry
 from bench.contract.registry import list_methods, load, load_method, methods_in
 from bench.errors import BenchError
@@ -118,6 +119,21 @@ def test_a_broken_method_is_listed_with_the_reason_and_refused(tmp_path: Path, t
         ('"mine"', '"Mine!"', "use lower-case letters"),
         ("class Mine", "1 / 0\nclass Mine", "ZeroDivisionError: division by zero"),
         ("import Document", "import Paper, Document", "ImportError"),
+        *(
+            ('"none"\n', f'"none"\n    learns_from = {value}\n', "methods learn from train or qa_train only")
+            for value in (
+                "'test'",
+                "'validation'",
+                "'qa_validation'",
+                "None",
+                "['train']",
+                "property(lambda self: 'train')",
+            )
+        ),
+        *(
+            ('"none"\n', f'"none"\n    sees_evidence = {value}\n', "a sees_evidence that is not a constant")
+            for value in ("property(lambda self: True)", "None", "1", "'yes'", "classmethod(lambda cls: True)")
+        ),
     ],
 )
 def test_a_class_that_does_not_keep_the_contract_is_refused(
@@ -127,6 +143,18 @@ def test_a_class_that_does_not_keep_the_contract_is_refused(
     (info,) = methods_in(write(tmp_path, METHOD.replace(change, to)))
     with pytest.raises(BenchError, match=complaint):
         load(info)
+
+
+@pytest.mark.parametrize(
+    ("case", "complaint"),
+    [("k2_learns_from_test", "learns from 'test'"), ("k6_sees_evidence_property", "is not a constant")],
+)
+def test_the_cases_are_refused_by_runs_and_by_the_check(case: str, complaint: str) -> None:
+    file = registry.ROOT / "tests" / "cases" / "plugins" / f"{case}.py"
+    with pytest.raises(BenchError, match=complaint):
+        load_method(case, [file])
+    (verdict,) = suite.check(str(file))
+    assert not verdict.passed and verdict.check == "declares_itself" and complaint in verdict.message
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

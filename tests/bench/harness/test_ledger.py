@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,3 +40,15 @@ def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
     with FlopCounterMode(display=False) as counter:
         gradients(lm)
     assert ledger.costs(0).observe.flops == counter.get_total_flops() > 0
+
+
+def test_memory_is_measured_where_there_is_no_proc(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(Path, "write_text", missing)
+    ledger = Ledger(torch.device("cpu"))
+    with ledger.phase("observe"):
+        pass
+    assert ledger.costs(0).observe.peak_bytes > 10_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from bench import Conditioning, Document, EvidencedQuestion, GradientMethod, Method, Question
-from bench.data.documents import Entry, GoldQuestion, Segment
-from bench.errors import Diverged
-from bench.harness.loop import Loop
+from bench.data.documents import Entry, GoldQuestion, Segment, document_id
+from bench.errors import Diverged, RunError
+from bench.harness.loop import Loop, construct
 from bench.lm.base_model import BaseModel
 from tests.conftest import TEXT
 
 
 def entry(i: int, revises: str | None = None) -> Entry:
-    gold = GoldQuestion(Question(f"q{i}", f"Who saw {TEXT[i % 3][:12]}?"), (f"answer {i}", "other"), revises)
+    gold = GoldQuestion(Question(f"q{i}", f"q{i}: Who saw {TEXT[i % 3][:12]}?"), (f"answer {i}", "other"), revises)
     return Entry(Document(f"d{i}", f"{TEXT[i % 3]} {i}"), (gold,))
 
 
@@ -81,8 +81,17 @@ def run_loop(method: Method, entries: Sequence[Entry] = ENTRIES, **options: obje
     return loop
 
 
+def questions_asked(method: Recorder) -> list[list[Question]]:
+    return [list(value) for what, value in method.log if what == "condition"]  # type: ignore[call-overload]
+
+
+def true_id(question: Question) -> str:
+    """The question's id in the data, with which its text begins."""
+    return question.text.partition(":")[0]
+
+
 def question_ids(method: Recorder) -> list[tuple[str, ...]]:
-    return [tuple(q.id for q in value) for what, value in method.log if what == "condition"]  # type: ignore[attr-defined]
+    return [tuple(map(true_id, questions)) for questions in questions_asked(method)]
 
 
 def test_every_document_is_observed_once_in_order_and_asked_about_at_the_end(lm: BaseModel) -> None:
@@ -131,6 +140,96 @@ def test_only_controls_get_the_evidence_and_no_method_gets_the_answers(lm: BaseM
     (questions,) = [value for what, value in control.log if what == "condition"]
     assert all(isinstance(question, EvidencedQuestion) for question in questions)  # type: ignore[attr-defined]
     assert [question.evidence.id for question in questions] == ["d0", "d1", "d2", "d3"]  # type: ignore[attr-defined]
+
+
+def test_a_question_has_one_number_at_all_probes_and_the_records_have_its_id(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    anchor = (Entry(entry(8).document, (GoldQuestion(Question("q0", "q8: Who?"), ("a",)),)),)  # the id of another one
+    loop = run_loop(method, anchor=anchor, probes=(0.5, 1.0))
+    numbers = [(true_id(question), question.id) for asked in questions_asked(method) for question in asked]
+    assert numbers == [
+        ("q8", "0"), ("q0", "1"), ("q1", "2"), ("q0", "1"), ("q1", "2"), ("q2", "3"), ("q3", "4"), ("q8", "0"),
+    ]  # fmt: skip
+    assert [event.question_id for event in loop.answer_events] == [
+        "q0", "q0", "q1", "q0", "q1", "q2", "q3", "q0",
+    ]  # fmt: skip
+
+
+SCHEMES: Mapping[str, Callable[[Document, str], str]] = {
+    "the default of the reader": lambda document, text: document_id(f"{document.id} {text}"),
+    "the document's id and a number": lambda document, text: f"{document.id}-0",
+    "the document's title": lambda document, text: document.title,
+    "a hash of the document's text": lambda document, text: document_id(document.text + "0"),
+}
+"""How data sets may make the id of a question."""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_method_that_knows_how_ids_are_made_finds_no_document_by_them(lm: BaseModel, scheme: str) -> None:
+    identity = SCHEMES[scheme]
+
+    class Oracle(Method):
+        name = "oracle"
+
+        def reset(self) -> None:
+            super().reset()
+            self.documents: list[Document] = []
+
+        def observe(self, document: Document) -> None:
+            self.documents.append(document)
+
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            found = [[d.id for d in self.documents if identity(d, q.text) == q.id] for q in questions]
+            return Conditioning(documents=found)
+
+    documents = [Document(document_id(text), text, title=f"ship {i}") for i, text in enumerate(TEXT)]
+    golds = [GoldQuestion(Question(identity(document, "Who?"), "Who?"), ("a",)) for document in documents]
+    entries = [Entry(document, (gold,)) for document, gold in zip(documents, golds, strict=True)]
+    loop = run_loop(Oracle(lm), entries)
+    assert loop.summary().recall == 0
+    assert [event.question_id for event in loop.answer_events] == [gold.question.id for gold in golds]
+
+
+def _set_on_the_instance(value: bool) -> Callable[[Any], None]:
+    def change(method: Any) -> None:
+        method.sees_evidence = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("declared", "change"),
+    [
+        (False, _set_on_the_instance(True)),
+        (True, _set_on_the_instance(False)),
+        (False, lambda method: setattr(type(method), "sees_evidence", True)),
+        (False, lambda method: method.__dict__.update(sees_evidence=True)),
+    ],
+    ids=["instance", "instance that hides a control", "class", "past setattr"],
+)
+def test_a_constructor_cannot_change_who_sees_the_evidence(
+    lm: BaseModel, declared: bool, change: Callable[[Any], None]
+) -> None:
+    class Changes(Recorder):
+        name = "changes"
+        sees_evidence = declared
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            change(self)
+
+    with pytest.raises(TypeError, match="changes changes sees_evidence: state it once, in the body of the class"):
+        construct(Changes, lm, Changes.Config(), 0)
+
+
+def test_what_the_class_says_later_does_not_count(lm: BaseModel) -> None:
+    class Late(Recorder):
+        def observe(self, document: Document) -> None:
+            type(self).sees_evidence = True
+
+    method = Late(lm)
+    run_loop(method)
+    assert all(type(question) is Question for asked in questions_asked(method) for question in asked)
 
 
 def test_a_document_is_scored_before_any_update_on_it(lm: BaseModel, llama: Path) -> None:
@@ -194,7 +293,7 @@ def test_with_resets_each_question_is_asked_after_the_documents_of_its_group(lm:
             lives[-1].append(document.id)
 
         def condition(self, questions: Sequence[Question]) -> Conditioning:
-            lives[-1] += [question.id for question in questions]
+            lives[-1] += map(true_id, questions)
             return Conditioning()
 
     loop = Loop(Lives(lm), ENTRIES, [entry.document for entry in ENTRIES], documents_per_reset=3, anchor=ENTRIES[:1])
@@ -336,9 +435,113 @@ def test_a_method_may_change_the_weights_while_answering_if_it_undoes_this(lm: B
     assert {round(e.nll, 4) for e in blank.answer_events} == {round(math.log(vocabulary), 4)}
 
 
+class Careless(Method):
+    """Changes weights at a probe: ``where`` says when, and ``how`` one of several ways."""
+
+    name = "careless"
+    paper = "none"
+    where, how = "condition", "scale"
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def change(self, place: str) -> None:
+        weight = self.lm.model.lm_head.weight.detach()
+        if place == self.where:
+            if self.how == "scale":
+                weight.mul_(1.01)
+            elif self.how == "data":
+                self.lm.model.lm_head.weight.data[7, 3] += 1e-6
+            elif self.how == "sign of zero":
+                weight[0, 0] = -0.0 if str(weight[0, 0].item()) == "0.0" else 0.0
+            elif self.how == "swap":
+                weight[[0, 1]] = weight[[1, 0]]
+
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        self.change("condition")
+        return Conditioning()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        self.change("entry")
+        yield
+        self.change("exit")
+
+
+@pytest.mark.parametrize("options", [{}, {"documents_per_reset": 1}])
+@pytest.mark.parametrize("where", ["condition", "entry", "exit"])
+@pytest.mark.parametrize("how", ["scale", "data", "sign of zero", "swap"])
+def test_weights_that_change_while_questions_are_answered_end_the_cell(
+    lm: BaseModel, where: str, how: str, options: dict[str, Any]
+) -> None:
+    method = Careless(lm)
+    method.where, method.how = where, how
+    with pytest.raises(RunError, match=r"The weights lm_head\.weight changed while questions were answered"):
+        run_loop(method, **options)
+
+
+def test_every_call_of_a_hook_has_its_context(lm: BaseModel) -> None:
+    calls: list[tuple[str, int | None]] = []
+    open_: list[str] = []
+
+    @contextlib.contextmanager
+    def hook(name: str, position: int | None) -> Iterator[None]:
+        assert not open_, "hooks do not nest"
+        open_.append(name)
+        calls.append((name, position))
+        yield
+        open_.pop()
+
+    class Strict(Recorder):
+        def observe(self, document: Document) -> None:
+            assert open_ == ["observe"]
+
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            assert open_ == ["condition"]
+            return Conditioning()
+
+        @contextlib.contextmanager
+        def answering(self) -> Iterator[None]:
+            assert open_ == ["answering"]
+            yield
+            assert open_ == ["answering"]
+
+    run_loop(Strict(lm), ENTRIES[:2], hook=hook)
+    per_document = [[("begin_document", i), ("observe", i)] for i in range(2)]
+    probe = [("answering", 1), ("condition", 1), ("answering", 1)]
+    assert calls == [("reset", None), *per_document[0], *per_document[1], *probe, ("state_dict", 1)]
+
+
 def test_a_method_may_ask_for_shorter_segments(lm: BaseModel) -> None:
     class Pieces(Recorder):
         segment_tokens = 5  # type: ignore[assignment]
 
     loop = run_loop(Pieces(lm), segment_tokens=7)
     assert max(event.tokens for event in loop.document_events) == 5
+
+
+class _SoftPrompts(Recorder):
+    def condition(self, questions: Sequence[Question]) -> Conditioning:
+        lengths = [200 if "long" in question.text else 3 for question in questions]
+        return Conditioning(prefix_embeddings=[torch.zeros(length, 32) for length in lengths])
+
+
+@pytest.mark.parametrize("kind", [Recorder, _SoftPrompts])
+@pytest.mark.parametrize("text", ["Who saw " * 80, "How long is it? " * 60, "a" * 900])
+def test_an_over_long_question_costs_that_question_and_not_the_cell(
+    lm: BaseModel, kind: type[Recorder], text: str
+) -> None:
+    long = Entry(Document("long", "A text."), (GoldQuestion(Question("long", f"long: {text}"), ("answer",)),))
+    with_it, without = (run_loop(kind(lm), entries=entries) for entries in ((long, *ENTRIES), ENTRIES))
+    first, *others = with_it.answer_events
+    assert (first.question_id, first.prediction, first.f1, first.em, first.nll) == ("long", "", 0.0, 0.0, None)
+    assert first.unanswered is not None and "does not fit into a window of 96 tokens" in first.unanswered
+    assert [(e.question_id, e.prediction) for e in others] == [
+        (e.question_id, e.prediction) for e in without.answer_events
+    ]
+    assert [e.nll for e in others] == pytest.approx([e.nll for e in without.answer_events], abs=1e-5)
+    assert all(event.unanswered is None for event in others)
+    summary, expected = with_it.summary(), without.summary()
+    assert summary.questions == 5 and expected.f1 is not None
+    assert summary.f1 == pytest.approx(expected.f1 * 4 / 5), "it counts as answered wrongly"
+    assert summary.answer_nll == pytest.approx(expected.answer_nll), "and has no likelihood"

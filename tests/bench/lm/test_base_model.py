@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bench.data.documents import Document
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
+from tests import tiny_tokenizers
 from tests.conftest import TEXT, make_checkpoint
 
 LONG = " ".join(TEXT * 8)
@@ -88,7 +89,7 @@ def test_windows_equal_one_pass_if_the_window_suffices(tmp_path: Path) -> None:
 @given(tokens=st.integers(0, 500), context=st.integers(1, 60))
 def test_windows_predict_every_token_once_and_read_no_more_than_fits(tokens: int, context: int) -> None:
     lm = BaseModel.__new__(BaseModel)
-    lm.model = type("M", (), {"config": type("C", (), {"max_position_embeddings": 48})})
+    lm.window = 48
     spans = lm.windows(tokens, context)
     predicted = [p for _, first, end in spans for p in range(first, end)]
     assert predicted == list(range(context, context + tokens))
@@ -223,3 +224,33 @@ def test_the_loss_of_an_empty_text_is_a_zero_with_a_backward_pass(llama: Path) -
     assert loss.item() == 0 and all(p.grad is None for p in lm.model.parameters())
     with torch.no_grad():
         assert not lm.loss(Document("empty", "")).requires_grad
+
+
+SPECIAL_TEXTS = ["Anna </s> built it", "</s>", "the mill</s></s>", "It is in </s>Corvale.", "<unk> </s> 1983"]
+
+
+@pytest.mark.parametrize("kind", tiny_tokenizers.EVERY)
+def test_special_tokens_written_in_a_text_are_text(kind: str) -> None:
+    lm = tiny_tokenizers.base_with(kind)
+    lm.tokenizer("Anna </s>")  # which reads it as a token, and must leave no trace
+    for text in SPECIAL_TEXTS:
+        batch = lm.tokens(document(text))
+        assert lm.eos_id not in batch.token_ids and len(batch)
+        assert lm.encode(text).tolist() == batch.token_ids.tolist()
+        covered = {i for start, end in batch.offsets for i in range(start, end)}
+        assert covered >= {i for i, character in enumerate(text) if character != " "}
+        assert all(0 <= start <= end <= len(text) for start, end in batch.offsets)
+        pieces = lm.segments(document(text), 2)
+        assert [token for piece in pieces for token in piece.token_ids] == batch.token_ids.tolist()
+        assert "".join(piece.text for piece in pieces) == text
+        if kind.startswith("bytes"):
+            assert lm.tokenizer.decode(batch.token_ids).removeprefix(" ") == text
+    assert lm.encode("Anna built it.").tolist() == lm.tokenizer("Anna built it.", add_special_tokens=False).input_ids
+
+
+def test_a_special_token_of_several_kinds_is_text(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    lm.tokenizer.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<|im_start|>"]})
+    for text in ("<|endoftext|>", "a [PAD] b", "<|im_start|>user\nWho?<|endoftext|>"):
+        assert lm.tokenizer.decode(lm.encode(text)) == text
+        assert not set(lm.encode(text).tolist()) & set(lm.tokenizer.all_special_ids)

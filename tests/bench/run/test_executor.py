@@ -14,19 +14,35 @@ from bench.run.executor import LocalPool, Outcome, Task
 from tests.conftest import ROOT
 
 JOBS = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from pathlib import Path
 
 def double(number): return 2 * number
-def process(): return os.getpid(), os.getppid()
+def process(): return os.getpid()
 def environment(): return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 def fail(): raise ValueError("no such luck")
 def unpicklable(): return lambda: None
 def leave(code): os._exit(code)
 def killed(): os.kill(os.getpid(), signal.SIGKILL)
+def retire():
+    from bench.run import executor
+    executor.retire()
+    return os.getpid()
+def busy(steps, limit, last):
+    from bench.run.executor import limit_time
+    for step in range(steps):
+        limit_time(limit, ("step", step))
+        time.sleep(0.2)
+    limit_time(None)
+    time.sleep(2 * limit)
+    limit_time(limit, ("last", steps))
+    if last:
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
+        ctypes.PyDLL(None).sleep(60)  # in C, with the interpreter's lock
+    return "done"
 def sleep(seconds, folder=None):
     if folder:
-        Path(folder, str(os.getpid())).touch()
+        Path(folder, str(os.getpid())).write_text(str(os.getppid()))
     time.sleep(seconds)
     return seconds
 """
@@ -69,9 +85,8 @@ def wait_until(condition, seconds: float = 15.0) -> bool:  # type: ignore[no-unt
 def test_every_task_has_one_outcome_and_workers_are_reused(jobs: Path) -> None:
     with LocalPool(jobs=2) as pool:
         results = outcomes(pool, [task(str(number), "process") for number in range(6)])
-    workers = {outcome.value[0] for outcome in results.values()}
+    workers = {outcome.value for outcome in results.values()}
     assert 1 <= len(workers) <= 2
-    assert {outcome.value[1] for outcome in results.values()} == {os.getpid()}
     assert all(has_ended(pid) for pid in workers)
 
 
@@ -105,6 +120,54 @@ def test_a_worker_that_dies_costs_its_task_only(jobs: Path) -> None:
     assert results["good"].value == 2
 
 
+def in_groups(groups: str) -> list[Task]:
+    return [Task(str(i), "pool_jobs:process", {}, group) for i, group in enumerate(groups)]
+
+
+@pytest.mark.parametrize(("jobs_", "groups"), [(1, "aabba"), (1, "abab"), (2, "aaabbbc"), (2, "abcab")])
+def test_a_process_serves_one_group_and_groups_change_seldom(jobs: Path, jobs_: int, groups: str) -> None:
+    with LocalPool(jobs_) as pool:
+        results = outcomes(pool, in_groups(groups))
+        of_group = {g: {results[str(i)].value for i, own in enumerate(groups) if own == g} for g in set(groups)}
+        processes = [pid for pids in of_group.values() for pid in pids]
+        assert len(processes) == len(set(processes)), "no process serves two groups"
+        if jobs_ == 1:
+            assert len(processes) == len(of_group), "each group is served by one process"
+        later = outcomes(pool, in_groups("c"))["0"].value
+        assert later in of_group.get("c", ()) or later not in processes, "also in the next run"
+    assert wait_until(lambda: all(map(has_ended, [*processes, later])))
+
+
+def test_free_workers_help_with_the_last_group(jobs: Path) -> None:
+    tasks = [Task(str(i), "pool_jobs:sleep", {"seconds": 1.0, "folder": str(jobs)}, "only") for i in range(2)]
+    outcomes(LocalPool(jobs=2), tasks)
+    assert len([path for path in jobs.iterdir() if path.name.isdigit()]) == 2
+
+
+def test_a_worker_that_retires_is_replaced(jobs: Path) -> None:
+    with LocalPool(jobs=1) as pool:
+        tasks = [task("1", "process"), task("2", "retire"), task("3", "process"), task("4", "process")]
+        results = outcomes(pool, tasks)
+    assert results["1"].value == results["2"].value
+    assert results["3"].value == results["4"].value != results["1"].value
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_activity_over_its_time_limit_ends_the_worker(jobs: Path, last: bool) -> None:
+    tasks = [task("busy", "busy", steps=4, limit=0.5, last=last), task("next", "double", number=1)]
+    with LocalPool(jobs=1) as pool:
+        start = time.monotonic()
+        results = outcomes(pool, tasks)
+    assert results["next"].value == 2
+    outcome = results["busy"]
+    if last:
+        assert outcome.error is not None and outcome.error.kind == "timed_out"
+        assert outcome.error.activity == ("last", 4) and "more than 0.5 seconds" in outcome.error.message
+        assert time.monotonic() - start < 10
+    else:
+        assert outcome.value == "done", "the limit is that of one activity, and none holds between activities"
+
+
 def test_an_unknown_function_is_an_error_outcome(jobs: Path) -> None:
     error = outcomes(LocalPool(jobs=1), [task("typo", "tripple")])["typo"].error
     assert error is not None and "tripple" in error.message
@@ -126,7 +189,7 @@ def test_workers_wait_for_the_next_run_and_a_dead_one_is_replaced(jobs: Path) ->
     with LocalPool(jobs=1) as pool:
         first = outcomes(pool, [task("1", "process")])["1"].value
         assert outcomes(pool, [task("2", "process")])["2"].value == first
-        os.kill(first[0], signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
         time.sleep(0.2)
         assert outcomes(pool, [task("3", "process")])["3"].value != first
 
@@ -134,7 +197,7 @@ def test_workers_wait_for_the_next_run_and_a_dead_one_is_replaced(jobs: Path) ->
 def test_closing_the_iterator_ends_the_workers(jobs: Path) -> None:
     tasks = [task("now", "process"), task("later", "sleep", seconds=60, folder=str(jobs))]
     running = LocalPool(jobs=1).run(tasks)
-    worker = next(running).value[0]
+    worker = next(running).value
     running.close()  # type: ignore[attr-defined]
     assert has_ended(worker)
 
@@ -164,7 +227,8 @@ def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, en
         text=True,
         start_new_session=True,
     )
-    assert wait_until(lambda: len(list(folder.iterdir())) == 2)
+    assert wait_until(lambda: len([path for path in folder.iterdir() if path.read_text()]) == 2, 60)
+    servers = {int(path.read_text()) for path in folder.iterdir()}
     if ending == signal.SIGINT:
         os.killpg(parent.pid, ending)  # as a terminal does, to the whole group
     else:
@@ -172,5 +236,6 @@ def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, en
     _, errors = parent.communicate(timeout=15)
     assert parent.returncode == -ending
     assert wait_until(lambda: all(has_ended(int(path.name)) for path in folder.iterdir()))
+    assert wait_until(lambda: all(map(has_ended, servers))), "nor the process that forks the workers"
     if ending == signal.SIGINT:
         assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")

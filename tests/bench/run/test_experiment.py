@@ -1,4 +1,4 @@
-"""Experiment files: entries that are based on another file."""
+"""Experiment files: entries that are based on another file, wrong files, and changes for one command."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.contract.method import validate_config
+from bench.contract.registry import load_method
 from bench.errors import BenchError
 from bench.paths import experiments
 from bench.run.experiment import load
+from bench.run.overrides import Overrides
+from tests.conftest import ROOT
 
 Write = Callable[[str, str], str]
 
@@ -68,3 +72,81 @@ def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
     assert all(
         plan.config["training"] in (trained[plan.name], bare) for plan, bare in zip(others, untrained, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("streams: {split: test, count: 1, count: 2}\n", "the key 'count' is there twice"),
+        ("dataset: squad\n", "the key 'dataset' is there twice"),
+        ("methods: [uniform]\n", "the key 'methods' is there twice"),
+        ("tuning: {1: 2}\n", "a key is not text: put it in quotes"),
+        ("data_files: {test: [a], off: [b]}\n", "a key is not text: put it in quotes"),
+        ("probes: [.nan]\n", "probes.0 = nan: Input should be a finite number"),
+        ("probes: [.inf]\n", "probes.0 = inf: Input should be a finite number"),
+        ("decoding: {diversity_penalty: .inf}\n", "diversity_penalty = inf: Input should be a finite number"),
+        ("anchor: {questions: .inf}\n", "anchor.questions = inf: "),
+        ("tuning: {split: test, count: 1}\n", "tuned on the validation split only"),
+        ("tuning: {split: train, count: 1}\n", "tuned on the validation split only"),
+        ("alow_overlap: true\n", "Did you mean allow_overlap"),
+        ("allow_overlap: 3\n", "allow_overlap = 3: Input should be a valid boolean"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(
+        "dataset: newsworld\nmethods: [closed_book]\n"
+        + text
+        + ("" if "streams" in text else "streams: {split: test, count: 1}\n")
+    )
+    with pytest.raises(BenchError, match=message) as error:
+        load(str(path))
+    assert "ours.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("methods", ["[]", "[{name: uniform, arms: []}]", "uniform", "[3]", "[[uniform]]", "[{1: 2}]"])
+def test_methods_are_a_list_of_names_or_mappings(write: Write, methods: str) -> None:
+    with pytest.raises(BenchError, match=r"methods|a key is not text"):
+        load(write("ours", methods))
+
+
+def test_the_case_with_a_number_as_a_key_is_a_sentence() -> None:
+    with pytest.raises(BenchError, match=r"int_key\.yaml is not valid YAML: line 1, column 1: a key is not text"):
+        load(str(ROOT / "tests" / "cases" / "experiments" / "int_key.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("lora.rank=[1", "--set lora.rank=.1: the value is not valid YAML"),
+        ("lora.rank={1: 2}", "a key is not text"),
+        ("lora.rank={a: 1, a: 2}", "is there twice"),
+        ("lora.rank=" + "[" * 5000, "nested too deeply"),
+        ("lora.rank=2020-99-99", "month must be in"),
+    ],
+)
+def test_a_value_of_the_command_line_that_is_not_yaml_is_a_sentence(
+    write: Write, assignment: str, message: str
+) -> None:
+    experiment = load(write("ours", BASE))
+    with pytest.raises(BenchError, match=message):
+        experiment.set(assignment)
+
+
+@pytest.mark.parametrize("preset", ["[1]", "{a: 1}", "null", "3", ".inf", "no_such_preset"])
+def test_a_preset_that_is_no_name_is_a_sentence(write: Write, preset: str) -> None:
+    experiment = load(write("ours", "[mac]"))
+    experiment.set(f"mac.preset={preset}")
+    with pytest.raises(BenchError, match=r"mac\.preset"):
+        validate_config(load_method("mac"), experiment.methods[0].config)
+
+
+def test_the_size_of_validation_streams_is_a_change_for_one_command(write: Write) -> None:
+    experiment = load("default")
+    overrides = Overrides(validation_documents=7)
+    overrides.apply(experiment)
+    assert experiment.tuning is not None and experiment.tuning.documents == 7
+    assert overrides.remarks() == ["Changed for this run: validation_documents 7."]
+    assert not overrides.is_empty and Overrides(assignments=[]).is_empty and not Overrides(seed=0).is_empty
+    with pytest.raises(BenchError, match="--validation-documents: ours tunes nothing"):
+        overrides.apply(load(write("ours", "[closed_book]")))

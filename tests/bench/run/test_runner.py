@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from bench.conformance import suite
+from bench.contract import registry
 from bench.errors import BenchError
 from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.runner import Runner
+from tests.conftest import ROOT
+from tests.tiny_models import tiny_base
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
 UNIFORM = {"name": "uniform", "grid": {"learning_rate": [0.0, 1e-2, 1e-3]}}
@@ -206,6 +210,20 @@ def test_a_method_that_breaks_the_model_or_the_record_fails_alone(
     assert [read_run(runs / cell.id).status for cell in result.cells] == ["failed", "failed", "complete", "complete"]
 
 
+def test_notes_that_are_not_finite_are_text_in_the_record(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        'from bench import Method\n\n\nclass Odd(Method):\n    """Has odd notes."""\n\n'
+        "    name = 'odd'\n    paper = 'none'\n\n"
+        "    def observe(self, document):\n        pass\n\n"
+        "    def notes(self):\n        return {'rate': float('nan'), 'list': [float('-inf'), 1.5]}\n"
+    )
+    one = {"split": "test", "documents": 2, "count": 1}
+    experiment = plan("odd", streams=one, tuning=None, anchor={}, scoring=False)
+    result = Runner(experiment, tmp_path / "runs", [str(tmp_path / "odd.py")]).run(Inline())
+    record = read_run(tmp_path / "runs" / result.cells[0].id)
+    assert (record.status, record.notes) == ("complete", {"rate": "NaN", "list": ["-Infinity", 1.5]})
+
+
 def test_answers_without_a_finite_likelihood_count_as_diverged(
     plan: Callable[..., Experiment], plugin: str, tmp_path: Path
 ) -> None:
@@ -240,15 +258,18 @@ def test_a_trial_that_failed_is_run_again_and_the_tuning_record_is_corrected(
 ) -> None:
     class FirstDies(Inline):
         def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-            yield Outcome(tasks[0].key, error=TaskError("worker_died", "ended by SIGKILL"))
-            yield from super().run(tasks[1:])
+            if not self.keys:  # the first trial
+                yield Outcome(tasks[0].key, error=TaskError("worker_died", "ended by SIGKILL"))
+                tasks = tasks[1:]
+            yield from super().run(tasks)
 
     experiment = plan({"name": "uniform", "grid": {"learning_rate": [1e-2, 0.0]}})
-    Runner(experiment, tmp_path).run(FirstDies())
+    result = Runner(experiment, tmp_path).run(FirstDies())
+    assert result.failed == 1 and "ended by SIGKILL" in result.failures[0], "the board is complete"
     (before,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert before.chosen["learning_rate"] == 0.0
     assert "1 of 2 tuning trials" in read_board(tmp_path).remarks[0]
-    Runner(experiment, tmp_path).run(Inline())
+    assert Runner(experiment, tmp_path).run(Inline()).failed == 0
     (after,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert after.chosen["learning_rate"] == 1e-2
     assert read_board(tmp_path).remarks == []
@@ -263,7 +284,7 @@ def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path
     (first, _) = runner.cells(runner.experiment.methods[0], {})
     (folder / "test.jsonl").write_text((folder / "test.jsonl").read_text().replace("lighthouse", "windmill"))
     inputs.inputs_of.cache_clear()
-    reader.split_entries.cache_clear()
+    reader.split_data.cache_clear()
     with pytest.raises(BenchError, match="stream has changed since the run was planned"):
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
 
@@ -361,6 +382,96 @@ def test_control_arms_ask_the_same_questions_after_their_own_documents(
     assert set(order["shuffled"]) <= set(order["stream"])
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ({"arms": ["stream", "placebo"]}, {"streams": {"split": "test", "documents": 9, "count": 1}},
+         "placebo arm of keepers test-9-0 needs 9 documents outside the stream and its groups, but the split has 7"),
+        ({"arms": ["placebo"]}, {"streams": {"split": "test", "documents": None, "count": 1}}, "the split has 0"),
+        ({"arms": ["stream", "shuffled"]}, {"streams": {"split": "test", "documents": 1, "count": 1}},
+         "shuffled arm needs two documents, but keepers test-1-0 has one"),
+        ({}, {"streams": {"split": "test", "documents": 9, "count": 2}}, "'test' of keepers has 16 documents, too few"),
+        ({"grid": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 9, "count": 1}},
+         "'validation' of keepers has 8 documents, too few for 1 .* --validation-documents"),
+        ({"grid": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 4, "count": 3}},
+         "'validation' of keepers has 8 documents, too few for 3 .* --validation-documents"),
+        ({"grid": {"learning_rate": [1e-3, float("inf")]}}, {}, "learning_rate = inf: Input should be a finite"),
+        ({"config": {"learning_rate": float("nan")}}, {}, "uniform.learning_rate = nan: Input should be a finite"),
+        ({"config": {"learning_rate": float("-inf")}}, {}, "uniform.learning_rate = -inf: Input should be a finite"),
+        ({"grid": {"learning_rat": [1e-3]}}, {}, "Did you mean learning_rate"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_run_is_an_error_before_any_work(
+    plan: Callable[..., Experiment], tmp_path: Path, method: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BenchError, match=message):
+        Runner(plan("closed_book", {"name": "uniform", "grid": {}, **method}, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["closed_book", {"name": "bm25", "grid": {}, "arms": ["empty"]}])
+def test_an_arm_with_nothing_to_score_is_an_error(llama: Path, tmp_path: Path, method: Any) -> None:
+    (tmp_path / "one.txt").write_text("The lighthouse opened in 1983.")
+    changes = {"data_files": {"test": [str(tmp_path / "one.txt")]}, "tuning": None, "anchor": {}}
+    experiment = make_experiment(Path("text"), llama, [method], scoring=method != "closed_book", **changes)
+    with pytest.raises(BenchError, match="arm of text test-all-0 has nothing to score: no question is asked"):
+        Runner(experiment, tmp_path / "runs")
+
+
+def test_tuning_by_answers_needs_questions(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("The lighthouse opened in 1983.")
+    (tmp_path / "two.txt").write_text("The lighthouse burned down in 1990.")
+    experiment = make_experiment(
+        Path("text"),
+        llama,
+        [UNIFORM],
+        data_files={"test": [str(tmp_path / "one.txt")], "validation": [str(tmp_path / "two.txt")]},
+        tuning={"documents": 1, "count": 1, "metric": "f1"},
+        anchor={},
+    )
+    with pytest.raises(BenchError, match=r"tuning\.metric is f1, but the validation streams have no questions"):
+        Runner(experiment, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("arm", "remarks"), [("every_4", 0), ("every_5", 1), ("every_64", 1)])
+def test_an_arm_that_never_resets_gets_a_remark(
+    plan: Callable[..., Experiment], tmp_path: Path, arm: str, remarks: int
+) -> None:
+    runner = Runner(plan({"name": "uniform", "grid": {}, "arms": [arm, "stream"]}), tmp_path)
+    assert len(runner.remarks) == remarks
+    assert all(f"the {arm} arm of streams of 5 documents" in remark for remark in runner.remarks)
+
+
+@pytest.mark.parametrize("chosen", [["closed_book"], ["closed_book", "bm25"], [UNIFORM]])
+def test_a_plugin_whose_methods_are_not_in_the_experiment_is_an_error(
+    plan: Callable[..., Experiment], plugin: str, tmp_path: Path, chosen: list[Any]
+) -> None:
+    with pytest.raises(BenchError, match=r"No method of --plugin .*failures\.py is in the experiment: name raises or"):
+        Runner(plan(*chosen), tmp_path / "runs", [plugin])
+    Runner(plan(*chosen, "raises"), tmp_path / "runs", [plugin])
+
+
+def test_evidence_by_the_back_door_and_ids_that_tell_the_document_give_nothing(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    cases = ("k1_evidence_instance", "o1_id_oracle")
+    files = [str(ROOT / "tests" / "cases" / "plugins" / f"{case}.py") for case in cases]
+    result = Runner(plan(*cases, streams={"split": "test", "documents": 5, "count": 1}), tmp_path, files).run(Inline())
+    (line,) = result.failures
+    assert "k1_evidence_instance changes sees_evidence: state it once" in line
+    evidence, oracle = (read_run(tmp_path / cell.id) for cell in result.cells)
+    assert not evidence.control and evidence.summary is None
+    assert oracle.summary is not None and oracle.summary.recall == 0
+    verdict = suite.examine(registry.find_method(cases[0], files), "observe_only_reads")
+    assert not verdict.passed and not verdict.skipped and "changes sees_evidence" in verdict.message
+
+
+def test_answers_read_from_a_stack_frame_fail_the_check() -> None:
+    (info,) = registry.methods_in(ROOT / "tests" / "cases" / "plugins" / "a2_frames.py")
+    verdict = suite.examine(info, "blind_to_the_answers")
+    assert not verdict.passed and "depends on the reference answers" in verdict.message
+
+
 def test_an_unknown_arm_is_refused(plan: Callable[..., Experiment]) -> None:
     with pytest.raises(Exception, match="arms"):
         plan({"name": "uniform", "arms": ["every_0"]})
@@ -424,7 +535,7 @@ def test_damaged_events_are_an_error_that_names_them(plan: Callable[..., Experim
     result = Runner(plan("closed_book"), tmp_path).run(Inline())
     events = tmp_path / result.cells[0].id / "answers.jsonl"
     events.write_text(events.read_text()[:-20])
-    with pytest.raises(BenchError, match=r"answers\.jsonl is damaged: it should hold"):
+    with pytest.raises(BenchError, match=r"answers\.jsonl is not the file that was written.*Delete its folder"):
         read_answers(tmp_path, result.cells[0].id)
 
 
@@ -445,3 +556,107 @@ def test_records_have_their_provenance(plan: Callable[..., Experiment], tmp_path
     assert {"commit", "dirty", "packages", "threads", "command"} <= record["provenance"].keys()
     assert record["spec"]["dataset"] == "keepers"
     assert str(tmp_path.parent) not in json.dumps(record), "a record holds no absolute path"
+
+
+def test_what_the_reader_noticed_and_the_tokens_of_f1_reach_the_board(llama: Path, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "keepers")
+    lines = (folder / "test.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["questions"][0]["answers"] = ["灯塔"]
+    rows[0]["questions"].append({"id": "none", "question": "Who left?", "answers": []})
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (folder / "dataset.yaml").open("a") as recipe:
+        recipe.write("unanswerable: leave_out\n")
+    changes = {"streams": {"split": "test", "documents": 2, "count": 1}, "tuning": None, "anchor": {}}
+    experiment = make_experiment(folder, llama, ["closed_book"], **changes)
+    words = Runner(experiment, tmp_path / "runs").run(Inline())
+    remarks = read_board(tmp_path / "runs").remarks
+    assert "1 question(s) of test without an answer are left out" in remarks[0]
+    assert "`segment: characters`" in remarks[1] and len(remarks) == 2
+    with (folder / "dataset.yaml").open("a") as recipe:
+        recipe.write("segment: characters\n")
+    characters = Runner(experiment, tmp_path / "runs").run(Inline())
+    assert "Scores of answers compare characters" in read_board(tmp_path / "runs").remarks[1]
+    (one,), (other,) = words.cells, characters.cells
+    assert one.comparability_key != other.comparability_key
+    assert (one.spec.segment, other.spec.segment) == ("words", "characters")
+
+
+def save_tiny(architecture: str, folder: Path) -> Path:
+    base = tiny_base(architecture)
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "need"),
+    [
+        ("mamba2", {"name": "dynamic_evaluation", "config": {"context": "carry"}}, "carried keys and values"),
+        ("lfm2", {"name": "dynamic_evaluation", "grid": {"context": ["full", "carry"]}}, "carried keys and values"),
+        ("rwkv", {"name": "mac", "config": {"training": {"steps": 0}}}, "key/value prefixes"),
+        ("qwen3_next", {"name": "cmt", "config": {"training": {"steps": 0, "injection": "kv"}}}, "key/value prefixes"),
+    ],
+)
+def test_a_method_that_needs_what_the_base_does_not_do_is_refused_before_any_work(
+    keepers: Path, tmp_path: Path, architecture: str, method: dict[str, Any], need: str
+) -> None:
+    base = save_tiny(architecture, tmp_path / architecture)
+    with pytest.raises(BenchError, match=f"{architecture} does not continue {need} .* so {method['name']} cannot run"):
+        Runner(make_experiment(keepers, base, ["closed_book", method]), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("architecture", ["mamba2", "qwen3_next"])
+def test_a_base_of_any_kind_answers_and_learns(keepers: Path, tmp_path: Path, architecture: str) -> None:
+    base = save_tiny(architecture, tmp_path / architecture)
+    methods = ["full_context", {"name": "uniform", "config": {"learning_rate": 1e-3}}]
+    streams = {"split": "test", "documents": 3, "count": 1}
+    result = Runner(make_experiment(keepers, base, methods, streams=streams), tmp_path / "runs").run(Inline())
+    assert result.failures == () and len(result.cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("灯塔。" * 30, "66 %"), ("Маяк открыт. " * 4, "44 %"), ("éàü", "")], ids=["zh", "ru", "few"]
+)
+def test_texts_of_unknown_characters_are_refused_or_remarked_on(
+    llama: Path, tmp_path: Path, text: str, share: str
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder, base = make_dataset(tmp_path / "keepers"), shutil.copytree(llama, tmp_path / "base")
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["text"] = f"{number} {text}" if share else f"{row['text']}{text}"
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ascii_only = Tokenizer(models.BPE({chr(i): i for i in range(1, 127)}, []))
+    ascii_only.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=ascii_only, eos_token="~").save_pretrained(base)
+    experiment = make_experiment(folder, base, ["closed_book"])
+    if share:
+        with pytest.raises(BenchError, match=rf"base does not know {share} of the characters of the test split"):
+            Runner(experiment, tmp_path / "runs")
+    else:
+        assert any("does not know" in remark for remark in Runner(experiment, tmp_path / "runs").remarks)
+
+
+def test_the_question_that_does_not_fit_is_the_only_one_without_an_answer(llama: Path, tmp_path: Path) -> None:
+    experiment = make_experiment(
+        Path("squad"),
+        llama,
+        ["closed_book", "full_context"],
+        data_files={"test": [str(ROOT / "tests/cases/data/long_question.json")]},
+        streams={"split": "test", "documents": 8, "count": 1},
+        tuning=None,
+        anchor={"questions": 0, "documents": 0},
+    )
+    result = Runner(experiment, tmp_path).run(Inline())
+    assert result.failures == ()
+    for cell in result.cells:
+        events = read_answers(tmp_path, cell.id)
+        assert [len(event.question_id) for event in events if event.unanswered is not None] == [2]
+        assert [event.nll is None for event in events] == [event.unanswered is not None for event in events]
+        summary = read_run(tmp_path / cell.id).summary
+        assert summary is not None and (summary.unanswered, summary.questions) == (1, 8)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.data.documents import Document
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
+from methods.lora import Lora
 from methods.parts.adapters import Adapter, Targets, target_modules
 from tests.conftest import TEXT, make_checkpoint
+from tests.tiny_models import CONFIGS, tiny_base
 
 LAYERS = {
     "gpt2": (["attn.c_attn", "attn.c_proj"], ["mlp.c_fc", "mlp.c_proj"]),
@@ -163,10 +166,65 @@ def test_the_orthonormal_factor_projects_the_hidden_side(llama: Path, rank: int,
         assert torch.allclose(factor.T @ factor, torch.eye(32), atol=1e-5) == full
 
 
-def test_an_adapter_of_a_bfloat16_base_is_kept_in_float32(llama: Path) -> None:
+def test_an_adapter_and_its_base_are_kept_in_float32_by_a_base_in_bfloat16(llama: Path) -> None:
     lm = BaseModel.load(str(llama), dtype="bfloat16")
     adapter = Adapter(lm, rank=2, alpha=2, targets="everything", initialization="orthonormal")
     assert {parameter.dtype for _, parameter in adapter.named_parameters()} == {torch.float32}
     assert logits(lm.model, lm).dtype == torch.bfloat16
     adapter.merge()
-    assert {value.dtype for _, value in lm.named_tensors()} == {torch.bfloat16}
+    assert {value.dtype for _, value in lm.named_tensors()} == {torch.float32}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("targets", ["attention_output", "everything"])
+def test_every_factor_of_an_adapter_learns_on_every_architecture(architecture: str, targets: Targets) -> None:
+    lm = tiny_base(architecture)
+    if architecture in ("mamba", "mamba2"):
+        with pytest.raises(BenchError, match=r"has no layers|peft cannot adapt Mamba2?ForCausalLM"):
+            Adapter(lm, rank=2, alpha=2, targets=targets)
+        return
+    adapter = trained(lm, targets)
+    lm.loss(Document("d", TEXT[0])).backward()
+    assert all(p.grad is not None and p.grad.any() for _, p in adapter.named_parameters())
+    adapter.remove()
+    lm.restore()
+
+
+def test_the_output_projection_of_fused_attention_is_not_its_input_projection() -> None:
+    assert target_modules(tiny_base("phi3").model, "attention_output") == [
+        f"model.layers.{i}.self_attn.o_proj" for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "names"),
+    [
+        ("mixtral", "all", {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}),
+        ("gpt_oss", "everything", {"mlp.router.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}),
+        ("qwen3_next", "mlp", {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}),
+        ("lfm2", "all", {"conv.conv.weight"}),
+        ("mixtral", "attention", set()),
+        ("llama", "everything", set()),
+        ("gpt2", "all", set()),
+        ("phi3", "mlp", set()),
+    ],
+)
+def test_matrices_that_no_adapter_reaches_are_named(architecture: str, targets: Targets, names: set[str]) -> None:
+    missed = {name.split(".", 3)[-1] for name in Adapter(tiny_base(architecture), 2, 2, targets).unadapted}
+    assert missed - {"linear_attn.conv1d.weight"} - {n for n in missed if "bias" in n} == names
+
+
+def test_a_method_remarks_on_fused_experts() -> None:
+    lm = tiny_base("mixtral")
+    method = Lora(lm, Lora.Config(rank=2))
+    method.reset()
+    assert method.notes() == {}
+    method.observe(Document("d", TEXT[0]))
+    (remark,) = method.notes()["remarks"]
+    assert remark.startswith("lora does not adapt model.layers.0.mlp.gate.weight and others of MixtralForCausalLM")
+    assert remark.endswith("6 matrices with 49,408 weights.")
+
+
+def test_targets_without_a_linear_layer_name_what_is_there() -> None:
+    with pytest.raises(BenchError, match=r"targets=mlp \(model.layers.0.mlp.gate.weight is not a linear layer\)"):
+        target_modules(tiny_base("mixtral").model, "mlp")

@@ -18,6 +18,7 @@ from bench.lm.base_model import BaseModel
 from methods.parts.cross_attention import Aggregator, CrossBlock, PerPositionNets, PrefixHead
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts
 from tests.conftest import TEXT
+from tests.tiny_models import tiny_base
 
 QUESTIONS = ["Who repaired the bridge?", "When?", "In what year was the lighthouse at Corvale opened?"]
 ANSWERS = ["an otter", "1983", "the ferry left at noon"]
@@ -101,9 +102,9 @@ def test_every_position_has_its_own_net() -> None:
 
 
 def test_the_prefix_head_fills_its_slots_in_order(lm: BaseModel) -> None:
-    config = lm.model.config
-    kv_heads = getattr(config, "num_key_value_heads", None) or 2
-    head = PrefixHead(config, tokens=3, width=kv_heads * 16, hidden=4, positions=2)
+    layers, kv_heads, head_size = lm.key_value_shape
+    assert (layers, head_size) == (2, 16) and kv_heads == (getattr(lm.model.config, "num_key_value_heads", None) or 2)
+    head = PrefixHead(lm.key_value_shape, tokens=3, width=kv_heads * 16, hidden=4, positions=2)
     assert head.source.tolist() == [0, 0, 0, 1, 1, 1, 2, 2], "eight slots: the rest goes to the first vectors"
     nn.init.zeros_(head.nets.second)
     vectors = torch.randn(5, 3, kv_heads * 16)
@@ -245,3 +246,22 @@ def test_the_bank_is_saved_loaded_and_reset(llama_lm: BaseModel) -> None:
     assert fresh.entries == method.entries and torch.equal(fresh.rows, method.rows)
     fresh.reset()
     assert fresh.entries == [] and len(fresh.rows) == 0
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "mistral", "gpt_oss", "mpt", "llama", "falcon"])
+def test_answers_after_prefixes_are_as_likely_in_training_as_each_alone(architecture: str) -> None:
+    lm = tiny_base(architecture)
+    questions = ["Why?", "Where does ferry 7 sail from, and who launched it in the year 1816?", "Who was it?"]
+    answers = ["Ostavia", "in 1816 it was launched", "a"]
+    layers, heads, size = lm.key_value_shape
+    states = torch.randn(layers, 2, 3, heads, 4, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    prefix = Prefix(key_values=[(keys, values) for keys, values in states])
+    nll = answer_nll(lm, questions, answers, prefix)
+    alone = [
+        answer_nll(lm, [q], [a], Prefix(key_values=[(k[i, None], v[i, None]) for k, v in states]))
+        for i, (q, a) in enumerate(zip(questions, answers, strict=True))
+    ]
+    torch.testing.assert_close(nll, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(nll.sum(), states)
+    (expected,) = torch.autograd.grad(torch.cat(alone).sum(), states)
+    torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)

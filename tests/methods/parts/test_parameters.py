@@ -11,7 +11,8 @@ from torch import nn
 
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.parameters import blocks, select
+from methods.parts.parameters import blocks, is_attention, parts, select
+from tests.tiny_models import tiny_model
 
 MLP = {"gpt2": ".mlp.", "llama": ".mlp.", "gpt_neox": ".mlp."}
 
@@ -65,3 +66,17 @@ def test_a_model_without_such_parameters_is_rejected(model: Any) -> None:
     bare.matrix = nn.Parameter(torch.zeros(2, 2))
     with pytest.raises(BenchError, match="learn=norms_and_biases"):
         list(select(bare, "norms_and_biases"))
+
+
+def test_the_experts_of_a_block_are_not_taken_for_blocks() -> None:
+    model = nn.Module()
+    experts = [nn.ModuleList(nn.Linear(3, 3) for _ in range(9)) for _ in range(2)]
+    model.layers = nn.ModuleList(nn.ModuleDict({"norm": nn.LayerNorm(3), "experts": one}) for one in experts)
+    assert blocks(model) is model.layers
+
+
+def test_a_layer_inside_a_block_is_opened() -> None:
+    block = blocks(tiny_model("zamba2"))[1]
+    kinds = {type(part).__name__ for part in parts(block)}
+    assert {"Zamba2Attention", "Zamba2MLP"} <= kinds
+    assert {type(part).__name__ for part in parts(block) if is_attention(part)} == {"Zamba2Attention"}

@@ -1,0 +1,64 @@
+"""Kill -9 at any moment: the same command then gives the board of an uninterrupted run, and no process stays."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.attack.attacks import Try
+from tests.conftest import ROOT, make_checkpoint
+from tests.world import make_dataset, make_experiment
+
+SECONDS = 20.0
+"""The latest moment at which a run is killed; most of that is its start."""
+
+
+def prepare(folder: Path) -> Try:
+    """Runs of a small experiment that are killed up to three times, then finished."""
+    model = make_checkpoint(folder / "llama", "llama")
+    methods = ["closed_book", "bm25", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}}]
+    plan = make_experiment(make_dataset(folder / "keepers"), model, methods)
+    file = folder / "keepers.yaml"
+    file.write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+
+    def command(where: Path) -> list[str]:
+        options = ["--jobs", "2", "--runs", str(where / "runs"), "--out", str(where / "out")]
+        return [sys.executable, str(ROOT / "run_bench.py"), "run", str(file), *options]
+
+    def board(where: Path) -> object:
+        rows = json.loads((where / "out" / "leaderboard.json").read_text())["rows"]
+        return [{k: v for k, v in row.items() if "seconds" not in k and "bytes" not in k} for row in rows]
+
+    subprocess.run(command(folder), check=True, capture_output=True)
+    expected = board(folder)
+
+    def attempt(rng: random.Random) -> str | None:
+        where = folder / "attacked"
+        shutil.rmtree(where, ignore_errors=True)
+        where.mkdir()
+        for _ in range(rng.randrange(1, 4)):
+            process = psutil.Popen(command(where), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                process.wait(rng.uniform(0, SECONDS))
+            except psutil.TimeoutExpired:
+                children = process.children(recursive=True)
+                process.kill()
+                process.wait()
+                _, alive = psutil.wait_procs(children, 10)
+                if alive:
+                    return f"{len(alive)} processes outlived the killed run"
+        result = subprocess.run(command(where), capture_output=True, text=True)
+        if result.returncode:
+            return f"exit code {result.returncode}: {result.stderr[-500:]}"
+        if list((where / "runs").glob(".partial-*")):
+            return "a partial record stayed"
+        return None if board(where) == expected else "the board changed"
+
+    return attempt
