@@ -83,7 +83,7 @@ def methods_in(file: str | Path) -> list[MethodInfo]:
         BenchError: the file does not exist, or no class in it states a name.
     """
     path = Path(file).resolve()
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that is too long, too
         raise BenchError(f"{file} is not a file. Give the path of a Python file that defines a method.")
     module = module_name(path)
     if package_root(path) != ROOT or module.split(".")[0] not in PACKAGES:
@@ -167,7 +167,7 @@ def _from_entry_point(entry: importlib.metadata.EntryPoint) -> MethodInfo:
     candidates = [path for folder in folders for path in _module_files(folder.joinpath(*rest))]
     if spec and spec.origin and not rest:
         candidates.insert(0, Path(spec.origin))
-    file = next((path.resolve() for path in candidates if path.is_file()), None)
+    file = next((path.resolve() for path in candidates if os.path.isfile(path)), None)
     reason = f"the entry point {entry.value} names a module that does not exist."
     if file:
         for info in _read(file, entry.module):

@@ -8,6 +8,7 @@ import datetime
 import decimal
 import itertools
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:
 
 def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # False for a name that is too long, too
             raise BenchError(
                 f"{path} is not a file: put the data of {recipe.name} there, or name other files with --data-files "
                 f"(one --data-files SPLIT=FILE for each file whose name contains a comma)."

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,7 +176,7 @@ def find(name: str) -> Recipe:
         BenchError: there is no such dataset, or its recipe is wrong; the message names the file and the key.
     """
     for folder in (paths.DATASETS / name, Path(name)):
-        if (folder / paths.RECIPE).is_file():
+        if os.path.isfile(folder / paths.RECIPE):  # False for a name that is too long, too
             return read(folder)
     raise BenchError(
         f"There is no dataset {name!r}, and no folder of that name with a {paths.RECIPE}."

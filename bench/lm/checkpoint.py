@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def locate(name: str, setting: str = "--model") -> Path:
         BenchError: no embedded or local model has that name, and the hub does not provide it.
     """
     for folder in (MODELS / name, Path(name)):
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):  # False for a name that is too long, too
             return folder
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
 

@@ -57,7 +57,7 @@ def test_optional_methods_are_left_out_without_a_train_split(files: list[str], l
     assert any(
         "Left out (statistics=train" in remark and "--data-files train=FILE" in remark for remark in runner.remarks
     )
-    experiment = load_experiment({"test": files, "train": files[:1]}, llama)
+    experiment = load_experiment({"test": files[1:], "train": files[:1]}, llama)
     assert len(Runner(experiment, tmp_path / "runs").experiment.methods) == count
     experiment = load_experiment({"test": files}, llama)
     experiment.methods = [each.model_copy(update={"optional": False}) for each in experiment.methods]
