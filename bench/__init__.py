@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.data.documents import Document, Episode, EvidencedQuestion, Question
     from bench.lm.base_model import BaseModel, TokenBatch
 
-PROTOCOL = "1.0"
+PROTOCOL = "1.1"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
 
 __version__ = "0.1.0"

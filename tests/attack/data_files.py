@@ -112,9 +112,9 @@ def _squad_in(text: str) -> Counts:
         for article in json.loads(text.removeprefix("\ufeff"))["data"]:
             for paragraph in article["paragraphs"]:
                 yield paragraph["context"], None
-                yield from (
-                    (paragraph["context"], question.get("id") or question["question"]) for question in paragraph["qas"]
-                )
+                for question in paragraph["qas"]:
+                    if question["answers"] != []:  # unanswerable (SQuAD 2.0): left out, with a remark
+                        yield paragraph["context"], question.get("id") or question["question"]
 
     return _count(pairs())
 

@@ -552,7 +552,7 @@ def test_a_folder_without_its_manifest_is_run_again(plan: Callable[..., Experime
 def test_records_have_their_provenance(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     result = Runner(plan("closed_book"), tmp_path).run(Inline())
     record = json.loads((tmp_path / result.cells[0].id / "run.json").read_text())
-    assert record["spec"]["protocol"] == "1.0"
+    assert record["spec"]["protocol"] == "1.1"
     assert {"commit", "dirty", "packages", "threads", "command"} <= record["provenance"].keys()
     assert record["spec"]["dataset"] == "keepers"
     assert str(tmp_path.parent) not in json.dumps(record), "a record holds no absolute path"
