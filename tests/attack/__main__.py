@@ -16,12 +16,12 @@ from tests.attack import command_lines, data_files, experiments, kills, methods,
 from tests.attack.attacks import Attack
 
 ATTACKS: dict[str, tuple[Attack, float]] = {
-    "data files": (data_files.prepare, 0.1),
-    "experiment files": (experiments.prepare, 0.15),
-    "command lines": (command_lines.prepare, 0.1),
-    "records": (records.prepare, 0.2),
-    "faulty methods": (methods.prepare, 0.25),
-    "kill -9": (kills.prepare, 0.2),
+    "data files": (data_files.prepare, 0.05),
+    "experiment files": (experiments.prepare, 0.1),
+    "command lines": (command_lines.prepare, 0.05),
+    "records": (records.prepare, 0.1),
+    "faulty methods": (methods.prepare, 0.35),
+    "kill -9": (kills.prepare, 0.35),
 }
 """Each kind of attack, and its share of the time."""
 FAILURES_SHOWN = 20
