@@ -273,9 +273,12 @@ def limit_time(seconds: float | None, activity: Any = None) -> None:
 
 
 def retire() -> None:
-    """Let this worker end with the present task, because its process is not fit for another one."""
+    """Let this worker end with the present task, because its process is not fit for another one.
+
+    Outside a pool's worker nothing is done.
+    """
     global _retiring
-    _retiring = True
+    _retiring = _pipe is not None
 
 
 def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:

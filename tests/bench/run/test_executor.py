@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.machine import usable_cores
+from bench.run import executor
 from bench.run.executor import LocalPool, Outcome, Task
 from tests.conftest import ROOT
 
@@ -142,6 +143,12 @@ def test_free_workers_help_with_the_last_group(jobs: Path) -> None:
     tasks = [Task(str(i), "pool_jobs:sleep", {"seconds": 1.0, "folder": str(jobs)}, "only") for i in range(2)]
     outcomes(LocalPool(jobs=2), tasks)
     assert len([path for path in jobs.iterdir() if path.name.isdigit()]) == 2
+
+
+def test_retiring_outside_a_worker_does_nothing() -> None:
+    before = dict(vars(executor))
+    executor.retire()
+    assert vars(executor) == before
 
 
 def test_a_worker_that_retires_is_replaced(jobs: Path) -> None:
