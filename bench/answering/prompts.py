@@ -15,11 +15,12 @@ from torch import Tensor
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
 from bench.lm.base_model import BaseModel
+from bench.lm.batch import Row
 from bench.lm.probe import Ability
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Row):
     """One question as the model reads it. ``cut`` counts the text tokens that did not fit into the model's window.
 
     ``question`` is the question's text, which the tokens end with. ``unanswered`` is the reason if it does not fit into
@@ -29,21 +30,11 @@ class Prompt:
     ``contrast`` times the logits after that one.
     """
 
-    ids: Tensor
     question: str = ""
-    prefix: Tensor | None = None
-    key_values: Sequence[tuple[Tensor, Tensor]] | None = None
     cut: int = 0
     contrast_prompt: Prompt | None = None
     contrast: float = 0.0
     unanswered: str | None = None
-
-    @property
-    def prefix_length(self) -> int:
-        """Positions taken by a soft prompt or by key/value prefixes."""
-        if self.prefix is not None:
-            return len(self.prefix)
-        return self.key_values[0][0].shape[-2] if self.key_values else 0
 
 
 def build_prompts(
@@ -72,7 +63,7 @@ def build_prompts(
         ids = lm.encode(f"{text}\n{question.text}" if text else question.text)
         prefix = conditioning.prefix_embeddings[i] if conditioning.prefix_embeddings is not None else None
         key_values = conditioning.prefix_key_values[i] if conditioning.prefix_key_values is not None else None
-        prompt = Prompt(ids, question.text, prefix, key_values)
+        prompt = Prompt(ids, prefix, key_values, question.text)
         room = lm.window - 1 - prompt.prefix_length - reserve
         cut = max(0, len(ids) - room)
         if cut and (alone := len(lm.encode(question.text))) > room:
@@ -81,11 +72,11 @@ def build_prompts(
                 f"the question ({alone} tokens{after}) does not fit into a window of {lm.window} tokens with room for "
                 f"an answer of {reserve}"
             )
-            prompts.append(Prompt(begin, question.text, unanswered=reason))
+            prompts.append(Prompt(begin, question=question.text, unanswered=reason))
             continue
         prompt = replace(prompt, ids=torch.cat([begin, ids[cut:]]), cut=cut)
         if conditioning.contrast is not None:
-            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]), question.text)
+            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]), question=question.text)
             prompt = replace(prompt, contrast_prompt=bare_question, contrast=conditioning.contrast)
         prompts.append(prompt)
     return prompts

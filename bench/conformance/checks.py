@@ -263,7 +263,7 @@ def no_text_survives_reset(kind: type[Method]) -> None:
 def base_is_restored(kind: type[Method]) -> None:
     """After ``reset`` and ``lm.restore()`` the base, the harness and torch are as before the method was imported."""
     lm = fixtures.base_model()
-    before = Fingerprint.of(lm)
+    before = Fingerprint(lm)
     method = prepare(kind, lm=lm)
     run(method, fixtures.entries())
     method.reset()

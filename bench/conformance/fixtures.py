@@ -138,7 +138,7 @@ def _abilities() -> Abilities:
 def first_fingerprint() -> tuple[BaseModel, Fingerprint]:
     """A base that no method gets, and the fingerprint taken at the first call, before a method is imported."""
     lm = base_model()
-    return lm, Fingerprint.of(lm)
+    return lm, Fingerprint(lm)
 
 
 def prepare(kind: type[Method], dtype: str = "float32", lm: BaseModel | None = None) -> Method:

@@ -69,7 +69,10 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
 
 
 class Fingerprint:
-    """The state of a base model and of this process at one moment, to be compared with a later one."""
+    """The state of a restored base and of this process at one moment, to be compared with a later one.
+
+    It runs the model once on a short text.
+    """
 
     def __init__(self, lm: BaseModel) -> None:
         for kind in type(lm).__mro__:
@@ -91,11 +94,6 @@ class Fingerprint:
         self._weights = checksum(lm)
         self._logits = _logits(lm, self._ids)
         self._compare = _difference  # the method's module cannot replace it here
-
-    @classmethod
-    def of(cls, lm: BaseModel) -> Fingerprint:
-        """The fingerprint of a restored base model and of this process. It runs the model once on a short text."""
-        return cls(lm)
 
     def difference(self, lm: BaseModel) -> str | None:
         """A clause (without a full stop) that names the first thing that has changed; None if nothing has.

@@ -73,9 +73,10 @@ class TokenNotes:
 
 def notes_tagger(kind: type[Method]) -> str:
     """Name of the tagger whose parts of speech are noted for a method's tokens; "" if none are."""
-    weighs = issubclass(kind, GradientMethod) and kind.token_weights is not GradientMethod.token_weights
+    if not issubclass(kind, GradientMethod) or kind.token_weights is GradientMethod.token_weights:
+        return ""
     tagger = load_tagger("auto")
-    return tagger.name if weighs and tagger.parts_of_speech("") is not None else ""
+    return tagger.name if tagger.parts_of_speech("") is not None else ""
 
 
 def pieces(text: str, spans: Sequence[Offsets]) -> tuple[str, ...]:

@@ -29,22 +29,9 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of every layer, each (H, P, D)."""
 
 
-class Row(Protocol):
-    """What a row begins with: token ids (T,), after a soft prompt (P, C) or key/value prefixes."""
-
-    @property
-    def ids(self) -> Tensor: ...
-    @property
-    def prefix(self) -> Tensor | None: ...
-    @property
-    def key_values(self) -> KeyValues | None: ...
-    @property
-    def prefix_length(self) -> int: ...
-
-
 @dataclass(frozen=True)
-class PlainRow:
-    """A :class:`Row`."""
+class Row:
+    """What a row begins with: token ids (T,), after a soft prompt (P, C) or key/value prefixes."""
 
     ids: Tensor
     prefix: Tensor | None = None

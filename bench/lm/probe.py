@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from bench.errors import BenchError
-from bench.lm.batch import Batch, CachedBatch, PlainRow, RereadBatch, Row
+from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row
 
 if TYPE_CHECKING:
     from bench.lm.base_model import BaseModel
@@ -92,7 +92,7 @@ def probe(lm: BaseModel) -> Abilities:
             f"Use a checkpoint whose architecture ends in ForCausalLM."
         )
 
-    soft = [PlainRow(row.ids[2:], prefix=lm.embeddings(row.ids[:2])) for row in rows]
+    soft = [Row(row.ids[2:], prefix=lm.embeddings(row.ids[:2])) for row in rows]
     padding = check.together(rows)
     cache = padding or check.alone(CachedBatch, rows)
     prefixed = _with_key_values(lm, rows) if cache else []
@@ -177,7 +177,7 @@ def _by_token(batch: Batch, first: Tensor, tails: Sequence[Tensor]) -> list[Tens
     return [torch.cat(rows) for rows in logits]
 
 
-def _texts(lm: BaseModel) -> tuple[list[PlainRow], list[Tensor]]:
+def _texts(lm: BaseModel) -> tuple[list[Row], list[Tensor]]:
     """Texts of random tokens after the begin-of-text token, and their continuations."""
     generator = torch.Generator().manual_seed(0)
     most = min(lm.model.get_input_embeddings().num_embeddings, len(lm.tokenizer))
@@ -186,15 +186,15 @@ def _texts(lm: BaseModel) -> tuple[list[PlainRow], list[Tensor]]:
         return torch.randint(most, (count,), generator=generator).to(lm.device)
 
     start = torch.cat([torch.tensor([lm.bos_id], device=lm.device), draw(len(_PARTS))])  # the same in all texts
-    rows = [PlainRow(torch.cat([start, draw(count - len(_PARTS))])) for count, _ in _PARTS]
+    rows = [Row(torch.cat([start, draw(count - len(_PARTS))])) for count, _ in _PARTS]
     return rows, [draw(count) for _, count in _PARTS]
 
 
-def _with_key_values(lm: BaseModel, rows: Sequence[PlainRow]) -> list[PlainRow]:
+def _with_key_values(lm: BaseModel, rows: Sequence[Row]) -> list[Row]:
     """The rows with their first tokens as key/value prefixes of unequal lengths; [] if the model makes none."""
     pairs = _key_values(lm, rows[0].ids[: len(rows)])  # all texts start with these tokens
     prefixes = [[(keys[:, :n], values[:, :n]) for keys, values in pairs] for n in range(1, len(rows) + 1)]
-    return [PlainRow(row.ids[n:], key_values=prefixes[n - 1]) for n, row in enumerate(rows, 1)] if pairs else []
+    return [Row(row.ids[n:], key_values=prefixes[n - 1]) for n, row in enumerate(rows, 1)] if pairs else []
 
 
 def _key_values(lm: BaseModel, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -223,7 +223,7 @@ def _slides(lm: BaseModel) -> bool:
     return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.model.config).layers)
 
 
-def _carried(lm: BaseModel, row: PlainRow, tail: Tensor) -> Tensor:
+def _carried(lm: BaseModel, row: Row, tail: Tensor) -> Tensor:
     """Logits of the continuation, (T, V), from keys and values that were taken out of their cache."""
     from bench.lm.reading import continue_layers
 

@@ -161,7 +161,7 @@ def _load_base(
     model: str, device: str, dtype: str, abilities: Abilities | None, group: str
 ) -> tuple[BaseModel, Fingerprint]:
     lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities)
-    return lm, Fingerprint.of(lm)
+    return lm, Fingerprint(lm)
 
 
 @lru_cache(maxsize=2)

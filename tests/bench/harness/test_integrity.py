@@ -152,7 +152,7 @@ def torch_as_it_was() -> Iterator[None]:
 def test_a_fault_is_named(fault: str, monkeypatch: Patch, torch_as_it_was: None) -> None:
     change, clause = FAULTS[fault]
     lm = fixtures.base_model()
-    difference = Fingerprint.of(lm).difference
+    difference = Fingerprint(lm).difference
     with monkeypatch.context() as patch:
         change(lm, patch)
         with contextlib.suppress(RuntimeError):  # a changed structure
@@ -163,7 +163,7 @@ def test_a_fault_is_named(fault: str, monkeypatch: Patch, torch_as_it_was: None)
 
 def test_honest_use_leaves_no_difference() -> None:
     lm = fixtures.base_model()
-    fingerprint = Fingerprint.of(lm)
+    fingerprint = Fingerprint(lm)
     ids = lm.encode("The mill burned down.")
     lm.log_probs(ids).sum().backward()
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_honest_use_leaves_no_difference() -> None:
 
 def test_a_base_that_cannot_be_read_is_a_difference() -> None:
     lm = fixtures.base_model()
-    fingerprint = Fingerprint.of(lm)
+    fingerprint = Fingerprint(lm)
     del lm.model
     assert "can no longer be read" in str(fingerprint.difference(lm))
 

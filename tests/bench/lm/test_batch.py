@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from bench.lm.batch import CachedBatch, PlainRow, RereadBatch
+from bench.lm.batch import CachedBatch, RereadBatch, Row
 from tests.tiny_models import tiny_base
 
 LM = tiny_base("llama")
@@ -35,8 +35,7 @@ def without_padding(logits: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def test_both_batches_give_the_same_logits(lengths: list[int], steps: list[tuple[int, int]], prefix: int) -> None:
     rows = [
-        PlainRow(torch.arange(n) * 7 % 50 + 1, LM.embeddings(tokens(*range(prefix))) if prefix else None)
-        for n in lengths
+        Row(torch.arange(n) * 7 % 50 + 1, LM.embeddings(tokens(*range(prefix))) if prefix else None) for n in lengths
     ]
     cached, reread = CachedBatch(LM, rows), RereadBatch(LM, rows)
     torch.testing.assert_close(cached.read(1), reread.read(1), atol=1e-4, rtol=1e-4)
@@ -62,8 +61,8 @@ def test_both_batches_give_the_same_logits(lengths: list[int], steps: list[tuple
 
 @pytest.mark.parametrize("build", [CachedBatch, RereadBatch])
 @torch.no_grad()
-def test_a_copy_is_continued_by_itself(build: Callable[[BaseModel, list[PlainRow]], CachedBatch | RereadBatch]) -> None:
-    batch = build(LM, [PlainRow(tokens(1, 2, 3)), PlainRow(tokens(4))])
+def test_a_copy_is_continued_by_itself(build: Callable[[BaseModel, list[Row]], CachedBatch | RereadBatch]) -> None:
+    batch = build(LM, [Row(tokens(1, 2, 3)), Row(tokens(4))])
     batch.read(1)
     copy = batch.copy()
     copy.select([1])
@@ -78,4 +77,4 @@ def test_a_copy_is_continued_by_itself(build: Callable[[BaseModel, list[PlainRow
 def test_key_value_prefixes_need_a_cache() -> None:
     pair = torch.zeros(2, 3, 8), torch.zeros(2, 3, 8)
     with pytest.raises(BenchError, match="LlamaForCausalLM takes no key/value prefixes"):
-        RereadBatch(LM, [PlainRow(tokens(1, 2), key_values=[pair, pair])])
+        RereadBatch(LM, [Row(tokens(1, 2), key_values=[pair, pair])])
