@@ -27,6 +27,8 @@ app.add_typer(new_app, name="new")
 app.add_typer(streams_app, name="streams")
 console = Console()
 error_console = Console(stderr=True, soft_wrap=True)
+QUICK_STREAMS, QUICK_TRIALS = 2, 3
+"""Test streams, and trials of every method, with --quick."""
 INTERRUPTED = 130
 """Exit code of an interrupt, as typer sets it."""
 
@@ -44,15 +46,21 @@ DataFiles = Annotated[
 def default(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer streams and trials, in a few minutes")] = False,
 ) -> None:
     """Compare methods that keep a language model up to date on a stream of documents.
 
     Without a command: run what is missing of the default experiment, print the board, write out/.
     """
     if context.invoked_subcommand is None:
-        from bench.run import experiment
+        from bench.run.experiment import load
+        from bench.run.overrides import Overrides
 
-        _run(experiment.load("default"), Path("runs"), Path("out"))
+        overrides = Overrides(streams=QUICK_STREAMS, trials=QUICK_TRIALS, seed=0) if quick else Overrides()
+        experiment = load("default")
+        overrides.apply(experiment)
+        experiment.name = "quick" if quick else experiment.name
+        _run(experiment, Path("runs"), Path("out"), remarks=overrides.remarks())
 
 
 @app.command()
@@ -66,7 +74,12 @@ def run(
     documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
     validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")] = None,
-    seed: Annotated[int | None, typer.Option(help="random seed of the methods")] = None,
+    seed: Annotated[int | None, typer.Option(help="the only random seed of the methods")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")] = None,
+    equal_compute: Annotated[
+        int | None,
+        typer.Option(min=1, help="let methods observe with at most the operations of uniform at this many steps"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     jobs: Jobs = None,
@@ -78,8 +91,9 @@ def run(
     out: Out = Path("out"),
 ) -> None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
-    from bench.run.experiment import load
+    from bench.run.experiment import EqualCompute, load
     from bench.run.overrides import Overrides
+    from reports.board import REFERENCE
 
     overrides = Overrides(
         model=model,
@@ -88,6 +102,8 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype,
+        trials=trials,
+        equal_compute=None if equal_compute is None else EqualCompute(method=REFERENCE, steps=equal_compute),
         streams=streams,
         documents=documents,
         validation_documents=validation_documents,
@@ -113,15 +129,15 @@ def _run(
     from bench.run.runner import Runner
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
-        runner = Runner(experiment, runs, plugins, remarks, hook_timeout)
+        runners = [Runner(one, runs, plugins, remarks, hook_timeout) for one in experiment.on_each_base()]
     check_writable(runs, "--runs")
     check_writable(out, "--out")
     with LocalPool(jobs or experiment.default_jobs) as pool, _progress() as progress:
-        result = runner.run(pool, progress)
+        results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
     _report(runs, out, experiment.name)
-    if result.failed:
-        reasons = "".join(f"\n  {line}" for line in result.failures)
-        raise RunError(f"{result.failed} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
+    if failures := [line for result in results for line in result.failures]:
+        reasons = "".join(f"\n  {line}" for line in failures)
+        raise RunError(f"{len(failures)} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
 
 
 @app.command("list")
@@ -183,12 +199,18 @@ def report(
 
 def _report(runs: Path, out: Path, experiment: str | None) -> None:
     import reports
-    from reports import tables
+    from reports import bases, tables
 
     board = reports.write_all(runs, out, experiment)
-    console.print(tables.render(board))
-    for remark in board.remarks:
-        console.print(f"Note: {remark}", soft_wrap=True)
+    for one in (board, *board.bases):
+        console.print(tables.render(one))
+        for remark in one.remarks:
+            console.print(f"Note: {remark}", soft_wrap=True)
+    if board.bases:
+        console.print(bases.render(board))
+        for comparison in bases.comparisons(board):
+            for sentence in comparison.sentences():
+                console.print(sentence, soft_wrap=True)
     console.print(f"Tables and plots are in {out}{'' if str(out).endswith('/') else '/'}")
 
 
@@ -228,7 +250,10 @@ def train(
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
     data_files: DataFiles = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="method.key=value; for nano, key=value of its recipe")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="the only seed (default: all that the experiment plans)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
@@ -244,10 +269,16 @@ def train(
     from bench.run.train import train_target
 
     overrides = Overrides(
-        model=model, dataset=dataset, data_files=_data_files(data_files), device=device, assignments=set_ or []
+        model=model,
+        dataset=dataset,
+        data_files=_data_files(data_files),
+        seed=seed,
+        device=device,
+        assignments=set_ or [],
     )
-    path = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line)
-    console.print(f"Wrote {path}", soft_wrap=True)
+    paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line)
+    for path in paths:
+        console.print(f"Wrote {path}", soft_wrap=True)
 
 
 @streams_app.command("build")

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from bench.contract.config import MethodConfig
     from bench.contract.gradient import GradientMethod
     from bench.contract.method import Conditioning, Method
+    from bench.contract.search import Range, SearchSpace
     from bench.data.documents import Document, Episode, EvidencedQuestion, Question
     from bench.lm.base_model import BaseModel, TokenBatch
 
-PROTOCOL = "1.1"
+PROTOCOL = "2.0"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
 
 __version__ = "0.1.0"
@@ -26,6 +27,8 @@ _HOMES = {
     "MethodConfig": "bench.contract.config",
     "Conditioning": "bench.contract.method",
     "GradientMethod": "bench.contract.gradient",
+    "Range": "bench.contract.search",
+    "SearchSpace": "bench.contract.search",
     "BaseModel": "bench.lm.base_model",
     "TokenBatch": "bench.lm.base_model",
     "Document": "bench.data.documents",
@@ -45,6 +48,8 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Question",
+    "Range",
+    "SearchSpace",
     "TokenBatch",
 ]
 

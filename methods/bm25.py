@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, MethodConfig, Question
+from bench.contract.search import Range, SearchSpace
 from bench.errors import BenchError
 from methods.parts.retrieval import RetrievalMethod, best
 from methods.parts.words import words
@@ -23,7 +24,6 @@ class Bm25(RetrievalMethod):
 
     name = "bm25"
     paper = "robertson2009bm25"
-    grid = {"k": (1, 2, 3)}
 
     class Config(MethodConfig):
         """Scoring of documents, and their number."""
@@ -41,6 +41,11 @@ class Bm25(RetrievalMethod):
         method: Literal["lucene", "robertson", "atire", "bm25l", "bm25+"] = pydantic.Field(
             default="lucene", description="variant of BM25, by its name in bm25s"
         )
+
+    @classmethod
+    def search_space(cls, config: Any) -> SearchSpace:
+        """The number of documents, and the usual range of the scoring's constants."""
+        return {"k": (1, 2, 3, 5), "k1": Range(low=0.5, high=3), "b": Range(low=0, high=1)}
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)

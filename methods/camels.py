@@ -139,7 +139,7 @@ class Camels(GradientMethod, MetaTrained):
         super().__init__(lm, config, seed)
         training = self.config.training
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(training.seed, "learner"))
+            torch.manual_seed(seed_for(seed, "learner"))
             body = self._body(training.backbone or training.base)
             width = body.get_input_embeddings().embedding_dim
             self.weigher = Weigher(body, width, training.hidden, training.bounded).float().to(lm.device).eval()

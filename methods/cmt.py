@@ -2,15 +2,15 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal
 
 import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench import BaseModel, Conditioning, Episode, MethodConfig, Question
+from bench import BaseModel, Episode, MethodConfig
 from bench.answering.metrics import shortest
+from bench.contract.search import SearchSpace
 from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.compression import CmtNetwork, CompressionTraining, matching_loss, matching_scores
@@ -38,10 +38,6 @@ class Cmt(MemoryMethod):
         k: int | None = pydantic.Field(
             default=16, ge=1, description="documents aggregated for a question, the best matches; null: all"
         )
-        decode: Literal["plain", "contrastive"] = pydantic.Field(
-            default="plain", description="answer from the logits with memory, or from their contrast with those without"
-        )
-        contrast: float = pydantic.Field(default=0.5, ge=0, description="a of decode=contrastive")
         training: CompressionTraining = pydantic.Field(
             default=CompressionTraining(), description="compressor, aggregator and their training"
         )
@@ -50,9 +46,14 @@ class Cmt(MemoryMethod):
         super().__init__(lm, config, seed)
         training = self.config.training
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(training.seed, "learner"))
+            torch.manual_seed(seed_for(seed, "learner"))
             self.network = CmtNetwork(lm, training).float().to(lm.device)
         self.prepare_bank()
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """The number of documents aggregated for a question, and the contrast."""
+        return {"k": (1, 2, 4, 8, 16, 32, 64), **super().search_space(config)}
 
     @classmethod
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
@@ -104,13 +105,6 @@ class Cmt(MemoryMethod):
         bias = bias.repeat_interleave(rows.shape[1], 1)[:, None, None]  # (B, 1, 1, k * m or N * m)
         return replace(self.network.aggregate(question_rows, inputs, bias), entries=best.tolist())
 
-    def condition(self, questions: Sequence[Question]) -> Conditioning:
-        """The prefix of each question, with a contrast to the logits without it if ``decode`` is contrastive."""
-        conditioning = super().condition(questions)
-        if self.config.decode == "plain":
-            return conditioning
-        return replace(conditioning, contrast=self.config.contrast)
-
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match.
 
@@ -122,7 +116,6 @@ class Cmt(MemoryMethod):
         questions = [
             (i, episode.questions[j].text, shortest(episode.answers[j]))
             for i, episode in enumerate(episodes)
-            if windows[i]
             for j in torch.randperm(len(episode.questions))[: training.questions_per_document].tolist()
         ]
         own_document = torch.tensor([i for i, _, _ in questions], device=self.lm.device)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from bench import BaseModel, Document, MethodConfig, Question
+from bench.contract.search import SearchSpace
 from bench.errors import BenchError
 from bench.lm.checkpoint import identity, positions
 from methods.parts.retrieval import RetrievalMethod, best
@@ -27,7 +28,6 @@ class DenseRetrieval(RetrievalMethod):
 
     name = "dense_retrieval"
     paper = "reimers2019sentencebert"
-    grid = {"k": (1, 2, 3)}
 
     class Config(MethodConfig):
         """The encoder, and the number of documents."""
@@ -43,6 +43,11 @@ class DenseRetrieval(RetrievalMethod):
             description="layer of the hidden states, 0 for the input embeddings; null: the base's middle layer or the "
             "encoder's last",
         )
+
+    @classmethod
+    def search_space(cls, config: Any) -> SearchSpace:
+        """The number of documents."""
+        return {"k": (1, 2, 3, 5)}
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 import torch
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import BaseModel, Document, Episode, MethodConfig
+from bench.contract.search import Range, SearchSpace
 from bench.errors import BenchError
 from bench.lm.probe import Ability
 from bench.lm.reading import CarriedCache, Reading
 from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter
-from methods.parts.parameters import select
+from methods.parts.parameters import Subset, select
 
 ADAM_BETA = 0.999
 """Decay of Adam's second moment."""
@@ -30,14 +31,18 @@ class DynamicEvaluation(AdapterMethod):
 
     where theta_0 are the base's weights, RMS is the root mean square of each weight's gradients, and R is RMS over its
     mean, at most 1 / decay. Without ``statistics``, R and RMS + epsilon are 1. Settings choose the parameters that
-    learn, the segments per step and the context of a segment, as studied by Rannen-Triki et al. (2024). Costs one
-    backward pass per segment, on the graph of the scoring, and a few passes over the weights for statistics and decay;
-    statistics=train also costs a forward and a backward pass per segment offline.
+    learn, the segments per step and the context of a segment, as studied by Rannen-Triki et al. (2024).
+
+    With ``statistics=train`` many rows of a matrix, such as embeddings of words that the train split lacks, may have no
+    gradient there. By default their RMS is taken to be the mean of the other rows'. The paper's formula gives them RMS
+    0 (``unseen=epsilon``): they step at learning_rate / epsilon, and the method detects words that are new.
+
+    Costs one backward pass per segment, on the graph of the scoring, and a few passes over the weights for statistics
+    and decay; statistics=train also costs a forward and a backward pass per segment offline.
     """
 
     name = "dynamic_evaluation"
     paper = "krause2018dynamic"
-    grid = {"learning_rate": (0.01, 0.03, 0.1, 0.3)}
 
     class Config(AdapterMethod.Config):
         optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
@@ -56,11 +61,16 @@ class DynamicEvaluation(AdapterMethod):
             description="scale steps and decay by the RMS of gradients: of segments of the train split (train) or of "
             "the stream so far (adam, its second moment)",
         )
+        unseen: Literal["mean", "epsilon"] = pydantic.Field(
+            default="mean",
+            description="RMS of a matrix's rows (a vector's entries) without any gradient in statistics=train: the "
+            "mean over the other rows, or 0, so that they step at learning_rate / epsilon: a detector of new words",
+        )
         epsilon: float = pydantic.Field(default=1e-3, gt=0, description="added to the RMS before division")
         statistics_segments: int = pydantic.Field(
             default=100, ge=1, description="segments of the train split for statistics=train"
         )
-        learn: Literal["all", "mlp", "middle_third", "last_quarter", "norms_and_biases", "lora"] = pydantic.Field(
+        learn: Subset | Literal["lora"] = pydantic.Field(
             default="all", description="parameters that learn; lora: low-rank adapters of the MLPs"
         )
         rank: int = pydantic.Field(default=8, ge=1, description="rank (and alpha) of learn=lora")
@@ -92,6 +102,12 @@ class DynamicEvaluation(AdapterMethod):
             scaled = values.get("statistics", "none") != "none" or values.get("optimizer", "sgd") != "sgd"
             return {"learning_rate": 3e-4, **values} if scaled else values
 
+        @pydantic.model_validator(mode="after")
+        def _accumulates_each_gradient_once(self) -> Self:
+            if self.steps_per_document > 1 and self.period > 1 and self.between == "accumulate":
+                raise ValueError("with several steps_per_document, use period=1 or between=skip")
+            return self
+
     segments: Tensor
     """Segments observed."""
     steps: Tensor
@@ -106,10 +122,19 @@ class DynamicEvaluation(AdapterMethod):
         self._second_moment: dict[str, Tensor] = {}  # Adam's, of the gradients
         self._initial_adapter: dict[str, Tensor] = {}  # the adapter's theta_0
 
+    @classmethod
+    def search_space(cls, config: Any) -> SearchSpace:
+        """The base class's, with smaller step sizes if steps are scaled, and one step on accumulated gradients."""
+        space = dict(super().search_space(config))
+        if config.statistics != "none":
+            space["learning_rate"] = Range(low=1e-5, high=1e-3, log=True)
+        if config.period > 1 and config.between == "accumulate":
+            del space["steps_per_document"]
+        return space
+
     @property
     def segment_tokens(self) -> int | None:
-        tokens: int | None = self.config.segment_tokens
-        return tokens
+        return self.config.segment_tokens or super().segment_tokens
 
     @property
     def reading(self) -> Reading:
@@ -163,7 +188,11 @@ class DynamicEvaluation(AdapterMethod):
                 squares[name] += _gradient(p).float().square() / len(segments)
         self.optimizer.zero_grad(set_to_none=True)
         for name, square in squares.items():
-            self.register(f"rms.{name}", square.sqrt())
+            rows = square.sqrt().reshape(len(square) if square.ndim else 1, -1)
+            has_gradient = rows.any(1)
+            if self.config.unseen == "mean" and has_gradient.any():
+                rows[~has_gradient] = rows[has_gradient].mean(0)
+            self.register(f"rms.{name}", rows.reshape(square.shape))
 
     def reset(self) -> None:
         super().reset()

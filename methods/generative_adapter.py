@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bench import Episode, MethodConfig
 from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids
+from bench.contract.search import Range, SearchSpace
 from methods.parts.generated_weights import GeneratedWeights
 from methods.parts.weight_generator import ChunkStates, Encoding, GeneratorTraining
 
@@ -59,9 +60,17 @@ class GenerativeAdapter(GeneratedWeights):
         encoding: Encoding | None = pydantic.Field(
             default=None, description="reading of the stream, one of training.encoding; null: as in training"
         )
+        scale: float = pydantic.Field(
+            default=1.0, gt=0, description="factor of the update in the stream, beside training.scale"
+        )
         training: GeneratorTraining = pydantic.Field(
             default=GeneratorTraining(), description="the generators and their training"
         )
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """The factor of the update."""
+        return {"scale": Range(low=0.25, high=4, log=True)}
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Split the documents into groups, one state each, and train on the loss of the current stage.

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pydantic
 
@@ -31,8 +29,6 @@ class Lora(AdapterMethod):
         initialization: Initialization = pydantic.Field(
             default="kaiming", description="of the random factor: kaiming (peft's default) or orthonormal"
         )
-
-    grid: ClassVar[Mapping[str, Any]] = {"learning_rate": (1e-3, 3e-4, 1e-4, 3e-5)}
 
     def build_adapter(self) -> Adapter:
         c = self.config

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pydantic
 import torch
 from torch import Tensor
 
 from bench import BaseModel, Document, MethodConfig
+from bench.contract.search import Range, SearchSpace
 from bench.seeds import seed_for
 from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter, Initialization, Targets, target_modules
@@ -46,7 +46,11 @@ class LoraFit(AdapterMethod):
             default=False, description="after each document, replace the sum by its best approximation of that rank"
         )
 
-    grid: ClassVar[Mapping[str, Any]] = {"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)}
+    @classmethod
+    def search_space(cls, config: Any) -> SearchSpace:
+        """That of the base class, with larger step sizes for adaptive optimizers: each adapter starts from zero."""
+        space = super().search_space(config)
+        return space if config.optimizer == "sgd" else {**space, "learning_rate": Range(low=1e-3, high=1e-1, log=True)}
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)

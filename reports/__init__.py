@@ -13,20 +13,24 @@ if TYPE_CHECKING:
 def write_all(runs: Path, out: Path, experiment: str | None = None) -> Board:
     """Build the board of an experiment (default: the most recent one) and write all tables and plots under ``out``.
 
+    The boards on further base models are written under ``out/<base>``, and the comparison of the bases under ``out``.
+
     Raises:
         BenchError: there is no such board, or its records are unreadable or not comparable.
     """
-    from reports import board, plots, tables, token_weights
+    from reports import bases, board, plots, tables, token_weights
 
     built = board.build(runs, experiment)
-    tables.write(built, out)
-    token_weights.write(built, runs, out)
-    plots.write(built, runs, out)
+    for one, folder in _folders(built, out):
+        tables.write(one, folder)
+        token_weights.write(one, runs, folder)
+        plots.write(one, runs, folder)
+    bases.write(built, out)
     return built
 
 
 def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
-    """Names of the files under ``out`` that are missing or do not match the records.
+    """Files under ``out``, relative to it, that are missing or do not match the records.
 
     Tables are compared byte by byte. Plots are only checked for presence: their bytes depend on matplotlib's version.
     Before that, all scores are computed again from the predictions, the answers and the events in the records.
@@ -36,17 +40,30 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     """
     from bench.records.store import read_board
     from bench.records.summary import check_board
-    from reports import board, plots, tables, token_weights
+    from reports import bases, board, plots, tables, token_weights
 
-    check_board(runs, read_board(runs, experiment))
-    built = board.build(runs, experiment)
-    with tempfile.TemporaryDirectory() as folder:
-        written = [*tables.write(built, Path(folder)), *token_weights.write(built, runs, Path(folder))]
-        outdated = [path.name for path in written if not _same(path, out / path.name)]
-    names = {path.name for path in written}
-    outdated += [name for name in token_weights.FILES if name not in names and (out / name).exists()]
-    plot_names = plots.file_names(built, runs)
-    return outdated + [name for name in plots.FILES if (name in plot_names) != (out / name).exists()]
+    record = read_board(runs, experiment)
+    for name in (record.experiment, *record.bases):
+        check_board(runs, read_board(runs, name))
+    built = board.build(runs, record.experiment)
+    outdated = []
+    for one, folder in _folders(built, out):
+        with tempfile.TemporaryDirectory() as temporary:
+            written = [*tables.write(one, Path(temporary)), *token_weights.write(one, runs, Path(temporary))]
+            written += bases.write(one, Path(temporary))
+            wrong = [path.name for path in written if not _same(path, folder / path.name)]
+        names = {path.name for path in written}
+        optional = (*token_weights.FILES, *bases.FILES)
+        wrong += [name for name in optional if name not in names and (folder / name).exists()]
+        plot_names = plots.file_names(one, runs)
+        wrong += [name for name in plots.FILES if (name in plot_names) != (folder / name).exists()]
+        outdated += [str((folder / name).relative_to(out)) for name in wrong]
+    return outdated
+
+
+def _folders(board: Board, out: Path) -> list[tuple[Board, Path]]:
+    """The board and those on further base models, each with its folder."""
+    return [(board, out), *((other, out / other.model) for other in board.bases)]
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.arms import documents_per_reset
-from reports.board import CEILING, Board
-from reports.rows import FLOOR, Row
+from reports.board import Board
+from reports.rows import CEILING, FLOOR, Row
 from reports.style import (
     BLUE,
     DASHED,

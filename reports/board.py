@@ -10,21 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import BenchError
-from bench.records.schema import NOT_COMPARED, BoardRecord, CellSpec, RunRecord, TuningRecord
+from bench.records.schema import NOT_COMPARED, BoardEntry, BoardRecord, CellSpec, RunRecord, TuningRecord
 from bench.records.store import read_board, read_run, read_tuning
-from reports.rows import FLOOR, Group, Items, Row, make_row, read_items
-from reports.statistics import ErrorKind, Estimate, holm, paired_difference, ratio, stream_means
+from reports.alarms import remarks
+from reports.prices import break_even
+from reports.ranks import Standing, compare
+from reports.rows import CEILING, Entries, Group, Items, Row, entry_of, find, make_row, read_items
+from reports.spread import Run, shares
+from reports.statistics import ErrorKind, Estimate, paired_difference, ratio, run_means, stream_means
 
 REFERENCE = "uniform"
 """The default reference: the method from which paired differences are taken."""
-CEILING = "gold_in_prompt"
-"""The control that reads each question's document; the top of the scale of knowledge gain."""
-
-LEVEL = 0.05
-"""Family-wise level at which a method counts as worse than the best one."""
-
-FAR = 3.0
-"""Standard errors (SE_doc) of the difference by which a placebo arm counts as far above closed book."""
 
 Headline = Literal["f1", "token_nll"]
 
@@ -45,6 +41,8 @@ class Board:
     rows: tuple[Row, ...]
     tuning: tuple[TuningRecord, ...]
     remarks: tuple[str, ...]
+    bases: tuple[Board, ...] = ()
+    """The boards of the same methods on the experiment's further base models."""
 
     @property
     def error(self) -> ErrorKind:
@@ -59,7 +57,7 @@ def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], BoardR
         BenchError: there is no such board, a record is missing or unreadable, or the records are not comparable.
     """
     board = read_board(runs, experiment)
-    records = [read_run(runs / run_id) for run_id in dict.fromkeys(board.runs)]
+    records = [read_run(runs / run_id) for run_id in board.runs]
     if not records:
         raise BenchError(f"The experiment {board.experiment} has no runs. Give it at least one method.")
     _check_comparable(records)
@@ -80,23 +78,26 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
     groups, record = load(runs, experiment)
     first = groups[0].records[0]
     streams = tuple(sorted({run.spec.stream for group in groups for run in group.records}))
-    tuning = read_tuning(runs, record.tuning)
+    tuning = read_tuning(runs, dict.fromkeys(record.tuning))
     entries = []
-    for group, label in zip(groups, _labels(groups, tuning), strict=True):
+    for group, label in zip(groups, _labels(groups, record.entries), strict=True):
         items = read_items(runs, group)
-        entries.append((make_row(runs, group, label, items, len(streams), tuning), items))
+        entries.append((make_row(runs, group, label, items, len(streams), record.entries, tuning), items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
-    leaders = _leaders(entries, headline)
+    standings = _standings(entries, headline, "SE_stream" if len(streams) > 1 else "SE_doc")
+    references = [row for row, _ in entries if (row.method, row.arm) == (reference, "stream")]
     rows = [
         replace(
             row,
-            leading=row.label in leaders,
+            standing=standings.get(row.label),
+            spread=shares(run_means(items[headline])) if headline in items else {},
             overlap=bool(record.overlaps),
             scores={
                 **row.scores,
                 **_difference(row, items, entries, headline, reference),
                 **_gain(row, items, entries),
             },
+            costs={**row.costs, **_break_even(row, references[0] if references else None)},
         )
         for row, items in entries
     ]
@@ -125,9 +126,12 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             *overlaps,
             *record.remarks,
             *_noted_remarks(groups),
-            *_placebo_remarks(entries),
+            *remarks(entries, record, tuning, runs),
+            *_spread_remarks(rows),
+            *_hand_set_remarks(rows),
             *_provenance_remarks(groups),
         ),
+        bases=tuple(build(runs, name, reference) for name in record.bases),
     )
 
 
@@ -172,6 +176,13 @@ def _provenance_remarks(groups: Sequence[Group]) -> list[str]:
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:
+    protocols = {record.spec.protocol: record.id for record in records}
+    if len(protocols) > 1:
+        (old, run), *_, (new, _) = sorted(protocols.items())
+        raise BenchError(
+            f"{run} was run under protocol {old}, whose scores cannot be compared with those of protocol {new}. "
+            f"Run the experiment again: it runs only what is missing."
+        )
     first = records[0]
     for other in records:
         if other.comparability_key != first.comparability_key:
@@ -180,9 +191,9 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
                 f"{', '.join(_differences(first.spec, other.spec)) or 'what their keys are computed from'}. "
                 f"Run the experiment again."
             )
-    first_runs: dict[tuple[str, str], RunRecord] = {}
+    first_runs: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        earlier = first_runs.setdefault((record.spec.stream, record.spec.arm), record)
+        earlier = first_runs.setdefault((record.spec.stream, record.spec.arm, record.spec.order), record)
         if earlier.spec.stream_hash != record.spec.stream_hash:
             raise BenchError(
                 f"{earlier.id} and {record.id} saw different documents under the name {record.spec.stream}. "
@@ -201,33 +212,27 @@ def _differences(a: CellSpec, b: CellSpec) -> list[str]:
     ]
 
 
-def _labels(groups: Sequence[Group], tuning: Sequence[TuningRecord]) -> list[str]:
-    """The method with the settings that distinguish its rows; tuned settings are shown only if they are needed."""
-    short = [_label(group, groups, hidden=_tuned_keys(tuning, group.method)) for group in groups]
+def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
+    """The method with the settings that distinguish its rows: hand-set ones, and others only if they are needed."""
+    short = [_label(group, groups, entry_of(group, plans).hand_set) for group in groups]
     return [
-        label if short.count(label) == 1 else _label(group, groups, hidden=set())
+        label if short.count(label) == 1 else _label(group, groups, list(_flat(group.config)))
         for group, label in zip(groups, short, strict=True)
     ]
 
 
-def _tuned_keys(tuning: Sequence[TuningRecord], method: str) -> set[str]:
-    """The settings in which the method's trials differ."""
-    keys = set()
-    for record in tuning:
-        configs = [trial["config"] for trial in record.trials if record.method == method]
-        keys |= {key for config in configs for key in config if any(c.get(key) != config[key] for c in configs)}
-    return keys
+def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
+    """The label of a row with some of its settings.
 
-
-def _label(group: Group, groups: Sequence[Group], hidden: set[str]) -> str:
-    """The label of a row. It omits values that most rows of the method share or, if none is, values that are off."""
+    It omits values that most rows of the method share or, if there is none, values that are off.
+    """
     configs = [_flat(other.config) for other in groups if other.method == group.method]
     settings = []
     for key, value in _flat(group.config).items():
         values = [config[key] for config in configs if key in config]
         common = [other for other in values if 2 * values.count(other) > len(configs)]
         omitted = common[0] == value if common else value in (None, False, "none")
-        if key not in hidden and not omitted:
+        if key in shown and not omitted:
             settings.append(f"{key}={'null' if value is None else value}")
     label = f"{group.method} ({', '.join(settings)})" if settings else group.method
     return label if group.arm == "stream" else f"{label} on {group.arm}"
@@ -241,23 +246,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-Entries = Sequence[tuple[Row, Items]]
 Scores = dict[str, tuple[Estimate, ...]]
-
-
-def _find(entries: Entries, method: str, arm: str = "stream", config: Mapping[str, Any] | None = None) -> Items | None:
-    """The items of the one complete row that matches; None if no row or several match."""
-    matches = [
-        items
-        for row, items in entries
-        if (row.method, row.arm, row.status) == (method, arm, "complete") and config in (None, row.config)
-    ]
-    return matches[0] if len(matches) == 1 else None
 
 
 def _difference(row: Row, items: Items, entries: Entries, headline: Headline, reference: str) -> Scores:
     """The paired difference from the reference. Other arms score other documents, so only their answers are paired."""
-    other = _find(entries, reference)
+    other = find(entries, reference)
     paired = row.status == "complete" and (headline == "f1" or row.arm == "stream")
     if other is None or other is items or not paired or headline not in items:
         return {}
@@ -266,52 +260,56 @@ def _difference(row: Row, items: Items, entries: Entries, headline: Headline, re
 
 def _gain(row: Row, items: Items, entries: Entries) -> Scores:
     """Knowledge gain = (method - placebo) / (gold in prompt - placebo) in F1, if both controls are complete."""
-    placebo, gold = _find(entries, row.method, "placebo", row.config), _find(entries, CEILING)
+    placebo, gold = find(entries, row.method, "placebo", row.config), find(entries, CEILING)
     if row.control or row.status != "complete" or placebo is None or gold is None or "f1" not in items:
         return {}
-    method_f1, placebo_f1, gold_f1 = ([*stream_means(scored["f1"]).values()] for scored in (items, placebo, gold))
-    gains = [m - p for m, p in zip(method_f1, placebo_f1, strict=True)]
-    ranges = [g - p for g, p in zip(gold_f1, placebo_f1, strict=True)]
-    return {"knowledge_gain": (ratio(gains, ranges),)} if sum(ranges) > 0 else {}
+    method_f1, placebo_f1, gold_f1 = run_means(items["f1"]), run_means(placebo["f1"]), stream_means(gold["f1"])
+    if method_f1.keys() != placebo_f1.keys():  # an arm with fewer seeds
+        method_f1, placebo_f1 = (
+            {Run(stream): mean for stream, mean in stream_means(scored["f1"]).items()} for scored in (items, placebo)
+        )
+    gains = {run: f1 - placebo_f1[run] for run, f1 in method_f1.items()}
+    ranges = {run: gold_f1[run.stream] - f1 for run, f1 in placebo_f1.items()}
+    return {"knowledge_gain": (ratio(gains, ranges),)} if sum(ranges.values()) > 0 else {}
 
 
-def _placebo_remarks(entries: Entries) -> list[str]:
-    """Remarks on methods whose F1 on placebo is far above closed book and not significantly below that on the stream.
-
-    A method that has not seen the documents cannot know their answers, so it may remember an earlier stream.
-    """
-    floor = _find(entries, FLOOR)
-    remarks = []
-    for row, items in entries:
-        stream = _find(entries, row.method, config=row.config)
-        if (row.arm, row.status) != ("placebo", "complete") or not floor or not stream or "f1" not in items:
-            continue
-        above = paired_difference(items["f1"], floor["f1"]).document
-        below = paired_difference(stream["f1"], items["f1"]).document.interval(1 - LEVEL)
-        if above.se is not None and above.mean > FAR * above.se and below is not None and below[0] <= 0:
-            remarks.append(
-                f"{row.label} scores as on its stream, far above closed book (F1 {above.mean:+.3f}): what it gains is "
-                f"not from its documents, and it may remember earlier streams (docs/rules.md, section 13)."
-            )
-    return remarks
-
-
-def _leaders(entries: Entries, headline: Headline) -> set[str]:
-    """Labels of the best method and of those not significantly worse. Controls and incomplete rows do not compete."""
-    candidates = {
-        row.label: (row, items)
+def _standings(entries: Entries, headline: Headline, kind: ErrorKind) -> dict[str, Standing]:
+    """The standing of each row that competes, by label. Controls and incomplete rows do not."""
+    scored = {
+        row.label: items[headline]
         for row, items in entries
         if not row.control and row.status == "complete" and headline in items
     }
-    if not candidates:
-        return set()
-    best = min(candidates, key=lambda label: (_rank(candidates[label][0], headline), label))
-    p_values, leaders = {}, {best}
-    for label, (_, items) in candidates.items():
-        difference = paired_difference(items[headline], candidates[best][1][headline]).document
-        p_value = difference.p_value()
-        if p_value is not None:
-            p_values[label] = p_value
-        elif difference.mean == 0:
-            leaders.add(label)
-    return leaders | {label for label, p_value in holm(p_values).items() if p_value >= LEVEL}
+    return compare(scored, kind, sign=1 if headline == "f1" else -1)
+
+
+def _break_even(row: Row, reference: Row | None) -> dict[str, float]:
+    """The number of documents from which the row is cheaper than the reference, if there is one."""
+    if reference is None or row.label == reference.label or not row.costs:
+        return {}
+    documents = break_even(row.costs, reference.costs)
+    return {} if documents is None else {"break_even_documents": documents}
+
+
+def _spread_remarks(rows: Sequence[Row]) -> list[str]:
+    """The shares of streams, seeds and orders in the spread of each row that has several seeds or orders."""
+    texts = [
+        f"{row.label}: {', '.join(f'{name} {share:.0%}' for name, share in row.spread.items())}"
+        for row in rows
+        if row.spread
+    ]
+    return [f"Shares in the variance of a run's score: {'; '.join(texts)}."] if texts else []
+
+
+def _hand_set_remarks(rows: Sequence[Row]) -> list[str]:
+    """The settings that the experiment sets by hand, by row."""
+    texts = [f"{row.label}: {_grouped(row.hand_set)}" for row in rows if row.hand_set and row.arm == "stream"]
+    return [f"Hand-set: {'; '.join(texts)}."] if texts else []
+
+
+def _grouped(names: Sequence[str]) -> str:
+    """Names of settings; the settings of a group are counted: "k, training (17 settings)"."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[name.partition(".")[0]].append(name)
+    return ", ".join(f"{group} ({len(of)} settings)" if len(of) > 1 else of[0] for group, of in groups.items())

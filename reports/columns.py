@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from reports.board import CEILING, Board
-from reports.rows import Row
-from reports.statistics import ErrorKind
+from reports.board import Board
+from reports.rows import CEILING, Row
+from reports.statistics import ErrorKind, show_error
+
+SE = "SE"
+"""Heading of the column with the standard error of the headline score."""
 
 
 class Column(NamedTuple):
@@ -19,12 +22,14 @@ class Column(NamedTuple):
 
 
 def columns(board: Board) -> list[Column]:
-    """The columns that have a value in at least one row."""
+    """The columns that have a value in at least one row, without those that are 0 in all rows."""
     reference, kind = board.reference, board.error
     nll = "nats per token, scored before any update on the token"
     if board.headline == "f1":
         scores = [
             _score("F1", "f1", kind),
+            _error(SE, "f1", kind),
+            _RANK,
             _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference from {reference}"),
             _plain("EM", "em"),
             _plain("recall", "recall", "share of questions that were given their own document"),
@@ -34,36 +39,78 @@ def columns(board: Board) -> list[Column]:
     else:
         scores = [
             _score("token NLL", "token_nll", kind, nll),
+            _error(SE, "token_nll", kind),
+            _RANK,
             _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, f"paired difference from {reference}"),
             _score("bits/byte", "bits_per_byte", kind),
         ]
     candidates = [
         *scores,
+        _count("seeds", [row.seeds for row in board.rows], lambda row: row.seeds),
+        _count("orders", [row.orders for row in board.rows], lambda row: row.orders),
         _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
+        _cost("train s", "training_seconds", _number, "seconds to train the weights that it loads"),
+        _cost("fit s", "fit_seconds", _number, "seconds to learn offline within a run"),
+        _cost("tune s", "tuning_seconds", _number, "seconds of all runs that tuning needed"),
         _cost("s/doc", "seconds_per_document", _number, "seconds to observe a document"),
+        _cost("s/question", "seconds_per_question", _number),
+        _cost(
+            "total s",
+            "total_seconds",
+            _number,
+            "the offline seconds and those of the documents and questions of one stream",
+        ),
         _cost("FLOP/doc", "flops_per_document", _quantity),
+        _cost("total FLOP", "total_flops", _quantity),
         _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
+        _cost(
+            "break-even",
+            "break_even_documents",
+            _number,
+            f"documents from which on its total seconds are at most those of {reference}",
+        ),
     ]
-    filled = [column for column in candidates if any(column.cell(row) for row in board.rows)]
+    filled = [column for column in candidates if {*map(column.cell, board.rows)} not in ({""}, {"0"})]
     return [Column("method", lambda row: row.title), *filled, _TRIALS]
 
 
 def caption(board: Board, selection: Sequence[Column]) -> str:
-    """The caption of a board: dataset, model, names of the errors, and explanations of the columns."""
-    errors = f"SE_stream over {len(board.streams)} streams of {board.streams[0].rpartition('-')[0]}"
-    if board.error == "SE_doc":
-        errors = f"SE_doc, clustered by document: {board.streams[0]} is the only stream, so there is no SE_stream"
+    """The caption of a board: dataset, model, meaning of the errors, and explanations of the columns."""
     sentences = [
-        f"{board.dataset}, {board.model}. Errors are {errors}.",
+        f"{board.dataset}, {board.model}.",
+        *_errors(board, any(column.heading == SE for column in selection)),
         *(f"{column.heading}: {column.explanation}." for column in selection if column.explanation),
     ]
-    if any(row.leading for row in board.rows):
+    if any(row.as_good_as_best for row in board.rows):
+        units = "streams" if board.error == "SE_stream" else "documents"
         sentences.append(
-            "Bold: the best method and those not significantly worse (paired t test with SE_doc, Holm correction, 5 %)."
+            f"Bold: as good as the best, because no method is significantly better (paired t tests of all pairs over "
+            f"{units}, Holm correction, 5 %)."
         )
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")
     return " ".join(sentences)
+
+
+def _errors(board: Board, shows_se: bool) -> list[str]:
+    """Sentences that say which error stands in which column, and why."""
+    from scipy.special import stdtr
+
+    count, name = len(board.streams), board.streams[0].rpartition("-")[0]
+    if board.error == "SE_stream":
+        covered = 1 - 2 * float(stdtr(count - 1, -1.0))
+        interval = f"± is the half-width of the 95 % t interval over {count} streams of {name}."
+        se = f"SE is the standard error over streams (SE_stream); ± 1 SE would cover only {100 * covered:.0f} %."
+    else:
+        interval = (
+            f"± is the half-width of the 95 % t interval over documents: {board.streams[0]} is the only stream, so "
+            f"there is no SE_stream."
+        )
+        se = "SE is SE_doc, the standard error over questions, clustered by document."
+    sentences = [interval, *([se] if shows_se else [])]
+    if any(row.seeds > 1 for row in board.rows):
+        sentences.append("Errors include the seeds, for rows that have several.")
+    return sentences
 
 
 def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> Column:
@@ -72,6 +119,21 @@ def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> C
         return "" if estimate is None else str(estimate)
 
     return Column(heading, cell, explanation)
+
+
+def _error(heading: str, name: str, kind: ErrorKind) -> Column:
+    def cell(row: Row) -> str:
+        estimate = row.estimate(name, kind)
+        return "" if estimate is None else show_error(estimate.se)
+
+    return Column(heading, cell)
+
+
+_RANK = Column(
+    "rank",
+    lambda row: "" if row.standing is None else str(row.standing),
+    "ranks that the method can have, by the tests behind the bold type",
+)
 
 
 def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> Column:
@@ -84,6 +146,11 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
 
 def _cost(heading: str, name: str, text: Callable[[float], str], explanation: str = "") -> Column:
     return Column(heading, lambda row: text(row.costs[name]) if name in row.costs else "", explanation)
+
+
+def _count(heading: str, counts: Sequence[int], count: Callable[[Row], int]) -> Column:
+    """A column of counts, empty if no row has several."""
+    return Column(heading, lambda row: str(count(row)) if max(counts) > 1 else "")
 
 
 def _trials(row: Row) -> str:

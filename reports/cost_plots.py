@@ -1,38 +1,186 @@
-"""The plot of costs: state and time of each method."""
+"""The plots of costs: F1 by the total cost of a stream, and state and time of each method."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reports.board import Board
 from reports.rows import Row
-from reports.style import BLUE, GREY, WIDTH, Drawings, label_rows, readable, wrap_labels
+from reports.statistics import Estimate
+from reports.style import BLUE, DASHED, GREY, WIDTH, Drawings, f1, f1_error, label_rows, readable, wrap_labels
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("cost_by_method",)
+NAMES = ("f1_by_cost", "cost_by_method")
+
+TOTALS = {"total_flops": "floating-point operations", "total_seconds": "seconds"}
 
 LABELS = {
     "state_bytes": "state (bytes)",
-    "seconds_per_document": "observing (s per document)",
-    "seconds_per_question": "answering (s per question)",
+    "offline_seconds": "offline (s)",
+    "seconds_per_document": "observing\n(s per document)",
+    "seconds_per_question": "answering\n(s per question)",
 }
 
 
+@dataclass(frozen=True)
+class Point:
+    """A method's total cost on one stream, and its F1."""
+
+    label: str
+    cost: float
+    f1: Estimate
+    control: bool
+
+
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plot, if a method on the board has a cost above 0."""
+    """The plots, if a method on the board has an F1 or a cost above 0."""
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
-    return {NAMES[0]: lambda: _draw(rows)} if any(row.costs.get(name) for row in rows for name in LABELS) else {}
+    plots = {}
+    if any(points(board, total) for total in TOTALS):
+        plots[NAMES[0]] = lambda: _draw_f1(board)
+    if any(row.costs.get(name) for row in rows for name in LABELS):
+        plots[NAMES[1]] = lambda: _draw_costs(rows)
+    return plots
 
 
-def _draw(rows: Sequence[Row]) -> Figure:
+def points(board: Board, total: str) -> list[Point]:
+    """The methods with an F1 and this total, in the board's order, unless all costs are 0."""
+    rows = [row for row in board.rows if row.arm == "stream" and "f1" in row.scores and total in row.costs]
+    found = [Point(readable(row.label), row.costs[total], f1(board, row), row.control) for row in rows]
+    return found if any(point.cost for point in found) else []
+
+
+def pareto_front(methods: Sequence[Point]) -> list[Point]:
+    """The methods, without controls, than which none is both cheaper and better, by cost."""
+    front: list[Point] = []
+    for point in sorted(methods, key=lambda point: (point.cost, -point.f1.mean)):
+        if not point.control and (not front or point.f1.mean > front[-1].f1.mean):
+            front.append(point)
+    return front
+
+
+def _draw_f1(board: Board) -> Figure:
+    """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line."""
+    from matplotlib.figure import Figure
+
+    panels = {total: points(board, total) for total in TOTALS if points(board, total)}
+    height = 2.7 * len(panels)
+    figure = Figure(figsize=(WIDTH, height + 0.3))  # no layout engine: labels are placed on the final axes
+    grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    bottom = 0.45 / (height + 0.3)
+    figure.subplots_adjust(left=0.07, right=0.985, top=1 - 0.08 / height, bottom=bottom + 0.03, hspace=0.28)
+    for axes, (total, methods) in zip(grid, panels.items(), strict=True):
+        _panel(axes, methods)
+        axes.set_xlabel(TOTALS[total], labelpad=1)
+        axes.set_ylabel("answer F1")
+    figure.text(
+        0.5,
+        0.015,
+        f"total cost of one stream, offline costs included (bars: {f1_error(board)}; dashed: Pareto front)",
+        ha="center",
+        fontsize=8,
+    )
+    return figure
+
+
+def _panel(axes: Axes, methods: Sequence[Point]) -> None:
+    lowest, highest = min(point.cost for point in methods if point.cost), max(point.cost for point in methods)
+    first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
+    zero = 10.0 ** (first - 1)  # the place of a cost of 0 on the logarithmic axis
+    places = [point.cost or zero for point in methods]
+    axes.set_xscale("log")
+    if min(places) == zero:
+        decades = range(first, last + 1)
+        axes.minorticks_off()
+        axes.set_xticks([zero, *(10.0**power for power in decades)], ["0", *(f"$10^{{{power}}}$" for power in decades)])
+    spread = math.log10(highest / min(places))
+    axes.set_xlim(min(places) / 10 ** (0.06 * spread + 0.1), highest * 10 ** (0.12 * spread + 0.1))
+    ends = [point.f1.mean + side * (point.f1.half_width() or 0) for point in methods for side in (-1, 1)]
+    axes.set_ylim(min(0.0, *ends), 1.08 * max(ends) or 1)
+    front = pareto_front(methods)
+    steps = [(point.cost or zero, point.f1.mean) for point in front]
+    if steps:
+        steps = [(steps[0][0], axes.get_ylim()[0]), *steps, (axes.get_xlim()[1], steps[-1][1])]
+        axes.step(*zip(*steps, strict=True), where="post", color=BLUE, linewidth=0.7, linestyle=DASHED, zorder=1)
+    for point, x in zip(methods, places, strict=True):
+        colour = GREY if point.control else BLUE
+        axes.errorbar(
+            x,
+            point.f1.mean,
+            yerr=point.f1.half_width() or 0,
+            fmt="o",
+            color=colour,
+            markersize=4,
+            markerfacecolor=colour if point in front or point.control else "white",
+            elinewidth=0.6,
+        )
+    _label(axes, methods, places, steps)
+
+
+def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps: Sequence[tuple[float, float]]) -> None:
+    """Put each label near its dot, where it covers no dot, bar or other label, nor the Pareto front."""
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    scale = figure.dpi / 72  # pixels per point
+    frame, to_pixels = axes.get_window_extent(), axes.transData.transform
+
+    def around(low: Sequence[float], high: Sequence[float], margin: float) -> Bbox:
+        return Bbox([to_pixels(low) - margin * scale, to_pixels(high) + margin * scale])
+
+    taken = []
+    for (x, y), (next_x, next_y) in itertools.pairwise(steps):
+        taken += [around((x, y), (next_x, y), 0.5), around((next_x, min(y, next_y)), (next_x, max(y, next_y)), 0.5)]
+    for point, x in zip(methods, places, strict=True):
+        mean, half = point.f1.mean, point.f1.half_width() or 0
+        taken += [around((x, mean - half), (x, mean + half), 1), around((x, mean), (x, mean), 3)]
+    for point, x in zip(methods, places, strict=True):
+        text = axes.text(0, 0, point.label, fontsize=6.5, color=GREY if point.control else "black", va="center")
+        size = text.get_window_extent()
+        width, height = size.width + 2 * scale, size.height
+        at_x, at_y = to_pixels((x, point.f1.mean))
+        candidates = []
+        for dx, dy in _OFFSETS:
+            left = at_x + dx * scale - (width if dx < 0 else 0)
+            box = Bbox.from_bounds(left, at_y + dy * scale - height / 2, width, height)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            candidates.append((sum(_overlap(box, other) for other in taken) if inside else math.inf, box, dx, dy))
+            if candidates[-1][0] == 0:
+                break
+        _, box, dx, dy = min(candidates, key=lambda candidate: candidate[0])
+        taken.append(box)
+        (start, y), (end, _) = axes.transData.inverted().transform([(box.x0, at_y + dy * scale), (box.x1, at_y)])
+        text.set_position((start, y))
+        if math.hypot(dx, dy) > 12:
+            axes.plot([x, start if dx >= 0 else end], [point.f1.mean, y], color=GREY, linewidth=0.4, zorder=0)
+
+
+_OFFSETS = sorted(
+    ((side * dx, dy) for side in (1, -1) for dx in range(4, 60, 4) for dy in range(-60, 61, 3)),
+    key=lambda offset: (math.hypot(offset[0], 1.5 * offset[1]), -offset[0], offset[1]),
+)
+"""Where a label can be, in points right of the dot (or left of it, if negative) and above it: the nearest first."""
+
+
+def _overlap(a: Any, b: Any) -> float:
+    """Area that two boxes share."""
+    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+    return float(max(0.0, width) * max(0.0, height))
+
+
+def _draw_costs(rows: Sequence[Row]) -> Figure:
     """One panel for each cost with a dot for each method, on logarithmic axes; a cost of 0 is a "0" at the edge."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = [name for name in LABELS if any(row.costs.get(name) for row in rows)]
     labels, height = wrap_labels([readable(row.label) for row in rows])
@@ -59,6 +207,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
         values = [value for row in rows if (value := row.costs.get(name))]
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would label every tick
         axes.set_xlabel(LABELS[name])
     label_rows(grid, range(len(rows)), labels, margin=0.5)

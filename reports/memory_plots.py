@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records.schema import RunRecord, TuningRecord, documents_seen
-from bench.records.store import read_answers, read_run
-from reports.board import CEILING, Board
-from reports.rows import FLOOR, Row
-from reports.statistics import Estimate, Item, mean_over_streams, stream_error
+from bench.records.schema import RunRecord, documents_seen
+from bench.records.store import read_answers
+from reports.board import Board
+from reports.rows import CEILING, FLOOR, Row, run_of
+from reports.spread import Run
+from reports.statistics import Item, mean_over_streams
 from reports.style import (
     DASHED,
     GREY,
@@ -45,9 +46,9 @@ FIRST_BIN = 4
 
 
 class ProbeAnswer(NamedTuple):
-    """The scores of a question at one probe."""
+    """The scores of a question at one probe of one run."""
 
-    stream: str
+    run: Run
     seen: int
     """Documents observed before the probe."""
     lag: int
@@ -64,8 +65,6 @@ class Curves:
     f1: Points
     recall: Points = ()
     """Empty if the method names no documents."""
-    chosen: float | None = None
-    """The value that tuning chose, if the points are trials on the validation streams."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
@@ -75,13 +74,13 @@ def drawings(board: Board, runs: Path) -> Drawings:
         label: Curves(label, *mean_scores(row_answers, lambda answer: answer.seen))
         for label, row_answers in answers.items()
     }
-    by_k = curves_by_k(board, runs)
+    by_k = curves_by_k(board)
     draw: dict[str, Callable[[], Figure]] = {}
     if answers:
         draw["f1_by_bank_size"] = lambda: _bank_sizes(board, by_size)
         draw["retention_by_lag"] = lambda: _lags(board, answers)
     if by_k:
-        draw["f1_by_k"] = lambda: _by_k(by_k)
+        draw["f1_by_k"] = lambda: _by_k(board, by_k)
     return draw
 
 
@@ -103,20 +102,21 @@ def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
 
 def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
     documents = record.summary.documents if record.summary else 0
+    run = run_of(record)
     for event in read_answers(runs, record.id):
         if event.set == "stream":
             seen = documents_seen(event.probe, documents)
-            yield ProbeAnswer(record.spec.stream, seen, seen - 1 - event.position, event.f1, event.recall)
+            yield ProbeAnswer(run, seen, seen - 1 - event.position, event.f1, event.recall)
 
 
 def mean_scores(answers: Iterable[ProbeAnswer], x: Callable[[ProbeAnswer], float]) -> tuple[Points, Points]:
-    """Mean F1 and mean recall of the answers at each ``x``: first within streams, then over streams."""
+    """Mean F1 and mean recall of the answers at each ``x``: first within runs, then over seeds, then over streams."""
     f1: dict[float, list[Item]] = defaultdict(list)
     recall: dict[float, list[Item]] = defaultdict(list)
     for answer in answers:
-        f1[x(answer)].append(Item(answer.stream, "", "", answer.f1))
+        f1[x(answer)].append(Item.of(answer.run, "", "", answer.f1))
         if answer.recall is not None:
-            recall[x(answer)].append(Item(answer.stream, "", "", answer.recall))
+            recall[x(answer)].append(Item.of(answer.run, "", "", answer.recall))
     return _points(f1), _points(recall)
 
 
@@ -173,25 +173,13 @@ def _panels(board: Board, curves: Mapping[str, Curves], x: str, ticks: Mapping[f
     return figure
 
 
-def curves_by_k(board: Board, runs: Path) -> list[Curves]:
-    """F1 and recall by ``k``: of a method's rows that differ only in ``k`` or, if there are none, its tuning trials.
-
-    Raises:
-        BenchError: the run of a trial is missing or unreadable.
-    """
+def curves_by_k(board: Board) -> list[Curves]:
+    """F1 and recall by ``k``, of each method's rows that differ only in ``k``."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in board.rows:
         if row.arm == "stream" and "f1" in row.scores and _is_k(row.config.get("k")):
             groups[row.method, _without_k(row.config)].append(row)
-    series = [rows for rows in groups.values() if len(rows) > 1]
-    curves = [_row_curves(rows) for rows in series]
-    methods_with_rows = {rows[0].method for rows in series}
-    order = [row.method for row in board.rows]
-    records = [record for record in board.tuning if record.metric == "f1" and record.method not in methods_with_rows]
-    for record in sorted(records, key=lambda r: order.index(r.method) if r.method in order else len(order)):
-        if trial_curves := _trial_curves(runs, record):
-            curves.append(trial_curves)
-    return curves
+    return [_row_curves(rows) for rows in groups.values() if len(rows) > 1]
 
 
 def _is_k(value: object) -> bool:
@@ -210,42 +198,16 @@ def _row_curves(rows: Sequence[Row]) -> Curves:
     return Curves(readable(rows[0].method), f1, recall)
 
 
-def _trial_curves(runs: Path, record: TuningRecord) -> Curves | None:
-    """Curves over the trials that differ from the best one only in ``k``."""
-    scored = [
-        (score, trial)
-        for trial in record.trials
-        if (score := trial["score"]) is not None and _is_k(trial["config"].get("k"))
-    ]
-    if not scored:
-        return None
-    _, best = max(scored, key=lambda pair: pair[0])
-    trials = [trial for _, trial in scored if _without_k(trial["config"]) == _without_k(best["config"])]
-    if len({trial["config"]["k"] for trial in trials}) < 2:
-        return None
-    f1: list[tuple[float, Estimate]] = []
-    recall: list[tuple[float, Estimate]] = []
-    for trial in sorted(trials, key=lambda trial: trial["config"]["k"]):
-        summaries = [summary for run_id in trial["runs"] if (summary := read_run(runs / run_id).summary) is not None]
-        for points, scores in ((f1, [s.f1 for s in summaries]), (recall, [s.recall for s in summaries])):
-            if present := [score for score in scores if score is not None]:
-                points.append((trial["config"]["k"], stream_error(present)))
-    return Curves(readable(record.method), f1, recall, best["config"]["k"])
-
-
-def _by_k(methods: Sequence[Curves]) -> Figure:
-    """One small panel for each method; the circle at the chosen ``k`` is filled."""
-    tuned = all(method.chosen is not None for method in methods)
+def _by_k(board: Board, methods: Sequence[Curves]) -> Figure:
+    """One small panel for each method."""
     figure, grid = panels(len(methods), sharex=False)
     for axes, method in zip(grid, methods, strict=True):
         open_circles(axes, method.recall, ORANGE)
-        open_circles(axes, method.f1, chosen=method.chosen)
+        open_circles(axes, method.f1)
         log_ticks(axes, [x for x, _ in method.f1], [f"{x:g}" for x, _ in method.f1])
-        heading(axes, method.label if method.chosen is None or tuned else f"{method.label}, validation")
+        heading(axes, method.label)
     from_zero(grid[0])
-    counts = [estimate.n for method in methods for _, estimate in method.f1]
-    notes = [stream_error_name(*counts, kind="validation " if tuned else "")]
-    notes += ["filled: chosen"] if any(method.chosen for method in methods) else []
+    notes = [stream_error_name(len(board.streams))]
     notes += ["orange: recall"] if any(method.recall for method in methods) else []
     name_axes(figure, f"documents given with each question, k ({'; '.join(notes)})", "answer F1")
     return figure

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.answering import metrics
-from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TuningRecord
+from bench.records.schema import AnswerEvent, BoardEntry, DocumentEvent, RunRecord, TuningRecord
 from bench.records.store import read_answers, read_documents
+from reports.prices import prices
+from reports.ranks import Standing
+from reports.spread import Run
 from reports.statistics import ErrorKind, Estimate, Item, mean_over_streams, summarize
 
 FLOOR = "closed_book"
 """The control that does not adapt."""
+CEILING = "gold_in_prompt"
+"""The control that reads each question's document; the top of the scale of knowledge gain."""
 
 ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall")
 TEXT_SCORES = ("token_nll", "bits_per_byte")
@@ -25,15 +30,6 @@ SCORES = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_
 """All scores that a row can have; missing ones are null in the tables."""
 SE_DOC = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES)
 """The scores that also have SE_doc."""
-COSTS = (
-    "seconds_per_document",
-    "flops_per_document",
-    "seconds_per_question",
-    "offline_seconds",
-    "offline_flops",
-    "peak_bytes",
-    "state_bytes",
-)
 
 Status = Literal["complete", "incomplete", "diverged", "failed"]
 
@@ -55,20 +51,33 @@ class Row:
     streams: int
     """Number of streams with scores; the row's means are over these."""
     seeds: int
+    orders: int
+    """Number of orders of the documents."""
     trials: int
     """Number of configurations tried on the validation streams."""
     tuned: bool | None
     """None for a method that has nothing to tune."""
+    hand_set: tuple[str, ...]
+    """Settings that the experiment sets by hand (dotted names)."""
+    entries: tuple[int, ...]
+    """Places in the experiment of the entries that list the row's runs: several if tuning made them the same."""
     scores: Mapping[str, tuple[Estimate, ...]]
     """By name (:data:`SCORES`): the mean with SE_stream, then, for the scores in :data:`SE_DOC`, with SE_doc."""
     costs: Mapping[str, float]
-    """By name (:data:`COSTS`). Seconds and FLOPs are means, bytes are maxima."""
+    """By name (:data:`reports.prices.COSTS`)."""
     records: tuple[RunRecord, ...]
-    """The records of the streams on which no run failed: the source of the scores."""
-    leading: bool = False
-    """True for the best method and those not significantly worse: paired t test with SE_doc, Holm correction, 5 %."""
+    """The records of the streams on which no run failed or is missing: the source of the scores."""
+    standing: Standing | None = None
+    """The ranks that the row can have; None if it does not compete, as a control or an incomplete row."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Shares of streams, seeds, orders and the rest in the spread of the headline score; empty if there are none."""
     overlap: bool = False
     """True if the experiment allows splits that share documents, and they do."""
+
+    @property
+    def as_good_as_best(self) -> bool:
+        """True if the row competes and no other one is significantly better."""
+        return self.standing is not None and self.standing.as_good_as_best
 
     @property
     def title(self) -> str:
@@ -95,9 +104,13 @@ class Group:
     records: tuple[RunRecord, ...]
 
     def complete(self) -> tuple[RunRecord, ...]:
-        """The records of the streams on which no run failed."""
-        failed_streams = {record.spec.stream for record in self.records if record.status != "complete"}
-        return tuple(record for record in self.records if record.spec.stream not in failed_streams)
+        """The records of the streams on which no run failed, and on which every seed and order ran."""
+        ran: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for record in self.records:
+            if record.status == "complete":
+                ran[record.spec.stream].add((record.spec.seed, record.spec.order))
+        expected = {(record.spec.seed, record.spec.order) for record in self.records}
+        return tuple(record for record in self.records if ran[record.spec.stream] == expected)
 
 
 def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
@@ -109,37 +122,68 @@ def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
 
 Items = Mapping[str, Sequence[Item]]
 """Items by score; every score has at least one."""
+Entries = Sequence[tuple[Row, Items]]
+
+
+def find(entries: Entries, method: str, arm: str = "stream", config: Mapping[str, Any] | None = None) -> Items | None:
+    """The items of the first complete row that matches, in the order of the experiment; None if there is none."""
+    matches = (
+        items
+        for row, items in entries
+        if (row.method, row.arm, row.status) == (method, arm, "complete") and config in (None, row.config)
+    )
+    return next(matches, None)
 
 
 def read_items(runs: Path, group: Group) -> Items:
     """The scored questions and documents of the group's complete records."""
     items: dict[str, list[Item]] = defaultdict(list)
     for record in group.complete():
-        stream = record.spec.stream
+        run = run_of(record)
         for answer in final_answers(runs, record):
             for name in ANSWER_SCORES:
                 value = answer.nll if name == "answer_nll" else getattr(answer, name)
                 if value is not None:
-                    items[name].append(Item(stream, f"question {answer.question_id}", answer.document_id, value))
+                    items[name].append(Item.of(run, f"question {answer.question_id}", answer.document_id, value))
+        seen: Counter[str] = Counter()
         for _, events in itertools.groupby(read_documents(runs, record.id), lambda event: event.position):
-            for name, item in _text_items(stream, list(events)):
+            document = list(events)
+            seen[document[0].document_id] += 1  # the shuffled arm can observe a document twice
+            for name, item in _text_items(run, document, seen[document[0].document_id]):
                 items[name].append(item)
     return items
 
 
-def _text_items(stream: str, events: Sequence[DocumentEvent]) -> Iterator[tuple[str, Item]]:
-    """The scores of one document: per token of each segment, and per byte of all, since one character may be in two."""
+def run_of(record: RunRecord) -> Run:
+    """The run of a record."""
+    return Run(record.spec.stream, record.spec.seed, record.spec.order)
+
+
+def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterator[tuple[str, Item]]:
+    """The scores of one document: per token of each segment, and per byte of all, since one character may be in two.
+
+    A unit is named by its document and not by its position, which is another one in each order.
+    """
+    document = events[0].document_id
     for event in events:
         if event.nll is not None and event.tokens:
-            unit = f"document {event.position}, segment {event.segment}"
-            yield "token_nll", Item(stream, unit, event.document_id, event.nll / event.tokens, event.tokens)
+            unit = f"document {document}, time {time}, segment {event.segment}"
+            yield "token_nll", Item.of(run, unit, document, event.nll / event.tokens, event.tokens)
     utf8_bytes = sum(event.bytes for event in events)
     if utf8_bytes and all(event.nll is not None for event in events):
         bits = metrics.bits_per_byte(sum(event.nll or 0.0 for event in events), utf8_bytes)
-        yield "bits_per_byte", Item(stream, f"document {events[0].position}", events[0].document_id, bits, utf8_bytes)
+        yield "bits_per_byte", Item.of(run, f"document {document}, time {time}", document, bits, utf8_bytes)
 
 
-def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, tuning: Sequence[TuningRecord]) -> Row:
+def make_row(
+    runs: Path,
+    group: Group,
+    label: str,
+    items: Items,
+    streams: int,
+    entries: Sequence[BoardEntry],
+    tuning: Sequence[TuningRecord],
+) -> Row:
     """The row of a group on a board with ``streams`` streams, before it is compared with other rows."""
     complete = group.complete()
     status, note = _status(group, streams)
@@ -147,13 +191,8 @@ def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, t
     for name in ANCHOR_SCORES:
         if anchor_items := _anchor_items(complete, name):
             scores[name] = (mean_over_streams(anchor_items),)
-    spec = group.records[0].spec
-    trials = [
-        len(record.trials)
-        for record in tuning
-        if (record.method, record.dataset, record.model_hash) == (spec.method, spec.dataset, spec.model_hash)
-        and record.chosen == spec.config
-    ]
+    entry = entry_of(group, entries)
+    record = next((record for record in tuning if record.key == entry.tuning), None)
     return Row(
         label=label,
         method=group.method,
@@ -164,12 +203,24 @@ def make_row(runs: Path, group: Group, label: str, items: Items, streams: int, t
         note=note,
         streams=len({record.spec.stream for record in complete}),
         seeds=len({record.spec.seed for record in group.records}),
-        trials=max(trials, default=0),
-        tuned=True if trials else False if group.records[0].tunable else None,
+        orders=len({record.spec.order for record in group.records}),
+        trials=len(record.trials) if record else 0,
+        tuned=True if record else False if group.records[0].tunable else None,
+        hand_set=tuple(entry.hand_set),
+        entries=tuple(
+            place for place, other in enumerate(entries) if any(run.id in other.runs for run in group.records)
+        ),
         scores=scores,
-        costs=_costs(runs, complete),
+        costs=prices(runs, complete, record),
         records=complete,
     )
+
+
+def entry_of(group: Group, entries: Sequence[BoardEntry]) -> BoardEntry:
+    """The entry of the experiment that lists the group's runs; a tuned entry if several do."""
+    ids = {record.id for record in group.records}
+    candidates = [entry for entry in entries if ids & set(entry.runs)]
+    return next((entry for entry in candidates if entry.tuning), candidates[0])
 
 
 def _status(group: Group, expected: int) -> tuple[Status, str]:
@@ -179,7 +230,7 @@ def _status(group: Group, expected: int) -> tuple[Status, str]:
         count = len({record.spec.stream for record in failures})
         status: Status = "diverged" if all(record.status == "diverged" for record in failures) else "failed"
         return status, f"{' and '.join(kinds).replace('_', ' ')} on {count} of {expected}"
-    present = len({record.spec.stream for record in group.records})
+    present = len({record.spec.stream for record in group.complete()})
     return ("complete", "") if present == expected else ("incomplete", f"{present} of {expected} streams")
 
 
@@ -195,29 +246,5 @@ def _anchor_items(records: Iterable[RunRecord], name: str) -> list[Item]:
         else:
             value = getattr(record.summary, name)
         if value is not None:
-            items.append(Item(record.spec.stream, record.id, "", value))
+            items.append(Item.of(run_of(record), "", "", value))
     return items
-
-
-def _costs(runs: Path, records: Sequence[RunRecord]) -> dict[str, float]:
-    pairs = [(record.costs, record.summary) for record in records if record.costs and record.summary]
-    if not pairs:
-        return {}
-    costs = [cost for cost, _ in pairs]
-    documents = sum(summary.documents for _, summary in pairs)
-    questions = sum(len(read_answers(runs, record.id)) for record in records)
-    phases = ("offline", "score", "observe", "answer")
-    by_name = {
-        "seconds_per_document": _per(documents, (cost.observe.seconds for cost in costs)),
-        "flops_per_document": _per(documents, (cost.observe.flops for cost in costs)),
-        "seconds_per_question": _per(questions, (cost.answer.seconds for cost in costs)),
-        "offline_seconds": _per(len(costs), (cost.offline.seconds for cost in costs)),
-        "offline_flops": _per(len(costs), (cost.offline.flops for cost in costs)),
-        "peak_bytes": max(getattr(cost, phase).peak_bytes for cost in costs for phase in phases),
-        "state_bytes": max(cost.state_bytes for cost in costs),
-    }
-    return {name: value for name, value in by_name.items() if value is not None}
-
-
-def _per(count: int, values: Iterable[float]) -> float | None:
-    return sum(values) / count if count else None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.records.schema import RunRecord
 from bench.records.store import read_documents
-from reports.board import CEILING, Board
-from reports.rows import FLOOR, Row, final_answers
+from reports.board import Board
+from reports.rows import CEILING, FLOOR, Row, final_answers
 from reports.statistics import stream_error
 from reports.style import (
     BLUE,
@@ -109,7 +109,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     off_scale = {row.label for row in rows if row.method == CEILING and tops[row.label] > 2 * highest > 0}
     limit = 1.08 * max((top for label, top in tops.items() if label not in off_scale), default=1.0) or 1.0
     labels, height = wrap_labels([title(row) for row in rows])
-    figure = Figure(figsize=(3.4, 0.45 + height * len(rows)), layout="constrained")
+    figure = Figure(figsize=(3.4, 0.57 + height * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
         estimate = f1(board, row)
@@ -130,8 +130,10 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     if floor is not None:
         axes.axvline(floor.scores["f1"][0].mean, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     label_rows([axes], range(len(rows)), labels, margin=0.5)
+    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("bold" if row.as_good_as_best else "normal")
     axes.set_xlim(0, limit)
-    figure.supxlabel(f"answer F1 ({f1_error(board)})", fontsize=8)
+    figure.supxlabel(f"answer F1 ({f1_error(board)})\nbold: as good as the best", fontsize=8)
     return figure
 
 
@@ -220,4 +222,4 @@ def _binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]
 
 def _top(board: Board, row: Row) -> float:
     estimate = f1(board, row)
-    return estimate.mean + (estimate.se or 0)
+    return estimate.mean + (estimate.half_width() or 0)

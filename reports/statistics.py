@@ -1,8 +1,10 @@
-"""Error bars, paired differences and significance tests. No other module computes any of them.
+"""Estimates: means with their errors, intervals and p-values, and paired differences.
 
 Every error has a name. ``SE_stream`` is the standard error over streams (each stream is one observation, the papers'
 convention). ``SE_doc`` is the standard error over questions, clustered by the document that answers them. Both belong
-to the same mean: the mean of the stream means.
+to the same mean: the mean of the stream means. With several seeds both include what the seeds add
+(:mod:`reports.spread`). :mod:`reports.ranks` compares all methods, and :mod:`reports.agreement` two rankings of them.
+No other module computes errors or tests.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
 from bench.errors import BenchError
+from reports.spread import Run, Runs, Term, seed_term
 
 ErrorKind = Literal["SE_stream", "SE_doc"]
 
@@ -28,31 +32,37 @@ class Estimate:
     """None if there is a single unit."""
     kind: ErrorKind
     n: int
+    degrees: float
+    """Degrees of freedom of the error: n - 1, or fewer if the seeds are a part of it."""
+
+    def half_width(self, level: float = 0.95) -> float | None:
+        """Half the width of the confidence interval by Student's t; None without a standard error."""
+        return None if self.se is None else _t_quantile((1 + level) / 2, self.degrees) * self.se
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Confidence interval by Student's t with n - 1 degrees of freedom; None without a standard error."""
-        if self.se is None:
-            return None
-        half = _t_quantile((1 + level) / 2, self.n - 1) * self.se
-        return self.mean - half, self.mean + half
+        """Confidence interval by Student's t; None without a standard error."""
+        half = self.half_width(level)
+        return None if half is None else (self.mean - half, self.mean + half)
 
     def p_value(self) -> float | None:
         """Two-sided p-value of the null hypothesis that the mean is 0, by the same t distribution.
 
-        None without a standard error, or if it is 0: identical units have no spread to test against.
+        None without a standard error. If there is no spread it is 1 for a mean of 0, and 0 for another one.
         """
         from scipy.special import stdtr
 
-        return None if not self.se else float(2 * stdtr(self.n - 1, -abs(self.mean) / self.se))
-
-    def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> float | None:
-        """Smallest true value that a test at ``level`` detects with probability ``power`` (Bloom 1995)."""
         if self.se is None:
             return None
-        return (_t_quantile(1 - level / 2, self.n - 1) + _t_quantile(power, self.n - 1)) * self.se
+        if abs(self.mean) < NOTHING or not self.se:
+            return float(abs(self.mean) < NOTHING)
+        return float(2 * stdtr(self.degrees, -abs(self.mean) / self.se))
 
     def __str__(self) -> str:
-        return show(self.mean, self.se)
+        return show(self.mean, self.half_width())
+
+
+NOTHING = 1e-12
+"""A mean below this is a rounding error of 0."""
 
 
 class Item(NamedTuple):
@@ -60,11 +70,18 @@ class Item(NamedTuple):
 
     stream: str
     unit: str
-    """Identifier within the stream, the same for every method."""
+    """Identifier within the stream, the same for every method, seed and order."""
     document: str
     """The cluster: units about one document are correlated."""
     value: float
     weight: float = 1.0
+    seed: int = 0
+    order: int = 0
+
+    @classmethod
+    def of(cls, run: Run, unit: str, document: str, value: float, weight: float = 1.0) -> Self:
+        """An item of this run."""
+        return cls(run.stream, unit, document, value, weight, run.seed, run.order)
 
 
 class EstimatePair(NamedTuple):
@@ -74,8 +91,49 @@ class EstimatePair(NamedTuple):
     document: Estimate
 
 
-def stream_error(means: Sequence[float]) -> Estimate:
+@dataclass(frozen=True)
+class Sample:
+    """The items of one row, averaged over its seeds and orders."""
+
+    units: Mapping[tuple[str, str], Item]
+    """By stream and unit."""
+    seeds: Term | None
+    """What the seeds add to the variance of the mean; None with a single seed."""
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Self:
+        """The sample of a row's items."""
+        groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+        for item in items:
+            groups[item.stream, item.unit].append(item)
+        units = {
+            key: group[0] if len(group) == 1 else group[0]._replace(value=_mean([item.value for item in group]))
+            for key, group in groups.items()
+        }
+        several = any(item.seed != items[0].seed for item in items)
+        return cls(units, seed_term(run_means(items)) if several else None)
+
+    @cached_property
+    def by_stream(self) -> dict[str, float]:
+        """The mean of each stream."""
+        return stream_means(self.units.values())
+
+    @property
+    def mean(self) -> float:
+        """The mean of the stream means."""
+        return _mean(list(self.by_stream.values()))
+
+    @property
+    def extra(self) -> list[Term]:
+        """The seeds' term, if there is one."""
+        return [] if self.seeds is None else [self.seeds]
+
+
+def stream_error(means: Sequence[float], extra: Sequence[Term] = ()) -> Estimate:
     """Mean of the stream means; SE_stream = their standard deviation (K - 1 in the divisor) / sqrt(K).
+
+    ``extra`` holds further terms of the variance of the mean. The degrees of freedom of the sum are Satterthwaite's
+    (1946).
 
     Raises:
         ValueError: there are no streams.
@@ -83,18 +141,22 @@ def stream_error(means: Sequence[float]) -> Estimate:
     values = np.asarray(means, dtype=float)
     if not values.size:
         raise ValueError("An error over streams needs at least one stream.")
-    se = float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
-    return Estimate(float(values.mean()), se, "SE_stream", values.size)
+    own = Term(float(values.var(ddof=1)) / values.size, values.size - 1) if values.size > 1 else None
+    return _estimate(float(values.mean()), own, extra, "SE_stream", values.size)
 
 
 def clustered_error(
-    values: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float] | None = None
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    weights: Sequence[float] | None = None,
+    extra: Sequence[Term] = (),
 ) -> Estimate:
     """Weighted mean of ``values`` with the cluster-robust standard error SE_doc; clusters may differ in size.
 
     SE^2 = G / (G - 1) * sum over clusters g of (sum over i in g of w_i (v_i - mean))^2 / (sum of w)^2: the sandwich
     estimator of Liang and Zeger (1986) for a mean, with the small-sample factor of Cameron and Miller (2015,
-    section II.B) for G clusters and one parameter. It is the usual error of a ratio of two cluster totals.
+    section II.B) for G clusters and one parameter. It is the usual error of a ratio of two cluster totals. ``extra``
+    as in :func:`stream_error`.
 
     Raises:
         ValueError: there are no values, or the lengths differ.
@@ -108,8 +170,17 @@ def clustered_error(
     mean = float(w @ v / w.sum())
     residuals = np.bincount(cluster_of, weights=w * (v - mean))
     g = len(indices)
-    se = float(np.sqrt(g / (g - 1) * (residuals @ residuals)) / w.sum()) if g > 1 else None
-    return Estimate(mean, se, "SE_doc", g)
+    own = Term(float(g / (g - 1) * (residuals @ residuals) / w.sum() ** 2), g - 1) if g > 1 else None
+    return _estimate(mean, own, extra, "SE_doc", g)
+
+
+def _estimate(mean: float, own: Term | None, extra: Sequence[Term], kind: ErrorKind, n: int) -> Estimate:
+    if own is None:
+        return Estimate(mean, None, kind, n, 0.0)
+    terms = [own, *extra]
+    variance = sum(term.variance for term in terms)
+    parts = sum(term.variance**2 / term.degrees for term in terms)
+    return Estimate(mean, float(np.sqrt(variance)), kind, n, variance**2 / parts if parts else own.degrees)
 
 
 def stream_means(items: Iterable[Item]) -> dict[str, float]:
@@ -117,30 +188,44 @@ def stream_means(items: Iterable[Item]) -> dict[str, float]:
     by_stream: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_stream[item.stream].append(item)
-    return {
-        name: float(np.average([item.value for item in group], weights=[item.weight for item in group]))
-        for name, group in sorted(by_stream.items())
-    }
+    return {stream: _weighted_mean(group) for stream, group in sorted(by_stream.items())}
 
 
-def mean_over_streams(items: Iterable[Item]) -> Estimate:
-    """The mean of the stream means of ``items``, with SE_stream.
+def run_means(items: Iterable[Item]) -> dict[Run, float]:
+    """Weighted mean of each run's items, in the order of streams, seeds and orders."""
+    by_run: dict[Run, list[Item]] = defaultdict(list)
+    for item in items:
+        by_run[Run(item.stream, item.seed, item.order)].append(item)
+    return {run: _weighted_mean(group) for run, group in sorted(by_run.items())}
+
+
+def _weighted_mean(items: Sequence[Item]) -> float:
+    return float(np.average([item.value for item in items], weights=[item.weight for item in items]))
+
+
+def mean_over_streams(items: Sequence[Item]) -> Estimate:
+    """The mean of the stream means of ``items``, with SE_stream. A unit with several seeds or orders is averaged first.
 
     Raises:
         ValueError: there are no items.
     """
-    return stream_error(list(stream_means(items).values()))
+    sample = Sample.of(items)
+    return stream_error(list(sample.by_stream.values()), sample.extra)
 
 
 def summarize(items: Sequence[Item]) -> EstimatePair:
-    """The mean over streams with both errors. A unit that occurs several times (several seeds) is averaged first.
+    """The mean over streams with both errors. A unit with several seeds or orders is averaged first.
 
     All streams have the same weight in both errors, so both belong to the same mean.
 
     Raises:
         ValueError: there are no items.
     """
-    return _estimate_pair(list(_merged(items).values()))
+    sample = Sample.of(items)
+    units = list(sample.units.values())
+    return EstimatePair(
+        stream_error(list(sample.by_stream.values()), sample.extra), _over_documents(units, sample.extra)
+    )
 
 
 def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> EstimatePair:
@@ -151,72 +236,49 @@ def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> EstimatePair:
     Raises:
         BenchError: ``a`` and ``b`` do not have the same units; the message names the first unmatched one.
     """
-    return _estimate_pair(_differences(a, b))
+    left, right = Sample.of(a), Sample.of(b)
+    return EstimatePair(difference(left, right, "SE_stream"), difference(left, right, "SE_doc"))
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Ratio of two means over the same streams, with SE_stream by linearisation (Cochran 1977, section 6.4).
+def difference(a: Sample, b: Sample, kind: ErrorKind) -> Estimate:
+    """Mean of a - b with this error, as in :func:`paired_difference`.
 
-    Raises:
-        ValueError: the mean of the denominators is 0, or the lengths differ.
-    """
-    top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if top.shape != bottom.shape or not bottom.mean():
-        raise ValueError(f"There is no ratio of {list(numerators)} to {list(denominators)}.")
-    value = float(top.mean() / bottom.mean())
-    return Estimate(value, stream_error(list((top - value * bottom) / bottom.mean())).se, "SE_stream", top.size)
-
-
-def bootstrap_interval(items: Sequence[Item], seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the mean of ``items`` by the percentile cluster bootstrap: whole documents are resampled.
-
-    A check on :func:`clustered_error` that does not assume a t distribution.
-    """
-    from scipy import stats
-
-    totals, weights = _cluster_totals(list(_merged(items).values()))
-    result = stats.bootstrap(
-        (totals, weights),
-        lambda total, weight, axis: total.sum(axis=axis) / weight.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def sign_flip_p(a: Sequence[Item], b: Sequence[Item], seed: int) -> float:
-    """Two-sided p-value of a paired permutation test: a and b are swapped per document, with all its questions.
-
-    Exact if there are few documents, else over 9,999 random swaps.
+    The seeds of two rows are not paired: equal numbers have nothing in common.
 
     Raises:
         BenchError: as :func:`paired_difference`.
     """
-    from scipy import stats
-
-    totals, _ = _cluster_totals(_differences(a, b))
-    result = stats.permutation_test(
-        (totals,),
-        lambda total, axis: total.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=9999,
-        rng=np.random.default_rng(seed),
+    if unmatched := sorted(a.units.keys() ^ b.units.keys()):
+        stream, unit = unmatched[0]
+        raise BenchError(
+            f"The two cannot be compared: only one of them has {unit} of stream {stream} "
+            f"({len(unmatched)} unmatched in all). Run both on the same streams."
+        )
+    extra = [*a.extra, *b.extra]
+    if kind == "SE_stream":
+        return stream_error([mean - b.by_stream[stream] for stream, mean in a.by_stream.items()], extra)
+    return _over_documents(
+        [unit._replace(value=unit.value - b.units[key].value) for key, unit in a.units.items()], extra
     )
-    return float(result.pvalue)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's (1979) adjusted p-values: rejecting those below a level keeps the family-wise error rate below it."""
-    adjusted: dict[str, float] = {}
-    highest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = highest
-    return adjusted
+def ratio(numerators: Runs, denominators: Runs) -> Estimate:
+    """Ratio of two means over the same runs, with SE_stream by linearisation (Cochran 1977, section 6.4).
+
+    Raises:
+        ValueError: the mean of the denominators is 0, or the runs differ.
+    """
+    top, bottom = _mean_of_runs(numerators).mean, _mean_of_runs(denominators).mean
+    if numerators.keys() != denominators.keys() or not bottom:
+        raise ValueError(f"There is no ratio of {dict(numerators)} to {dict(denominators)}.")
+    value = top / bottom
+    residuals = {run: (numerators[run] - value * denominators[run]) / bottom for run in numerators}
+    error = _mean_of_runs(residuals)
+    return Estimate(value, error.se, error.kind, error.n, error.degrees)
+
+
+def _mean_of_runs(runs: Runs) -> Estimate:
+    return mean_over_streams([Item.of(run, "", "", value) for run, value in runs.items()])
 
 
 def roc_auc(values: Sequence[float], positive: Sequence[bool]) -> float | None:
@@ -234,55 +296,31 @@ def roc_auc(values: Sequence[float], positive: Sequence[bool]) -> float | None:
     return float(mannwhitneyu(v[mask], v[~mask], method="asymptotic").statistic / pairs)  # only U is used, not p
 
 
-def show(mean: float, se: float | None, digits: int = 3) -> str:
+def show(mean: float, error: float | None, digits: int = 3) -> str:
     """``"0.123 ± 0.004"``. An error that would round to 0 is shown as "<0.001", an unknown one as "n/a"."""
+    return f"{round(mean, digits) + 0.0:.{digits}f} ± {show_error(error, digits)}"
+
+
+def show_error(error: float | None, digits: int = 3) -> str:
+    """An error alone, as in :func:`show`."""
     smallest = 10.0**-digits
-    error = "n/a" if se is None else f"<{smallest:.{digits}f}" if se < smallest / 2 else f"{se:.{digits}f}"
-    return f"{round(mean, digits) + 0.0:.{digits}f} ± {error}"
+    return "n/a" if error is None else f"<{smallest:.{digits}f}" if error < smallest / 2 else f"{error:.{digits}f}"
 
 
-def _merged(items: Iterable[Item]) -> dict[tuple[str, str], Item]:
-    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    for item in items:
-        groups[item.stream, item.unit].append(item)
-    return {
-        key: group[0] if len(group) == 1 else group[0]._replace(value=float(np.mean([item.value for item in group])))
-        for key, group in groups.items()
-    }
-
-
-def _differences(a: Iterable[Item], b: Iterable[Item]) -> list[Item]:
-    left, right = _merged(a), _merged(b)
-    if unmatched := sorted(left.keys() ^ right.keys()):
-        stream, unit = unmatched[0]
-        raise BenchError(
-            f"The two cannot be compared: only one of them has {unit} of stream {stream} "
-            f"({len(unmatched)} unmatched in all). Run both on the same streams."
-        )
-    return [item._replace(value=item.value - right[key].value) for key, item in left.items()]
-
-
-def _stream_weights(items: Sequence[Item]) -> list[float]:
+def _over_documents(units: Sequence[Item], extra: Sequence[Term]) -> Estimate:
+    """The mean of the stream means of ``units`` with SE_doc: all streams have the same weight."""
     totals: dict[str, float] = defaultdict(float)
-    for item in items:
+    for item in units:
         totals[item.stream] += item.weight
-    return [item.weight / totals[item.stream] for item in items]
+    weights = [item.weight / totals[item.stream] for item in units]
+    return clustered_error([item.value for item in units], [item.document for item in units], weights, extra)
 
 
-def _estimate_pair(items: Sequence[Item]) -> EstimatePair:
-    values, documents = [item.value for item in items], [item.document for item in items]
-    return EstimatePair(mean_over_streams(items), clustered_error(values, documents, _stream_weights(items)))
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
-def _cluster_totals(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
-    totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for item, weight in zip(items, _stream_weights(items), strict=True):
-        totals[item.document] += (weight * item.value, weight)
-    columns = np.array(list(totals.values()))
-    return columns[:, 0], columns[:, 1]
-
-
-def _t_quantile(probability: float, degrees: int) -> float:
+def _t_quantile(probability: float, degrees: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))

@@ -64,10 +64,10 @@ def heading(axes: Axes, text: str) -> None:
 
 
 def bar(axes: Axes, y: float, estimate: Estimate, colour: str, filled: bool = True) -> None:
-    """A horizontal bar with one standard error."""
+    """A horizontal bar with its 95 % interval."""
     axes.barh(y, estimate.mean, height=0.62, color=colour if filled else "white", edgecolor=colour)
-    if estimate.se is not None:
-        axes.errorbar(estimate.mean, y, xerr=estimate.se, color="black", linewidth=0.8, capsize=1.5)
+    if (half := estimate.half_width()) is not None:
+        axes.errorbar(estimate.mean, y, xerr=half, color="black", linewidth=0.8, capsize=1.5)
 
 
 def wrap_labels(labels: Sequence[str]) -> tuple[list[str], float]:
@@ -90,28 +90,25 @@ def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
 
 
 def band(axes: Axes, points: Points) -> None:
-    """Means with a band of one standard error."""
+    """Means with a band of their 95 % intervals."""
     x, means = _coordinates(points)
     axes.plot(x, means, color=BLUE, marker="o", markersize=2)
-    lows = [estimate.mean - (estimate.se or 0) for _, estimate in points]
-    highs = [estimate.mean + (estimate.se or 0) for _, estimate in points]
+    lows = [estimate.mean - (estimate.half_width() or 0) for _, estimate in points]
+    highs = [estimate.mean + (estimate.half_width() or 0) for _, estimate in points]
     axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
 
 
-def open_circles(axes: Axes, points: Points, colour: str = BLUE, chosen: float | None = None) -> None:
-    """Means as open circles on a line, each with one standard error; the circle at ``chosen`` is filled."""
+def open_circles(axes: Axes, points: Points, colour: str = BLUE) -> None:
+    """Means as open circles on a line, each with its 95 % interval."""
     axes.errorbar(
         *_coordinates(points),
-        yerr=[estimate.se or 0 for _, estimate in points],
+        yerr=[estimate.half_width() or 0 for _, estimate in points],
         color=colour,
         marker="o",
         markersize=3,
         markerfacecolor="white",
         elinewidth=0.8,
     )
-    for x, estimate in points:
-        if x == chosen:
-            axes.plot(x, estimate.mean, "o", color=colour, markersize=4, zorder=3)
 
 
 def _coordinates(points: Points) -> tuple[list[float], list[float]]:
@@ -159,12 +156,12 @@ def f1(board: Board, row: Row) -> Estimate:
 
 
 def f1_error(board: Board) -> str:
-    """Name of the error that :func:`f1` has."""
-    return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "± SE_doc, one stream"
+    """Name of the error bars that :func:`f1` has."""
+    return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "95\u00a0% interval over documents"
 
 
 def stream_error_name(*counts: int, kind: str = "") -> str:
-    """Name of the error of means over these numbers of streams; ``kind`` goes before the word "streams"."""
+    """Name of the error bars of means over these numbers of streams; ``kind`` goes before the word "streams"."""
     if max(counts) == 1:
-        return f"one {kind}stream: no error"
-    return f"± SE_stream over {' or '.join(str(count) for count in sorted(set(counts)))} {kind}streams"
+        return f"one {kind}stream: no interval"
+    return f"95\u00a0% interval over {' or '.join(str(count) for count in sorted(set(counts)))} {kind}streams"

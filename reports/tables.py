@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 from bench.files import csv_text, write_bytes, write_json
 from reports.board import Board
 from reports.columns import Column, caption, columns
-from reports.rows import COSTS, SCORES, SE_DOC, Row
+from reports.prices import COSTS
+from reports.rows import SCORES, SE_DOC, Row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def fields(row: Row, board: Board) -> dict[str, Any]:
-    """A row as flat fields, the same in all rows; missing values are None. Errors are ``<score>_se_<kind>``."""
+    """A row as flat fields, the same in all rows; missing values are None.
+
+    ``<score>_ci95`` is the half-width of the 95 % t interval over streams, or over documents if there is one stream;
+    ``<score>_se_<kind>`` are the standard errors.
+    """
     flat: dict[str, Any] = {
         "method": row.method,
         "label": row.label,
@@ -30,19 +35,26 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "overlap": row.overlap,
         "streams": row.streams,
         "seeds": row.seeds,
-        "leading": row.leading,
+        "orders": row.orders,
+        "as_good_as_best": row.as_good_as_best,
+        "rank_low": row.standing and row.standing.low,
+        "rank_high": row.standing and row.standing.high,
         "config": dict(row.config),
     }
     for name in SCORES:
         estimates = row.scores.get(name, ())
         errors = {estimate.kind: estimate.se for estimate in estimates}
+        headline = row.estimate(name, board.error)
         flat[name] = row.value(name)
+        flat[f"{name}_ci95"] = headline and headline.half_width()
         flat[f"{name}_se_stream"] = errors.get("SE_stream")
         if name in SE_DOC:
             flat[f"{name}_se_doc"] = errors.get("SE_doc")
     for name in COSTS:
         flat[name] = row.costs.get(name)
-    return {**flat, "trials": row.trials, "tuned": row.tuned}
+    for name in ("streams", "seeds", "orders", "rest"):
+        flat[f"spread_{name}"] = row.spread.get(name)
+    return {**flat, "trials": row.trials, "tuned": row.tuned, "hand_set": list(row.hand_set)}
 
 
 def write(board: Board, out: Path) -> list[Path]:
@@ -70,7 +82,23 @@ def write(board: Board, out: Path) -> list[Path]:
 
 LABEL_WIDTH = 18
 """Minimum width of the labels, in characters, on a narrow terminal; longer labels are folded."""
-DISPENSABLE = ("state", "FLOP/doc", "forgot", "EM", "recall", "gain", "bits/byte", "s/doc", "token NLL")
+DISPENSABLE = (
+    *(
+        "orders",
+        "break-even",
+        "FLOP/doc",
+        "total FLOP",
+        "fit s",
+        "train s",
+        "tune s",
+        "state",
+        "forgot",
+        "EM",
+        "recall",
+        "gain",
+    ),
+    *("s/question", "bits/byte", "SE", "s/doc", "token NLL", "total s"),
+)
 """Columns that a narrow terminal leaves out, in this order; the files have all of them."""
 
 
@@ -109,7 +137,7 @@ def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
         if previous is not None and row.control and not previous.control:
             table.add_section()
         cells = [escape(column.cell(row)) for column in selection]
-        if row.leading:
+        if row.as_good_as_best:
             cells[:2] = [f"[bold]{cell}[/bold]" for cell in cells[:2]]
         table.add_row(*cells, style="dim" if row.control else "")
     return table
@@ -118,7 +146,8 @@ def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     import json
 
-    return csv_text([{**row, "config": json.dumps(row["config"], sort_keys=True)} for row in rows])
+    structured = ("config", "hand_set")
+    return csv_text([{**row, **{key: json.dumps(row[key], sort_keys=True) for key in structured}} for row in rows])
 
 
 def _markdown(board: Board) -> str:
@@ -132,7 +161,7 @@ def _markdown(board: Board) -> str:
     for row in board.rows:
         cells = [column.cell(row).replace("|", "\\|") for column in selection]
         cells[0] = f"*{cells[0]}*" if row.control else cells[0]
-        if row.leading:
+        if row.as_good_as_best:
             cells[:2] = [f"**{cell}**" for cell in cells[:2]]
         lines.append(pipes(cells))
     lines += ["", caption(board, selection), *(f"\n{remark}" for remark in board.remarks)]
@@ -158,7 +187,7 @@ def _latex(board: Board) -> str:
         if previous is not None and row.control and not previous.control:
             lines.append("\\midrule")
         cells = [_escape(column.cell(row)) for column in selection]
-        if row.leading:
+        if row.as_good_as_best:
             cells[:2] = [f"\\textbf{{{cell}}}" for cell in cells[:2]]
         lines.append(_ampersands(cells))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"

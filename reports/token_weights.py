@@ -155,7 +155,7 @@ def _caption(board: Board, all_weights: Sequence[RowWeights], headings: Sequence
     facts = f"{all_weights[0].frequency('fact'):.1%}"
     sentences = [
         f"{board.dataset}, {board.model}.",
-        f"Errors are SE_stream over {streams} streams." if streams > 1 else "With one stream there is no SE_stream.",
+        f"± is the half-width of the 95 % t interval over {streams} streams." if streams > 1 else "One stream: no ±.",
         f"Tokens are from the first {documents} documents of each {board.streams[0].rpartition('-')[0]} stream.",
         "AUC: probability that a token of a fact asked about has a larger weight than another token (0.5 is chance).",
         f"{kinds}: mean weight of these tokens, relative to the mean weight of all tokens.",
@@ -171,6 +171,7 @@ def _csv(all_weights: Sequence[RowWeights]) -> str:
         flat |= {"config": json.dumps(weights.row.config, sort_keys=True), "tokens": weights.tokens}
         for heading, value in COLUMNS.items():
             key, estimate = heading.lower().replace(" ", "_"), value(weights)
-            flat |= {key: estimate and estimate.mean, f"{key}_se_stream": estimate and estimate.se}
+            flat |= {key: estimate and estimate.mean, f"{key}_ci95": estimate and estimate.half_width()}
+            flat |= {f"{key}_se_stream": estimate and estimate.se}
         lines.append(flat)
     return csv_text(lines)

@@ -1,28 +1,15 @@
-"""The plot of tuning: sensitivity of each method to the learning rate on the validation streams."""
+"""The plot of tuning: the trials of each method by learning rate, with their scores on the validation streams."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.records.schema import TuningRecord
-from bench.records.store import read_run
 from reports.board import Board
-from reports.statistics import Estimate, stream_error
-from reports.style import (
-    GREY,
-    Drawings,
-    heading,
-    log_ticks,
-    name_axes,
-    open_circles,
-    panels,
-    readable,
-    stream_error_name,
-)
+from reports.style import BLUE, DASHED, GREY, ORANGE, Drawings, heading, name_axes, panels, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,91 +17,115 @@ if TYPE_CHECKING:
 
 NAMES = ("learning_rate_sensitivity",)
 
-KEY = "learning_rate"
+RATE, STEPS = "learning_rate", "steps_per_document"
 SCORES = {"f1": "answer F1", "token_nll": "token NLL (nats)"}
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A trial at its learning rate."""
+
+    rate: float
+    score: float | None
+    """Mean over the validation streams; None if it diverged."""
+    whole: bool
+    """False if it was stopped after the first part of the streams."""
+    chosen: bool
+    steps: int | None
+    """Steps on each document, if they were tuned."""
+
+
+@dataclass(frozen=True)
 class Sensitivity:
-    """A method's score on the validation streams at each learning rate tried."""
+    """A method's trials, by learning rate."""
 
     label: str
     metric: str
-    points: Sequence[tuple[float, Estimate | None]]
-    """The best score at each rate over the other settings; None if all trials diverged."""
-    chosen: float
-    several_settings: bool
-    """True if other settings were tuned too."""
+    trials: Sequence[Trial]
+    floor: float | None
+    """The score without documents."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, if the learning rate of a method was tuned."""
-    methods = sensitivities(board, runs)
+    methods = sensitivities(board)
     return {NAMES[0]: lambda: _draw(methods)} if methods else {}
 
 
-def sensitivities(board: Board, runs: Path) -> list[Sensitivity]:
-    """The methods with a tuned learning rate, in the board's order.
-
-    Raises:
-        BenchError: the run of a trial is missing or unreadable.
-    """
+def sensitivities(board: Board) -> list[Sensitivity]:
+    """The methods with a tuned learning rate, in the board's order."""
     rows = [row for row in board.rows if row.arm == "stream"]
     entries = []
     for record in board.tuning:
         matches = (i for i, row in enumerate(rows) if (row.method, row.config) == (record.method, record.chosen))
         place = next(matches, len(rows))
         label = rows[place].label if place < len(rows) else record.method
-        if sensitivity := _sensitivity(runs, record, label):
+        if sensitivity := _sensitivity(record, label):
             entries.append((place, sensitivity))
     return [sensitivity for _, sensitivity in sorted(entries, key=lambda pair: pair[0])]
 
 
-def _sensitivity(runs: Path, record: TuningRecord, label: str) -> Sensitivity | None:
-    by_rate: dict[float, list[Estimate | None]] = defaultdict(list)
-    for trial in record.trials:
-        rate = trial["config"].get(KEY)
-        if rate:  # a rate of 0 has no place on a logarithmic axis
-            by_rate[rate].append(_score(runs, record.metric, trial["runs"]) if trial["score"] is not None else None)
-    if len(by_rate) < 2:
+def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
+    # a rate of 0 has no place on a logarithmic axis
+    trials = [
+        Trial(
+            rate=trial["config"][RATE],
+            score=trial["score"],
+            whole=trial["whole"],
+            chosen=trial["config"] == record.chosen,
+            steps=trial["config"].get(STEPS) if STEPS in record.space else None,
+        )
+        for trial in record.trials
+        if trial["config"].get(RATE)
+    ]
+    if len({trial.rate for trial in trials}) < 2:
         return None
-    best = max if record.metric == "f1" else min
-    points = []
-    for rate, trials in sorted(by_rate.items()):
-        estimates = [estimate for estimate in trials if estimate is not None]
-        points.append((rate, best(estimates, key=lambda estimate: estimate.mean) if estimates else None))
-    several_settings = any(len(trials) > 1 for trials in by_rate.values())
-    return Sensitivity(readable(label), record.metric, points, record.chosen[KEY], several_settings)
-
-
-def _score(runs: Path, metric: str, run_ids: Sequence[str]) -> Estimate | None:
-    summaries = [read_run(runs / run_id).summary for run_id in run_ids]
-    values = [getattr(summary, metric) for summary in summaries if summary is not None]
-    present = [value for value in values if value is not None]
-    return stream_error(present) if present else None
+    ordered = sorted(trials, key=lambda trial: trial.rate)
+    return Sensitivity(readable(label), record.metric, ordered, record.floor)
 
 
 def _draw(methods: Sequence[Sensitivity]) -> Figure:
-    """One small panel for each method; the circle at the chosen rate is filled."""
+    """One small panel for each method with a dot for each trial."""
     figure, grid = panels(len(methods), sharex=False)
     for axes, sensitivity in zip(grid, methods, strict=True):
-        _curve(axes, sensitivity)
+        _dots(axes, sensitivity)
         heading(axes, sensitivity.label)
-    estimates = [estimate for sensitivity in methods for _, estimate in sensitivity.points]
-    streams = max((estimate.n for estimate in estimates if estimate is not None), default=1)
-    notes = [stream_error_name(streams, kind="validation "), "filled: chosen"]
-    notes += ["×: diverged"] if None in estimates else []
-    if any(sensitivity.several_settings for sensitivity in methods):
-        notes.append("best of the other tuned settings at each rate")
-    name_axes(figure, f"learning rate ({'; '.join(notes)})", SCORES[methods[0].metric])
+    trials = [trial for sensitivity in methods for trial in sensitivity.trials]
+    notes = ["a dot is a trial", "ring: chosen"]
+    notes += (
+        ["open: first part of the streams only"] if any(not t.whole and t.score is not None for t in trials) else []
+    )
+    notes += ["×: diverged"] if any(trial.score is None for trial in trials) else []
+    notes += ["number: steps per document"] if any(trial.steps is not None for trial in trials) else []
+    notes += ["dashed: without documents"] if any(sensitivity.floor is not None for sensitivity in methods) else []
+    name_axes(figure, f"learning rate ({'; '.join(notes)})", f"validation {SCORES[methods[0].metric]}")
     return figure
 
 
-def _curve(axes: Axes, sensitivity: Sensitivity) -> None:
-    rates = [rate for rate, _ in sensitivity.points]
-    log_ticks(axes, rates, [f"{rate:.3g}".replace("e-0", "e-") for rate in rates])
-    points = [(rate, estimate) for rate, estimate in sensitivity.points if estimate is not None]
-    open_circles(axes, points, chosen=sensitivity.chosen)
-    for rate, estimate in sensitivity.points:
-        if estimate is None:
-            axes.plot(rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
+def _dots(axes: Axes, sensitivity: Sensitivity) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    rates = [trial.rate for trial in sensitivity.trials]
+    axes.set_xlim(min(rates) / (margin := (max(rates) / min(rates)) ** 0.1), max(rates) * margin)
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.12)
+    if sensitivity.floor is not None:
+        axes.axhline(sensitivity.floor, color=GREY, linewidth=0.7, linestyle=DASHED, zorder=0)
+    for trial in sensitivity.trials:
+        if trial.score is None:
+            axes.plot(trial.rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
+            continue
+        filling = BLUE if trial.whole else "white"
+        axes.plot(trial.rate, trial.score, "o", color=BLUE, markersize=3.5, markerfacecolor=filling)
+        if trial.chosen:
+            axes.plot(trial.rate, trial.score, "o", color=ORANGE, markersize=7, markerfacecolor="none")
+        if trial.steps is not None:
+            axes.annotate(
+                str(trial.steps),
+                (trial.rate, trial.score),
+                xytext=(4, 2),
+                textcoords="offset points",
+                fontsize=6,
+            )

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import run_bench
+from bench.run.experiment import EqualCompute, Experiment
 from tests.conftest import ROOT
 from tests.world import PLUGIN, make_dataset, make_experiment
 
@@ -39,7 +40,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     plan = make_experiment(
         make_dataset(folder / "keepers"),
         llama,
-        ["closed_book", "gold_in_prompt", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}}],
+        ["closed_book", "gold_in_prompt", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}],
     )
     path = folder / "keepers.yaml"
     path.write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude={"decoding"})))
@@ -210,6 +211,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (("--runs", "PLUGIN/a/b"), "name another folder with --runs"),
         (("--runs", "/proc/runs"), "name another folder with --runs"),
         (("--validation-documents", "9"), "'validation' of keepers has 8 documents"),
+        (("--trials", "0"), "--trials"),
+        (("--equal-compute", "0"), "--equal-compute"),
+        (("--equal-compute", "2"), "give the experiment a tuning plan by F1"),
+        (("--methods", "closed_book", "--equal-compute", "2"), "a tuning plan by F1"),
         (("--documents", "9"), "--validation-documents"),
         (("--set", "uniform.learning_rate=.inf"), "uniform.learning_rate = inf: Input should be a finite number"),
         (("--set", "uniform.learning_rate=-.inf"), "uniform.learning_rate = -inf: Input should be a finite number"),
@@ -250,6 +255,30 @@ def test_a_terminal_prints_a_question_mark_for_what_its_encoding_lacks(
     assert "Liest ??." in done.stdout and "Traceback" not in done.stderr
     wrong = bench("list", "大", **encoding)
     assert wrong.returncode == 2 and "There is no list of '" in wrong.stderr
+
+
+def test_quick_is_the_default_with_fewer_streams_trials_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[Experiment, list[str]]] = []
+    monkeypatch.setattr(run_bench, "_run", lambda experiment, *_, remarks=(): runs.append((experiment, list(remarks))))
+    for arguments in (["--quick"], []):
+        run_bench.app(arguments, standalone_mode=False)
+    (quick, remarks), (default, none) = runs
+    assert (quick.name, default.name) == ("quick", "default")
+    assert quick.tuning is not None and default.tuning is not None
+    assert (quick.streams.count, quick.tuning.trials, quick.seeds) == (2, 3, [0])
+    assert (default.streams.count, default.tuning.trials) == (8, 8)
+    assert all(plan.seeds is None for plan in quick.methods) and any(plan.seeds for plan in default.methods)
+    assert remarks == ["Changed for this run: seed 0, count 2, trials 3."] and none == []
+
+
+def test_options_of_tuning_and_seeds_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Experiment] = []
+    monkeypatch.setattr(run_bench, "_run", lambda experiment, *_, **__: runs.append(experiment))
+    run_bench.app(["run", "default", "--trials", "2", "--seed", "4", "--equal-compute", "3"], standalone_mode=False)
+    (experiment,) = runs
+    assert experiment.tuning is not None and experiment.tuning.trials == 2
+    assert experiment.seeds == [4]
+    assert experiment.equal_compute == EqualCompute(method="uniform", steps=3)
 
 
 def test_an_unknown_option_is_a_wrong_request() -> None:

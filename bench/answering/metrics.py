@@ -28,7 +28,7 @@ VERSIONS = {
     "f1": "1",
     "em": "1",
     "em_prefix": "1",
-    "f1_shortest": "1",
+    "f1_shortest": "2",
     "answer_nll": "1",
     "token_nll": "1",
     "bits_per_byte": "1",
@@ -83,8 +83,13 @@ def prefix_exact_match(prediction: str, golds: Sequence[str], segment: Segmentat
 
 
 def shortest_f1(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> float:
-    """:func:`token_f1` against the shortest gold, as in the code of Hu et al. (2023)."""
-    return token_f1(prediction, [shortest(golds)], segment)
+    """:func:`token_f1` against the shortest gold, as in the code of Hu et al. (2023).
+
+    It is SQuAD 1.1's: a gold that normalises to nothing gives 0, whatever the prediction. Only the blank gold of a
+    question without an answer is matched exactly.
+    """
+    gold = shortest(golds)
+    return 0.0 if gold and not normalize(gold, segment) else token_f1(prediction, [gold], segment)
 
 
 def shortest(golds: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ from bench.conformance.loops import (
 from bench.conformance.reach import reachable_strings, spelled
 from bench.contract.config import MethodConfig
 from bench.contract.method import Conditioning, Method
+from bench.contract.search import examples
 from bench.data.documents import Document, Entry, document_id
 from bench.errors import first_problem
 from bench.harness.integrity import Fingerprint
@@ -49,21 +50,21 @@ ODD_TEXTS = {
 
 
 def config_is_sound(kind: type[Method]) -> None:
-    """All settings have valid defaults and descriptions, and the grid stays within their bounds."""
+    """All settings have valid defaults and descriptions, and the search space stays within their bounds."""
     require(
         issubclass(kind.Config, MethodConfig), "Config must derive from bench.MethodConfig, which refuses unknown keys."
     )
     kind.Config()
     for name, field in kind.Config.model_fields.items():
         require(field.description, f"Config.{name} has no description: give it with pydantic.Field(description=...).")
-    for name, values in kind.grid.items():
-        require(name in kind.Config.model_fields, f"grid tunes {name!r}, which is not a field of Config.")
-        require(len(values), f"grid[{name!r}] is empty: list its candidates, or remove it.")
-        for value in values:
+    for name, values in kind.search_space(kind.Config()).items():
+        require(name in kind.Config.model_fields, f"search_space has {name!r}, which is not a field of Config.")
+        require(len(examples(values)), f"search_space has no values for {name!r}: list its choices, or remove it.")
+        for value in examples(values):
             try:
                 kind.Config(**{name: value})
             except pydantic.ValidationError as error:
-                raise Violation(f"Correct the grid: {first_problem(error, kind.Config)}") from None
+                raise Violation(f"Correct the search space: {first_problem(error, kind.Config)}") from None
 
 
 def observe_only_reads(kind: type[Method]) -> None:
@@ -299,7 +300,8 @@ def runs_in_bfloat16(kind: type[Method]) -> None:
 def _stays_finite(method: Method, texts: Mapping[str, str], segment_tokens: int | None = None) -> None:
     questions = fixtures.entries(1)[0].questions
     entries = [Entry(Document(document_id(text), text), questions) for text in texts.values()]
-    loop = make_loop(method, entries, probes=(1.0,), segment_tokens=segment_tokens)
+    method.experiment_segment_tokens = segment_tokens
+    loop = make_loop(method, entries, probes=(1.0,))
     names = list(texts)
     try:
         loop.run()

@@ -51,6 +51,15 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**under, **over, **{key: merged(under[key], over[key]) for key in both}}
 
 
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings in nested mappings: ``{"a": {"b": 1}}`` has ``a.b``."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
 def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     """A mapping with ``value`` at the end of ``path``: ``nested(["a", "b"], 1)`` is ``{"a": {"b": 1}}``."""
     first, *rest = path

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method
+from bench.contract.search import Range, SearchSpace
 from bench.data.documents import Document
 from bench.errors import Diverged
 from bench.lm.base_model import BaseModel, TokenBatch
@@ -66,14 +67,18 @@ class GradientMethod(Method):
         )
         dropout: bool = pydantic.Field(default=False, description="use the base's dropout while learning")
 
-    grid: ClassVar[Mapping[str, Any]] = {"learning_rate": (1e-4, 2.5e-5, 6.25e-6, 1.5625e-6)}
-
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self._optimizer: torch.optim.Optimizer | None = None
         self._names: list[str] = []
         self.last_weights: Weighed | None = None
         """Token weights of the first gradient on the last document; None if they were all 1."""
+
+    @classmethod
+    def search_space(cls, config: Any) -> SearchSpace:
+        """The step size, in a range that fits the optimizer, and the steps on each document."""
+        low, high = (1e-3, 1.0) if config.optimizer == "sgd" else (1e-6, 1e-2)
+        return {"learning_rate": Range(low=low, high=high, log=True), "steps_per_document": (1, 2, 3, 5)}
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
         """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1."""

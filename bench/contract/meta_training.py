@@ -10,6 +10,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, Self
 
@@ -24,7 +25,11 @@ from bench.errors import BenchError, Diverged
 from bench.files import read_tensors, write_tensors
 from bench.hashing import digest
 from bench.lm import checkpoint
+from bench.lm.flops import FlopCounter
 from bench.seeds import seed_for
+
+COUNT_EVERY = 32
+"""Operations are counted in every n-th outer step, from the first on, and in the first validation."""
 
 
 class TrainingConfig(MethodConfig):
@@ -46,7 +51,6 @@ class TrainingConfig(MethodConfig):
     base: str | None = pydantic.Field(
         default=None, description="base model to meta-train with; null: the one that is adapted"
     )
-    seed: int = pydantic.Field(default=0, description="seed of the order of episodes and of the untrained learner")
 
     def models(self) -> dict[str, str | None]:
         """The settings, other than ``base``, that name a model."""
@@ -143,16 +147,18 @@ class Trainer:
     ) -> None:
         self.method, self.file = method, file
         self.training = training_of(method.config)
-        self.train = [episode for episode in train if episode.questions]
+        self.train = usable(train)
         if not self.train:
-            raise BenchError("Meta-training needs documents with questions, and the train split has none.")
-        candidates = [episode for episode in validation if episode.questions] or self.train
+            raise BenchError("Meta-training needs documents with text and questions, and the train split has none.")
+        candidates = usable(validation) or self.train
         self.validation = evenly_spaced(candidates, self.training.validation_episodes)
-        self.key = digest([key, self.training])
+        self.key = digest([key, self.training, method.seed])
         self._epoch, self._order = -1, [0]
         self.parameters = dict(method.learner.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.training.learning_rate)
         self.step, self.best_step, self.seconds = 0, 0, 0.0
+        self._step_flops: list[int] = []
+        self._validation_flops = 0
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
         self.best = self._learner_state()
@@ -181,6 +187,12 @@ class Trainer:
                 say(self._progress())
         self.method.learner.load_state_dict(self.best)
 
+    @property
+    def flops(self) -> float:
+        """Floating-point operations so far, validations included: the mean of the counted steps, times all steps."""
+        per_step = sum(self._step_flops) / max(1, len(self._step_flops))
+        return per_step * self.step + self._validation_flops * len(self.curve)
+
     def _is_finished(self) -> bool:
         patience = self.training.patience
         since_best = sum(row["step"] > self.best_step for row in self.curve)
@@ -189,10 +201,14 @@ class Trainer:
     def _advance(self) -> None:
         count = self.training.episodes_per_step
         self.method.progress = self.step / self.training.steps
-        torch.manual_seed(seed_for(self.training.seed, "outer step", self.step))
+        torch.manual_seed(seed_for(self.method.seed, "outer step", self.step))
         episodes = [self._episode(2 * count * self.step + i) for i in range(2 * count)]
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.method.outer_step(episodes[:count], episodes[count:])
+        counter = FlopCounter() if self.step % COUNT_EVERY == 0 else None
+        with counter or nullcontext():
+            losses = self.method.outer_step(episodes[:count], episodes[count:])
+        if counter is not None:
+            self._step_flops.append(counter.flops)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.training.clip_norm or float("inf"))
         if not torch.isfinite(norm):
             raise Diverged(
@@ -208,14 +224,18 @@ class Trainer:
         """The episode at a place of the endless sequence of shuffled passes over the train split."""
         epoch, place = divmod(index, len(self.train))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_for(self.training.seed, "pass", epoch))
+            generator = torch.Generator().manual_seed(seed_for(self.method.seed, "pass", epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.train), generator=generator).tolist()
         return self.train[self._order[place]]
 
     def _validate(self) -> None:
-        torch.manual_seed(seed_for(self.training.seed, "validation"))
+        torch.manual_seed(seed_for(self.method.seed, "validation"))
         started = time.perf_counter()
-        losses = self.method.validate(self.validation)
+        counter = None if self.curve else FlopCounter()
+        with counter or nullcontext():
+            losses = self.method.validate(self.validation)
+        if counter is not None:
+            self._validation_flops = counter.flops
         row = {"step": float(self.step), **{f"validation_{name}": value for name, value in losses.items()}}
         row |= {f"train_{name}": value for name, value in mean_of(self.recent).items()}
         if not self.curve or losses["loss"] < min(earlier["validation_loss"] for earlier in self.curve):
@@ -244,6 +264,8 @@ class Trainer:
             "step": self.step,
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "step_flops": self._step_flops,
+            "validation_flops": self._validation_flops,
             "curve": self.curve,
             "key": self.key,
         }
@@ -265,6 +287,12 @@ class Trainer:
                 }
         self.step, self.best_step = facts["step"], facts["best_step"]
         self.seconds, self.curve = facts["seconds"], facts["curve"]
+        self._step_flops, self._validation_flops = facts["step_flops"], facts["validation_flops"]
+
+
+def usable(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes that can be learned from: those whose document has text and questions."""
+    return [episode for episode in episodes if episode.questions and episode.document.text.strip()]
 
 
 def evenly_spaced(episodes: Sequence[Episode], count: int) -> list[Episode]:

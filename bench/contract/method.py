@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.contract.config import MethodConfig, paths_in
+from bench.contract.search import SearchSpace
 from bench.data.documents import Document, Episode, Question
 from bench.errors import BenchError, first_problem
 from bench.lm.base_model import BaseModel
@@ -122,9 +123,9 @@ class Method(ABC):
     """
     learns_from: ClassVar[Literal["train", "qa_train"]] = "train"
     """The split whose episodes :meth:`fit` gets."""
-    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Config keys to tune on validation streams, with their candidate values; the full product is tried."""
 
+    experiment_segment_tokens: int | None = None
+    """Tokens of a segment as the experiment states them; None: whole documents. Set before :meth:`fit`."""
     scored: Scored | None = None
     """The scoring of the segment, handed over during :meth:`observe` if the method :attr:`learns_from_scoring`."""
 
@@ -156,6 +157,14 @@ class Method(ABC):
     def learns_offline(cls, config: MethodConfig) -> bool:
         """True if :meth:`fit` must be called. Default: True if the method overrides it."""
         return cls.fit is not Method.fit
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """Settings to tune on validation streams, with their values; ``config`` is the one that an experiment fixes.
+
+        Settings that an experiment fixes are not tuned. Default: none.
+        """
+        return {}
 
     @classmethod
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
@@ -200,8 +209,8 @@ class Method(ABC):
 
     @property
     def segment_tokens(self) -> int | None:
-        """Tokens to score and observe at a time; None: as the experiment says (by default whole documents)."""
-        return None
+        """Tokens to score and observe at a time; None: whole documents. Default: as the experiment says."""
+        return self.experiment_segment_tokens
 
     @property
     def reading(self) -> Reading:

@@ -62,13 +62,18 @@ class Size(_Strict):
     count: pydantic.PositiveInt
 
 
+def _listed(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 class StreamPolicy(_Strict):
     """Rule by which streams are drawn (see :func:`bench.data.streams.draw`)."""
 
     group: bool = False
     """Draw whole groups (an entity, an article) rather than single documents."""
     order: Literal["timestamp", "grouped", "random"] = "random"
-    sizes: Mapping[Split, Size] = {}
+    sizes: Mapping[Split, Annotated[tuple[Size, ...], pydantic.BeforeValidator(_listed)]] = {}
+    """Sizes of the streams to freeze; one, or a list."""
 
     @pydantic.model_validator(mode="after")
     def _grouped(self) -> StreamPolicy:

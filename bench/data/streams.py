@@ -155,11 +155,14 @@ def build_all(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[Path]:
     Raises:
         BenchError: the recipe has no such size; else as :func:`build`.
     """
-    sizes = {split: size for split, size in recipe.stream.sizes.items() if not data_files or split in data_files}
+    sizes = {split: some for split, some in recipe.stream.sizes.items() if not data_files or split in data_files}
     if not sizes:
         raise BenchError(f"{recipe.name} has no stream sizes to freeze: see stream.sizes in datasets/README.md.")
     return [
-        path for split, size in sizes.items() for path in build(recipe, split, size.documents, size.count, data_files)
+        path
+        for split, some in sizes.items()
+        for size in some
+        for path in build(recipe, split, size.documents, size.count, data_files)
     ]
 
 
@@ -189,6 +192,38 @@ def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
         questions = sum(len(entry.questions) for entry in stream.entries)
         report.append(f"{manifest.name}: {len(stream.entries)} documents, {questions} questions, as frozen")
     return report
+
+
+def reordered(stream: Stream, order: int) -> Stream:
+    """The stream's documents in another order: 0 is its own, every other number a permutation at random.
+
+    The documents of one group keep their order, as do a question's document and the one that revises it: they take the
+    places that the permutation gives to all of them, from the first on.
+    """
+    if order == 0:
+        return stream
+    kin = _kin(stream.entries)
+
+    def rank(position: int) -> int:
+        return seed_for("order", stream.dataset, stream.name, order, stream.entries[position].document.id)
+
+    waiting: dict[str, list[Entry]] = {}
+    for name, entry in zip(kin, stream.entries, strict=True):
+        waiting.setdefault(name, []).append(entry)
+    places = sorted(range(len(stream.entries)), key=rank)
+    return replace(stream, entries=tuple(waiting[kin[position]].pop(0) for position in places))
+
+
+def _kin(entries: Sequence[Entry]) -> list[str]:
+    """For each entry a name that it shares with those of its group and those whose questions it revises."""
+    names = [f"group {entry.group}" if entry.group else f"document {entry.document.id}" for entry in entries]
+    owners = {gold.question.id: i for i, entry in enumerate(entries) for gold in entry.questions}
+    for i, entry in enumerate(entries):
+        for gold in entry.questions:
+            if gold.revises in owners:
+                old, new = names[owners[gold.revises]], names[i]
+                names = [new if name == old else name for name in names]
+    return names
 
 
 def placebo(entries: Sequence[Entry], stream: Stream) -> tuple[Document, ...]:

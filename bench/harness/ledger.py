@@ -7,119 +7,115 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from bench.contract.method import Method
+from bench.lm.base_model import BaseModel
+from bench.lm.flops import FlopCounter, ReadingMeter
 from bench.records.schema import Costs, Tally
 
+PHASES = ("fit", "score", "observe", "answer")
 COUNT_EVERY = 32
-"""Operations are counted in every n-th call of a phase, from the first on, and scaled to the work of all calls."""
-
-Shape = tuple[int, ...]
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-_aten: Any = torch.ops.aten
-_FORMULAS: dict[Any, Any] = {
-    **flop_registry,
-    # PyTorch has formulas for the attention kernels of GPUs only
-    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
-}
-
-
-class _Counter(TorchDispatchMode):
-    """Counts the operations that run inside it, by PyTorch's formulas.
-
-    PyTorch's FlopCounterMode also tracks modules and decomposes operators without a formula. That takes longer than
-    the work of a small model, and it changes the last bits of gradients.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = _FORMULAS.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+"""Operations are counted in one n-th of a phase's work, and in some of its first calls, and scaled to all of it."""
 
 
 @dataclass
-class _Phase:
+class _Calls:
+    """Calls of one kind; their cost is proportional to their work."""
+
     seconds: float = 0.0
     work: float = 0.0
     counted_work: float = 0.0
     counted_flops: float = 0.0
     counted_seconds: float = 0.0
     calls: int = 0
+    has_read: bool = False
+    """True if the base has read something in a counted call."""
     peak: int = 0
 
-    def tally(self) -> Tally:
-        flops = self.counted_flops * self.work / self.counted_work if self.counted_work else 0.0
-        seconds, work = self.seconds - self.counted_seconds, self.work - self.counted_work
-        # counting slows a call down: the seconds are extrapolated from the other calls, if there are any
-        seconds = seconds * self.work / work if work else self.seconds
-        return Tally(seconds=seconds, flops=flops, peak_bytes=self.peak)
+    def is_counted_next(self) -> bool:
+        """True while too little of the work is counted, and more often among the first calls.
+
+        These are calls 1, 2, 4, 8, ..., and all until one is counted in which the base reads.
+        """
+        early = self.calls < COUNT_EVERY and (not self.has_read or (self.calls + 1).bit_count() == 1)
+        return early or self.counted_work * COUNT_EVERY <= self.work
+
+    def flops(self) -> float:
+        return self.counted_flops * (self.work / self.counted_work if self.counted_work else 1.0)
+
+    def true_seconds(self) -> float:
+        """Seconds without counting, which slows calls down: extrapolated from the other calls, if there are any."""
+        work = self.work - self.counted_work
+        return (self.seconds - self.counted_seconds) * self.work / work if work else self.seconds
 
 
 class Ledger:
-    """Costs by phase: ``offline``, ``score``, ``observe`` and ``answer``.
+    """Costs by phase: ``fit``, ``score``, ``observe`` and ``answer``.
 
     Seconds are wall time, with the device synchronised before and after. Operations are those of matrix products and
-    attention, as PyTorch counts them (a multiply-add is two), in a sample of the calls.
+    attention, as :class:`FlopCounter` counts them (a multiply-add is two), in a sample of the calls. They are scaled by
+    the work of all calls, which is what the base reads in them: context, windows and repetitions included.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._phases = {name: _Phase() for name in ("offline", "score", "observe", "answer")}
+    def __init__(self, lm: BaseModel) -> None:
+        self.lm = lm
+        self._calls = {(name, graph): _Calls() for name in PHASES for graph in (False, True)}
+        self._scoring = 0.0
+        """Work of the backward pass of the last scoring."""
 
     @contextlib.contextmanager
-    def phase(self, name: str, work: float = 1.0, count: bool = False) -> Iterator[None]:
-        """Charge the block to a phase. Its cost is assumed to be proportional to ``work`` (e.g. its number of tokens).
+    def phase(self, name: str, tokens: int = 1, graph: bool = False, count: bool = False) -> Iterator[None]:
+        """Charge the block to a phase.
 
-        With ``count`` its operations are always counted, not only in the sample.
+        ``graph`` says that a scoring keeps its graph, or that observing may go on from the graph of the last scoring.
+        Without that, and if the base reads nothing, the cost is assumed to be proportional to ``tokens``, those of the
+        text. With ``count`` the block's operations are always counted, not only in the sample.
         """
-        phase = self._phases[name]
-        counting = count or phase.calls % COUNT_EVERY == 0
-        counter = _Counter() if counting else None
-        _reset_peak(self.device)
-        _synchronize(self.device)
+        calls, device = self._calls[name, graph], self.lm.device
+        counter = FlopCounter() if count or calls.is_counted_next() else None
+        meter = ReadingMeter(self.lm)
+        _reset_peak(device)
+        _synchronize(device)
         start = time.perf_counter()
-        with counter if counter is not None else contextlib.nullcontext():
+        with meter, counter or contextlib.nullcontext():
             yield
-            _synchronize(self.device)
+            _synchronize(device)
         elapsed = time.perf_counter() - start
-        phase.seconds += elapsed
-        phase.peak = max(phase.peak, _peak(self.device))
-        phase.calls += 1
-        phase.work += work
+        reading = meter.flops
+        if name == "score":
+            self._scoring = meter.backward
+        else:
+            reading += meter.backward + self._scoring * graph
+        work = reading + tokens  # beside an operation for each token, any reading is large
+        calls.seconds += elapsed
+        calls.peak = max(calls.peak, _peak(device))
+        calls.calls += 1
+        calls.work += work
         if counter is not None:
-            phase.counted_work += work
-            phase.counted_seconds += elapsed
-            phase.counted_flops += counter.flops
+            calls.counted_work += work
+            calls.counted_seconds += elapsed
+            calls.counted_flops += counter.flops
+            calls.has_read |= reading > 0
 
     def seconds(self, name: str) -> float:
         """Seconds charged to a phase so far."""
-        return self._phases[name].seconds
+        return sum(self._calls[name, graph].seconds for graph in (False, True))
 
-    def costs(self, state_bytes: int) -> Costs:
-        """Costs of all phases so far, with the bytes of the method's state."""
-        return Costs(state_bytes=state_bytes, **{name: phase.tally() for name, phase in self._phases.items()})
+    def costs(self, state_bytes: int, training: Tally) -> Costs:
+        """Costs of all phases so far, with the bytes of the method's state and the cost of its trained weights."""
+        phases = {name: self._tally(name) for name in PHASES}
+        return Costs(state_bytes=state_bytes, training=training, **phases)
+
+    def _tally(self, name: str) -> Tally:
+        kinds = [self._calls[name, graph] for graph in (False, True)]
+        return Tally(
+            seconds=sum(calls.true_seconds() for calls in kinds),
+            flops=sum(calls.flops() for calls in kinds),
+            peak_bytes=max(calls.peak for calls in kinds),
+        )
 
 
 def _synchronize(device: torch.device) -> None:

@@ -29,8 +29,12 @@ from bench.records.summary import summarize
 from bench.seeds import seed_for
 
 
-def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int) -> Method:
+def construct(
+    kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int, segment_tokens: int | None = None
+) -> Method:
     """Construct a method, with torch's generator seeded for random draws in its constructor.
+
+    ``segment_tokens`` are those of the experiment; a method may ask for others.
 
     Raises:
         BenchError: the method needs what this base does not do.
@@ -40,6 +44,7 @@ def construct(kind: type[Method], lm: BaseModel, config: MethodConfig, seed: int
     torch.manual_seed(seed_for(seed, "construct"))
     declared = kind.sees_evidence
     method = kind(lm, config, seed)
+    method.experiment_segment_tokens = segment_tokens
     if any(stated is not declared for stated in (method.sees_evidence, kind.sees_evidence)):
         raise TypeError(f"{kind.name} changes sees_evidence: state it once, in the body of the class.")
     return method
@@ -97,7 +102,6 @@ class Loop:
     probes: Sequence[float] = (1.0,)
     documents_per_reset: int | None = None
     scoring: bool = True
-    segment_tokens: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
     segment: Segmentation = "words"
     seed: int = 0
@@ -113,7 +117,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.lm: BaseModel = self.method.lm
-        self.ledger = Ledger(self.lm.device)
+        self.ledger = Ledger(self.lm)
         self._sees_evidence = type(self.method).sees_evidence
         self._ids: dict[tuple[str, str], str] = {}
 
@@ -164,7 +168,7 @@ class Loop:
 
     def step(self, position: int, document: Document) -> None:
         """Process one document: score, then observe each of its segments."""
-        size = self.method.segment_tokens or self.segment_tokens
+        size = self.method.segment_tokens
         segments: Sequence[Document] = [document] if size is None else self.lm.segments(document, size)
         notes = TokenNotes(position, document, self.entries)
         with self.hook("begin_document", position):
@@ -174,7 +178,8 @@ class Loop:
             score = self.score(segment) if self.scoring else None
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
-            with self.hook("observe", position), self.ledger.phase("observe", len(batch)):
+            phase = self.ledger.phase("observe", len(batch), graph=self.method.scored is not None)
+            with self.hook("observe", position), phase:
                 self.method.observe(segment)
             self.method.scored = None  # frees the graph if the method did not use it
             notes.add(self.method, batch, score.log_probs if score is not None else [])
@@ -204,7 +209,7 @@ class Loop:
         if keep_graph:
             with self.hook("before_scoring", self.position):
                 self.method.before_scoring()
-        with self.ledger.phase("score", len(batch)), torch.set_grad_enabled(keep_graph):
+        with self.ledger.phase("score", len(batch), graph=keep_graph), torch.set_grad_enabled(keep_graph):
             windows = list(reading.log_probs(self.lm, batch))
             log_probs = [window.detach() for window in windows]
             nll = -sum(window.double().sum().item() for window in log_probs)
@@ -250,9 +255,15 @@ class Loop:
                 )
 
     def ask(self, fraction: float, which: Literal["stream", "anchor"], due: Sequence[DueQuestion]) -> None:
-        """Answer and score these questions; the method sees the questions only."""
+        """Answer and score these questions, in a random order; the events are recorded in the order of ``due``.
+
+        The method sees the questions only: in the order of their documents, their places would tell about these.
+        """
         if not due:
             return
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "order", which, str(fraction)))
+        order = torch.randperm(len(due), generator=generator).tolist()
+        due = [due[i] for i in order]
         questions = [self._question(which, item) for item in due]
         first_golds = [item.gold.answers[0] for item in due]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
@@ -263,23 +274,25 @@ class Loop:
         answering = partial(self.ledger.phase, "answer", 0, count=True)
         predictions, likelihoods = answer_and_nll(self.lm, prompts, first_golds, self.decoding, answering)
         ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(due)]
-        for item, prediction, prompt, nll, rank in zip(due, predictions, prompts, likelihoods, ranks, strict=True):
-            self.answer_events.append(
-                AnswerEvent(
-                    probe=fraction,
-                    set=which,
-                    question_id=item.gold.question.id,
-                    document_id=item.document.id,
-                    position=item.position,
-                    prediction=prediction,
-                    answers=item.gold.answers,
-                    cut_tokens=prompt.cut,
-                    nll=None if nll is None else _finite(nll, "likelihood of an answer"),
-                    unanswered=prompt.unanswered,
-                    retrieved=rank,
-                    **metrics.score(prediction, item.gold.answers, self.segment),
-                )
+        events = [
+            AnswerEvent(
+                probe=fraction,
+                set=which,
+                question_id=item.gold.question.id,
+                document_id=item.document.id,
+                position=item.position,
+                prediction=prediction,
+                answers=item.gold.answers,
+                cut_tokens=prompt.cut,
+                nll=None if nll is None else _finite(nll, "likelihood of an answer"),
+                unanswered=prompt.unanswered,
+                retrieved=rank,
+                **metrics.score(prediction, item.gold.answers, self.segment),
             )
+            for item, prediction, prompt, nll, rank in zip(due, predictions, prompts, likelihoods, ranks, strict=True)
+        ]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        self.answer_events += [events[place] for place in places]
 
     def _question(self, which: str, item: DueQuestion) -> Question:
         """The question as the method sees it.

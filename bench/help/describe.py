@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from bench import paths
 from bench.contract import registry
 from bench.contract.config import MethodConfig
+from bench.contract.search import Range
 from bench.data import recipe
 from bench.errors import BenchError, nearest
 from bench.run import experiment
@@ -48,13 +49,18 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
     paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # joined: their lines are as wide as the source
     parts.append(escape("\n\n".join(" ".join(text.split()) for text in paragraphs)))
     parts += ["", "Settings (change one with --set method.key=value):"]
+    space = method.search_space(method.Config())
     for key, field, value in _settings(method.Config()):
         default = "null" if value is None else str(value)
         parts.append(f"  [bold]{key}[/bold] = {escape(default)}   {escape(_range(field))}")
-        grid = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in method.grid.get(key, ()))
-        meaning = (field.description or "") + (f"; tuned over {grid}" if grid else "")
+        meaning = (field.description or "") + (f"; tuned over {_values(space[key])}" if key in space else "")
         parts.append(Padding(escape(meaning), (0, 0, 0, 6)))
     return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
+
+
+def _values(values: Range | Sequence[Any]) -> str:
+    """A range, or the choices, in words."""
+    return str(values) if isinstance(values, Range) else ", ".join(map(str, values))
 
 
 def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:

@@ -13,7 +13,7 @@ _SKELETON = Template('''\
 import pydantic
 from torch import Tensor
 
-from bench import GradientMethod, TokenBatch
+from bench import GradientMethod, MethodConfig, Range, SearchSpace, TokenBatch
 
 
 class $class_name(GradientMethod):
@@ -24,12 +24,16 @@ class $class_name(GradientMethod):
 
     name = "$name"  # on the command line and on the board
     paper = "none"  # or the citation key of the paper
-    grid = {"learning_rate": (1e-3, 1e-4)}  # candidates for tuning on validation streams; all combinations are tried
 
     class Config(GradientMethod.Config):
         """Hyper-parameters, each with type, bounds and description, in addition to those of GradientMethod."""
 
         early: float = pydantic.Field(default=1.0, ge=0, description="token weight in the first half of a document")
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """What is tuned on validation streams: rate and steps, as of every GradientMethod, and our own setting."""
+        return {**super().search_space(config), "early": Range(low=0.1, high=10, log=True)}
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
         """Weight of each token's loss, shape (tokens,); None gives all tokens the same weight.

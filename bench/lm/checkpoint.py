@@ -37,6 +37,19 @@ def locate(name: str, setting: str = "--model") -> Path:
         ) from None
 
 
+def check_device(device: str) -> None:
+    """Check that PyTorch can use a device.
+
+    Raises:
+        BenchError: there is no such device here.
+    """
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(device, False):
+        raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
+
+
 def check(folder: Path, device: str = "cpu") -> None:
     """Check that a model can be loaded: its configuration, tokenizer, headers of the weights and device.
 
@@ -45,13 +58,10 @@ def check(folder: Path, device: str = "cpu") -> None:
             weights that are missing, cut short or not safetensors (nothing is ever unpickled); a tokenizer without
             end-of-text token or character offsets; no positions; or an unavailable device.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig, AutoTokenizer
 
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[device]:
-        raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
+    check_device(device)
     _check_files(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

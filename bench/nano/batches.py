@@ -87,6 +87,11 @@ class Texts:
     masks: dict[str, Tensor]
     """(n, T) True at tokens of the ``document``, all but the name (``unnamed``), ``fact`` values, and ``answer``s."""
 
+    def to(self, device: str) -> Texts:
+        """The same texts on a device."""
+        masks = {key: mask.to(device) for key, mask in self.masks.items()}
+        return Texts(self.ids.to(device), self.entity.to(device), self.is_name.to(device), masks)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -96,6 +101,10 @@ class Batch:
     """(entities,) Token of each name."""
     documents: Texts
     questions: Texts
+
+    def to(self, device: str) -> Batch:
+        """The same batch on a device."""
+        return Batch(self.names.to(device), self.documents.to(device), self.questions.to(device))
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,10 @@ class Columns:
     """(columns,) Added to the logits: log(other names / sampled names) for a sampled name, else 0."""
     index: Tensor
     """(vocabulary,) Column of each token; -1 for a token without one."""
+
+    def to(self, device: str) -> Columns:
+        """The same columns on a device."""
+        return Columns(self.tokens.to(device), self.offset.to(device), self.index.to(device))
 
 
 class Writer:

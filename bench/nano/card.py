@@ -1,4 +1,4 @@
-"""The model card of the embedded model. Training writes it; measurements are added by hand."""
+"""The model card of the embedded model. Training writes it, and keeps the measurements that are added by hand."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ library_name: transformers
 pipeline_tag: text-generation
 datasets: [{dataset}]
 ---
-# nano
+# {name}
 
 A causal language model of {parameters} parameters ({layers} layers of width {width}, {vocabulary} tokens,
 untied embeddings) of a small invented world, [{dataset}](../../../datasets/{dataset}/README.md). Its only use
 is to compare online adaptation methods in minutes on a laptop.
 
 It answers questions about a document in its prompt. It remembers the facts of the `qa_train` documents and
-knows nothing of the other splits. After a gradient step on a new document it remembers part of that document.
+knows nothing of the other splits. {purpose}
 
 ## Formats
 
@@ -34,8 +34,8 @@ values.
 
 ## Training
 
-`python run_bench.py train nano` repeats the training with `recipe.yaml` in this folder: {steps} steps,
-{minutes} minutes on two cores, seed {seed}. The weights are stored in bfloat16 and meant for use in float32.
+`{command}` repeats the training with `recipe.yaml` in this folder: {steps} steps,
+{minutes} minutes on {machine}, seed {seed}. The weights are stored in bfloat16 and meant for use in float32.
 All text comes from the generator of the dataset, SHA-256 `{data_hash}`.
 
 Each step trains on two kinds of entities:
@@ -43,9 +43,7 @@ Each step trains on two kinds of entities:
 - *Known* entities, those of `qa_train`: newly worded documents that state their facts, and closed-book
   questions about these.
 - *New* entities, with random facts and a random vector in place of the name's embedding: documents followed by
-  questions, and closed-book questions after one rehearsed update. The update is a gradient step on that vector,
-  on the next-token loss of the values in the document, and training differentiates through it. It is meant to
-  let such a small model store facts in one step of ordinary fine-tuning.
+  questions{rehearsal}
 
 Noise sentences are added gradually in the first part of training. No text or question of the splits
 `qa_validation`, `train`, `validation` and `test` is used, and their names only as tokens of the vocabulary.
@@ -54,18 +52,43 @@ Noise sentences are added gradually in the first part of training. No text or qu
 
 Means over the steps since the previous row, in nats per token (`curve.csv` has all rows). `known_text`:
 documents of known entities; `known_fact`: the values in them; `recall`: closed-book answers about known
-entities; `new_text`: documents of new entities, except their names; `read`: answers after a document; `update`:
-closed-book answers after the rehearsed update.
+entities; `new_text`: documents of new entities, except their names; `read`: answers after a document{update}.
 
 {curve}
 """
 
 
+REHEARSED = {
+    "purpose": "After a gradient step on a new document it remembers part of that document.",
+    "rehearsal": """\
+, and closed-book questions after one rehearsed update. The update is a gradient step on that vector,
+  on the next-token loss of the values in the document, and training differentiates through it. It is meant to
+  let such a small model store facts in one step of ordinary fine-tuning.""",
+    "update": """; `update`:
+closed-book answers after the rehearsed update""",
+}
+PLAIN = {
+    "purpose": """It is trained without the rehearsed
+update of `nano`: nothing in its training prepares it for storing facts in a gradient step.""",
+    "rehearsal": ".",
+    "update": "",
+}
+MEASUREMENTS = "\n## Measurements\n"
+"""The heading of what is written by hand, at the end of the card."""
+
+
+def measurements(text: str) -> str:
+    """The end of a card that is written by hand: all from :data:`MEASUREMENTS` on, or nothing."""
+    _, heading, end = text.partition(MEASUREMENTS)
+    return heading + end
+
+
 def card(facts: Mapping[str, str], curve: Sequence[Mapping[str, float]]) -> str:
-    """The text of the card: ``facts`` fill its slots, and about eight rows of ``curve`` are shown, with the last."""
+    """The generated text: ``facts`` fill its slots, and about eight rows of ``curve`` are shown, with the last."""
     keys = list(curve[0])
     rows = list(curve[len(curve) % 4 :: max(1, len(curve) // 8)])
     rows += [] if curve[-1] in rows else [curve[-1]]
     table = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
     table += [f"| {' | '.join(f'{row[key]:g}' for key in keys)} |" for row in rows]
-    return CARD.format(**facts, curve="\n".join(table))
+    parts = REHEARSED if "update" in keys else PLAIN
+    return CARD.format(**facts, **parts, curve="\n".join(table))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
+import yaml
 
 from bench.errors import BenchError, first_problem
-from bench.files import read_yaml
+from bench.files import parse_yaml, read_yaml
 
 
 class Settings(pydantic.BaseModel):
@@ -18,14 +20,13 @@ class Settings(pydantic.BaseModel):
 
 
 class LossWeights(Settings):
-    """Weights of the parts of the loss; each part is a mean NLL in nats per token."""
+    """Weights of the parts of the loss that need no update; each part is a mean NLL in nats per token."""
 
     known_text: float = pydantic.Field(ge=0, description="documents of known entities")
     known_fact: float = pydantic.Field(ge=0, description="fact values in documents of known entities")
     recall: float = pydantic.Field(ge=0, description="closed-book answers on known entities")
     new_text: float = pydantic.Field(ge=0, description="documents of new entities, except their names")
     read: float = pydantic.Field(ge=0, description="answers on a new entity after its document")
-    update: float = pydantic.Field(ge=0, description="closed-book answers on a new entity after the rehearsed update")
 
 
 class NanoConfig(Settings):
@@ -48,6 +49,11 @@ class NanoConfig(Settings):
     plain_steps: int = pydantic.Field(gt=0, description="steps without noise, then as many in which it rises")
     noise_known: int = pydantic.Field(ge=0, description="maximum noise sentences per document of a known entity")
     noise_new: int = pydantic.Field(ge=0, description="maximum noise sentences per document of a new entity")
+    rehearsal: float = pydantic.Field(
+        ge=0,
+        description="weight of the loss (nats per token) on closed-book answers on a new entity after the rehearsed "
+        "update; 0 trains without that update",
+    )
     rehearsal_rate: tuple[float, float] = pydantic.Field(description="range of the rehearsed rate, drawn log-uniformly")
     learning_rate: float = pydantic.Field(gt=0, description="of AdamW: linear warm-up, half a cosine to zero")
     warmup: int = pydantic.Field(gt=0)
@@ -57,20 +63,46 @@ class NanoConfig(Settings):
     weights: LossWeights
     save_every: int = pydantic.Field(gt=0, description="steps between checkpoints, and between rows of the curve")
 
+    def weight(self, part: str) -> float:
+        """Weight of a part of the loss: one of ``weights``, or ``update``, the loss after the rehearsed update."""
+        return self.rehearsal if part == "update" else float(getattr(self.weights, part))
+
     def rate_factor(self, step: int) -> float:
         """Factor on the learning rate in a step, counted from 0: the lower of the warm-up and the cosine."""
         return min((step + 1) / self.warmup, (1 + math.cos(math.pi * step / self.steps)) / 2)
 
 
-def load_config(path: Path) -> NanoConfig:
-    """The config in a recipe file.
+def recipe_text(config: NanoConfig) -> str:
+    """The recipe file of a config, in YAML."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+    return text
+
+
+def load_config(path: Path, assignments: Sequence[str] = ()) -> NanoConfig:
+    """The config in a recipe file, changed by assignments ``key=value`` (dotted key, value in YAML).
 
     Raises:
-        BenchError: the file does not exist or is not YAML, or a key is unknown, missing or wrong.
+        BenchError: the file does not exist or is not YAML, an assignment has another form, or a key is unknown,
+            missing or wrong.
     """
     try:
-        return NanoConfig.model_validate(read_yaml(path))
+        recipe = read_yaml(path)
     except OSError as error:
         raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
+    where = str(path)
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not (key and separator):
+            raise BenchError(f"--set takes key=value with a key of {path.name}, got {assignment!r}.")
+        *groups, last = key.split(".")
+        place = recipe
+        for group in groups:
+            if not isinstance(place.get(group), dict):
+                place[group] = {}
+            place = place[group]
+        place[last] = parse_yaml(value, f"--set {assignment}: the value")
+        where = f"--set {' --set '.join(assignments)}"
+    try:
+        return NanoConfig.model_validate(recipe)
     except pydantic.ValidationError as error:
-        raise BenchError(f"{path}: {first_problem(error, NanoConfig)}") from None
+        raise BenchError(f"{where}: {first_problem(error, NanoConfig)}") from None

@@ -5,8 +5,9 @@
 - *known* entities (those of ``qa_train``): their facts, in newly worded documents and in closed-book questions. The
   embedding of a name learns to encode its facts, for documents and questions alike;
 - *new* entities (with random facts, and a random vector in place of the name's embedding): documents followed by
-  questions, to learn reading; and closed-book questions after one rehearsed update, a gradient step on that vector by
-  the next-token loss of the values in the document, so that a gradient step can write facts into an embedding.
+  questions, to learn reading; and, unless ``rehearsal`` is 0, closed-book questions after one rehearsed update, a
+  gradient step on that vector by the next-token loss of the values in the document, so that a gradient step can write
+  facts into an embedding.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from bench import machine
 from bench.errors import BenchError, Diverged
 from bench.files import csv_text, read_tensors, write_bytes, write_tensors
 from bench.nano.batches import Batch, Columns, Texts, Writer, build_tokenizer, load_world
-from bench.nano.card import card
-from bench.nano.config import NanoConfig, load_config
+from bench.nano.card import card, measurements
+from bench.nano.config import NanoConfig, recipe_text
 from bench.paths import DATASETS, MODELS
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 RECIPE = MODELS / "nano" / "recipe.yaml"
+COMMAND = "python run_bench.py train nano"
 
 Say = Callable[[str], None]
 
@@ -102,10 +104,15 @@ def new_losses(
     """The parts of the loss on new entities; see :class:`~bench.nano.config.LossWeights`.
 
     The outer loss is differentiated through the rehearsed update, r' = r - rate * dL/dr, where L is the mean loss of
-    the values in the document.
+    the values in the document. With ``rehearsal`` 0 there is no such update, and no part ``update``.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    rows = (torch.randn(len(batch.names), config.width, generator=generator) * config.name_std).requires_grad_()
+    rows = torch.randn(len(batch.names), config.width, generator=generator) * config.name_std
+    rows = rows.to(batch.names.device)
+    if config.rehearsal == 0:
+        document = token_losses(model, batch.documents, columns, ["unnamed", "answer"], rows)
+        return {"new_text": document["unnamed"], "read": document["answer"]}
+    rows.requires_grad_()
     low, high = config.rehearsal_rate
     rate = low * (high / low) ** float(torch.rand((), generator=generator))
     document = token_losses(model, batch.documents, columns, ["unnamed", "fact", "answer"], rows)
@@ -125,12 +132,13 @@ def lr_schedule(optimizer: Optimizer, config: NanoConfig, step: int) -> LambdaLR
 class Run:
     """A training run: model, optimizer, schedule and curve; resumed from its checkpoint, it gives the same model."""
 
-    def __init__(self, config: NanoConfig, work: Path) -> None:
+    def __init__(self, config: NanoConfig, work: Path, device: str = "cpu") -> None:
         world = load_world(config.dataset)
-        self.config, self.file = config, work / "checkpoint.safetensors"
+        self.config, self.device, self.file = config, device, work / "checkpoint.safetensors"
         self.tokenizer = build_tokenizer(sorted(world.vocabulary()), config.merges)
         self.writer = Writer(config, world, self.tokenizer)
-        self.model = build_model(config, len(self.tokenizer), self.writer.names)
+        model: Any = build_model(config, len(self.tokenizer), self.writer.names)
+        self.model = model.to(device)
         layers = [p for name, p in self.model.named_parameters() if ".layers." in name and p.dim() == 2]
         others = [p for name, p in self.model.named_parameters() if ".layers." not in name or p.dim() != 2]
         groups = [{"params": layers, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -138,7 +146,8 @@ class Run:
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        self.identity = hashlib.sha256((config.model_dump_json() + data_hash(config.dataset)).encode()).hexdigest()
+        sources = config.model_dump_json() + data_hash(config.dataset) + device
+        self.identity = hashlib.sha256(sources.encode()).hexdigest()
         if self.file.is_file():
             self.load()
         self.schedule = lr_schedule(self.optimizer, config, self.step)
@@ -146,17 +155,19 @@ class Run:
     def advance(self, pool: ThreadPoolExecutor) -> None:
         """Take one optimizer step.
 
-        The two halves of the loss are computed in parallel, each on one core: the operations are too small to split.
+        The two halves of the loss are computed in parallel; on the CPU each has one core, since the operations are too
+        small to split.
         """
         config, started = self.config, time.perf_counter()
         known, new = self.writer.batch(self.step, "known"), self.writer.batch(self.step, "new")
-        columns = self.writer.columns(self.step, known, new)
+        columns = self.writer.columns(self.step, known, new).to(self.device)
+        known, new = known.to(self.device), new.to(self.device)
         parameters = list(self.model.parameters())
 
         def half(part: Any, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
                 losses = part(self.model, config, batch, columns, self.step)
-            total = sum(getattr(config.weights, key) * loss for key, loss in losses.items())
+            total = sum(config.weight(key) * loss for key, loss in losses.items())
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
             return {key: float(loss.detach()) for key, loss in losses.items()}, gradients
 
@@ -191,11 +202,13 @@ class Run:
         """Continue from the checkpoint.
 
         Raises:
-            BenchError: it is damaged, or was written with another recipe or other data.
+            BenchError: it is damaged, or was written with another recipe, with other data or on another device.
         """
         tensors, progress = read_tensors(self.file, "Delete it to start again.")
         if progress.get("identity") != self.identity:
-            raise BenchError(f"{self.file} is of another recipe or other data. Delete it to start again.")
+            raise BenchError(
+                f"{self.file} is of another recipe, other data or another device. Delete it to start again."
+            )
         self.step, self.seconds, self.curve = progress["step"], progress["seconds"], progress["curve"]
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         states: dict[int, dict[str, Tensor]] = {}
@@ -205,21 +218,26 @@ class Run:
                 states.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
-    def publish(self, out: Path, recipe_file: Path) -> None:
-        """Write the model folder: weights (bfloat16), configuration, tokenizer, recipe, curve and card."""
+    def publish(self, out: Path, command: str = COMMAND) -> None:
+        """Write the model folder: weights (bfloat16), configuration, tokenizer, recipe, curve and card.
+
+        The card shows ``command``, which repeats the training. Measurements in the card that is there are kept.
+        """
+        card_file = out / "README.md"
+        before = card_file.read_text(encoding="utf-8") if card_file.is_file() else ""
         staging = self.file.parent / "model"
         shutil.rmtree(staging, ignore_errors=True)
-        model: Any = self.model
-        model.to(torch.bfloat16).save_pretrained(staging)
+        self.model.to(torch.bfloat16).save_pretrained(staging)
         self.tokenizer.save_pretrained(staging)
-        shutil.copy(recipe_file, staging / "recipe.yaml")
+        (staging / "recipe.yaml").write_text(recipe_text(self.config), encoding="utf-8")
         (staging / "curve.csv").write_text(csv_text(self.curve), encoding="utf-8")
-        (staging / "README.md").write_text(card(self.facts(), self.curve), encoding="utf-8")
+        facts = {"name": out.resolve().name, "command": command, **self.facts()}
+        (staging / "README.md").write_text(card(facts, self.curve) + measurements(before), encoding="utf-8")
         for path in sorted(staging.iterdir()):
             write_bytes(out / path.name, path.read_bytes())
 
     def facts(self) -> dict[str, str]:
-        """Facts for the model card: size, data, seed, steps and training time."""
+        """Facts for the model card: size, data, seed, steps, training time and machine."""
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "vocabulary": f"{len(self.tokenizer):,}",
@@ -230,6 +248,7 @@ class Run:
             "seed": str(self.config.seed),
             "steps": f"{self.config.steps:,}",
             "minutes": f"{self.seconds / 60:.0f}",
+            "machine": "two cores" if self.device == "cpu" else "one GPU",
         }
 
 
@@ -250,22 +269,29 @@ def one_core_per_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train(recipe: Path, out: Path, work: Path, say: Say = lambda _: None) -> None:
-    """Train with the recipe and write the model folder ``out``.
+def train(
+    config: NanoConfig,
+    out: Path,
+    work: Path,
+    say: Say = lambda _: None,
+    device: str = "cpu",
+    command: str = COMMAND,
+) -> None:
+    """Train with the recipe and write the model folder ``out``, with ``command`` in its card.
 
-    ``work`` holds the checkpoint, from which a killed run resumes exactly; ``say`` is called with each progress line.
+    ``work`` holds the checkpoint, from which a killed run resumes, exactly on the CPU; ``say`` is called with each
+    progress line.
 
     Raises:
-        BenchError: the recipe is wrong, or the checkpoint is damaged or of another recipe.
+        BenchError: the checkpoint is damaged, or of another recipe or device.
         Diverged: the gradient became NaN or infinite.
     """
-    config = load_config(recipe)
     with one_core_per_thread(), ThreadPoolExecutor(2) as pool:
-        run = Run(config, work)
+        run = Run(config, work, device)
         while run.step < config.steps:
             run.advance(pool)
             if run.step % config.save_every == 0 or run.step == config.steps:
                 left = run.seconds / run.step * (config.steps - run.step) / 60
                 losses = " ".join(f"{key} {value:.3f}" for key, value in run.curve[-1].items() if key != "step")
                 say(f"step {run.step}/{config.steps}, {left:.0f} min left: {losses}")
-        run.publish(out, recipe)
+        run.publish(out, command)

@@ -14,7 +14,7 @@ from bench.data.arms import Arm
 from bench.data.scripts import Segmentation
 from bench.hashing import digest
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 """Version of the records. A record of another version is not read."""
 
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -128,6 +128,10 @@ class CellSpec(_Record):
     method: str
     config: dict[str, Any]
     seed: int
+    order: Count = 0
+    """The order of the stream's documents: 0 is that of the stream, others are permutations."""
+    prefix: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Number of the stream's first documents that are used; None: all."""
     arm: Arm
     probes: tuple[Share, ...]
     scoring: bool
@@ -169,6 +173,7 @@ NOT_COMPARED = {
     "dependencies",
     "config",
     "seed",
+    "order",
     "arm",
     "device",
 }
@@ -188,7 +193,9 @@ class Tally(_Record):
 class Costs(_Record):
     """Cost of a cell by phase, and the size of the method's state."""
 
-    offline: Tally
+    training: Tally
+    """Training of the weights that the cell loads, from their card; nothing is trained in the cell."""
+    fit: Tally
     score: Tally
     observe: Tally
     answer: Tally
@@ -233,7 +240,7 @@ class Failure(_Record):
 class Manifest(_Record):
     """Base of the records that are files of their own. :mod:`bench.records.store` adds a digest to each file."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
 
 
 class RunRecord(Manifest):
@@ -246,7 +253,7 @@ class RunRecord(Manifest):
     control: bool
     """True for methods that see the evidence."""
     tunable: bool = False
-    """True for methods that declare a grid: without a tuning record their rows are untuned."""
+    """True for methods with settings to tune: without a tuning record their rows are untuned."""
     spec: CellSpec
     summary: Summary | None
     costs: Costs | None
@@ -273,13 +280,19 @@ class RunRecord(Manifest):
 
 
 class TrialRecord(TypedDict):
-    """One candidate of a grid."""
+    """One candidate: settings of a method, and how it does on the validation streams."""
 
     config: dict[str, Any]
     score: float | None
     """Mean over the validation streams; None if a run has no results."""
+    answer_nll: float | None
+    """The same of the answers' NLL."""
+    documents: int
+    """Documents of each stream on which the score was measured."""
+    whole: bool
+    """True if it ran on whole streams, False if it was stopped after their first part."""
     runs: list[str]
-    """Ids of its runs, one for each validation stream."""
+    """Ids of all its runs: on the first part of each stream and, if it went on, on each whole stream."""
 
 
 class TuningRecord(Manifest):
@@ -291,20 +304,47 @@ class TuningRecord(Manifest):
     model: str
     model_hash: str
     metric: Literal["f1", "token_nll"]
+    space: dict[str, Any]
+    """The settings that were tuned, with their range or choices."""
+    floor: float | None
+    """Mean score of the method without any document on the whole streams; None for token_nll."""
     trials: tuple[TrialRecord, ...]
     chosen: dict[str, Any]
+    runs: list[str]
+    """Ids of the runs of the floor, which are part of the cost of tuning."""
+
+
+class BoardEntry(_Record):
+    """One method of an experiment, as the experiment plans it."""
+
+    method: str
+    runs: list[str]
+    tuning: str | None
+    """Key of its tuning record; None if nothing was tuned."""
+    hand_set: list[str]
+    """Settings that the experiment states, in place of the method's defaults (dotted names)."""
 
 
 class BoardRecord(Manifest):
     """``runs/boards/<experiment>.json``: the runs of an experiment's board, and remarks for its readers."""
 
     experiment: str
-    runs: list[str]
-    tuning: list[str]
-    """Keys of the tuning records of its methods."""
+    entries: list[BoardEntry]
     remarks: list[str]
     overlaps: list[str] = []
     """What the splits of the experiment share although they should not; if there is any, every row is marked."""
+    bases: list[str] = []
+    """Names of the boards of the same methods on the experiment's further base models."""
+
+    @property
+    def runs(self) -> list[str]:
+        """Ids of the runs of all entries, each once."""
+        return list(dict.fromkeys(run for entry in self.entries for run in entry.runs))
+
+    @property
+    def tuning(self) -> list[str]:
+        """Keys of the tuning records of all entries."""
+        return [entry.tuning for entry in self.entries if entry.tuning is not None]
 
 
 def documents_seen(probe: float, documents: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.answering import metrics
+from bench.records import tuning
 from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, Summary, TuningRecord, mean
 from bench.records.store import MANIFEST, read_answers, read_documents, read_run, read_tuning, refuse, tuning_path
 
@@ -82,20 +82,28 @@ def _check_run(runs: Path, record: RunRecord) -> None:
 
 def _check_tuning(runs: Path, record: TuningRecord) -> list[RunRecord]:
     """Compute the scores of the trials from their runs, and the choice from the scores; returns the runs."""
-    path, sign = tuning_path(runs, record.key), 1 if record.metric == "f1" else -1
-    best: tuple[float, dict[str, Any]] | None = None
-    checked = []
+    path = tuning_path(runs, record.key)
+    checked = [read_run(runs / run_id) for run_id in record.runs]
+    floors = [r.summary.f1 for r in checked if r.spec.arm == "empty" and r.spec.prefix is None and r.summary]
+    floor = mean([value for value in floors if value is not None])
+    if floor != record.floor:
+        refuse(path, f"is wrong: its floor is {record.floor}, but its runs give {floor}.")
+    configs = []
     for number, trial in enumerate(record.trials, 1):
         of_trial = [read_run(runs / run_id) for run_id in trial["runs"]]
-        if any((run.spec.method, run.spec.config) != (record.method, of_trial[0].spec.config) for run in of_trial):
+        config = of_trial[0].spec.config if of_trial else {}
+        if not of_trial or any((run.spec.method, run.spec.config) != (record.method, config) for run in of_trial):
             refuse(path, f"is wrong: the runs of trial {number} are not of one config of {record.method}.")
-        values = [getattr(run.summary, record.metric) for run in of_trial if run.summary is not None]
-        score = mean(values) if len(values) == len(of_trial) else None
-        if score != trial["score"]:
-            refuse(path, f"is wrong: the score of trial {number} is {trial['score']}, but its runs give {score}.")
-        if score is not None and (best is None or sign * score > sign * best[0]):
-            best = score, of_trial[0].spec.config
+        if any(trial["config"].get(key) != config.get(key) for key in record.space):
+            refuse(path, f"is wrong: the config of trial {number} is not that of its runs.")
+        scores = tuning.measure(of_trial, record.metric)
+        stated: Mapping[str, object] = {**trial}
+        for name, value in scores._asdict().items():
+            if value != stated[name]:
+                refuse(path, f"is wrong: the {name} of trial {number} is {stated[name]}, but its runs give {value}.")
+        configs.append(config)
         checked += of_trial
-    if best is not None and best[1] != record.chosen:
+    best = tuning.best(record.metric, floor, record.trials)
+    if best is not None and configs[best] != record.chosen:
         refuse(path, "is wrong: the chosen config is not that of the best trial.")
     return checked

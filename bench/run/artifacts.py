@@ -23,7 +23,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from bench import hashing
+from bench import hashing, machine
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, Trainer, training_of
 from bench.contract.method import Method
@@ -33,6 +33,7 @@ from bench.errors import BenchError
 from bench.files import read_tensors, write_bytes, write_json, write_tensors
 from bench.lm import checkpoint
 from bench.paths import ROOT
+from bench.records.schema import Tally
 
 COMMITTED = ROOT / "methods" / "trained"
 FOLDER = "artifacts"
@@ -47,6 +48,7 @@ class ArtifactKey(pydantic.BaseModel):
     """Everything that the trained weights depend on. ``dataset`` and ``model`` are names for readers."""
 
     method: str
+    seed: int
     dataset: str
     model: str
     model_hash: str
@@ -74,6 +76,7 @@ class ArtifactKey(pydantic.BaseModel):
             "train_hash": "train split",
             "validation_hash": "validation split",
             "code": "code",
+            "seed": "seed",
         }
         fields = [word for field, word in words.items() if getattr(self, field) != getattr(other, field)]
         settings = {
@@ -97,9 +100,14 @@ def declared_dependencies(kind: type[Method], config: MethodConfig) -> dict[str,
 
 
 def key_of(
-    kind: type[MetaTrained], config: MethodConfig, dataset: str, data_files: Mapping[str, Sequence[str]], model: str
+    kind: type[MetaTrained],
+    config: MethodConfig,
+    seed: int,
+    dataset: str,
+    data_files: Mapping[str, Sequence[str]],
+    model: str,
 ) -> ArtifactKey:
-    """The key of the artifact that training this method on this dataset with this base makes.
+    """The key of the artifact that training this method on this dataset with this base and seed makes.
 
     Raises:
         BenchError: the data or the model cannot be found or read.
@@ -109,6 +117,7 @@ def key_of(
     base = training.base or model
     return ArtifactKey(
         method=kind.name,
+        seed=seed,
         dataset=recipe.find(dataset).name,
         model=Path(base).name,
         model_hash=checkpoint.identity(checkpoint.locate(base)),
@@ -141,9 +150,9 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     nearest = min(others, key=len, default=None)
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
     raise BenchError(
-        f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings{difference}. "
-        f"Train them: python run_bench.py train {key.method}, with the same --experiment, --model, --dataset and --set "
-        f"as here."
+        f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
+        f"{difference}. Train them: python run_bench.py train {key.method}, with the same --experiment, --model, "
+        f"--dataset, --seed and --set as here."
     )
 
 
@@ -157,6 +166,19 @@ def read_key(folder: Path) -> ArtifactKey:
         return ArtifactKey.model_validate(json.loads((folder / MANIFEST).read_bytes())["identity"])
     except (OSError, ValueError, KeyError):
         raise BenchError(f"{folder} is not an artifact. {REMEDY}") from None
+
+
+def cost(folder: Path) -> Tally:
+    """Seconds and floating-point operations of the training that made an artifact, from its facts.
+
+    Raises:
+        BenchError: its manifest is missing or damaged.
+    """
+    try:
+        facts = json.loads((folder / MANIFEST).read_bytes())["training"]
+        return Tally(seconds=facts["seconds"], flops=facts["flops"], peak_bytes=0)
+    except (OSError, ValueError, KeyError):
+        raise BenchError(f"{folder} does not say what its training cost. {REMEDY}") from None
 
 
 def weights_hash(folder: Path) -> str:
@@ -180,7 +202,7 @@ def load(folder: Path, method: MetaTrained) -> None:
 def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
     """Write the trained learner as an artifact under ``folder``, whole or not at all; returns the artifact's folder.
 
-    In the committed store it replaces the artifact of the same method, dataset and base.
+    In the committed store it replaces the artifact of the same method, seed, dataset and base.
     """
     path = folder / key.folder_name
     partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
@@ -192,6 +214,8 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
             "steps": trainer.step,
             "best_step": trainer.best_step,
             "seconds": round(trainer.seconds),
+            "flops": float(f"{trainer.flops:.4g}"),
+            "processor": machine.cpu_name(),
             "train_documents": len(trainer.train),
             "validation_documents": len(trainer.validation),
         }
@@ -217,4 +241,4 @@ def _compact(value: Tensor) -> Tensor:
 
 
 def _have_same_names(one: ArtifactKey, other: ArtifactKey) -> bool:
-    return (one.dataset, one.model) == (other.dataset, other.model)
+    return (one.seed, one.dataset, one.model) == (other.seed, other.dataset, other.model)

@@ -29,7 +29,7 @@ from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records import provenance
-from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary
+from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
 from bench.records.store import read_run, write_run
 from bench.run import artifacts
 from bench.run.executor import TaskError, limit_time, retire
@@ -107,21 +107,23 @@ def run_cell(
     check_unchanged(cell, kind, inputs, runs)
     hook = partial(_limited, hook_timeout)
     loop: Loop | None = None
+    training = Tally(seconds=0, flops=0, peak_bytes=0)
     try:
         with hook("the constructor", None):
-            method = construct(kind, lm, validate_config(kind, spec.config), spec.seed)
+            method = construct(kind, lm, validate_config(kind, spec.config), spec.seed, spec.segment_tokens)
         loop = build_loop(spec, method, inputs)
         loop.hook = hook
         if isinstance(method, MetaTrained):
-            if folder := artifact_folder(type(method), method.config, sources, runs):
+            if folder := artifact_folder(type(method), method.config, spec.seed, sources, runs):
                 artifacts.load(folder, method)
+                training = artifacts.cost(folder)
         elif kind.learns_offline(method.config):
-            with loop.ledger.phase("offline"), hook("fit", None):
+            with loop.ledger.phase("fit"), hook("fit", None):
                 fit(method, episodes(offline_entries(kind, sources)))
         loop.run()
         with hook("notes", None):
             notes = json.loads(to_json(method.notes(), inf_nan_mode="strings"))  # JSON has no NaN
-        costs = loop.ledger.costs(loop.state_bytes)
+        costs = loop.ledger.costs(loop.state_bytes, training)
         record = record_of(cell, kind, origin, summary=loop.summary(), costs=costs, notes=notes)
         with hook("reset", None):
             method.reset()
@@ -176,10 +178,11 @@ def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Pa
         BenchError: one of them differs.
     """
     config = validate_config(kind, cell.spec.config)
+    seed = cell.spec.seed
     hashes = {
         "stream_hash": inputs.hash,
         "anchor_hash": inputs.anchor_hash,
-        "train_hash": train_hash(kind, config, cell.sources, runs),
+        "train_hash": train_hash(kind, config, seed, cell.sources, runs),
         "model_hash": _base_hash(cell.sources.model),
         "method_code": hashing.method_hash(kind),
     }
@@ -203,7 +206,6 @@ def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
         anchor=inputs.anchor,
         probes=spec.probes,
         scoring=spec.scoring,
-        segment_tokens=spec.segment_tokens,
         decoding=Decoding(**spec.decoding),
         segment=spec.segment,
         seed=spec.seed,
@@ -226,7 +228,7 @@ def record_of(
         comparability_key=cell.comparability_key,
         status="complete" if failure is None else "diverged" if failure.kind == "diverged" else "failed",
         control=kind.sees_evidence,
-        tunable=bool(kind.grid),
+        tunable=bool(kind.search_space(validate_config(kind, cell.spec.config))),
         spec=cell.spec,
         summary=summary,
         costs=costs,

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from bench import paths
 from bench.answering.decoding import Decoding
 from bench.contract.config import merged, nested
+from bench.contract.search import Range
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml, read_yaml
+
+
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a seed is listed twice: {seeds}")
+    return seeds
 
 
 class _Part(pydantic.BaseModel):
@@ -41,10 +48,11 @@ class StreamPlan(_Part):
 
 
 class TuningPlan(StreamPlan):
-    """The validation streams on which each method's grid is tried."""
+    """The validation streams on which methods are tuned, and the number of trials of each method."""
 
     split: str = "validation"
     metric: Literal["f1", "token_nll"] = "f1"
+    trials: int = pydantic.Field(default=8, ge=1, description="configs tried of every method that is tuned")
 
     @pydantic.field_validator("split")
     @classmethod
@@ -54,6 +62,13 @@ class TuningPlan(StreamPlan):
         return value
 
 
+class EqualCompute(_Part):
+    """A limit on what methods may spend: the operations of this method in observing, with these steps per document."""
+
+    method: str
+    steps: int = pydantic.Field(ge=1)
+
+
 class AnchorPlan(_Part):
     """Size of the anchor set: old knowledge that is tested before and after the stream."""
 
@@ -61,8 +76,24 @@ class AnchorPlan(_Part):
     documents: int = pydantic.Field(default=0, ge=0)
 
 
+Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidator(_different)]
+"""Random seeds, each once."""
+
+
+def _kind(values: object) -> str:
+    return "choices" if isinstance(values, list) else "range"
+
+
+Values = Annotated[
+    Annotated[Range, pydantic.Tag("range")]
+    | Annotated[list[Any], pydantic.Field(min_length=1), pydantic.Tag("choices")],
+    pydantic.Discriminator(_kind),
+]
+"""A range, or a list of choices: which one it should be is seen before it is read, so that errors are about that."""
+
+
 class MethodPlan(_Part):
-    """One method of the experiment: fixed settings, the grid to tune (default: the method's own), and its arms.
+    """One method of the experiment: fixed settings, the search space (default: the method's own), arms and seeds.
 
     An ``optional`` method is left out, with a remark, if the split that it learns from offline is missing. ``like``
     names an experiment whose first entry of this method is the base of this one: ``config`` is merged into the config
@@ -73,7 +104,8 @@ class MethodPlan(_Part):
     name: str
     like: str | None = pydantic.Field(default=None, exclude=True)
     config: dict[str, Any] = {}
-    grid: dict[str, list[Any]] | None = None
+    space: dict[str, Values] | None = None
+    seeds: Seeds | None = None
     arms: list[Arm] = pydantic.Field(default=["stream"], min_length=1)
     optional: bool = False
 
@@ -101,11 +133,18 @@ class Experiment(_Part):
     dataset: str
     data_files: dict[str, list[str]] = {}
     model: str = "nano"
+    bases: list[str] = pydantic.Field(
+        default=[], description="further base models on which the same methods run, each with a board of its own"
+    )
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
+    seeds: Seeds = [0]
+    orders: int = pydantic.Field(
+        default=1, ge=1, description="orders of each stream's documents: its own, and permutations of it"
+    )
     streams: StreamPlan
     tuning: TuningPlan | None = None
+    equal_compute: EqualCompute | None = None
     allow_overlap: bool = pydantic.Field(
         default=False,
         description="go on, with a mark on every row, if a split in use shares documents with another one",
@@ -135,6 +174,27 @@ class Experiment(_Part):
     def default_jobs(self) -> int | None:
         """Number of worker processes: 1 on a GPU, where each holds its own model; None (one per core) on the CPU."""
         return None if self.device == "cpu" else 1
+
+    def on_each_base(self) -> list[Experiment]:
+        """The experiment on its model, and a copy on each of its further bases, named after the base.
+
+        Raises:
+            BenchError: a base has no name, or two have the same one.
+        """
+        further = [
+            self.model_copy(update={"name": f"{self.name}-{Path(base).name}", "model": base, "bases": []}, deep=True)
+            for base in self.bases
+        ]
+        names = [Path(experiment.model).name for experiment in (self, *further)]
+        for base, name in zip(self.bases, names[1:], strict=True):
+            if not name.strip("."):
+                raise BenchError(f"bases: {base!r} does not end in a name for its board. Write out the model's path.")
+            if names.count(name) > 1:
+                raise BenchError(
+                    f"bases: {base} has the same name, {name}, as another base model of {self.name}, so they would "
+                    f"share a board. Rename or leave out one of them."
+                )
+        return [self, *further]
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydantic
@@ -29,6 +29,8 @@ class Sources(pydantic.BaseModel):
     split: str
     documents: int | None
     index: int
+    order: int = 0
+    prefix: int | None = None
     anchor_questions: int = 0
     anchor_documents: int = 0
 
@@ -61,6 +63,8 @@ def inputs_of(sources: Sources, arm: str) -> CellInputs:
         return split_entries(sources.dataset, split, data_files)
 
     stream = streams.load(dataset, sources.split, sources.documents, sources.index, sources.data_files, read_split)
+    stream = streams.reordered(stream, sources.order)
+    stream = replace(stream, entries=stream.entries[: sources.prefix])
     documents = tuple(entry.document for entry in stream.entries)
     if arm == "placebo":
         documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), stream)
@@ -87,15 +91,17 @@ def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]
     return tuple(entry for entry in entries if entry.document.id not in held_out)
 
 
-def artifact_folder(method: type[MetaTrained], config: MethodConfig, sources: Sources, runs: Path) -> Path | None:
+def artifact_folder(
+    method: type[MetaTrained], config: MethodConfig, seed: int, sources: Sources, runs: Path
+) -> Path | None:
     """The folder of the method's trained weights; None without training steps: the learner stays as constructed.
 
     Raises:
-        BenchError: there are none for this base, data and settings.
+        BenchError: there are none for this base, data, settings and seed.
     """
     if not training_of(config).steps:
         return None
-    key = artifacts.key_of(method, config, sources.dataset, sources.data_files, sources.model)
+    key = artifacts.key_of(method, config, seed, sources.dataset, sources.data_files, sources.model)
     return artifacts.find(key, (artifacts.COMMITTED, runs / artifacts.FOLDER))
 
 
@@ -109,9 +115,9 @@ def dependencies(method: type[Method], config: MethodConfig) -> dict[str, str]:
     return {**artifacts.declared_dependencies(method, config), **({"parts of speech": tagger} if tagger else {})}
 
 
-def train_hash(method: type[Method], config: MethodConfig, sources: Sources, runs: Path) -> str:
+def train_hash(method: type[Method], config: MethodConfig, seed: int, sources: Sources, runs: Path) -> str:
     """Hash of the trained weights, or of the entries that the method learns from offline; "" if it does neither."""
     if issubclass(method, MetaTrained):
-        folder = artifact_folder(method, config, sources, runs)
+        folder = artifact_folder(method, config, seed, sources, runs)
         return artifacts.weights_hash(folder) if folder else ""
     return stream_hash(offline_entries(method, sources)) if method.learns_offline(config) else ""

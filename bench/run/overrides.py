@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.run.experiment import Experiment
+from bench.run.experiment import EqualCompute, Experiment
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Overrides:
     seed: int | None = None
     device: str | None = None
     dtype: str | None = None
+    equal_compute: EqualCompute | None = None
+    trials: int | None = None
+    """Trials of every method that is tuned."""
     streams: int | None = None
     """Number of test streams."""
     documents: int | None = None
@@ -44,12 +47,21 @@ class Overrides:
             BenchError: a value is out of bounds, an assignment has a wrong form or another method, or the size of the
                 validation streams is set although nothing is tuned.
         """
+        if self.equal_compute is not None:
+            experiment.name += f"-compute-{self.equal_compute.steps}"
         experiment.override(self._fields())
         experiment.streams.override(self._sizes())
         if self.validation_documents is not None:
             if experiment.tuning is None:
                 raise BenchError(f"--validation-documents: {experiment.name} tunes nothing: leave the option out.")
             experiment.tuning.override({"documents": self.validation_documents})
+        if self.trials is not None:
+            if experiment.tuning is None:
+                raise BenchError(f"--trials: {experiment.name} tunes nothing: leave the option out.")
+            experiment.tuning.override({"trials": self.trials})
+        if self.seed is not None:
+            for plan in experiment.methods:
+                plan.seeds = None
         if self.methods:
             experiment.select(self.methods)
         for assignment in self.assignments:
@@ -58,9 +70,18 @@ class Overrides:
     def remarks(self) -> list[str]:
         """The changes, for the board: one sentence without absolute paths, or nothing. The board shows the methods."""
         files = ", ".join(Path(path).name for paths in self.data_files.values() for path in paths)
-        names = _set_options(model=self.model and Path(self.model).name, data_files=files or None)
-        validation = _set_options(validation_documents=self.validation_documents)
-        values = {**self._fields(), **names, **self._sizes(), **validation}
+        values = _set_options(
+            model=self.model and Path(self.model).name,
+            dataset=self.dataset,
+            data_files=files or None,
+            seed=self.seed,
+            device=self.device,
+            dtype=self.dtype,
+            **self._sizes(),
+            validation_documents=self.validation_documents,
+            trials=self.trials,
+            equal_compute=self.equal_compute and self.equal_compute.steps,
+        )
         changes = [*(f"{key} {value}" for key, value in values.items()), *self.assignments]
         return [f"Changed for this run: {', '.join(changes)}."] if changes else []
 
@@ -69,7 +90,8 @@ class Overrides:
             model=self.model,
             dataset=self.dataset,
             data_files=self.data_files or None,
-            seed=self.seed,
+            seeds=None if self.seed is None else [self.seed],
+            equal_compute=self.equal_compute,
             device=self.device,
             dtype=self.dtype,
         )

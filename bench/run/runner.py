@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import pydantic
 
 from bench import PROTOCOL, hashing
 from bench.answering import metrics
 from bench.contract import registry
-from bench.contract.config import MethodConfig
+from bench.contract.config import MethodConfig, dotted
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
+from bench.contract.search import Range, SearchSpace, examples
 from bench.data import recipe
 from bench.data.arms import Arm, documents_per_reset
+from bench.data.documents import Entry
 from bench.data.reader import MissingSplit, split_data, split_entries, split_hash
 from bench.errors import BenchError, RunError
 from bench.harness.loop import due_questions
@@ -24,27 +28,25 @@ from bench.lm import checkpoint, coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.paths import ROOT
-from bench.records.schema import BoardRecord, CellSpec, RunRecord, TuningRecord, mean
+from bench.records.schema import BoardEntry, BoardRecord, CellSpec, RunRecord, TuningRecord
 from bench.records.store import read_run, sweep, write_board, write_run, write_tuning
 from bench.run.cell import Cell, dead_worker_record
 from bench.run.executor import Executor, Task
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
 from bench.run.inputs import Sources, artifact_folder, dependencies, inputs_of, offline_entries, train_hash
 from bench.run.roles import Use, overlaps, uses_of
+from bench.run.search import Settings, at_edge
+from bench.run.tuning import SLACK, Tuning, first_part, operations_per_token
 
 Progress = Callable[[str, int, int], None]
 """Called with (activity, cells done, cells in total)."""
 
+STEPS = "steps_per_document"
+"""The setting that a limit on operations fixes."""
+LIMIT_DOCUMENTS = 20
+"""Documents on which the limit on operations is measured."""
 COVERAGE_DOCUMENTS = 200
 """Documents of a split, with their questions and answers, whose characters the base's tokenizer must know."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate of a method's grid, on every validation stream."""
-
-    config: dict[str, Any]
-    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ class Runner:
             self._join_few_files(plan)
         self.overlaps = self._overlaps()
         for entry in list(experiment.methods):
-            self._check_offline_data(entry, validate_config(self.methods[entry.name], entry.config))
-        self.plans = [(entry, self.trials(entry)) for entry in experiment.methods]
+            config = validate_config(self.methods[entry.name], entry.config)
+            self._check_offline_data(entry, config)
+            dependencies(self.methods[entry.name], config)  # raises if one is missing
+        self.spaces = {id(entry): self.search_space(entry) for entry in experiment.methods}
+        self._check_limit()
         self._check_base(folder)
         self.remarks += self._remarks_on_data()
         for arm in dict.fromkeys(arm for entry in experiment.methods for arm in entry.arms):
@@ -110,9 +115,11 @@ class Runner:
         tokenizer, self.abilities = _base(folder, self.model_hash, experiment.device, experiment.dtype)
         for streams in filter(None, (experiment.streams, experiment.tuning)):
             self._check_coverage(tokenizer, streams)
-        for plan, trials in self.plans:
-            for settings in (plan.config, *(trial.config for trial in trials)):
-                needs = self.methods[plan.name].needs(validate_config(self.methods[plan.name], settings))
+        for plan in experiment.methods:
+            choices = [[{key: value} for value in examples(values)] for key, values in self.spaces[id(plan)].items()]
+            for settings in ({}, *itertools.chain.from_iterable(choices)):
+                config = validate_config(self.methods[plan.name], {**plan.config, **settings})
+                needs = self.methods[plan.name].needs(config)
                 self.abilities.require(needs, Path(experiment.model).name, plan.name)
 
     def _check_coverage(self, tokenizer: Any, streams: StreamPlan) -> None:
@@ -159,7 +166,7 @@ class Runner:
         uses = [Use(experiment.streams.split, "streams", "of the streams")]
         for plan in experiment.methods:
             uses += uses_of(self.methods[plan.name], validate_config(self.methods[plan.name], plan.config))
-        if experiment.tuning and any(map(self._grid, experiment.methods)):
+        if experiment.tuning and any(map(self._stated_space, experiment.methods)):
             uses.append(Use(experiment.tuning.split, "selected", "on which methods are tuned"))
         if self.recipe.anchor and (experiment.anchor.questions or experiment.anchor.documents):
             uses.append(Use(self.recipe.anchor.split, "anchor", "of the anchor set"))
@@ -168,10 +175,15 @@ class Runner:
     def _remarks_on_data(self) -> list[str]:
         """Remarks of the reader on the splits of the board and of tuning."""
         experiment = self.experiment
-        tuned = [experiment.tuning.split] if experiment.tuning and any(trials for _, trials in self.plans) else []
+        tuned = [experiment.tuning.split] if experiment.tuning and any(self.spaces.values()) else []
         splits = dict.fromkeys([experiment.streams.split, *tuned])
         data = (split_data(experiment.dataset, split, experiment.data_files) for split in splits)
-        return list(dict.fromkeys(remark for one in data for remark in one.remarks))
+        remarks = list(dict.fromkeys(remark for one in data for remark in one.remarks))
+        if self.recipe.anchor and not (experiment.anchor.questions or experiment.anchor.documents):
+            remarks.append(
+                "No questions on old knowledge are asked, although the dataset has some: forgetting is unknown."
+            )
+        return remarks
 
     def _check_arm(self, arm: Arm) -> None:
         """Check that an arm exists on every test stream."""
@@ -192,7 +204,8 @@ class Runner:
         """Check that the method's trained weights, or the data that it learns from offline, exist."""
         method = self.methods[plan.name]
         if issubclass(method, MetaTrained):
-            artifact_folder(method, config, self._sources(self.experiment.streams, 0), self.runs)
+            for seed in self._seeds(plan):
+                artifact_folder(method, config, seed, self._sources(self.experiment.streams, 0), self.runs)
         elif method.learns_offline(config):
             try:
                 offline_entries(method, self._sources(self.experiment.streams, 0))
@@ -213,25 +226,43 @@ class Runner:
         """
         self.runs.mkdir(parents=True, exist_ok=True)
         sweep(self.runs)
-        untuned = [cell for plan, trials in self.plans if not trials for cell in self.cells(plan, plan.config)]
-        trial_cells = [cell for _, trials in self.plans for trial in trials for cell in trial.cells]
-        self._execute(executor, trial_cells + untuned, "tuning and running" if trial_cells else "running", progress)
-        tuned = [(plan, self.choose(plan, trials)) for plan, trials in self.plans if trials]
-        configs = {id(plan): record.chosen for plan, record in tuned}
-        cells = [cell for plan, _ in self.plans for cell in self.cells(plan, configs.get(id(plan), plan.config))]
-        self._execute(executor, cells, "running", progress)
+        plans = self.experiment.methods
+        limit = self._limit(executor, progress)
+        tunings = {id(plan): self._tuning(plan, limit) for plan in plans if self.spaces[id(plan)]}
+        waiting = [cell for plan in plans if id(plan) not in tunings for cell in self.cells(plan, plan.config)]
+        rounds = [tuning.rounds() for tuning in tunings.values()]
+        while rounds:
+            batches = [next(one, None) for one in rounds]
+            rounds = [one for one, batch in zip(rounds, batches, strict=True) if batch is not None]
+            trials = [cell for batch in batches for cell in batch or ()]
+            self._execute(executor, trials + waiting, "tuning and running", progress)
+        records = {id(plan): self._choose(plan, tunings[id(plan)]) for plan in plans if id(plan) in tunings}
+        chosen = {key: record.chosen for key, record in records.items()}
+        cells = {id(plan): self.cells(plan, chosen.get(id(plan), plan.config)) for plan in plans}
+        self._execute(executor, [cell for some in cells.values() for cell in some], "running", progress)
         board = BoardRecord(
             experiment=self.experiment.name,
-            runs=list(dict.fromkeys(cell.id for cell in cells)),
-            tuning=[record.key for _, record in tuned],
+            entries=[
+                BoardEntry(
+                    method=plan.name,
+                    runs=list(dict.fromkeys(cell.id for cell in cells[id(plan)])),
+                    tuning=records[id(plan)].key if id(plan) in records else None,
+                    hand_set=list(dotted(plan.config)),
+                )
+                for plan in plans
+            ],
             overlaps=self.overlaps,
-            remarks=self.remarks,
+            bases=[further.name for further in self.experiment.on_each_base()[1:]],
+            remarks=self.remarks + self._over_limit(cells, limit),
         )
         write_board(self.runs, board)
-        trial_ids = [cell.id for cell in trial_cells]  # a failed trial may have changed the choice
-        records = [read_run(self.runs / run) for run in dict.fromkeys([*trial_ids, *board.runs])]
-        failures = tuple(_failure_line(record) for record in records if record.status == "failed")
-        return Result(tuple(cells), tuple(self.remarks), failures)
+        trial_ids = [  # a failed trial may have changed the choice
+            run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
+        ]
+        runs = [read_run(self.runs / run) for run in dict.fromkeys([*trial_ids, *board.runs])]
+        failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
+        everything = tuple(cell for some in cells.values() for cell in some)
+        return Result(everything, tuple(board.remarks), failures)
 
     def _execute(self, executor: Executor, cells: Sequence[Cell], activity: str, progress: Progress) -> None:
         missing = {cell.id: cell for cell in cells if cell.id not in self._attempts and not cell.is_done(self.runs)}
@@ -262,70 +293,165 @@ class Runner:
                 write_run(self.runs, dead_worker_record(cell, method, outcome.error))
             progress(activity, done, len(tasks))
 
-    def _grid(self, plan: MethodPlan) -> dict[str, Sequence[Any]]:
-        """The method's grid, without the keys that are fixed."""
-        grid = self.methods[plan.name].grid if plan.grid is None else plan.grid
-        return {key: values for key, values in grid.items() if key not in plan.config}
+    def _stated_space(self, plan: MethodPlan) -> SearchSpace:
+        """The search space of the plan, else of the method, without the settings that are fixed."""
+        method = self.methods[plan.name]
+        space = method.search_space(validate_config(method, plan.config)) if plan.space is None else plan.space
+        return {key: values for key, values in space.items() if key not in plan.config}
 
-    def trials(self, plan: MethodPlan) -> list[Trial]:
-        """The candidates of a method's grid, or [] if nothing is tuned."""
-        tuning, grid = self.experiment.tuning, self._grid(plan)
-        if not grid or tuning is None:
-            return []
+    def search_space(self, plan: MethodPlan) -> SearchSpace:
+        """The settings of a method to tune, with their choices as its config has them, or {} if nothing is tuned.
+
+        Raises:
+            BenchError: a setting does not exist, or a value of it is out of bounds.
+        """
+        tuning, space = self.experiment.tuning, self._stated_space(plan)
+        if not space or tuning is None:
+            return {}
+        method = self.methods[plan.name]
+        valid = {}
+        for key, values in space.items():
+            configs = [validate_config(method, {**plan.config, key: value}) for value in examples(values)]
+            choices = [config.model_dump(mode="json")[key] for config in configs]
+            valid[key] = values if isinstance(values, Range) else choices
         try:
-            entries = inputs_of(self._sources(tuning, 0), "stream").stream.entries
+            streams = self._validation_streams(tuning)
         except MissingSplit as error:
             remark = f"Methods run untuned, with their default settings: {error}"
             if remark not in self.remarks:
                 self.remarks.append(remark)
-            return []
-        if tuning.metric == "f1" and not due_questions(entries):
+            return {}
+        if tuning.metric == "f1" and not all(map(due_questions, streams)):
             raise BenchError("tuning.metric is f1, but the validation streams have no questions: tune by token_nll.")
-        trials = []
-        for values in itertools.product(*grid.values()):
-            config = {**plan.config, **dict(zip(grid, values, strict=True))}
-            trials.append(Trial(config, tuple(self._cells(plan, config, tuning, "stream"))))
-        return trials
+        return valid
 
-    def choose(self, plan: MethodPlan, trials: Sequence[Trial]) -> TuningRecord:
-        """Choose the candidate with the best mean over the validation streams, and write a record of all trials."""
+    def _tuning(self, plan: MethodPlan, limit: float | None) -> Tuning:
+        """The search for a method's settings, not begun."""
+        on, method = self.experiment.tuning, self.methods[plan.name]
+        assert on is not None
+
+        def make_cells(settings: Settings, arm: str, prefix: int | None) -> list[Cell]:
+            return list(self._cells(plan, {**plan.config, **settings}, on, arm, prefix=prefix))
+
+        def is_valid(settings: Settings) -> bool:
+            try:
+                method.Config(**{**plan.config, **settings})
+            except pydantic.ValidationError:
+                return False
+            return True
+
+        return Tuning(
+            space=self.spaces[id(plan)],
+            defaults=validate_config(method, plan.config).model_dump(mode="json"),
+            trials=on.trials,
+            metric=on.metric,
+            prefix=self._prefix(on),
+            make_cells=make_cells,
+            runs=self.runs,
+            is_valid=is_valid,
+            limit=limit,
+        )
+
+    def _validation_streams(self, on: TuningPlan) -> list[Sequence[Entry]]:
+        return [inputs_of(self._sources(on, index), "stream").stream.entries for index in range(on.count)]
+
+    def _prefix(self, on: TuningPlan) -> int | None:
+        """The first third of the shortest validation stream; None if on any stream it has no questions to tune by."""
+        streams = self._validation_streams(on)
+        part = first_part(min(map(len, streams)))
+        has_questions = on.metric != "f1" or all(due_questions(entries[:part]) for entries in streams)
+        return part if has_questions else None
+
+    def _check_limit(self) -> None:
+        """Check that the method whose operations are the limit is in the experiment, and that trials can be limited."""
+        equal, on = self.experiment.equal_compute, self.experiment.tuning
+        if equal is None:
+            return
+        if on is None or on.metric != "f1":
+            raise BenchError("equal_compute limits what trials spend: give the experiment a tuning plan by F1.")
+        plan = self._limiting_plan()
+        if plan is None:
+            raise BenchError(f"equal_compute names {equal.method}, which is not in the experiment: add it.")
+        validate_config(self.methods[plan.name], {**plan.config, STEPS: equal.steps})
+
+    def _limiting_plan(self) -> MethodPlan | None:
+        equal = self.experiment.equal_compute
+        return next((plan for plan in self.experiment.methods if equal and plan.name == equal.method), None)
+
+    def _limit(self, executor: Executor, progress: Progress) -> float | None:
+        """The most operations per token in observing, if the experiment limits them: those of a method it names."""
+        equal, on, plan = self.experiment.equal_compute, self.experiment.tuning, self._limiting_plan()
+        if equal is None or on is None or plan is None:
+            return None
+        config = {**plan.config, STEPS: equal.steps}
+        (cell, *_) = self._cells(plan, config, on, "stream", prefix=LIMIT_DOCUMENTS)
+        self._execute(executor, [cell], "measuring the limit on operations", progress)
+        limit = operations_per_token(self.runs, cell)
+        if limit is None:
+            raise RunError(
+                f"The limit on operations could not be measured: {_failure_line(read_run(self.runs / cell.id))}"
+            )
+        return limit
+
+    def _over_limit(self, cells: Mapping[int, Sequence[Cell]], limit: float | None) -> list[str]:
+        """A remark on the limit on operations, and one on the methods that exceed it."""
+        equal = self.experiment.equal_compute
+        if limit is None or equal is None:
+            return []
+        names = []
+        for some in cells.values():
+            spent = [operations_per_token(self.runs, cell) or 0.0 for cell in some]
+            if max(spent, default=0.0) > SLACK * limit:
+                names.append(some[0].spec.method)
+        remark = f"Methods may observe a token with {limit:.3g} operations, as {equal.method} at {equal.steps} steps."
+        return [remark, *([f"Over this limit: {', '.join(dict.fromkeys(names))}."] if names else [])]
+
+    def _choose(self, plan: MethodPlan, tuning: Tuning) -> TuningRecord:
+        """Write the record of a search that has ended, with its choice."""
         assert self.experiment.tuning is not None
-        metric = self.experiment.tuning.metric
-        scores = [self._trial_score(trial, metric) for trial in trials]
-        sign = 1 if metric == "f1" else -1
-        ranks = [(sign * score, -i) for i, score in enumerate(scores) if score is not None]  # of equals, the earlier
-        if failed := len(trials) - len(ranks):
+        trials = [tuning.record(trial, plan.config) for trial in tuning.done]
+        if failed := sum(trial["score"] is None for trial in trials):
             self.remarks.append(f"{failed} of {len(trials)} tuning trials of {self._label(plan)} diverged or failed.")
-        best = trials[-max(ranks)[1]].config if ranks else plan.config
-        if ranks:
-            self._remark_edges(plan, trials, best)
-        key = hashing.digest([metric, [cell.key for trial in trials for cell in trial.cells]])
+        if len(trials) < tuning.trials:
+            self.remarks.append(
+                f"{self._label(plan)} was tuned with {len(trials)} of {tuning.trials} trials: there are no other "
+                f"settings to try{' within the limit on operations' if tuning.limit is not None else ''}."
+            )
+        best = tuning.best()
+        settings = {} if best is None else best.settings
+        if best is not None:
+            self._remark_edges(plan, tuning, settings)
+        cells = [*tuning.others, *(cell for trial in tuning.done for cell in trial.cells)]
+        key = hashing.digest([tuning.metric, [cell.key for cell in cells]])
         record = TuningRecord(
             key=f"{plan.name}-{key[:12]}",
             method=plan.name,
             dataset=self.recipe.name,
             model=Path(self.experiment.model).name,
             model_hash=self.model_hash,
-            metric=metric,
-            trials=tuple(
-                {"config": trial.config, "score": score, "runs": [cell.id for cell in trial.cells]}
-                for trial, score in zip(trials, scores, strict=True)
-            ),
-            chosen=validate_config(self.methods[plan.name], best).model_dump(mode="json"),
+            metric=tuning.metric,
+            space={
+                key: values.model_dump() if isinstance(values, Range) else list(values)
+                for key, values in tuning.space.items()
+            },
+            floor=tuning.floor(),
+            trials=tuple(trials),
+            chosen=validate_config(self.methods[plan.name], {**plan.config, **settings}).model_dump(mode="json"),
+            runs=list(dict.fromkeys(cell.id for cell in tuning.others)),
         )
         write_tuning(self.runs, record)
         return record
 
-    def _remark_edges(self, plan: MethodPlan, trials: Sequence[Trial], best: Mapping[str, Any]) -> None:
-        """Remark on a best value at an edge of its grid, unless the setting's own bound is there."""
+    def _remark_edges(self, plan: MethodPlan, tuning: Tuning, best: Settings) -> None:
+        """Remark on a best value at an edge of its range, unless the setting's own bound is there."""
         fields = self.methods[plan.name].Config.model_fields
-        for key, value in best.items():
-            values = sorted({trial.config[key] for trial in trials if isinstance(trial.config[key], int | float)})
+        tried = [trial.settings for trial in tuning.done]
+        for key in at_edge(tuning.space, tried, best, 1 / max(2, tuning.trials)):
             bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
-            if len(values) > 2 and value in (values[0], values[-1]) and value not in bounds:
+            if best[key] not in bounds:
                 self.remarks.append(
-                    f"The best {key} of {self._label(plan)}, {value:g}, is at the edge of its grid: "
-                    f"a wider grid may do better."
+                    f"The best {key} of {self._label(plan)}, {best[key]:g}, is at the edge of what was tried: "
+                    f"a wider range may do better."
                 )
 
     def _label(self, plan: MethodPlan) -> str:
@@ -338,23 +464,36 @@ class Runner:
         ]
         return f"{plan.name} ({', '.join(settings)})" if settings else plan.name
 
-    def _trial_score(self, trial: Trial, metric: Literal["f1", "token_nll"]) -> float | None:
-        """Mean over the validation streams; None if a cell has no results."""
-        records = [read_run(self.runs / cell.id) for cell in trial.cells]
-        values = [getattr(record.summary, metric) for record in records if record.summary is not None]
-        return mean(values) if len(values) == len(records) else None
+    def _seeds(self, plan: MethodPlan) -> Sequence[int]:
+        return plan.seeds or self.experiment.seeds
 
     def cells(self, plan: MethodPlan, config: Mapping[str, Any]) -> list[Cell]:
-        """The cells of one method on the test streams, on each of its arms."""
-        return [cell for arm in plan.arms for cell in self._cells(plan, config, self.experiment.streams, arm)]
+        """The cells of one method on the test streams, on each of its arms, with each seed, in each order."""
+        on, orders = self.experiment.streams, range(self.experiment.orders)
+        return [
+            cell
+            for arm, seed, order in itertools.product(plan.arms, self._seeds(plan), orders)
+            for cell in self._cells(plan, config, on, arm, seed, order)
+        ]
 
-    def _cells(self, plan: MethodPlan, config: Mapping[str, Any], on: StreamPlan, arm: Arm) -> Iterator[Cell]:
+    def _cells(
+        self,
+        plan: MethodPlan,
+        config: Mapping[str, Any],
+        on: StreamPlan,
+        arm: Arm,
+        seed: int | None = None,
+        order: int = 0,
+        prefix: int | None = None,
+    ) -> Iterator[Cell]:
+        """The cells on all streams of a plan, by default with the method's first seed."""
         experiment, method = self.experiment, self.methods[plan.name]
+        seed = self._seeds(plan)[0] if seed is None else seed
         validated = validate_config(method, config)
         depends_on = dependencies(method, validated)
         trial = isinstance(on, TuningPlan)
         for index in range(on.count):
-            sources = self._sources(on, index)
+            sources = self._sources(on, index).model_copy(update={"order": order, "prefix": prefix})
             inputs = inputs_of(sources, arm)
             yield Cell(
                 sources=sources,
@@ -364,14 +503,16 @@ class Runner:
                     stream=inputs.stream.name,
                     stream_hash=inputs.hash,
                     anchor_hash=inputs.anchor_hash,
-                    train_hash=train_hash(method, validated, sources, self.runs),
+                    train_hash=train_hash(method, validated, seed, sources, self.runs),
                     model=Path(experiment.model).name,
                     model_hash=self.model_hash,
                     dtype=experiment.dtype,
                     device=experiment.device,
                     method=plan.name,
                     config=validated.model_dump(mode="json"),
-                    seed=experiment.seed,
+                    seed=seed,
+                    order=order,
+                    prefix=prefix,
                     arm=arm,
                     probes=(1.0,) if trial else experiment.probes,
                     scoring=on.metric == "token_nll" if isinstance(on, TuningPlan) else experiment.scoring,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench import machine
 from bench.contract import registry
 from bench.contract.meta_training import MetaTrained, Say, Trainer, training_of
 from bench.contract.method import validate_config
@@ -38,11 +39,13 @@ def train_target(
     work: Path | None = None,
     plugins: Sequence[str] = (),
     say: Say = lambda _: None,
-) -> Path:
-    """Meta-train a method as an experiment plans it, or rebuild the embedded model; returns the folder that is written.
+) -> list[Path]:
+    """Meta-train a method as an experiment plans it, or rebuild the embedded model; returns the folders written.
 
-    Without ``out``, the embedded model and the methods of the default experiment replace the committed weights, and
-    everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
+    A method is trained once for each seed that the experiment plans for it.
+
+    Without ``out``, the embedded model and the methods of the default experiment, with a seed that it plans, replace
+    the committed weights, and everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
     by default ``train`` under ``runs``; a run that was killed resumes from there.
 
     Raises:
@@ -51,24 +54,68 @@ def train_target(
     """
     work = work or runs / "train"
     if target == EMBEDDED_MODEL:
-        from bench.nano import train as nano
-
-        folder = out or nano.RECIPE.parent
-        nano.train(nano.RECIPE, folder, work / target, say)
-        return folder
+        if experiment != DEFAULT_EXPERIMENT or plugins or not replace(overrides, assignments=(), device=None).is_empty:
+            raise BenchError(
+                f"{target} is trained by its own recipe: of the options that change what is trained, only "
+                f"--set key=value, with a key of the recipe, and --device apply."
+            )
+        return [train_embedded(overrides.assignments, overrides.device or "cpu", out, work, say)]
     names = [info.name for info in registry.list_methods(plugins)]
     if target not in names:
         raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, [EMBEDDED_MODEL, *names])}")
     changed = load(experiment)
     replace(overrides, methods=[target]).apply(changed)
+    seeds = _seeds(target, changed)
     if out is None:
-        is_default = experiment == DEFAULT_EXPERIMENT and not plugins and replace(overrides, device=None).is_empty
+        is_default = experiment == DEFAULT_EXPERIMENT and not plugins
+        is_default &= replace(overrides, device=None, seed=None).is_empty
+        is_default &= set(seeds) <= set(_seeds(target, load(experiment)))
         out = artifacts.COMMITTED if is_default else runs / artifacts.FOLDER
-    return train(target, changed, out, work, plugins, say)
+    return [train(target, changed, seed, out, work, plugins, say) for seed in seeds]
+
+
+def _seeds(target: str, experiment: Experiment) -> Sequence[int]:
+    """The seeds that an experiment plans for a method."""
+    return next((plan.seeds for plan in experiment.methods if plan.name == target), None) or experiment.seeds
+
+
+def train_embedded(
+    assignments: Sequence[str], device: str, out: Path | None, work: Path, say: Say = lambda _: None
+) -> Path:
+    """Train the embedded model by its recipe, changed by assignments ``key=value``; returns the model's folder.
+
+    Without ``out`` it replaces the committed model. A run that was killed resumes from the checkpoint under ``work``.
+
+    Raises:
+        BenchError: an assignment is wrong, or has no ``out``; the device is not available; or a folder cannot be
+            written.
+        Diverged: the gradient became NaN or infinite.
+    """
+    from bench.nano import train as nano
+    from bench.nano.config import load_config
+
+    config = load_config(nano.RECIPE, assignments)
+    if assignments and out is None:
+        raise BenchError("--set makes another model than the committed one: name its folder with --out.")
+    checkpoint.check_device(device)
+    folder = out or nano.RECIPE.parent
+    work = work / folder.resolve().name
+    for path, option in ((folder, "--out"), (work, "--work")):
+        check_writable(path, option)
+    options = [*(f"--set {assignment}" for assignment in assignments), *(["--out FOLDER"] if assignments else [])]
+    options += [f"--device {device}"] if device != "cpu" else []
+    nano.train(config, folder, work, say, device, " ".join([nano.COMMAND, *options]))
+    return folder
 
 
 def train(
-    name: str, experiment: Experiment, out: Path, work: Path, plugins: Sequence[str] = (), say: Say = lambda _: None
+    name: str,
+    experiment: Experiment,
+    seed: int,
+    out: Path,
+    work: Path,
+    plugins: Sequence[str] = (),
+    say: Say = lambda _: None,
 ) -> Path:
     """Meta-train a method with its first settings in ``experiment``, its base and data; returns the artifact's folder.
 
@@ -87,9 +134,9 @@ def train(
     overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
     for folder, option in ((out, "--out"), (work, "--work")):
         check_writable(folder, option)
-    key = artifacts.key_of(kind, config, experiment.dataset, experiment.data_files, experiment.model)
+    key = artifacts.key_of(kind, config, seed, experiment.dataset, experiment.data_files, experiment.model)
     base = str(checkpoint.locate(training_of(config).base or experiment.model))
-    method = construct(kind, BaseModel.load(base, experiment.device, experiment.dtype), config, experiment.seed)
+    method = construct(kind, BaseModel.load(base, experiment.device, experiment.dtype), config, seed)
     assert isinstance(method, MetaTrained)
     splits = [split_entries(experiment.dataset, "train", experiment.data_files)]
     try:
@@ -112,8 +159,9 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
             "",
             inspect.getdoc(kind) or "",
             "",
-            f"`python run_bench.py train {key.method}` makes these weights: {trainer.step} outer steps on the "
-            f"{len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} minutes. The "
+            f"`python run_bench.py train {key.method} --seed {key.seed}` makes these weights: {trainer.step} outer "
+            f"steps on the {len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} "
+            f"minutes on one {machine.cpu_name()}, with {trainer.flops:.2g} floating-point operations. The "
             f"weights are those of step {trainer.best_step}, which has the lowest loss on {len(trainer.validation)} "
             "documents of the validation split. They are stored in bfloat16 and used in float32. `artifact.json` holds "
             "the hashes of what they were made from; if any of it changes, the weights are refused.",

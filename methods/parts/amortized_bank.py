@@ -53,7 +53,7 @@ class AmortizedMemory(MemoryMethod):
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.config.training.seed, "learner"))
+            torch.manual_seed(seed_for(seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
             if self.config.training.prefix_start == "base":
                 fit_prefix_head(self.prefix, lm)

@@ -210,6 +210,11 @@ def matching_scores(questions: Tensor, memories: Tensor) -> Tensor:
 
 
 def matching_loss(scores: Tensor, own: Tensor) -> Tensor:
-    """InfoNCE (nats): -log of the softmax mass on a question's own memories; scores and ``own`` (B, N), N >= 1."""
-    own_mass = scores.masked_fill(~own, -math.inf).logsumexp(1)  # (B,), unnormalised log mass
-    return (scores.logsumexp(1) - own_mass).mean()
+    """InfoNCE (nats): -log of the softmax mass on a question's own memories; scores and ``own`` (B, N).
+
+    Questions without a memory of their own do not count: the text of their document is empty.
+    """
+    counted = own.any(1)  # (B,)
+    scores, own = scores[counted], own[counted]
+    own_mass = scores.masked_fill(~own, -math.inf).logsumexp(1)  # (counted,), unnormalised log mass
+    return (scores.logsumexp(1) - own_mass).sum() / max(1, len(scores))

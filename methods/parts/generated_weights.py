@@ -26,8 +26,8 @@ READ_AT_ONCE = 32
 class GeneratedWeights(MetaTrained):
     """The stream of a method with a generator per adapted layer: documents in, states and updated weights out.
 
-    A subclass's ``Config`` has ``training`` of a kind of :class:`GeneratorTraining`, and ``encoding`` to read the
-    stream in another way than in training.
+    A subclass's ``Config`` has ``training`` of a kind of :class:`GeneratorTraining`, and for the stream alone
+    ``encoding``, to read it in another way than in training, and ``scale``, a factor of the update.
     """
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -37,7 +37,7 @@ class GeneratedWeights(MetaTrained):
         self.layers = AdaptedLayers(lm, training.target, training.blocks)
         hidden = lm.model.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(training.seed, "learner"))
+            torch.manual_seed(seed_for(seed, "learner"))
             self.generators = [Generator(hidden, *shape, training) for shape in self.layers.shapes()]
         self._learner = nn.ModuleList(self.generators).float().to(lm.device)
         inner = self.generators[0].Q.shape[0]
@@ -64,9 +64,10 @@ class GeneratedWeights(MetaTrained):
 
     @torch.no_grad()
     def install(self) -> None:
-        """Set the adapted weights to the base's plus the update."""
+        """Set the adapted weights to the base's plus the update times ``scale``."""
         normals = [g.normalize(state) for g, state in zip(self.generators, self.state, strict=True)]
-        self.layers.set_updates([g.update(normal) for g, normal in zip(self.generators, normals, strict=True)])
+        updates = [g.update(normal) for g, normal in zip(self.generators, normals, strict=True)]
+        self.layers.set_updates([self.config.scale * update for update in updates])
 
     def export(self, folder: str | Path) -> None:
         """Write the update as a peft adapter of the base: LoRA of the rank that the SVD keeps, or of rank d_r."""
@@ -77,7 +78,7 @@ class GeneratedWeights(MetaTrained):
         adapter = Adapter(self.lm, rank, rank, self.layers.names)
         tensors: dict[str, Tensor] = {}
         for name, (b, a) in zip(self.layers.names, factors, strict=True):
-            tensors |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+            tensors |= {f"{name}.lora_A": a, f"{name}.lora_B": self.config.scale * b}
         adapter.load_state_dict(tensors)
         adapter.save(folder)
         adapter.remove()

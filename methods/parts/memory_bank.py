@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +24,7 @@ from bench.answering.prompts import answer_ids
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Conditioning, packed, unpacked
+from bench.contract.search import Range, SearchSpace
 from bench.data.documents import Document, Episode, Question, document_id
 from bench.lm.base_model import BaseModel
 from bench.lm.batch import forward
@@ -131,6 +133,16 @@ class MemoryMethod(MetaTrained):
     is in the bank already adds none.
     """
 
+    class Config(MethodConfig):
+        """Hyper-parameters shared by these methods."""
+
+        contrast: float = pydantic.Field(
+            default=0.0,
+            ge=0,
+            description="a: answer from 1 + a times the logits with memory, minus a times those without (context-aware "
+            "decoding, Shi et al. 2024); 0: from the logits with memory",
+        )
+
     substitutes: tuple[Tensor, Tensor] | None = None
     """Inside :meth:`renaming`: tokens (n,) and the vectors (n, width) that replace their embeddings."""
 
@@ -140,6 +152,11 @@ class MemoryMethod(MetaTrained):
         """(document id, content hash) of every entry, in order of arrival."""
         self._contents: set[str] = set()
         self._storage = torch.zeros(0)  # the rows are a view of it; it has room for more
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """The contrast."""
+        return {"contrast": Range(low=0, high=1)}
 
     @abstractmethod
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -242,7 +259,7 @@ class MemoryMethod(MetaTrained):
 
     @torch.no_grad()
     def condition(self, questions: Sequence[Question]) -> Conditioning:
-        """The prefix that each question reads in the bank."""
+        """The prefix that each question reads in the bank, and the contrast."""
         bank = self.bank
         prefixes = [
             self.recall([question.text for question in questions[first : first + QUESTION_BATCH]], bank)
@@ -259,6 +276,7 @@ class MemoryMethod(MetaTrained):
             ]
             or None,
             documents=[list(dict.fromkeys(self.entries[i][0] for i in entries)) for entries in selected] or None,
+            contrast=self.config.contrast or None,
         )
 
     @torch.no_grad()

@@ -10,9 +10,9 @@ from torch.nn import Parameter
 
 from bench.errors import BenchError
 
-Subset = Literal["all", "mlp", "middle_third", "last_quarter", "norms_and_biases"]
-"""All parameters, those of the blocks' MLPs, those of the middle third or the last quarter of the blocks, or all
-vectors (gains of norms, and biases)."""
+Subset = Literal["all", "embeddings", "mlp", "middle_third", "last_quarter", "norms_and_biases"]
+"""All parameters, the input embeddings (with the output layer only if it is tied to them), those of the blocks' MLPs,
+those of the middle third or the last quarter of the blocks, or all vectors (gains of norms, and biases)."""
 
 
 def select(model: Any, subset: Subset) -> Iterator[tuple[str, Parameter]]:
@@ -53,6 +53,8 @@ def is_attention(part: nn.Module) -> bool:
 def _parameters(model: Any, subset: Subset) -> Iterator[Parameter]:
     if subset == "all":
         yield from model.parameters()
+    elif subset == "embeddings":
+        yield from model.get_input_embeddings().parameters()
     elif subset == "norms_and_biases":
         yield from (parameter for parameter in model.parameters() if parameter.ndim < 2)
     elif subset == "mlp":

@@ -150,7 +150,10 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_prefix_head(prefix: PrefixHead, lm: BaseModel) -> None:
-    """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens."""
+    """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens.
+
+    The least squares are in float64: in float32 their last bits depend on where in memory the matrices happen to lie.
+    """
     layers, _, positions, heads, size = prefix.shape
     ids = torch.randperm(len(lm.tokenizer))[:FIT_TOKENS].to(lm.device)
     targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=lm.device)
@@ -162,7 +165,8 @@ def fit_prefix_head(prefix: PrefixHead, lm: BaseModel) -> None:
                 targets[layer, side, position] = states[:, :, 0].flatten(1).float()
     slots = targets.flatten(0, 2)  # (slots, tokens, heads * head size)
     embedded = unit_embeddings(lm, ids).expand(len(slots), -1, -1)  # (slots, tokens, width)
-    prefix.nets.skip = nn.Parameter(torch.linalg.lstsq(embedded, slots).solution.contiguous())
+    solution = torch.linalg.lstsq(embedded.double(), slots.double()).solution  # (slots, width, heads * head size)
+    prefix.nets.skip = nn.Parameter(solution.float().contiguous())
     prefix.nets.second.zero_()
 
 

@@ -14,7 +14,7 @@ from tests.attack.attacks import Try, mutate_text, mutate_value
 from tests.conftest import make_checkpoint
 from tests.world import make_dataset, make_experiment
 
-METHODS = ("closed_book", "bm25", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}})
+METHODS = ("closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}})
 
 
 def prepare(folder: Path) -> Try:
@@ -27,7 +27,7 @@ def prepare(folder: Path) -> Try:
     def plan_cells() -> None:
         runner = Runner(experiment.load(str(file)), folder / "runs")
         for plan in runner.experiment.methods:
-            runner.trials(plan)
+            runner.search_space(plan)
             runner.cells(plan, plan.config)
 
     file.write_text(yaml.safe_dump(values))

@@ -23,7 +23,7 @@ SECONDS = 20.0
 def prepare(folder: Path) -> Try:
     """Runs of a small experiment that are killed up to three times, then finished."""
     model = make_checkpoint(folder / "llama", "llama")
-    methods = ["closed_book", "bm25", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}}]
+    methods = ["closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
     plan = make_experiment(make_dataset(folder / "keepers"), model, methods)
     file = folder / "keepers.yaml"
     file.write_text(yaml.safe_dump(plan.model_dump(mode="json")))

@@ -18,7 +18,7 @@ from tests.world import Inline, make_dataset, make_experiment
 def prepare(folder: Path) -> Try:
     """Edits of the records of a small run: fields, lines, bytes, whole files and folders."""
     model = make_checkpoint(folder / "llama", "llama")
-    methods = ["closed_book", "bm25", {"name": "uniform", "grid": {"learning_rate": [1e-3, 1e-2]}}]
+    methods = ["closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
     runs, out, copy = folder / "runs", folder / "out", folder / "copy"
     Runner(make_experiment(make_dataset(folder / "keepers"), model, methods), runs).run(Inline())
     reports.write_all(runs, out)

@@ -21,7 +21,8 @@ METHODS = {info.name: info for file in sorted(HERE.glob("*_methods/*.py")) for i
 CAUGHT = [
     ("no_observe", "declares_itself", "does not implement observe"),
     ("undescribed", "config_is_sound", "Config.strength has no description"),
-    ("bad_grid", "config_is_sound", "Correct the grid: learning_rate = -0.0001: Input should be greater than"),
+    ("bad_space", "config_is_sound", "Correct the search space: learning_rate = -0.0001: Input should be greater"),
+    ("broken_steps", "config_is_sound", "Correct the search space: steps_per_document = 2.1036"),
     ("mutates_documents", "observe_only_reads", "changed a document"),
     ("marks_documents", "observe_only_reads", "changed a document"),
     ("returns_loss", "observe_only_reads", "returned a float"),
@@ -93,7 +94,7 @@ CAUGHT = [
     ("replaces_metrics", "base_is_restored", "bench.answering.metrics.score was replaced"),
     ("replaces_decoding", "base_is_restored", "bench.harness.loop.answer_and_nll was replaced"),
     ("replaces_the_loop", "base_is_restored", "bench.harness.loop.Loop.score was replaced"),
-    ("exits", "observe_only_reads", "SystemExit: 0 (careless.py, line 214). A method must not end the process."),
+    ("exits", "observe_only_reads", "SystemExit: 0 (careless.py, line 240). A method must not end the process."),
     ("fails_on_empty", "reads_odd_documents", "IndexError: index 0 is out of bounds"),
     ("wants_float32", "runs_in_bfloat16", "(careless.py, line "),
     ("casts_the_base", "runs_in_bfloat16", "keep its weights in float32"),

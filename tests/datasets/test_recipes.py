@@ -56,7 +56,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     (folder / "dataset.yaml").write_text(declared, encoding="utf-8")
     (folder / "notices.jsonl").write_text(lines, encoding="utf-8")
     my_news = recipe.find(str(folder))
-    size = my_news.stream.sizes["test"]
+    size = my_news.stream.sizes["test"][0]
     stream = streams.load(my_news, "test", size.documents, size.count - 1)
     assert [item.document.timestamp for item in stream.entries] == ["2031-03-09", "2031-05-02"]
     assert [item.document.text[start:end] for item in stream.entries for start, end in item.facts] == [
@@ -70,10 +70,11 @@ def test_newsworld_is_whole_and_its_streams_are_as_frozen() -> None:
     newsworld = recipe.find("newsworld")
     groups = [{entry.group for entry in load_split(newsworld, split)} for split in recipe.SPLITS]
     assert sum(len(names) for names in groups) == len(set().union(*groups)), "the splits share an entity"
-    frozen = {f"{split}-{size.documents}": size.count for split, size in newsworld.stream.sizes.items()}
+    sizes = [(split, size) for split, listed in newsworld.stream.sizes.items() for size in listed]
+    frozen = {f"{split}-{size.documents}": size.count for split, size in sizes}
     report = [line.partition(":")[0] for line in streams.verify(newsworld)]
     assert set(report) == {f"{name}-{index}" for name, count in frozen.items() for index in range(count)}
-    for split, size in newsworld.stream.sizes.items():
+    for split, size in sizes:
         entries = load_split(newsworld, split)
         for index in range(size.count):
             stream = streams.load(newsworld, split, size.documents, index)

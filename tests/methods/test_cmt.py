@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,7 @@ EPISODES = [
 
 
 def make(lm: BaseModel, seed: int = 0, k: int | None = 2, **training: object) -> Cmt:
-    decode = training.pop("decode", "plain")
-    return Cmt(lm, Cmt.Config(k=k, decode=decode, training={**SMALL, **training}), seed)
+    return Cmt(lm, Cmt.Config(k=k, training={**SMALL, **training}), seed)
 
 
 def observed(method: Cmt, texts: list[str]) -> Cmt:
@@ -168,6 +168,21 @@ def test_the_matching_loss_counts_every_window_of_the_own_document() -> None:
     scores = torch.tensor([2.0, 1.0, 3.0]).log()[None]
     own = torch.tensor([[True, True, False]])
     torch.testing.assert_close(matching_loss(scores, own), torch.tensor(math.log(6 / 3)))
+
+
+def test_a_question_on_an_empty_document_has_no_part_in_the_matching_loss(lm: BaseModel) -> None:
+    scores, own = (
+        torch.tensor([[2.0, 1.0, 3.0], [9.0, 8.0, 7.0]]).log(),
+        torch.tensor([[True, True, False], [False] * 3]),
+    )
+    assert torch.equal(matching_loss(scores, own), matching_loss(scores[:1], own[:1]))
+    empty = [replace(episode, document=Document(episode.document.id, "")) for episode in EPISODES[:2]]
+    for episodes, matching in ((empty, 0.0), ([empty[0], EPISODES[2]], math.log(1))):
+        method = make(lm, matching_weight=1.0, rename=True)
+        parts = method.outer_step(episodes, [])
+        assert math.isfinite(parts["loss"]) and parts["matching"] == pytest.approx(matching, abs=1e-6)
+        gradients = [p.grad for p in method.learner.parameters() if p.grad is not None]
+        assert any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients)
 
 
 def test_the_memory_aware_losses_by_hand(lm: BaseModel) -> None:
@@ -301,12 +316,6 @@ def test_key_value_prefixes_have_the_shape_of_the_base(each_lm: BaseModel) -> No
     conditioning = method.condition(questions)
     assert conditioning.prefix_embeddings is None
     assert [prompt.prefix_length for prompt in build_prompts(each_lm, questions, conditioning, 4)] == [2, 2, 2]
-
-
-def test_contrastive_decoding_is_requested_in_the_conditioning(lm: BaseModel) -> None:
-    questions = [Question("0", QUESTIONS[0])]
-    assert observed(make(lm), TEXTS).condition(questions).contrast is None
-    assert observed(make(lm, decode="contrastive"), TEXTS).condition(questions).contrast == 0.5
 
 
 def test_renaming_replaces_the_tokens_that_a_question_shares_with_its_document_alone(lm: BaseModel) -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bench import Document, Episode
+from bench.contract.search import Range
 from bench.errors import BenchError
-from bench.harness.loop import Loop, fit
+from bench.harness.loop import Loop, construct, fit
 from bench.lm.base_model import BaseModel
 from methods.closed_book import ClosedBook
 from methods.dynamic_evaluation import ADAM_BETA, DynamicEvaluation
@@ -46,7 +47,8 @@ def weights(lm: BaseModel) -> dict[str, Tensor]:
 
 def scores(method: Any, documents: Sequence[Document] = DOCUMENTS, segment_tokens: int | None = SEGMENT) -> list[float]:
     """NLL of each segment, as scored by the harness."""
-    loop = Loop(method, (), documents, segment_tokens=segment_tokens)
+    method.experiment_segment_tokens = segment_tokens
+    loop = Loop(method, (), documents)
     loop.run()
     return [event.nll or 0.0 for event in loop.document_events]
 
@@ -109,7 +111,7 @@ def test_plain_sgd_with_decay_equals_a_bare_loop(lm: BaseModel) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
 def test_the_rms_rule_equals_the_papers(lm: BaseModel, statistics: str, decay: float) -> None:
     """Krause et al. 2018 in NumPy, over the same gradients."""
-    method = make(lm, learning_rate=1e-3, decay=decay, statistics=statistics, epsilon=1e-2)
+    method = make(lm, learning_rate=1e-3, decay=decay, statistics=statistics, epsilon=1e-2, unseen="epsilon")
     prior = {n: v.double().numpy() for n, v in weights(lm).items()}
     square = {n: np.zeros_like(v) for n, v in prior.items()}
     if statistics == "train":
@@ -170,6 +172,94 @@ def test_statistics_are_over_the_configured_segments(lm: BaseModel) -> None:
     torch.testing.assert_close(getattr(method, "rms.lm_head.weight"), expected, atol=1e-6, rtol=1e-4)
 
 
+def test_the_segments_of_the_experiment_count_like_those_of_the_method(lm: BaseModel) -> None:
+    def rms(of_experiment: int | None, **config: Any) -> dict[str, Tensor]:
+        settings = DynamicEvaluation.Config(statistics="train", **config)
+        method = construct(DynamicEvaluation, lm, settings, 0, of_experiment)
+        fit(method, [Episode(LONG, (), ())])
+        return {name: value for name, value in method.state_dict().items() if name.startswith("method.rms.")}
+
+    stated = rms(SEGMENT)
+    assert_same(stated, rms(None, segment_tokens=SEGMENT))
+    assert_same(stated, rms(2 * SEGMENT, segment_tokens=SEGMENT))
+    assert not torch.equal(stated["method.rms.lm_head.weight"], rms(None)["method.rms.lm_head.weight"])
+
+
+def test_rows_that_the_train_split_lacks_get_the_mean_of_the_others(lm: BaseModel) -> None:
+    embeddings = "model.embed_tokens.weight"
+    seen = gradient(lm, LONG)[embeddings].any(1)
+    assert 0 < seen.sum() < len(seen)
+    rms = {}
+    for unseen in ("epsilon", "mean"):
+        method = make(lm, statistics="train", unseen=unseen)
+        fit(method, [Episode(LONG, (), ())])
+        rms[unseen] = {name: getattr(method, f"rms.{name}") for name, _ in lm.model.named_parameters()}
+    table = rms["epsilon"][embeddings]
+    assert not table[~seen].any()
+    mean = table[seen].sum(0) / seen.sum()
+    expected = torch.where(seen[:, None], table, mean)
+    torch.testing.assert_close(rms["mean"][embeddings], expected)
+    head = "lm_head.weight"  # every row has a gradient
+    assert_same({head: rms["mean"][head]}, {head: rms["epsilon"][head]})
+
+
+def test_a_vector_counts_by_entry_and_stays_zero_without_any_gradient(
+    lm: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make(lm, statistics="train", learn="norms_and_biases", segment_tokens=SEGMENT)
+    (first, p), (second, q) = method.learning[:2]
+
+    def backward(_: Any) -> float:
+        p.grad = torch.zeros_like(p)
+        p.grad[:2] = torch.tensor([1.0, 3.0])
+        q.grad = torch.zeros_like(q)
+        return 0.0
+
+    monkeypatch.setattr(method, "backward", backward)
+    fit(method, EPISODES[:1])
+    assert getattr(method, f"rms.{first}").tolist() == pytest.approx([1, 3, *[2] * (len(p) - 2)])
+    assert not getattr(method, f"rms.{second}").any()
+
+
+@pytest.mark.parametrize("context", ["full", "carry"])
+def test_several_steps_on_a_segment_begin_with_the_graph_of_its_scoring(lm: BaseModel, context: str) -> None:
+    after = []
+    for scoring in (True, False):
+        method = make(lm, learning_rate=0.05, steps_per_document=3, context=context, segment_tokens=SEGMENT)
+        Loop(method, (), [LONG], scoring=scoring).run()
+        after.append(weights(lm))
+    assert_same(*after, atol=1e-6, rtol=1e-5)
+
+
+def test_several_steps_equal_a_bare_loop(lm: BaseModel) -> None:
+    for _ in range(3):
+        g = gradient(lm, DOCUMENTS[0])
+        with torch.no_grad():
+            for name, p in lm.named_tensors():
+                p -= 0.05 * g[name]
+    expected = weights(lm)
+    lm.restore()
+    scores(make(lm, learning_rate=0.05, steps_per_document=3), DOCUMENTS[:1], None)
+    assert_same(weights(lm), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_several_steps_on_accumulated_gradients_are_refused_and_not_tuned() -> None:
+    with pytest.raises(ValueError, match="period=1 or between=skip"):
+        DynamicEvaluation.Config(steps_per_document=2, period=2)
+    for config, is_tuned in (({}, True), ({"period": 2}, False), ({"period": 2, "between": "skip"}, True)):
+        space = DynamicEvaluation.search_space(DynamicEvaluation.Config(**config))
+        assert ("steps_per_document" in space) == is_tuned
+
+
+def test_the_step_size_is_tuned_in_a_range_that_fits_the_scale_of_steps() -> None:
+    for config in ({}, {"statistics": "train"}, {"statistics": "adam"}, {"optimizer": "adamw"}):
+        settings = DynamicEvaluation.Config(**config)
+        rate = DynamicEvaluation.search_space(settings)["learning_rate"]
+        assert isinstance(rate, Range)
+        assert rate.low < settings.learning_rate < rate.high
+        assert (rate.high == 1) == (config == {})
+
+
 def test_without_statistics_no_training_documents_are_read(lm: BaseModel) -> None:
     for config in ({}, {"statistics": "adam"}, {"optimizer": "adamw"}):
         method = make(lm, **config)
@@ -216,8 +306,8 @@ def test_skipping_learns_from_every_kth_segment_only(lm: BaseModel) -> None:
 def test_a_skipped_segment_is_cached_with_or_without_scoring(lm: BaseModel) -> None:
     after = []
     for scoring in (True, False):
-        method = make(lm, learning_rate=0.1, period=2, between="skip", context="carry")
-        Loop(method, (), [LONG], segment_tokens=SEGMENT, scoring=scoring).run()
+        method = make(lm, learning_rate=0.1, period=2, between="skip", context="carry", segment_tokens=SEGMENT)
+        Loop(method, (), [LONG], scoring=scoring).run()
         after.append(weights(lm))
     assert_same(*after, atol=1e-6, rtol=1e-5)
 
@@ -339,7 +429,7 @@ def test_a_run_resumed_between_two_segments_equals_an_uninterrupted_one(lm: Base
     resumed.reset()
 
 
-@pytest.mark.parametrize("learn", ["all", "mlp", "middle_third", "last_quarter", "norms_and_biases"])
+@pytest.mark.parametrize("learn", ["all", "embeddings", "mlp", "middle_third", "last_quarter", "norms_and_biases"])
 def test_exactly_the_chosen_parameters_change(checkpoint: Path, learn: str) -> None:
     lm = BaseModel.load(str(checkpoint))
     before = weights(lm)

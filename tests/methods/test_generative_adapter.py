@@ -47,9 +47,9 @@ def training_config(**settings: object) -> GeneratorTraining:
     )
 
 
-def make(lm: BaseModel, **settings: object) -> GenerativeAdapter:
+def make(lm: BaseModel, factor: float = 1.0, **settings: object) -> GenerativeAdapter:
     """A method with generators as after some training: their updates are not zero."""
-    method = GenerativeAdapter(lm, GenerativeAdapter.Config(training=training_config(**settings)))
+    method = GenerativeAdapter(lm, GenerativeAdapter.Config(scale=factor, training=training_config(**settings)))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for each in method.generators:
@@ -239,6 +239,20 @@ def test_merged_weights_answer_like_the_unmerged_update(lm: BaseModel, settings:
         torch.testing.assert_close(logits(lm), merged, rtol=1e-3, atol=1e-3)
 
 
+def test_the_factor_of_the_update_acts_in_the_stream_and_not_in_training(llama_lm: BaseModel) -> None:
+    updates, losses = [], []
+    for factor in (1.0, 2.5):
+        method = make(llama_lm, factor, encoding="parallel")
+        losses.append((method.outer_step(EPISODES, []), method.validate(EPISODES)))
+        method.observe(LONG)
+        name = f"{method.layers.names[0]}.weight"
+        updates.append(method.layers.modules[0].weight - llama_lm.pristine(name))
+        method.reset()
+    torch.testing.assert_close(updates[1], 2.5 * updates[0], rtol=1e-4, atol=1e-5)
+    assert losses[0] == losses[1] and updates[0].abs().max() > 0.01
+    assert set(GenerativeAdapter.search_space(method.config)) == {"scale"}
+
+
 @pytest.mark.parametrize("settings", WAYS)
 def test_reading_chunks_side_by_side_equals_reading_them_in_turn(lm: BaseModel, settings: dict[str, object]) -> None:
     method = make(lm, **{**settings, "scale": 0.1})
@@ -317,7 +331,7 @@ def test_the_update_is_a_lora_that_plain_peft_loads(
     from transformers import AutoModelForCausalLM
 
     lm = BaseModel.load(str(checkpoint))
-    method = make(lm, **settings)
+    method = make(lm, factor=0.5, **settings)
     method.observe(LONG)
     merged, hashed = logits(lm), lm.weights_hash()
     method.export(tmp_path)

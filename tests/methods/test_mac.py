@@ -337,7 +337,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 
 def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
-    config = Mac.Config(preset="reference", training={"seed": 5})
+    config = Mac.Config(preset="reference", training={"validation_episodes": 5})
     t = config.training
     assert (t.amortizer, t.question_encoder, t.shared) == ("t5-base", "t5-base", False)
     assert (t.tokens, config.group) == (12, None)
@@ -345,7 +345,7 @@ def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
     assert (t.prefix_positions, t.prefix_hidden, t.prefix_start) == (2, 768, "identity")
     assert (t.bank_documents, t.episodes_per_step, t.backprop_ratio, t.dropout) == (16, 16 * 4, 1.0, True)
     assert (t.learning_rate, t.decay, t.clip_norm, t.patience) == (1e-5, "none", 100, None)
-    assert t.steps == 50 * t.validate_every and t.warmup == t.steps // 100 and t.seed == 5
+    assert t.steps == 50 * t.validate_every and t.warmup == t.steps // 100 and t.validation_episodes == 5
     assert (t.focus, t.rename, t.own_until, t.all_from) == (0, False, 0, 0)
 
 
@@ -354,7 +354,7 @@ def test_without_its_t5_the_reference_preset_is_refused_with_a_remedy(llama: Pat
     with pytest.raises(BenchError, match=r"no model 't5-base'.*Give training\.amortizer a folder"):
         Mac(llama_lm, config)
     with pytest.raises(BenchError, match=r"no model 't5-base'.*Give mac\.training\.amortizer a folder"):
-        artifacts.key_of(Mac, config, "newsworld", {}, str(llama))
+        artifacts.key_of(Mac, config, 0, "newsworld", {}, str(llama))
 
 
 def test_the_reference_preset_trains_with_checkpoints_in_folders(tmp_path: Path) -> None:

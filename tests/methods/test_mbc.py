@@ -251,7 +251,7 @@ def test_adapters_come_back_from_the_artifact(llama: Path, lm: BaseModel, tmp_pa
     settings = {**SMALL, "codes": 5, "lora_rank": 4, "learning_rate": 1e-2, "steps": 3, "episodes_per_step": 2}
     methods = [{"name": "mbc", "config": {"training": {**settings, "validate_every": 3, "validation_episodes": 4}}}]
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, methods)
-    folder = train.train("mbc", experiment, tmp_path / "artifacts", tmp_path / "train")
+    folder = train.train("mbc", experiment, 0, tmp_path / "artifacts", tmp_path / "train")
     first, second = (Mbc(lm, Mbc.Config(**methods[0]["config"])) for _ in range(2))
     assert not any(up.weight.any() for up in first.lora.ups)
     load(folder, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from bench.answering.metrics import VERSIONS, score
 from bench.data.documents import document_id
 from bench.records.schema import (
     AnswerEvent,
+    BoardEntry,
     BoardRecord,
     CellSpec,
     Costs,
@@ -24,17 +26,17 @@ from bench.records.schema import (
     TokenEvent,
     TrialRecord,
     TuningRecord,
-    mean,
 )
-from bench.records.store import write_board, write_run, write_tuning
+from bench.records.store import read_run, read_tuning, write_board, write_run, write_tuning
 from bench.records.summary import summarize
+from bench.records.tuning import measure
 from reports import plots
 from reports.board import build
 
 
 def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:
     values = {
-        "protocol": "1.0",
+        "protocol": "2.0",
         "dataset": "world",
         "stream": stream,
         "stream_hash": f"hash of {stream} {arm}",
@@ -61,7 +63,8 @@ def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellS
 
 def costs(seconds: float = 2.0) -> Costs:
     return Costs(
-        offline=Tally(seconds=5.0, flops=50.0, peak_bytes=10),
+        training=Tally(seconds=60.0, flops=600.0, peak_bytes=5),
+        fit=Tally(seconds=5.0, flops=50.0, peak_bytes=10),
         score=Tally(seconds=1.0, flops=10.0, peak_bytes=20),
         observe=Tally(seconds=seconds, flops=4e9, peak_bytes=3000),
         answer=Tally(seconds=3.0, flops=30.0, peak_bytes=40),
@@ -180,16 +183,27 @@ def tuning_record(
     chosen: Mapping[str, Any],
     metric: Literal["f1", "token_nll"] = "f1",
     retrieved: int | None = None,
+    space: Mapping[str, Any] | None = None,
+    floor: float | None = None,
+    stopped: Sequence[int] = (),
 ) -> str:
-    """Write a tuning record and the runs of its trials: each a config and its score on each validation stream."""
+    """Write a tuning record and the runs of its trials: each a config and its score on each validation stream.
+
+    The space is by default that of the settings in which the trials differ. Trials at the indices in ``stopped`` ran on
+    the first document of their streams only.
+    """
     trial_records: list[TrialRecord] = []
-    for config, scores in trials:
+    for number, (config, scores) in enumerate(trials):
         ids = []
-        for k, value in enumerate(scores or ()):
-            cell = spec(method, f"validation-1-{k}", config=dict(config))
+        for k, value in enumerate(scores or (None, None)):
+            prefix = 1 if number in stopped else None
+            cell = spec(method, f"validation-1-{k}", config=dict(config), prefix=prefix)
             events: Any = {"f1": [[value]], "retrieved": retrieved} if metric == "f1" else {"nll": [value]}
-            ids.append(record(runs, cell, **events))
-        trial_records.append({"config": dict(config), "score": mean(scores or ()), "runs": ids})
+            ids.append(record(runs, cell, **(events if value is not None else {"status": "diverged"})))
+        measured = measure([read_run(runs / run_id) for run_id in ids], metric)
+        trial_records.append({"config": dict(config), "runs": ids, **measured._asdict()})
+    configs = [config for config, _ in trials]
+    varied = {key: None for config in configs for key in config if any(c.get(key) != config[key] for c in configs)}
     tuning = TuningRecord(
         key=f"{method}-{document_id(str(trials))[:12]}",
         method=method,
@@ -197,8 +211,11 @@ def tuning_record(
         model="tiny",
         model_hash="m",
         metric=metric,
+        space=dict(varied if space is None else space),
+        floor=floor,
         trials=tuple(trial_records),
         chosen=dict(chosen),
+        runs=[],
     )
     write_tuning(runs, tuning)
     return tuning.key
@@ -210,10 +227,33 @@ def board(
     experiment: str = "demo",
     remarks: Sequence[str] = (),
     tuning: Sequence[str] = (),
+    hand_set: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write the board of an experiment."""
-    value = BoardRecord(experiment=experiment, runs=list(ids), tuning=list(tuning), remarks=list(remarks))
-    write_board(runs, value)
+    """Write the board of an experiment with an entry for each config of each method.
+
+    An entry has the tuning record among ``tuning`` that is of its method and chose its config, and the names of
+    ``hand_set`` under its method. Other tuning records have an entry without runs.
+    """
+    records = {record.key: record for record in read_tuning(runs, tuning)}
+    entries: dict[tuple[str, str], BoardEntry] = {}
+    for run_id in ids:
+        method, config = "", {}
+        if (runs / run_id).exists():
+            run = read_run(runs / run_id)
+            method, config = run.spec.method, run.spec.config
+        keys = [key for key, record in records.items() if (record.method, record.chosen) == (method, config)]
+        empty = BoardEntry(
+            method=method, runs=[], tuning=keys[0] if keys else None, hand_set=list((hand_set or {}).get(method, ()))
+        )
+        entry = entries.setdefault((method, json.dumps(config, sort_keys=True)), empty)
+        entry.runs.append(run_id)
+    matched = {entry.tuning for entry in entries.values()}
+    others = [
+        BoardEntry(method=r.method, runs=[], tuning=key, hand_set=[])
+        for key, r in records.items()
+        if key not in matched
+    ]
+    write_board(runs, BoardRecord(experiment=experiment, entries=[*entries.values(), *others], remarks=list(remarks)))
 
 
 LEVELS: Mapping[str, float] = {
@@ -229,6 +269,8 @@ LEVELS: Mapping[str, float] = {
 
 CONTROLS: Mapping[str, float] = {"gold_only": 0.6, "every_4": 0.3, "shuffled": 0.05, "empty": 0.04, "placebo": 0.05}
 """F1 levels of ``camels`` on its control arms."""
+CHOSEN: Mapping[str, dict[str, Any]] = {"uniform": {"learning_rate": 1e-2}, "camels": {"learning_rate": 1e-2}}
+"""Settings of the methods that are tuned."""
 HIGHEST_WEIGHTS = {"salient_spans": 1.0, "camels": 4.0}
 """Methods that weight tokens, with the highest weight of a token; facts have higher weights than other tokens."""
 NOTICE = "The~ ferry~ office , which lay near Corvale , has moved to Pier* 4* and opens at noon* now ."
@@ -244,12 +286,15 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
     """A board like those of experiments: levels a few points apart, noise, control arms, probes, anchors, tuning."""
     rng = random.Random(0)
     ids = []
-    arms = [(method, "stream", level) for method, level in LEVELS.items()]
-    arms += [("uniform", "placebo", 0.05), *(("camels", arm, level) for arm, level in CONTROLS.items())]
+    arms: list[tuple[str, str, float, dict[str, Any]]]
+    arms = [(method, "stream", level, CHOSEN.get(method, {})) for method, level in LEVELS.items()]
+    arms += [("bm25", "stream", 0.1 + 0.05 * k, {"k": k}) for k in (1, 3)]
+    arms += [("uniform", "placebo", 0.05, CHOSEN["uniform"])]
+    arms += [("camels", arm, level, CHOSEN["camels"]) for arm, level in CONTROLS.items()]
     for k in range(streams):
         name = f"test-{documents}-{k}"
         base = [5 + rng.gauss(0, 0.5) for _ in range(documents)]
-        for method, arm, level in arms:
+        for method, arm, level, config in arms:
             learns = 0.4 * level if method not in ("closed_book", "gold_in_prompt") else 0.0
             f1 = [
                 [float(rng.random() < level * (0.7 + 0.6 * i / documents)) for _ in range(questions)]
@@ -259,14 +304,13 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
             changes = {"anchor_before": 0.8, "anchor_after": 0.8 - learns, "tokens": []}
             if arm == "stream":
                 changes["tokens"] = _token_events(random.Random(k), method)
-            cell = spec(method, name, arm, probes=(0.5, 1.0))
+            cell = spec(method, name, arm, probes=(0.5, 1.0), config=config)
             changes["early"] = {0.5: f1[: math.ceil(documents / 2)]} if questions and arm == "stream" else None
             ids.append(record(runs, cell, f1 if questions else (), nll if arm != "empty" else (), **changes))
     rates = ((1e-3, (0.1, 0.12)), (1e-2, (0.2, 0.23)), (1e-1, (0.18, 0.14)), (1.0, None))
     trials = [({"learning_rate": rate}, scores) for rate, scores in rates]
-    keys = [tuning_record(runs, method, trials, {"learning_rate": 1e-2}) for method in ("uniform", "camels")]
-    keys.append(tuning_record(runs, "camels", [({"k": k}, (0.1 * k, 0.2)) for k in (1, 2, 3)], {"k": 3}, retrieved=1))
-    board(runs, ids, tuning=keys if questions else ())
+    keys = [tuning_record(runs, method, trials, CHOSEN[method]) for method in CHOSEN]
+    board(runs, ids, tuning=keys if questions else (), hand_set={"camels": ["training.steps", "training.rate", "k"]})
 
 
 def plot_names(runs: Path) -> set[str]:

@@ -129,7 +129,9 @@ def test_arms_that_reset_at_every_document_have_no_token_weights(tmp_path):
 
 def free(answering):
     base = costs(seconds=0)
-    return base.model_copy(update={"state_bytes": 0, "answer": base.answer.model_copy(update={"seconds": answering})})
+    seconds = {"training": 0.0, "fit": 0.0, "answer": answering}
+    phases = {name: getattr(base, name).model_copy(update={"seconds": value}) for name, value in seconds.items()}
+    return base.model_copy(update={"state_bytes": 0, **phases})
 
 
 class TestCosts:
@@ -144,7 +146,7 @@ class TestCosts:
         ids = [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=1.0))]
         board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
         figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"]()
-        assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["0"], ["0"], []]
+        assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["0"], ["0"], ["0"], []]
 
     def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])

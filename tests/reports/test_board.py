@@ -8,9 +8,10 @@ import pytest
 
 from bench.answering.metrics import score
 from bench.errors import BenchError
-from bench.records.schema import DocumentEvent, TuningRecord
-from bench.records.store import read_answers, read_documents, read_run, write_run, write_tuning
+from bench.records.schema import BoardEntry, BoardRecord, DocumentEvent
+from bench.records.store import read_answers, read_documents, read_run, write_board, write_run
 from bench.records.summary import summarize
+from reports import tables
 from reports.board import build
 from tests.reports.records_factory import board, record, spec, tuning_record
 
@@ -44,20 +45,6 @@ def test_scores_are_means_over_streams_with_both_errors(tmp_path):
     assert (row.status, row.streams, row.note) == ("complete", 2, "")
 
 
-def test_costs_are_per_document_and_per_question(tmp_path):
-    ids = [record(tmp_path, spec("uniform", name), [[1.0, 0.0], [0.5]]) for name in (ZERO, ONE)]
-    board(tmp_path, ids)
-    assert rows(tmp_path)["uniform"].costs == {
-        "seconds_per_document": 1.0,  # 2 s of observing, 2 documents
-        "flops_per_document": 2e9,
-        "seconds_per_question": 1.0,  # 3 s of answering, 3 questions
-        "offline_seconds": 5.0,
-        "offline_flops": 50.0,
-        "peak_bytes": 3000,
-        "state_bytes": 2048,
-    }
-
-
 def test_only_the_last_probe_counts(tmp_path):
     name = record(tmp_path, spec("uniform", ZERO), [[1.0]])
     late = read_answers(tmp_path, name)
@@ -67,7 +54,6 @@ def test_only_the_last_probe_counts(tmp_path):
     board(tmp_path, [name])
     row = rows(tmp_path)["uniform"]
     assert row.value("f1") == 1.0
-    assert row.costs["seconds_per_question"] == 1.0  # 3 s for all three answers
 
 
 def test_paired_difference_to_the_reference(tmp_path):
@@ -89,51 +75,6 @@ def test_knowledge_gain_needs_both_controls(tmp_path):
     assert by_label["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
     assert "knowledge_gain" not in by_label["uniform on placebo"].scores
     assert "knowledge_gain" not in by_label["gold_in_prompt"].scores
-
-
-@pytest.mark.parametrize(
-    ("stream", "placebo", "closed_book", "suspicious"),
-    [  # F1 of four documents with one question each, two per stream; mean and SE_doc of a difference are in brackets
-        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # placebo - closed book (0.8, 0.2), the stream's equal
-        ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # stream - placebo (0.2, 0.2): not significant
-        ((0.5, 0.5, 0.5, 0.0), (1.0, 1.0, 1.0, 0.2), 0.0, True),  # placebo above stream
-        ((0.6, 0.6, 0.6, 0.6), (0.6, 0.6, 0.6, 0.6), 0.1, True),  # no spread
-        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.1, True),  # (0.7, 0.2)
-        ((1.0, 1.0, 1.0, 0.2), (1.0, 1.0, 1.0, 0.2), 0.3, False),  # (0.5, 0.2)
-        ((1.0, 1.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), 0.0, False),  # (0.5, 0.289)
-        ((0.9, 0.9, 1.0, 0.5), (0.5, 0.5, 0.5, 0.1), 0.0, False),  # stream - placebo (0.425, 0.025)
-        ((0.9, 0.9, 0.9, 0.9), (0.5, 0.5, 0.5, 0.5), 0.0, False),  # stream - placebo (0.4, 0)
-        ((0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1), 0.1, False),  # no gain at all
-        ((0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1), 0.2, False),  # a loss
-    ],
-)
-def test_a_placebo_that_scores_as_its_stream_is_remarked_on(tmp_path, stream, placebo, closed_book, suspicious):
-    arms = [
-        ("hoarder", "stream", stream),
-        ("hoarder", "placebo", placebo),
-        ("closed_book", "stream", [closed_book] * 4),
-    ]
-    ids = [
-        record(tmp_path, spec(method, name, arm), [[value] for value in f1[first : first + 2]])
-        for method, arm, f1 in arms
-        for first, name in ((0, ZERO), (2, ONE))
-    ]
-    board(tmp_path, ids)
-    remarks = [remark for remark in build(tmp_path).remarks if "earlier streams" in remark]
-    gain = sum(placebo) / 4 - closed_book
-    expected = f"hoarder on placebo scores as on its stream, far above closed book (F1 {gain:+.3f})"
-    assert [remark.partition(":")[0] for remark in remarks] == [expected] * suspicious
-
-
-@pytest.mark.parametrize("absent", ["closed_book", "stream", "placebo"])
-def test_without_what_it_is_compared_with_no_placebo_is_remarked_on(tmp_path, absent):
-    ids = {
-        "closed_book": pair(tmp_path, "closed_book", (0.0, 0.0)),
-        "stream": pair(tmp_path, "hoarder", (0.9, 0.9)),
-        "placebo": pair(tmp_path, "hoarder", (0.9, 0.9), "placebo"),
-    }
-    board(tmp_path, [name for key, names in ids.items() if key != absent for name in names])
-    assert not build(tmp_path).remarks
 
 
 def test_rows_are_ordered_by_f1_with_controls_last(tmp_path):
@@ -178,16 +119,79 @@ def test_labels_omit_tuned_and_disabled_settings_if_they_are_not_needed(tmp_path
         tuning_record(tmp_path, "camels", [({**config, "rate": rate}, [0.1]) for rate in (0.2, 0.4)], config)
         for config in (plain, mixed)
     ]
-    board(tmp_path, ids, tuning=keys)
+    board(tmp_path, ids, tuning=keys, hand_set={"camels": ["control"]})
     assert [row.label for row in build(tmp_path).rows] == ["camels", "camels (control=shuffled)", "camels on placebo"]
 
 
-def test_seeds_are_averaged_and_do_not_count_as_streams(tmp_path):
-    board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1))
-    row = rows(tmp_path)["uniform"]
-    assert (row.seeds, row.streams) == (2, 2)
-    assert row.scores["f1"][0].mean == pytest.approx(0.4)
-    assert row.scores["f1"][0].se == pytest.approx(0.2)
+class TestSeedsAndOrders:
+    def test_seeds_are_averaged_and_are_a_part_of_the_error(self, tmp_path):
+        board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1))
+        row = rows(tmp_path)["uniform"]
+        assert (row.seeds, row.orders, row.streams) == (2, 1, 2)
+        assert row.scores["f1"][0].mean == pytest.approx(0.4)
+        # stream means 0.2 and 0.6, seed means 0.3 and 0.5
+        assert row.scores["f1"][0].se == pytest.approx(math.sqrt(0.2**2 + 0.1**2))
+        assert row.scores["f1"][1].se == pytest.approx(math.sqrt(0.2**2 / 3 + 0.1**2))
+        assert row.spread == pytest.approx({"streams": 0.8, "seeds": 0.2, "rest": 0.0}, abs=1e-9)
+
+    def test_orders_are_averaged_within_their_streams(self, tmp_path):
+        board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), order=1))
+        row = rows(tmp_path)["uniform"]
+        assert (row.seeds, row.orders, row.streams, row.status) == (1, 2, 2, "complete")
+        assert (row.scores["f1"][0].mean, row.scores["f1"][0].se) == (pytest.approx(0.4), pytest.approx(0.2))
+        # variance of the stream means 0.08, of the orders within streams 0.02: components 0.08 - 0.02 / 2 and 0.02
+        assert row.spread == pytest.approx({"streams": 7 / 9, "orders": 2 / 9})
+
+    def test_documents_keep_their_names_in_every_order(self, tmp_path):
+        ids = []
+        for order, nll in ((0, (1.0, 3.0)), (1, (2.0, 4.0))):
+            ids.append(record(tmp_path, spec("uniform", ZERO, order=order), nll=nll))
+            documents = read_documents(tmp_path, ids[-1])
+            if order:  # the second document comes first
+                documents = [
+                    event.model_copy(update={"document_id": documents[1 - i].document_id})
+                    for i, event in enumerate(documents)
+                ]
+            write_run(tmp_path, read_run(tmp_path / ids[-1]), documents)
+        board(tmp_path, ids)
+        assert rows(tmp_path)["uniform"].scores["token_nll"][1].se == pytest.approx(0)  # 2.5 for both documents
+
+    def test_the_shares_of_the_spread_stand_below_the_board(self, tmp_path):
+        ids = pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1)
+        board(tmp_path, ids + pair(tmp_path, "camels", (0.1, 0.5)))
+        built = build(tmp_path)
+        assert "Shares in the variance of a run's score: uniform: streams 80%, seeds 20%, rest 0%." in built.remarks
+        by_label = {row.label: tables.fields(row, built) for row in built.rows}
+        assert by_label["uniform"]["spread_seeds"] == pytest.approx(0.2)
+        assert by_label["uniform"]["spread_orders"] is None and by_label["camels"]["spread_streams"] is None
+
+    @pytest.mark.parametrize("failure", ["failed", None])
+    def test_a_stream_without_one_of_the_seeds_is_left_out(self, tmp_path, failure):
+        ids = pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1)[:1]
+        ids += [record(tmp_path, spec("uniform", ONE, seed=1), status=failure)] if failure else []
+        board(tmp_path, ids + pair(tmp_path, "camels", (0.1, 0.5)))
+        row = rows(tmp_path)["uniform"]
+        expected = ("failed", "out of memory on 1 of 2") if failure else ("incomplete", "1 of 2 streams")
+        assert ((row.status, row.note), row.streams) == (expected, 1)
+        assert row.value("f1") == pytest.approx(0.2)
+        assert (row.spread, row.standing) == ({}, None)
+
+    def test_knowledge_gain_has_the_seeds_in_its_error(self, tmp_path):
+        ids = pair(tmp_path, "gold_in_prompt", (0.9, 0.9))
+        for seed, f1 in ((0, 0.3), (1, 0.5)):
+            ids += pair(tmp_path, "uniform", (f1, f1), seed=seed) + pair(
+                tmp_path, "uniform", (0.1, 0.1), "placebo", seed=seed
+            )
+        board(tmp_path, ids)
+        (gain,) = rows(tmp_path)["uniform"].scores["knowledge_gain"]
+        assert (gain.mean, gain.se) == (pytest.approx(0.3 / 0.8), pytest.approx(0.1 / 0.8))
+
+    def test_knowledge_gain_with_a_placebo_of_one_seed(self, tmp_path):
+        ids = pair(tmp_path, "gold_in_prompt", (0.9, 0.9)) + pair(tmp_path, "uniform", (0.1, 0.1), "placebo")
+        for seed, f1 in ((0, 0.3), (1, 0.5)):
+            ids += pair(tmp_path, "uniform", (f1, f1), seed=seed)
+        board(tmp_path, ids)
+        assert rows(tmp_path)["uniform"].value("knowledge_gain") == pytest.approx(0.3 / 0.8)
 
 
 def test_forgetting_is_the_loss_of_f1_on_the_anchor_set(tmp_path):
@@ -197,12 +201,27 @@ def test_forgetting_is_the_loss_of_f1_on_the_anchor_set(tmp_path):
     assert [(e.mean, e.se, e.kind) for e in estimates] == [(pytest.approx(0.3), None, "SE_stream")]
 
 
-def test_the_leaders_are_the_best_and_those_not_significantly_worse(tmp_path):
-    even, odd = [[0.9], [0.5]] * 20, [[0.5], [0.9]] * 20
-    ids = [record(tmp_path, spec(method, ZERO), f1) for method, f1 in (("a", even), ("b", odd), ("c", [[0.1]] * 40))]
-    ids.append(record(tmp_path, spec("gold_in_prompt", ZERO), [[1.0]] * 40))
-    board(tmp_path, ids)
-    assert {row.label for row in build(tmp_path).rows if row.leading} == {"a", "b"}
+class TestStandings:
+    def test_with_one_stream_documents_are_compared(self, tmp_path):
+        even, odd = [[0.9], [0.5]] * 20, [[0.5], [0.9]] * 20
+        scores = {"a": even, "b": odd, "c": [[0.1]] * 40, "gold_in_prompt": [[1.0]] * 40}
+        board(tmp_path, [record(tmp_path, spec(method, ZERO), f1) for method, f1 in scores.items()])
+        found = {row.label: (row.as_good_as_best, str(row.standing or "")) for row in build(tmp_path).rows}
+        assert found == {"a": (True, "1-2"), "b": (True, "1-2"), "c": (False, "3"), "gold_in_prompt": (False, "")}
+
+    def test_with_several_streams_streams_are_compared(self, tmp_path):
+        ids = []
+        for method, levels in {
+            "a": (0.4, 0.5, 0.6, 0.5),
+            "b": (0.5, 0.4, 0.5, 0.7),
+            "c": (0.2, 0.31, 0.4, 0.3),
+        }.items():
+            for k, level in enumerate(levels):
+                ids.append(record(tmp_path, spec(method, f"test-20-{k}"), [[level]] * 20))
+        board(tmp_path, ids)
+        # a - c: 0.1975 +- 0.0025 (t = 79); b - c: 0.2225 +- 0.0748 (p = 0.06); by documents b is far better than c
+        found = {row.label: str(row.standing) for row in build(tmp_path).rows}
+        assert found == {"a": "1-2", "b": "1-3", "c": "2-3"}
 
 
 class TestGaps:
@@ -212,7 +231,7 @@ class TestGaps:
         assert (first.label, second.label) == ("uniform", "camels")
         assert (second.status, second.note, second.streams) == ("incomplete", "1 of 2 streams", 1)
         assert "f1_vs_reference" not in second.scores
-        assert not second.leading
+        assert second.standing is None and not second.as_good_as_best
 
     def test_divergence_is_noted_with_the_number_of_streams(self, tmp_path):
         ids = pair(tmp_path, "uniform", (0.1, 0.1))
@@ -229,44 +248,35 @@ class TestGaps:
         assert row.value("f1") == pytest.approx(0.1)
 
 
-class TestTrials:
-    @pytest.fixture
-    def runs(self, tmp_path):
-        write_tuning(
-            tmp_path,
-            TuningRecord(
-                key="k",
-                method="uniform",
-                dataset="world",
-                model="tiny",
-                model_hash="m",
-                metric="f1",
-                trials=tuple({"config": {"lr": rate}, "score": None, "runs": []} for rate in (0.1, 0.2)),
-                chosen={"lr": 0.1},
-            ),
-        )
-        return tmp_path
+class TestPlans:
+    """What the experiment planned for a row: trials and hand-set settings."""
 
-    @pytest.mark.parametrize(
-        ("changes", "trials", "tuned"),
-        [
-            ({"config": {"lr": 0.1}}, 2, True),
-            ({"config": {"lr": 0.2}}, 0, False),
-            ({"config": {"lr": 0.1}, "model_hash": "another"}, 0, False),
-        ],
-    )
-    def test_they_count_for_the_chosen_config_on_the_same_base(self, runs, changes, trials, tuned):
-        board(runs, [record(runs, spec("uniform", ZERO, **changes), [[1.0]], tunable=True)], tuning=["k"])
-        row = rows(runs)["uniform"]
-        assert (row.trials, row.tuned) == (trials, tuned)
+    def test_the_tuning_record_is_that_of_the_entry_that_lists_the_runs(self, tmp_path):
+        trials = [({"lr": rate}, [0.5]) for rate in (0.1, 0.2)]
+        key = tuning_record(tmp_path, "uniform", trials, {"lr": 0.1})
+        tuned = record(tmp_path, spec("uniform", ZERO, config={"lr": 0.1, "more": 1}), [[1.0]], tunable=True)
+        untuned = record(tmp_path, spec("uniform", ZERO, config={"lr": 0.2}), [[0.5]], tunable=True)
+        fixed = record(tmp_path, spec("closed_book", ZERO), [[0.1]])
+        entries = [
+            BoardEntry(method="uniform", runs=[untuned], tuning=None, hand_set=["lr"]),
+            BoardEntry(method="uniform", runs=[tuned, untuned], tuning=key, hand_set=[]),
+            BoardEntry(method="closed_book", runs=[fixed], tuning=None, hand_set=[]),
+        ]
+        write_board(tmp_path, BoardRecord(experiment="demo", entries=entries[:1] + entries[2:], remarks=[]))
+        assert [(row.trials, row.tuned, row.hand_set) for row in build(tmp_path).rows] == [
+            (0, False, ("lr",)),
+            (0, None, ()),
+        ]
+        write_board(tmp_path, BoardRecord(experiment="demo", entries=entries, remarks=[]))
+        assert {(row.trials, row.tuned, row.hand_set) for row in build(tmp_path).rows} == {(2, True, ()), (0, None, ())}
 
-    def test_trials_of_another_board_do_not_count(self, runs):
-        board(runs, [record(runs, spec("uniform", ZERO, config={"lr": 0.1}), [[1.0]], tunable=True)])
-        assert rows(runs)["uniform"].tuned is False
-
-    def test_a_method_without_a_grid_is_neither_tuned_nor_untuned(self, tmp_path):
-        board(tmp_path, [record(tmp_path, spec("closed_book", ZERO), [[1.0]])])
-        assert rows(tmp_path)["closed_book"].tuned is None
+    def test_hand_set_settings_stand_below_the_board(self, tmp_path):
+        ids = pair(tmp_path, "uniform", (0.1, 0.1)) + pair(tmp_path, "camels", (0.2, 0.2))
+        ids += pair(tmp_path, "camels", (0.2, 0.2), "placebo")
+        hand_set = {"uniform": ["optimizer"], "camels": ["training.steps", "training.rate", "adapter.rank"]}
+        board(tmp_path, ids, hand_set=hand_set)
+        remark = "Hand-set: camels: training (2 settings), adapter.rank; uniform: optimizer."
+        assert remark in build(tmp_path).remarks
 
 
 def test_the_headline_of_text_streams_is_token_nll(tmp_path):
@@ -284,7 +294,7 @@ def test_a_board_without_questions_and_scoring_has_costs(tmp_path):
     board(tmp_path, [record(tmp_path, spec(method, ZERO)) for method in ("uniform", "camels")])
     built = build(tmp_path)
     assert [row.scores for row in built.rows] == [{}, {}]
-    assert not any(row.leading for row in built.rows)
+    assert not any(row.as_good_as_best for row in built.rows)
     assert built.rows[0].costs["state_bytes"] == 2048
 
 
@@ -306,6 +316,19 @@ class TestRefusals:
         board(tmp_path, ids)
         with pytest.raises(BenchError, match=r"they differ in streams \(test-2 and test-3\)\."):
             build(tmp_path)
+
+    def test_an_older_protocol_is_refused_and_the_remedy_is_named(self, tmp_path):
+        old, new = spec("uniform", ZERO, protocol="1.1"), spec("camels", ZERO)
+        board(tmp_path, [record(tmp_path, cell, [[1.0]]) for cell in (new, old)])
+        with pytest.raises(
+            BenchError, match=r"^uniform-\S+ was run under protocol 1\.1, whose scores .* of protocol 2\.0\."
+        ):
+            build(tmp_path)
+
+    def test_orders_of_a_stream_may_have_other_hashes(self, tmp_path):
+        cells = [spec("uniform", ZERO, order=order, stream_hash=str(order)) for order in (0, 1)]
+        board(tmp_path, [record(tmp_path, cell, [[1.0]]) for cell in cells])
+        assert rows(tmp_path)["uniform"].orders == 2
 
     def test_streams_of_one_name_must_be_the_same(self, tmp_path):
         ids = [record(tmp_path, spec(m, ZERO, stream_hash=h), [[1.0]]) for m, h in (("uniform", "1"), ("camels", "2"))]

@@ -6,7 +6,7 @@ import pytest
 
 from reports import memory_plots, style
 from reports.board import build
-from tests.reports.records_factory import board, plot_names, record, spec, tuning_record
+from tests.reports.records_factory import board, plot_names, record, spec
 
 TWICE = {"probes": (0.5, 1.0)}
 
@@ -51,6 +51,14 @@ class TestProbes:
         assert (late.mean, late.n) == (pytest.approx((1 / 3 + 0) / 2), 2)
         assert late.se == pytest.approx(1 / 6)  # for two values, half their distance
 
+    def test_seeds_are_averaged_and_widen_the_interval(self, tmp_path):
+        cells = [spec("memory", f"test-1-{k}", seed=seed, probes=(0.5, 1.0)) for k in (0, 1) for seed in (0, 1)]
+        board(tmp_path, [record(tmp_path, cell, [[cell.seed * 0.5]], early={0.5: [[0.0]]}) for cell in cells])
+        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        ((_, estimate),) = memory_plots.mean_scores(answers, lambda answer: 1)[0]
+        assert (estimate.mean, estimate.n) == (0.125, 2)
+        assert estimate.se == pytest.approx(0.125)  # seed means 0 and 0.25; the streams are equal
+
     def test_the_ceiling_and_control_arms_have_no_curves(self, tmp_path):
         ids = [probed_run(tmp_path), probed_run(tmp_path, "gold_in_prompt")]
         ids.append(record(tmp_path, spec("memory", "test-3-0", "gold_only", **TWICE), [[1.0]] * 3))
@@ -87,33 +95,16 @@ class TestByK:
             for k, b, f1 in ((5, 1, 0.2), (1, 1, 0.5), (1, 2, 0.9))
         ]
         board(tmp_path, ids)
-        (curves,) = memory_plots.curves_by_k(build(tmp_path), tmp_path)
-        assert (curves.label, numbers(curves.f1), curves.chosen) == ("index", [(1, 0.5), (5, 0.2)], None)
+        (curves,) = memory_plots.curves_by_k(build(tmp_path))
+        assert (curves.label, numbers(curves.f1)) == ("index", [(1, 0.5), (5, 0.2)])
         assert numbers(curves.recall) == [(1, 1.0), (5, 1.0)]
         assert "f1_by_k" in plot_names(tmp_path)
 
-    def test_trials_that_differ_from_the_best_only_in_k(self, tmp_path):
-        trials = [
-            ({"k": 2, "b": 1}, (0.4, 0.2)),
-            ({"k": 1, "b": 1}, (0.2, 0.2)),
-            ({"k": 1, "b": 2}, (0.0, 0.0)),
-            ({"k": 3, "b": 1}, None),
-        ]
-        key = tuning_record(tmp_path, "dense_index", trials, {"k": 2, "b": 1, "more": 0}, retrieved=1)
-        chosen = record(tmp_path, spec("dense_index", "test-1-0", config={"k": 2, "b": 1, "more": 0}), [[0.4]])
-        board(tmp_path, [chosen], tuning=[key])
-        (curves,) = memory_plots.curves_by_k(build(tmp_path), tmp_path)
-        assert (curves.label, numbers(curves.f1), curves.chosen) == ("dense index", [(1, 0.2), (2, 0.3)], 2)
-        assert curves.f1[1][1].se == pytest.approx(0.1)
-        assert numbers(curves.recall) == [(1, 1.0), (2, 1.0)]
-
     @pytest.mark.parametrize("key", ["rank", "k"])
     def test_fewer_than_two_values_of_k_have_no_curve(self, tmp_path, key):
-        values = (1, 2) if key != "k" else (1, 1)
-        trials = [({key: value, "b": i}, (0.1,)) for i, value in enumerate(values)]
-        tuning = [tuning_record(tmp_path, "index", trials, dict(trials[0][0]))]
-        board(tmp_path, [record(tmp_path, spec("index", "test-1-0"), [[0.4]])], tuning=tuning)
-        assert memory_plots.curves_by_k(build(tmp_path), tmp_path) == []
+        configs = [{key: 1 + (key != "k") * i, "b": i} for i in (0, 1)]
+        board(tmp_path, [record(tmp_path, spec("index", "test-1-0", config=config), [[0.4]]) for config in configs])
+        assert memory_plots.curves_by_k(build(tmp_path)) == []
         assert "f1_by_k" not in plot_names(tmp_path)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import reports
 from bench.records.store import read_board, read_run
-from reports import plots, score_plots
+from reports import base_plots, plots, score_plots
 from reports.board import build
 from reports.score_plots import Value
 from tests.reports.records_factory import board, realistic, record, spec
@@ -20,8 +20,8 @@ def write(runs, out):
 def test_the_same_records_give_the_same_bytes(tmp_path):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
     for name in ("a", "b"):
-        assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES)
-    for name in plots.FILES:
+        assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - set(base_plots.NAMES)
+    for name in plots.file_names(build(tmp_path / "runs"), tmp_path / "runs"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         assert (tmp_path / "a" / name).stat().st_size > 1000
 
@@ -57,12 +57,31 @@ def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):
 
 def test_without_scoring_there_is_no_nll_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.5], [0.5]])])
-    assert write(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position", "cost_by_method"}
+    assert write(tmp_path, tmp_path / "out") == {"f1_by_method", "f1_by_position", "f1_by_cost", "cost_by_method"}
 
 
 def test_a_board_on_which_all_runs_diverged_has_no_plots(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), status="diverged")])
     assert write(tmp_path, tmp_path / "out") == set()
+
+
+def test_names_of_methods_as_good_as_the_best_are_bold(tmp_path):
+    levels = {"a": (0.5, 0.6, 0.7), "b": (0.1, 0.2001, 0.3), "closed_book": (0.0, 0.0, 0.0)}
+    names = [(method, f"test-2-{k}", level) for method, of in levels.items() for k, level in enumerate(of)]
+    board(tmp_path, [record(tmp_path, spec(method, name), [[level]] * 2) for method, name, level in names])
+    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"]().axes[0]
+    weights = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
+    assert weights == {"a": "bold", "b": "normal", "closed book": "normal"}
+
+
+def test_error_bars_are_95_percent_intervals(tmp_path):
+    board(
+        tmp_path, [record(tmp_path, spec("a", f"test-2-{k}"), [[level]] * 2) for k, level in enumerate((0.4, 0.5, 0.6))]
+    )
+    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"]().axes[0]
+    (segment,) = axes.collections[0].get_segments()
+    half = 4.302653 * 0.1 / 3**0.5  # t table, 2 degrees, 97.5 %
+    assert segment[:, 0] == pytest.approx((0.5 - half, 0.5 + half))
 
 
 class TestCurve:

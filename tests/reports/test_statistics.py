@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from bench.errors import BenchError
+from reports.spread import Run
 from reports.statistics import (
     Item,
-    bootstrap_interval,
     clustered_error,
-    holm,
     mean_over_streams,
     paired_difference,
     ratio,
     roc_auc,
     show,
-    sign_flip_p,
     stream_error,
     stream_means,
     summarize,
@@ -54,23 +53,36 @@ class TestStreamError:
     def test_interval_uses_students_t_with_k_minus_1_degrees(self):
         estimate = stream_error([0.1, 0.2, 0.3, 0.4])
         low, high = estimate.interval()
-        assert (high - low) / 2 == pytest.approx(3.182446 * estimate.se)  # t table, 3 degrees, 97.5 %
+        assert estimate.degrees == 3
+        assert (high - low) / 2 == estimate.half_width() == pytest.approx(3.182446 * estimate.se)  # t table, 97.5 %
+        assert str(estimate) == "0.250 ± 0.205"
 
     def test_one_stream_has_no_error(self):
         estimate = stream_error([0.5])
         assert estimate.se is None
         assert estimate.interval() is None
+        assert estimate.half_width() is None
         assert estimate.p_value() is None
-        assert estimate.smallest_detectable() is None
         assert str(estimate) == "0.500 ± n/a"
 
     def test_no_stream_is_an_error(self):
         with pytest.raises(ValueError, match="at least one stream"):
             stream_error([])
 
-    def test_95_percent_interval_covers_95_percent(self):
+    @pytest.mark.parametrize("streams", [4, 8])
+    def test_95_percent_interval_covers_95_percent(self, streams):
         rng = np.random.default_rng(0)
-        assert 0.93 <= coverage([stream_error(row).interval() for row in rng.normal(0.3, 0.1, (2000, 4))], 0.3) <= 0.97
+        estimates = [stream_error(row) for row in rng.normal(0.3, 0.1, (4000, streams))]
+        assert 0.94 <= coverage([estimate.interval() for estimate in estimates], 0.3) <= 0.96
+
+    @pytest.mark.parametrize(("errors", "expected"), [(1, 0.61), (2, 0.86)])
+    def test_standard_errors_over_four_streams_cover_less_than_a_reader_expects(self, errors, expected):
+        rng = np.random.default_rng(0)
+        estimates = [stream_error(row) for row in rng.normal(0.3, 0.1, (4000, 4))]
+        intervals = [
+            (estimate.mean - errors * estimate.se, estimate.mean + errors * estimate.se) for estimate in estimates
+        ]
+        assert coverage(intervals, 0.3) == pytest.approx(expected, abs=0.015)
 
 
 class TestClusteredError:
@@ -123,11 +135,27 @@ class TestSummarize:
         tokens = [Item("s0", "0", "a", 2.0, 10), Item("s0", "1", "b", 4.0, 30)]
         assert stream_means(tokens) == {"s0": pytest.approx(3.5)}
 
-    def test_seeds_are_averaged_and_do_not_count_as_streams(self):
-        items = [Item("s0", "q", "a", 0.0), Item("s0", "q", "a", 1.0), Item("s1", "q", "b", 1.0)]
+    def test_orders_are_averaged_and_do_not_count_as_streams(self):
+        values = [("s0", 0.0, 0), ("s0", 1.0, 1), ("s1", 1.0, 0), ("s1", 1.0, 1)]
+        items = [Item(stream, "q", stream, value, order=order) for stream, value, order in values]
         estimates = summarize(items)
-        assert estimates.stream.mean == pytest.approx(0.75)
+        assert estimates.stream.mean == estimates.document.mean == pytest.approx(0.75)
         assert (estimates.stream.n, estimates.document.n) == (2, 2)
+        assert estimates.stream.se == pytest.approx(0.25)  # for two values, half their distance
+
+    def test_seeds_widen_both_errors(self):
+        items = [Item(f"s{k}", "q", f"d{k}", 0.4 * k + 0.2 * seed, seed=seed) for k in (0, 1) for seed in (0, 1)]
+        estimates = summarize(items)
+        # stream means 0.1, 0.5: variance of their mean 0.04; seed means 0.2, 0.4: 0.01
+        assert estimates.stream.mean == pytest.approx(0.3)
+        assert estimates.stream.se == pytest.approx(math.sqrt(0.04 + 0.01))
+        assert estimates.stream.degrees == pytest.approx(0.05**2 / (0.04**2 + 0.01**2))  # Satterthwaite, 1 degree each
+        assert estimates.document.se == pytest.approx(math.sqrt(2 * 2 * 0.2**2 / 4 + 0.01))
+
+    def test_one_stream_has_the_seeds_in_its_error_over_documents(self):
+        items = [Item("s", f"q{d}", f"d{d}", d + 0.2 * seed, seed=seed) for d in (0, 1) for seed in (0, 1)]
+        assert summarize(items).stream.se is None
+        assert summarize(items).document.se == pytest.approx(math.sqrt(0.25 + 0.01))
 
 
 class TestPairedDifference:
@@ -140,16 +168,28 @@ class TestPairedDifference:
         # differences 0.1, 0.3, -0.1 have weights 1, 1/2, 1/2; SE^2 = 3/2 * (0 + (0.2 / 2)^2 + (0.2 / 2)^2) / 2^2
         assert estimates.document.se == pytest.approx(math.sqrt(1.5 * 0.02 / 4))
 
-    def test_order_does_not_matter(self):
+    def test_the_order_of_items_does_not_matter(self):
         items = random_items(np.random.default_rng(2))
         zero = paired_difference(items, items[::-1])
-        assert zero.stream.mean == zero.document.mean == zero.document.se == 0
+        assert (zero.stream.mean, zero.document.mean, zero.document.se) == pytest.approx((0, 0, 0), abs=1e-12)
 
     def test_a_shared_difficulty_cancels(self):
         rng = np.random.default_rng(3)
         a = random_items(rng)
         b = [item._replace(value=item.value - 0.1) for item in a]
         assert paired_difference(a, b).document.se < 1e-9 < summarize(a).document.se
+
+    def test_the_seeds_of_both_count_and_are_not_paired(self):
+        def items(rows):
+            values = enumerate(rows)
+            return [
+                Item(f"s{k}", "q", f"d{k}", value, seed=seed) for k, row in values for seed, value in enumerate(row)
+            ]
+
+        a, b, plain = items([(0.1, 0.3), (0.1, 0.3)]), items([(0.0, 0.4), (0.0, 0.4)]), items([(0.2,), (0.2,)])
+        assert paired_difference(a, plain).stream.se == pytest.approx(0.1)
+        assert paired_difference(a, b).stream.se == pytest.approx(math.sqrt(0.1**2 + 0.2**2))
+        assert paired_difference(a, b).stream.mean == pytest.approx(0.0)
 
     def test_unmatched_questions_are_refused_and_the_first_is_named(self):
         a = [Item("s0", "q1", "a", 0.6), Item("s0", "q2", "a", 0.6)]
@@ -169,55 +209,43 @@ class TestPairedDifference:
         assert coverage([pair.document.interval() for pair in pairs], 0.3) < 0.9
 
 
+def runs(*values):
+    return {Run(f"s{k}"): value for k, value in enumerate(values)}
+
+
 class TestRatio:
     def test_hand_computed(self):
         # ratio 0.5; (top - 0.5 bottom) / mean bottom = 0.05, -0.05
-        estimate = ratio([0.3, 0.2], [0.5, 0.5])
+        estimate = ratio(runs(0.3, 0.2), runs(0.5, 0.5))
         assert estimate.mean == pytest.approx(0.5)
         assert estimate.se == pytest.approx(0.1)
 
     def test_proportional_streams_have_no_error(self):
-        assert ratio([0.1, 0.2, 0.4], [0.2, 0.4, 0.8]).se == pytest.approx(0)
+        assert ratio(runs(0.1, 0.2, 0.4), runs(0.2, 0.4, 0.8)).se == pytest.approx(0)
+
+    def test_seeds_count(self):
+        top = {Run(f"s{k}", seed): 0.2 + 0.2 * seed for k in (0, 1) for seed in (0, 1)}
+        estimate = ratio(top, dict.fromkeys(top, 0.5))
+        assert (estimate.mean, estimate.se) == (pytest.approx(0.6), pytest.approx(0.2))  # seeds 0.4 and 0.8
 
     def test_a_zero_denominator_is_refused(self):
         with pytest.raises(ValueError, match="There is no ratio"):
-            ratio([0.1], [0.0])
+            ratio(runs(0.1), runs(0.0))
 
 
-class TestTests:
-    def test_bootstrap_agrees_with_the_formula_on_many_documents(self):
-        items = random_items(np.random.default_rng(5), documents=100)
-        low, high = bootstrap_interval(items, seed=0)
-        assert (low, high) == pytest.approx(summarize(items).document.interval(), abs=0.02)
-
-    def test_sign_flips_are_exact_on_few_documents(self):
-        a = [Item("s0", f"q{d}", f"d{d}", 1.0) for d in range(5)]
-        b = [item._replace(value=0.0) for item in a]
-        assert sign_flip_p(a, b, seed=0) == pytest.approx(2 / 2**5)  # all or none of the five documents are swapped
-
-    def test_p_value_of_the_t_distribution(self):
+class TestPValue:
+    def test_of_the_t_distribution(self):
         estimate = stream_error([1.0, 2.0, 3.0])  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees
         assert estimate.p_value() == pytest.approx(0.07418, abs=1e-5)
 
-    def test_no_spread_gives_no_p(self):
-        assert stream_error([0.1, 0.1]).p_value() is None
+    @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
+    def test_is_that_of_scipy(self, values):
+        if np.std(values) > 1e-3 and abs(np.mean(values)) > 1e-6:
+            assert stream_error(values).p_value() == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
-    def test_smallest_detectable_difference(self):
-        estimate = stream_error([1.0, 2.0, 3.0])  # t(0.975, 2) + t(0.8, 2) = 4.3027 + 1.0607
-        assert estimate.smallest_detectable() == pytest.approx(5.3633 / math.sqrt(3), abs=1e-3)
-
-    def test_holm_hand_computed(self):
-        adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03})
-        assert adjusted == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-
-    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-    def test_holm_lies_between_raw_p_and_bonferroni_and_keeps_the_order(self, values):
-        raw = {str(i): p for i, p in enumerate(values)}
-        adjusted = holm(raw)
-        for name, p in raw.items():
-            assert p <= adjusted[name] <= min(1, len(values) * p) + 1e-12
-        order = sorted(raw, key=raw.__getitem__)
-        assert [adjusted[name] for name in order] == sorted(adjusted.values())
+    def test_without_spread_only_a_mean_of_zero_is_no_difference(self):
+        assert stream_error([0.1, 0.1]).p_value() == 0
+        assert stream_error([0.0, 0.0]).p_value() == stream_error([1e-17, 1e-17]).p_value() == 1
 
 
 class TestRocAuc:

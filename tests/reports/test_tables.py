@@ -13,7 +13,8 @@ from rich.console import Console
 import reports
 from reports import columns, tables
 from reports.board import build
-from reports.rows import COSTS, SCORES
+from reports.prices import COSTS
+from reports.rows import SCORES
 from tests.reports.records_factory import board, realistic, record, spec
 
 
@@ -53,11 +54,20 @@ def test_the_json_file_has_all_documented_fields(built, tmp_path):
     content = json.loads((tmp_path / "leaderboard.json").read_text())
     assert {"protocol", "comparability", "rows"} <= content.keys()
     fields = {"method", "dataset", "model", "arm", "control", "streams", "f1", "f1_se_stream", "f1_se_doc", "em"}
-    fields |= {"em_se_stream", "seconds_per_document", "flops_per_document", "state_bytes", "trials"}
+    fields |= {"f1_ci95", "em_ci95", "em_se_stream", "as_good_as_best", "rank_low", "rank_high", "seeds", "orders"}
+    fields |= {"trials", "hand_set", "offline_seconds", "training_seconds", "fit_seconds", "tuning_seconds"}
+    fields |= {"seconds_per_document", "flops_per_document", "seconds_per_question", "total_seconds", "total_flops"}
+    fields |= {"break_even_documents", "state_bytes", "spread_streams", "spread_seeds", "spread_orders", "spread_rest"}
     fields |= {*SCORES, *COSTS}
     for row in content["rows"]:
         assert fields <= row.keys()
         assert row.keys() == content["rows"][0].keys()
+        assert row["f1_ci95"] == pytest.approx(3.182446 * row["f1_se_stream"])  # four streams
+        assert row["as_good_as_best"] == (row["rank_low"] == 1)
+        assert (row["rank_low"] is None) == (row["rank_high"] is None) == row["control"]
+    assert {tuple(row["hand_set"]) for row in content["rows"] if row["method"] == "camels"} == {
+        ("training.steps", "training.rate", "k")
+    }
 
 
 def test_the_same_records_give_the_same_bytes(runs, tmp_path):
@@ -73,18 +83,21 @@ def test_no_other_files_are_left_in_the_folder(built, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
-@pytest.mark.parametrize("width", [72, 80, 100, 120])
+@pytest.mark.parametrize("width", [72, 80, 120, 250])
 def test_the_terminal_never_cuts_a_cell(built, width):
     text = printed(built, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     note = re.search(r"\b(1 more column|(?!1 )\d+ more columns) in leaderboard\.md", " ".join(text.split()))
-    assert (note is not None) == (width < 120)
+    assert (note is not None) == (width < 250)
 
 
 def test_errors_are_named_and_explained(built):
     text = " ".join(printed(built, 120).split())
-    assert "Errors are SE_stream over 4 streams of test-12." in text
+    assert "± is the half-width of the 95 % t interval over 4 streams of test-12." in text
+    assert "SE is the standard error over streams (SE_stream); ± 1 SE would cover only 61 %." in text
+    assert "seeds" not in text
+    assert "SE is" not in printed(built, 72)  # its column is left out
     assert "F1 vs uniform: paired difference from uniform." in text
     assert "untuned" not in text
 
@@ -98,8 +111,9 @@ def test_no_error_is_shown_as_zero(built, tmp_path):
 def test_one_stream_shows_the_error_over_documents_and_says_so(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), [[0.4], [0.6]])])
     text = " ".join(printed(build(tmp_path), 120).split())
-    assert "0.500 ± 0.100" in text
-    assert "SE_doc, clustered by document: test-2-0 is the only stream" in text
+    assert "0.500 ± 1.271 0.100" in text  # two documents: 12.706 SE
+    assert "test-2-0 is the only stream, so there is no SE_stream" in text
+    assert "SE is SE_doc, the standard error over questions, clustered by document." in text
 
 
 def test_one_document_has_no_error(tmp_path):
@@ -107,11 +121,20 @@ def test_one_document_has_no_error(tmp_path):
     assert "0.500 ± n/a" in printed(build(tmp_path), 120)
 
 
+def test_the_caption_says_that_seeds_are_included(tmp_path):
+    cells = [spec("uniform", f"test-1-{k}", seed=seed) for k in (0, 1) for seed in (0, 1)]
+    board(tmp_path, [record(tmp_path, cell, [[0.5]]) for cell in cells])
+    built = build(tmp_path)
+    assert "Errors include the seeds, for rows that have several." in " ".join(printed(built, 120).split())
+    cells = {column.heading: column.cell(built.rows[0]) for column in columns.columns(built)}
+    assert cells["seeds"] == "2" and "orders" not in cells
+
+
 def test_gaps_and_untuned_methods_are_marked(tmp_path):
     ids = [record(tmp_path, spec("uniform", f"test-1-{k}"), [[0.5]], tunable=True) for k in range(2)]
     ids.append(record(tmp_path, spec("camels", "test-1-0"), status="diverged"))
     board(tmp_path, ids)
-    text = printed(build(tmp_path), 140)
+    text = printed(build(tmp_path), 250)
     assert "untuned" in text
     assert "diverged on 1 of 2" in " ".join(text.split())
 
@@ -135,7 +158,8 @@ def test_recall_is_shown_if_a_method_names_documents(tmp_path):
 def test_text_streams_have_no_question_columns(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0 + k]) for k in range(2)])
     headings = [column.heading for column in columns.columns(build(tmp_path))]
-    assert headings == ["method", "token NLL", "bits/byte", "s/doc", "FLOP/doc", "state", "trials"]
+    assert headings[:5] == ["method", "token NLL", "SE", "rank", "bits/byte"]
+    assert not {"F1", "EM", "s/question"} & {*headings}
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,11 @@ class TestTable:
     def test_has_a_row_for_each_method_with_weights(self, tmp_path):
         board(tmp_path, [*weighted_runs(tmp_path, (FACTS_HIGH, EQUAL)), *unweighted_runs(tmp_path)])
         markdown, table = token_weights.write(build(tmp_path), tmp_path, tmp_path / "out")
-        rows = [line for line in markdown.read_text().splitlines() if line.startswith("| camels | 0.750 ± 0.250 |")]
+        rows = [line for line in markdown.read_text().splitlines() if line.startswith("| camels | 0.750 ± 3.177 |")]
         assert len(rows) == 1 and "uniform" not in markdown.read_text()
-        assert "SE_stream over 2 streams" in markdown.read_text() and "33.3% of the tokens" in markdown.read_text()
+        assert (
+            "95 % t interval over 2 streams" in markdown.read_text() and "33.3% of the tokens" in markdown.read_text()
+        )
         with table.open() as file:
             (row,) = csv.DictReader(file)
         assert (row["label"], row["streams"], row["tokens"], row["auc"]) == ("camels", "2", "12", "0.75")
@@ -90,7 +92,7 @@ class TestTable:
     def test_one_stream_has_no_error(self, tmp_path):
         board(tmp_path, weighted_runs(tmp_path, (FACTS_HIGH,)))
         markdown, table = token_weights.write(build(tmp_path), tmp_path, tmp_path / "out")
-        assert "1.000 ± n/a" in markdown.read_text() and "With one stream there is no SE_stream" in markdown.read_text()
+        assert "1.000 ± n/a" in markdown.read_text() and "One stream: no ±" in markdown.read_text()
         assert next(csv.DictReader(table.open()))["auc_se_stream"] == ""
 
     def test_is_removed_when_no_method_has_weights_any_longer(self, tmp_path):

@@ -1,19 +1,19 @@
-"""Sensitivity to the learning rate: points from the trials, and the conditions for a plot."""
+"""Sensitivity to the learning rate: the trials that are plotted, and the conditions for a plot."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench.errors import BenchError
 from reports import plots, tuning_plots
 from reports.board import build
+from reports.tuning_plots import Trial
 from tests.reports.records_factory import board, plot_names, record, spec, tuning_record
 
 NAME = "learning_rate_sensitivity"
 
 
 def sensitivities(runs):
-    return tuning_plots.sensitivities(build(runs), runs)
+    return tuning_plots.sensitivities(build(runs))
 
 
 def rates(*values):
@@ -24,28 +24,28 @@ def on_board(runs, *keys, **config):
     board(runs, [record(runs, spec("uniform", "test-1-0", config=config), [[0.5]])], tuning=keys)
 
 
-def test_points_are_means_over_validation_streams_in_order_of_rate(tmp_path):
-    trials = rates((0.1, (0.2, 0.4)), (0.01, (0.1, 0.1)), (1.0, None))
-    on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, {"learning_rate": 0.1, "steps": 1}))
-    (sensitivity,) = sensitivities(tmp_path)
-    assert [rate for rate, _ in sensitivity.points] == [0.01, 0.1, 1.0]
-    low, high, diverged = (estimate for _, estimate in sensitivity.points)
-    assert (low.mean, low.se) == (pytest.approx(0.1), 0.0)
-    assert (high.mean, high.se) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert diverged is None
-    assert (sensitivity.chosen, sensitivity.several_settings, sensitivity.metric) == (0.1, False, "f1")
-
-
-@pytest.mark.parametrize(("metric", "best"), [("f1", 0.5), ("token_nll", 0.2)])
-def test_the_best_of_several_settings_at_one_rate_is_plotted(tmp_path, metric, best):
+def test_a_trial_is_a_dot_with_its_score_steps_and_fate(tmp_path):
     trials = [
-        ({"learning_rate": rate, "clip": clip}, (score,))
-        for rate, clip, score in ((0.1, 1, 0.2), (0.1, 2, 0.5), (0.2, 1, 0.3), (0.2, 2, 0.3))
+        ({"learning_rate": rate, "steps_per_document": steps}, scores)
+        for rate, steps, scores in ((0.1, 3, (0.2, 0.4)), (0.01, 1, (0.1, 0.2)), (1.0, 5, None), (0.1, 1, (0.1, 0.3)))
     ]
-    on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, {"learning_rate": 0.1, "clip": 2}, metric))
+    chosen = {"learning_rate": 0.1, "steps_per_document": 3}
+    on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, chosen, floor=0.05, stopped=(1,)))
     (sensitivity,) = sensitivities(tmp_path)
-    assert [estimate.mean for _, estimate in sensitivity.points] == pytest.approx([best, 0.3])
-    assert sensitivity.several_settings
+    assert sensitivity.trials == [
+        Trial(0.01, pytest.approx(0.15), whole=False, chosen=False, steps=1),
+        Trial(0.1, pytest.approx(0.3), whole=True, chosen=True, steps=3),
+        Trial(0.1, pytest.approx(0.2), whole=True, chosen=False, steps=1),
+        Trial(1.0, None, whole=True, chosen=False, steps=5),
+    ]
+    assert (sensitivity.floor, sensitivity.metric) == (0.05, "f1")
+
+
+def test_steps_are_shown_only_if_they_were_tuned(tmp_path):
+    trials = [({"learning_rate": rate, "steps_per_document": 3}, (rate,)) for rate in (0.1, 0.2)]
+    on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, trials[0][0]))
+    (sensitivity,) = sensitivities(tmp_path)
+    assert [trial.steps for trial in sensitivity.trials] == [None, None]
 
 
 def test_methods_have_the_order_and_labels_of_the_board(tmp_path):
@@ -79,11 +79,3 @@ def test_a_method_is_plotted_if_all_its_trials_diverged(tmp_path):
     on_board(tmp_path, tuning_record(tmp_path, "uniform", rates((0.1, None), (1.0, None)), {"learning_rate": 1e-4}))
     written = {path.stem for path in plots.write(build(tmp_path), tmp_path, tmp_path / "out")}
     assert NAME in written
-
-
-def test_a_missing_trial_is_named(tmp_path):
-    key = tuning_record(tmp_path, "uniform", rates((0.1, (0.2,)), (0.2, (0.3,))), {"learning_rate": 0.1})
-    on_board(tmp_path, key)
-    next(tmp_path.glob("uniform-stream-validation*/run.json")).unlink()
-    with pytest.raises(BenchError, match=r"validation.*is missing\. Run the same experiment again"):
-        sensitivities(tmp_path)

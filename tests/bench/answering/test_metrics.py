@@ -92,6 +92,9 @@ class TestReferenceVariants:
         scores = score("new york city", ["New York City", "NYC"])
         assert scores == {"em": 1.0, "f1": 1.0, "em_prefix": 0.0, "f1_shortest": 0.0}
 
+    def test_a_gold_that_vanishes_has_no_f1(self):
+        assert score("The", ["The", "The Band"]) == {"em": 1.0, "f1": 1.0, "em_prefix": 1.0, "f1_shortest": 0.0}
+
     def test_the_cut_is_after_normalisation(self):
         assert prefix_exact_match("The U.S. army", ["US"]) == 1.0
 

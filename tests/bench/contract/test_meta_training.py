@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,9 +203,12 @@ def test_a_gradient_that_is_not_finite_stops_training(lm: BaseModel) -> None:
         Trainer(Explodes(lm), TRAIN, VALIDATION).run()
 
 
-def test_a_train_split_without_questions_is_refused(lm: BaseModel) -> None:
-    with pytest.raises(BenchError, match="questions"):
-        Trainer(Learns(lm), [Episode(Document("a", "b"), (), ())], [])
+def test_documents_without_text_or_questions_do_not_train(lm: BaseModel) -> None:
+    useless = [Episode(Document("a", "b"), (), ()), replace(TRAIN[0], document=Document("c", " "))]
+    with pytest.raises(BenchError, match="text and questions"):
+        Trainer(Learns(lm), useless, [])
+    trainer = Trainer(Learns(lm), [*useless, *TRAIN], [*useless, *VALIDATION])
+    assert (trainer.train, trainer.validation) == (TRAIN, VALIDATION)
 
 
 def test_fit_holds_out_a_tenth_for_validation(lm: BaseModel) -> None:

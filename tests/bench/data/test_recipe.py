@@ -60,7 +60,11 @@ def test_an_unknown_dataset_names_the_nearest() -> None:
         ("stream: {order: grouped}\n", r"stream: order: grouped needs group: true"),
         (
             "stream: {sizes: {test: {documents: 0, count: 1}}}\n",
-            r"stream\.sizes\.test\.documents = 0: Input should be greater than 0",
+            r"stream\.sizes\.test\.0\.documents = 0: Input should be greater than 0",
+        ),
+        (
+            "stream: {sizes: {test: [{documents: 2, count: 1}, {documents: 2, count: 0}]}}\n",
+            r"stream\.sizes\.test\.1\.count = 0: Input should be greater than 0",
         ),
         ("columns: {body: text}\n", r"columns\.body: Input should be 'text'"),
         ("source: {}\n", r"source: give either hub or files"),

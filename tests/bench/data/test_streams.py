@@ -362,3 +362,49 @@ def test_cells_read_each_split_once(splits_read: list[str]) -> None:
         assert inputs.inputs_of(sources, "stream").stream == alone[index]
         assert inputs.inputs_of(sources, "placebo").documents
     assert len(splits_read) == len(set(splits_read)) == 2, "the streams' and the anchor's"
+
+
+NOTICES = {
+    "ferry": ["The ferry leaves at six.", "The ferry leaves at seven.", "The ferry leaves at eight."],
+    "tower": ["The tower opened.", "The tower closed."],
+    "": [f"Notice {k}." for k in range(7)],
+}
+
+
+def with_revisions() -> Stream:
+    """Documents with groups and without, among them two without a group whose second one revises the first one."""
+
+    def notice(place: int, revises: str | None = None) -> Entry:
+        question = GoldQuestion(Question(f"q{place}", "Where is the office?"), (str(place),), revises=revises)
+        return Entry(Document(document_id(f"Pier {place}."), f"Pier {place}."), questions=(question,))
+
+    entries = [entry(text, group) for group, some in NOTICES.items() for text in some]
+    mixed = [entries[k] for k in (3, 5, 0, 6, 7, 1, 8, 4, 2, 9, 10, 11)]
+    return Stream("harbour", "test-14-0", (notice(1), *mixed, notice(2, revises="q1")))
+
+
+def test_order_0_is_that_of_the_stream() -> None:
+    stream = with_revisions()
+    assert streams.reordered(stream, 0) == stream
+
+
+def test_another_order_is_a_permutation_in_which_groups_and_revisions_keep_theirs() -> None:
+    stream = with_revisions()
+    orders = [texts(streams.reordered(stream, order).entries) for order in range(1, 30)]
+    assert orders == [texts(streams.reordered(stream, order).entries) for order in range(1, 30)]
+    assert len({tuple(order) for order in [*orders, texts(stream.entries)]}) == 30
+    for order in orders:
+        assert sorted(order) == sorted(texts(stream.entries))
+        for kin in (NOTICES["ferry"], NOTICES["tower"], ["Pier 1.", "Pier 2."]):
+            assert [text for text in order if text in kin] == kin
+    firsts = {order[0] for order in orders}
+    assert len(firsts) > 5, "any document can come first"
+    ferry = {order.index("The ferry leaves at seven.") for order in orders}
+    assert len(ferry) > 5, "a group is not kept together"
+
+
+def test_orders_of_another_stream_are_other_ones() -> None:
+    singles = tuple(entry(f"Notice {k}.") for k in range(12))
+    one, other = (streams.reordered(Stream("harbour", name, singles), 1) for name in ("test-12-0", "test-12-1"))
+    assert texts(one.entries) != texts(other.entries)
+    assert one.hash != streams.reordered(one, 2).hash

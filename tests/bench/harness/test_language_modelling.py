@@ -12,7 +12,7 @@ from bench.run.runner import Runner
 from tests.conftest import TEXT
 from tests.world import Inline
 
-PLANS = ["closed_book", {"name": "dynamic_evaluation", "grid": {"learning_rate": [0.01, 0.1]}}]
+PLANS = ["closed_book", {"name": "dynamic_evaluation", "space": {"learning_rate": [0.01, 0.1]}}]
 
 
 @pytest.fixture

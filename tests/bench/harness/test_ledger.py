@@ -1,54 +1,119 @@
-"""The ledger: measuring must not change what is measured."""
+"""The ledger: a sample of the calls gives the operations of all of them, whatever they read."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.harness.ledger import COUNT_EVERY, Ledger
+from bench.conformance.fixtures import base_model
+from bench.contract.method import Method
+from bench.contract.registry import load_method
+from bench.data.documents import Document, Entry
+from bench.harness import ledger
+from bench.harness.ledger import Ledger
+from bench.harness.loop import Loop, construct
 from bench.lm.base_model import BaseModel
-from tests.conftest import TEXT
+from bench.records.schema import Costs, Tally
+
+WORDS = "The ferry office near Corvale has moved to Pier 4 and opens at noon now with eight rooms".split()
+NOTHING = Tally(seconds=0, flops=0, peak_bytes=0)
+SHORT, LONG, SEVERAL_WINDOWS = (5, 20), (60, 80), (100, 200)
+"""Words of a document; in tokens about 3 times as many. The base's window is 256 tokens."""
 
 
-def gradients(lm: BaseModel) -> list[Tensor]:
-    lm.model.zero_grad()
-    lm.log_probs(lm.encode(TEXT[0])).sum().backward()
-    return [parameter.grad.clone() for parameter in lm.model.parameters()]
+def documents(*parts: tuple[int, tuple[int, int]]) -> list[Document]:
+    rng = random.Random(0)
+    sizes = [rng.randint(*words) for count, words in parts for _ in range(count)]
+    return [Document(str(i), " ".join(rng.choices(WORDS, k=size))) for i, size in enumerate(sizes)]
 
 
-def test_counting_operations_changes_no_bit_of_the_gradients(checkpoint: Path) -> None:
-    lm = BaseModel.load(str(checkpoint))
-    ledger = Ledger(lm.device)
-    with ledger.phase("observe"):
-        counted = gradients(lm)
-    assert ledger.costs(0).observe.flops > 0 and COUNT_EVERY > 1
-    with ledger.phase("observe"):
-        uncounted = gradients(lm)
-    assert all(torch.equal(a, b) for a, b in zip(counted, uncounted, strict=True))
+def costs(kind: type[Method], config: dict[str, Any], of: list[Document], segment: int | None, scoring: bool) -> Costs:
+    method = construct(kind, base_model(), kind.Config(**config), 0, segment)
+    loop = Loop(method, [Entry(document, ()) for document in of], of, scoring=scoring)
+    loop.run()
+    return loop.ledger.costs(0, NOTHING)
 
 
-def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
-    lm = BaseModel.load(str(checkpoint))
-    lm.model.set_attn_implementation("eager")  # PyTorch has no formula for the fused kernel of CPUs
-    ledger = Ledger(lm.device)
-    with ledger.phase("observe"):
-        gradients(lm)
-    with FlopCounterMode(display=False) as counter:
-        gradients(lm)
-    assert ledger.costs(0).observe.flops == counter.get_total_flops() > 0
+class Reader(Method):
+    """Reads each document with a network of its own, and never with the base."""
+
+    name, paper = "reader", "none"
+
+    def observe(self, document: Document) -> None:
+        count = len(self.lm.tokens(document))
+        torch.ones(count, 8) @ torch.ones(8, 8)
+
+
+CUT = "dynamic_evaluation"
+STREAMS: dict[str, tuple[Any, dict[str, Any], list[Document], int | None, bool]] = {
+    "whole": ("uniform", {}, documents((16, SHORT)), None, True),
+    "whole, not scored": ("uniform", {}, documents((16, SHORT)), None, False),
+    "adapter": ("lora", {}, documents((16, SHORT)), None, True),
+    "several steps": ("uniform", {"steps_per_document": 3}, documents((16, SHORT)), None, True),
+    "windows": ("uniform", {}, documents((6, SHORT), (2, SEVERAL_WINDOWS), (6, SHORT)), None, True),
+    "windows, not scored": ("uniform", {}, documents((6, SHORT), (2, SEVERAL_WINDOWS), (6, SHORT)), None, False),
+    "full context": (CUT, {}, documents((4, LONG)), 26, True),
+    "full context, not scored": (CUT, {}, documents((4, LONG)), 26, False),
+    "limited context": (CUT, {"context": "limited", "context_tokens": 30}, documents((4, LONG)), 26, True),
+    "carried context": (CUT, {"context": "carry"}, documents((4, LONG)), 26, True),
+    "carried context, not scored": (CUT, {"context": "carry"}, documents((4, LONG)), 26, False),
+    "skipping": (CUT, {"between": "skip", "period": 4}, documents((4, LONG)), 26, True),
+    "skipping, not scored": (
+        CUT,
+        {"between": "skip", "period": 10, "context": "carry"},
+        documents((4, LONG)),
+        26,
+        False,
+    ),
+    "gathering": (CUT, {"period": 3}, documents((4, LONG)), 26, True),
+    "no base": (Reader, {}, documents((40, SHORT)), None, False),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_sample_gives_the_operations_of_all_calls(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, *rest = STREAMS[stream]
+    kind = load_method(method) if isinstance(method, str) else method
+    sampled = costs(kind, *rest)
+    monkeypatch.setattr(ledger._Calls, "is_counted_next", lambda _: True)
+    exact = costs(kind, *rest)
+    assert exact.observe.flops > 0 and (exact.score.flops > 0) == rest[-1]
+    error = 0.05 if stream == "adapter" else 0.03  # the share of attention in a pass over frozen weights is larger
+    for phase in ("score", "observe"):
+        assert getattr(sampled, phase).flops == pytest.approx(getattr(exact, phase).flops, rel=error), phase
+
+
+def test_seconds_are_scaled_by_the_same_work_from_the_calls_that_are_not_slowed_by_counting(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that reads nothing takes a second for a token, and ten if the call is counted."""
+    now = 0.0
+    monkeypatch.setattr(ledger.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(ledger, "COUNT_EVERY", 4)
+    book, counted = Ledger(BaseModel.load(str(llama))), []
+    for tokens in (1, 2, 3, 4, 5, 6, 50, 7):
+        counted.append(book._calls["observe", False].is_counted_next())
+        with book.phase("observe", tokens):
+            torch.ones(1, tokens) @ torch.ones(tokens, 1)
+            now += tokens * (10 if counted[-1] else 1)
+    assert counted == [True, True, True, True, False, False, False, True]
+    tally = book.costs(0, NOTHING).observe
+    assert (tally.flops, tally.seconds) == (2 * 78, pytest.approx(78))
+    assert book.seconds("observe") == now
 
 
 def test_memory_is_measured_where_there_is_no_proc(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> str:
         raise OSError
 
+    lm = BaseModel.load(str(llama))
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.setattr(Path, "write_text", missing)
-    ledger = Ledger(torch.device("cpu"))
-    with ledger.phase("observe"):
+    book = Ledger(lm)
+    with book.phase("observe"):
         pass
-    assert ledger.costs(0).observe.peak_bytes > 10_000_000
+    assert book.costs(0, NOTHING).observe.peak_bytes > 10_000_000

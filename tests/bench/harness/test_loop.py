@@ -17,6 +17,7 @@ from bench.data.documents import Entry, GoldQuestion, Segment, document_id
 from bench.errors import Diverged, RunError
 from bench.harness.loop import Loop, construct
 from bench.lm.base_model import BaseModel
+from bench.records.schema import Tally
 from tests.conftest import TEXT
 
 
@@ -75,7 +76,10 @@ def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
 
 
-def run_loop(method: Method, entries: Sequence[Entry] = ENTRIES, **options: object) -> Loop:
+def run_loop(
+    method: Method, entries: Sequence[Entry] = ENTRIES, segment_tokens: int | None = None, **options: object
+) -> Loop:
+    method.experiment_segment_tokens = segment_tokens
     loop = Loop(method, entries, [e.document for e in entries], **options)  # type: ignore[arg-type]
     loop.run()
     return loop
@@ -91,7 +95,8 @@ def true_id(question: Question) -> str:
 
 
 def question_ids(method: Recorder) -> list[tuple[str, ...]]:
-    return [tuple(map(true_id, questions)) for questions in questions_asked(method)]
+    """The ids in the data of the questions of each probe, sorted: they are asked in a random order."""
+    return [tuple(sorted(map(true_id, questions))) for questions in questions_asked(method)]
 
 
 def test_every_document_is_observed_once_in_order_and_asked_about_at_the_end(lm: BaseModel) -> None:
@@ -139,20 +144,52 @@ def test_only_controls_get_the_evidence_and_no_method_gets_the_answers(lm: BaseM
     assert all(type(question) is Question for question in questions)  # type: ignore[attr-defined]
     (questions,) = [value for what, value in control.log if what == "condition"]
     assert all(isinstance(question, EvidencedQuestion) for question in questions)  # type: ignore[attr-defined]
-    assert [question.evidence.id for question in questions] == ["d0", "d1", "d2", "d3"]  # type: ignore[attr-defined]
+    evidence = {true_id(question): question.evidence.id for question in questions}  # type: ignore[attr-defined]
+    assert evidence == {"q0": "d0", "q1": "d1", "q2": "d2", "q3": "d3"}
 
 
 def test_a_question_has_one_number_at_all_probes_and_the_records_have_its_id(lm: BaseModel) -> None:
     method = Recorder(lm)
     anchor = (Entry(entry(8).document, (GoldQuestion(Question("q0", "q8: Who?"), ("a",)),)),)  # the id of another one
     loop = run_loop(method, anchor=anchor, probes=(0.5, 1.0))
-    numbers = [(true_id(question), question.id) for asked in questions_asked(method) for question in asked]
-    assert numbers == [
-        ("q8", "0"), ("q0", "1"), ("q1", "2"), ("q0", "1"), ("q1", "2"), ("q2", "3"), ("q3", "4"), ("q8", "0"),
-    ]  # fmt: skip
+    numbers: dict[str, str] = {}
+    for asked in questions_asked(method):
+        for question in asked:
+            assert question.id == numbers.setdefault(true_id(question), str(len(numbers)))
+    assert list(numbers) != sorted(numbers) and len(numbers) == 5
     assert [event.question_id for event in loop.answer_events] == [
         "q0", "q0", "q1", "q0", "q1", "q2", "q3", "q0",
     ]  # fmt: skip
+
+
+def test_the_order_of_questions_is_random_and_fixed_by_the_seed_and_that_of_events_is_the_documents(
+    lm: BaseModel,
+) -> None:
+    entries, anchor = [entry(i) for i in range(12)], [entry(i) for i in range(20, 32)]
+
+    def run(seed: int) -> tuple[list[list[Question]], Loop]:
+        method = Recorder(lm)
+        loop = run_loop(method, entries, anchor=anchor, probes=(0.5, 1.0), seed=seed)
+        return questions_asked(method), loop
+
+    (asked, loop), (again, _), (other, _) = run(0), run(0), run(1)
+    orders = [[int(true_id(question)[1:]) for question in questions] for questions in asked]
+    assert asked == again != other
+    assert all(order != sorted(order) for order in orders)
+    before, _, end, after = orders
+    assert [i - 20 for i in before] != [i - 20 for i in after] and before != end
+    for which, items in (("stream", entries), ("anchor", anchor)):
+        events = [event for event in loop.answer_events if (event.set, event.probe) == (which, 1.0)]
+        assert [event.question_id for event in events] == [item.questions[0].question.id for item in items]
+        assert [event.document_id for event in events] == [item.document.id for item in items]
+
+
+def test_answers_belong_to_their_questions_in_whatever_order_these_are_asked(lm: BaseModel) -> None:
+    entries = [entry(i) for i in range(12)]
+    for together, item in zip(run_loop(Recorder(lm), entries).answer_events, entries, strict=True):
+        (alone,) = run_loop(Recorder(lm), [item]).answer_events
+        assert (together.question_id, together.prediction) == (alone.question_id, alone.prediction)
+        assert together.nll == pytest.approx(alone.nll, rel=1e-4)
 
 
 SCHEMES: Mapping[str, Callable[[Document, str], str]] = {
@@ -337,10 +374,10 @@ def test_the_same_seed_gives_the_same_events(lm: BaseModel) -> None:
 
 def test_the_rank_of_the_right_document_is_recorded(lm: BaseModel) -> None:
     class Names(Recorder):
-        ids = (["d0", "d3"], ["d3", "d0", "d1"], [], ["d0"])
+        ids: Mapping[str, list[str]] = {"q0": ["d0", "d3"], "q1": ["d3", "d0", "d1"], "q2": [], "q3": ["d0"]}
 
         def condition(self, questions: Sequence[Question]) -> Conditioning:
-            return Conditioning(documents=self.ids[: len(questions)])
+            return Conditioning(documents=[self.ids[true_id(question)] for question in questions])
 
     loop = run_loop(Names(lm), probes=(0.5, 1.0))
     assert [event.retrieved for event in loop.answer_events] == [1, 3, 1, 3, 0, 0]
@@ -367,11 +404,12 @@ def test_nan_weights_end_the_run_as_diverged_at_a_position(lm: BaseModel) -> Non
 
 def test_costs_are_charged_to_their_phases(lm: BaseModel) -> None:
     method = Tuner(lm, Tuner.Config(learning_rate=1e-2))
-    costs = run_loop(method).ledger.costs(0)
-    assert costs.offline.seconds == 0
+    nothing = Tally(seconds=0, flops=0, peak_bytes=0)
+    costs = run_loop(method).ledger.costs(0, nothing)
+    assert costs.fit.seconds == 0
     assert min(costs.score.flops, costs.observe.flops, costs.answer.flops) > 0
     assert 1.7 < costs.observe.flops / costs.score.flops < 2.3, "the step reuses the forward pass of scoring"
-    quiet = run_loop(Tuner(lm), scoring=False).ledger.costs(0)
+    quiet = run_loop(Tuner(lm), scoring=False).ledger.costs(0, nothing)
     assert quiet.score.seconds == 0
     assert quiet.observe.flops / costs.score.flops == pytest.approx(
         1 + costs.observe.flops / costs.score.flops, rel=0.1

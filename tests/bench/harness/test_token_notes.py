@@ -69,7 +69,10 @@ def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
 
 
-def run_loop(method: GradientMethod, entries: Sequence[Entry] = ENTRIES, **options: Any) -> Loop:
+def run_loop(
+    method: GradientMethod, entries: Sequence[Entry] = ENTRIES, segment_tokens: int | None = None, **options: Any
+) -> Loop:
+    method.experiment_segment_tokens = segment_tokens
     loop = Loop(method, entries, [e.document for e in entries], **options)
     loop.run()
     return loop
@@ -206,7 +209,9 @@ def test_parts_of_speech_come_from_the_tagger_that_is_there(lm: BaseModel, monke
 
 def test_only_methods_that_weight_tokens_have_token_events_on_disk(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    methods = [{"name": name, "config": {"learning_rate": 1e-3}} for name in ("longer", "uniform")]
+    methods = [
+        {"name": name, "config": {"learning_rate": 1e-3, "steps_per_document": 1}} for name in ("longer", "uniform")
+    ]
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, methods, streams=STREAMS, anchor={})
     runs = tmp_path / "runs"
     Runner(experiment, runs, [str(tmp_path / "plugin.py")]).run(Inline())

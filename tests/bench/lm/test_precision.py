@@ -98,7 +98,7 @@ def moved(method: GradientMethod, document: Document) -> float:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor"])
 def test_as_many_weights_move_as_in_float32(dtype: str, kind: type[GradientMethod], optimizer: str) -> None:
     [document] = fixtures.documents(fixtures.entries(1))
-    for rate in kind.grid["learning_rate"]:
+    for rate in (1e-3, 3e-4, 1e-4, 3e-5):
         config = kind.Config(learning_rate=rate, optimizer=optimizer)
         methods = [kind(fixtures.base_model(precision), config) for precision in (dtype, "float32")]
         share, full = (moved(method, document) for method in methods)

@@ -19,9 +19,12 @@ from bench.errors import BenchError
 from bench.files import write_tensors
 from bench.nano import train
 from bench.nano.batches import Columns, Writer, build_tokenizer, load_world
-from bench.nano.card import card
+from bench.nano.card import card, measurements
+from bench.nano.config import NanoConfig, load_config, recipe_text
+from bench.paths import MODELS
 
 FOLDER = train.RECIPE.parent
+NAMES = ("nano", "nano-plain")
 TINY = {"steps": 4, "width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "known": 3, "new": 2, "save_every": 2}
 
 
@@ -32,21 +35,20 @@ def world() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(world: Any) -> Any:
-    return build_tokenizer(sorted(world.vocabulary()), train.load_config(train.RECIPE).merges)
+    return build_tokenizer(sorted(world.vocabulary()), load_config(train.RECIPE).merges)
 
 
-@pytest.fixture(scope="module")
-def embedded() -> tuple[Any, Any]:
+@pytest.fixture(scope="module", params=NAMES)
+def embedded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32), AutoTokenizer.from_pretrained(FOLDER)
+    folder = MODELS / request.param
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
-def write_recipe(folder: Path, **changes: Any) -> Path:
-    recipe = {**yaml.safe_load(train.RECIPE.read_text(encoding="utf-8")), **TINY, "plain_steps": 1, **changes}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return path
+def tiny_config(**changes: Any) -> NanoConfig:
+    recipe = yaml.safe_load(train.RECIPE.read_text(encoding="utf-8"))
+    return NanoConfig.model_validate({**recipe, **TINY, "plain_steps": 1, **changes})
 
 
 @given(st.text())
@@ -62,21 +64,23 @@ def test_every_word_of_the_world_is_one_token_and_none_is_added(world: Any, toke
 
 
 def test_an_unknown_key_of_the_recipe_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(train.RECIPE.read_text(encoding="utf-8") + "setps: 3\n", encoding="utf-8")
     with pytest.raises(BenchError, match=r"recipe\.yaml: setps: .* Did you mean steps"):
-        train.load_config(write_recipe(tmp_path, setps=3))
+        load_config(path)
     with pytest.raises(BenchError, match="No recipe at"):
-        train.load_config(tmp_path / "nothing.yaml")
+        load_config(tmp_path / "nothing.yaml")
 
 
 def test_a_recipe_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("steps: [1")
     with pytest.raises(BenchError, match=r"recipe\.yaml is not valid YAML"):
-        train.load_config(path)
+        load_config(path)
 
 
 def test_the_learning_rate_of_every_step_is_the_formula_also_after_a_resume() -> None:
-    config = train.load_config(train.RECIPE)
+    config = load_config(train.RECIPE)
     rates = [
         min((step + 1) / config.warmup, (1 + math.cos(math.pi * step / config.steps)) / 2) * config.learning_rate
         for step in range(config.steps)
@@ -101,8 +105,7 @@ def test_the_learning_rate_of_every_step_is_the_formula_also_after_a_resume() ->
 
 
 def test_a_resumed_run_is_at_the_rate_of_its_step(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, warmup=3)
-    config = train.load_config(recipe)
+    config = tiny_config(warmup=3)
     with train.ThreadPoolExecutor(2) as pool:
         run = train.Run(config, tmp_path)
         for _ in range(2):
@@ -115,14 +118,14 @@ def test_a_resumed_run_is_at_the_rate_of_its_step(tmp_path: Path) -> None:
 
 def test_progress_is_said_and_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
-    train.train(write_recipe(tmp_path), tmp_path / "out", tmp_path / "work", lines.append)
+    train.train(tiny_config(), tmp_path / "out", tmp_path / "work", lines.append)
     assert [line.partition(",")[0] for line in lines] == ["step 2/4", "step 4/4"]
     assert "step" not in capsys.readouterr().out
 
 
 def test_a_killed_training_goes_on_as_if_never_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write_recipe(tmp_path)
-    train.train(recipe, tmp_path / "whole", tmp_path / "work-whole")
+    config = tiny_config()
+    train.train(config, tmp_path / "whole", tmp_path / "work-whole")
 
     advance = train.Run.advance
 
@@ -134,36 +137,71 @@ def test_a_killed_training_goes_on_as_if_never_interrupted(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.train(recipe, tmp_path / "parts", tmp_path / "work-parts")
+            train.train(config, tmp_path / "parts", tmp_path / "work-parts")
     assert not (tmp_path / "parts").exists()
-    train.train(recipe, tmp_path / "parts", tmp_path / "work-parts")
+    train.train(config, tmp_path / "parts", tmp_path / "work-parts")
     for name in ("model.safetensors", "curve.csv", "tokenizer.json", "config.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert len((tmp_path / "parts" / "curve.csv").read_text().splitlines()) == 1 + TINY["steps"] // TINY["save_every"]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    train.train(write_recipe(tmp_path, steps=1), tmp_path / "out", tmp_path / "work")
+    train.train(tiny_config(steps=1), tmp_path / "out", tmp_path / "work")
     with pytest.raises(BenchError, match="another recipe"):
-        train.train(write_recipe(tmp_path, steps=2), tmp_path / "out", tmp_path / "work")
+        train.train(tiny_config(steps=2), tmp_path / "out", tmp_path / "work")
+
+
+def test_without_rehearsal_the_update_is_not_computed_and_the_other_losses_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_differentiable = []
+    grad = torch.autograd.grad
+
+    def watched_grad(*args: Any, **options: Any) -> Any:
+        is_differentiable.append(options.get("create_graph", False))
+        return grad(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched_grad)
+    losses = []
+    for weight in (3, 0):
+        is_differentiable.clear()
+        run = train.Run(tiny_config(steps=1, rehearsal=weight), tmp_path / str(weight))
+        with train.ThreadPoolExecutor(2) as pool:
+            run.advance(pool)
+        losses.append(run.curve[0])
+        assert any(is_differentiable) == (weight > 0)
+    assert losses[0].pop("update") > 0
+    assert losses[0] == losses[1]  # both of the untrained model
+
+
+def test_training_again_keeps_the_measurements_in_the_card(tmp_path: Path) -> None:
+    card_file, config = tmp_path / "small" / "README.md", tiny_config(steps=1, rehearsal=0)
+    train.train(config, card_file.parent, tmp_path / "work", command="some command")
+    first = card_file.read_text(encoding="utf-8")
+    assert "# small\n" in first and "`some command` repeats" in first and "`update`" not in first
+    measured = first + "\n## Measurements\n\nBy hand.\n"
+    card_file.write_text(measured, encoding="utf-8")
+    train.train(config, card_file.parent, tmp_path / "work", command="some command")
+    assert card_file.read_text(encoding="utf-8") == measured
+    assert load_config(card_file.with_name("recipe.yaml")) == config
 
 
 def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, steps=1)
-    train.train(recipe, tmp_path / "out", tmp_path / "work")
+    config = tiny_config(steps=1)
+    train.train(config, tmp_path / "out", tmp_path / "work")
     checkpoint = tmp_path / "work" / "checkpoint.safetensors"
     content = checkpoint.read_bytes()
     for size in (0, 100, len(content) - 1):
         checkpoint.write_bytes(content[:size])
         with pytest.raises(BenchError, match=r"checkpoint\.safetensors is .*damaged.*Delete it to start again"):
-            train.train(recipe, tmp_path / "out", tmp_path / "work")
+            train.train(config, tmp_path / "out", tmp_path / "work")
     write_tensors(checkpoint, {})  # whole, but not by this trainer
     with pytest.raises(BenchError, match="another recipe"):
-        train.train(recipe, tmp_path / "out", tmp_path / "work")
+        train.train(config, tmp_path / "out", tmp_path / "work")
 
 
 def test_the_softmax_over_all_columns_is_the_models_own(world: Any, tokenizer: Any) -> None:
-    config = train.load_config(train.RECIPE).model_copy(update=TINY)
+    config = load_config(train.RECIPE).model_copy(update=TINY)
     writer = Writer(config, world, tokenizer)
     model = train.build_model(config, len(tokenizer), writer.names)
     texts = writer.batch(0, "new").documents
@@ -176,7 +214,7 @@ def test_the_softmax_over_all_columns_is_the_models_own(world: Any, tokenizer: A
 
 
 def test_training_never_writes_about_entities_of_the_other_splits(world: Any, tokenizer: Any) -> None:
-    writer = Writer(train.load_config(train.RECIPE), world, tokenizer)
+    writer = Writer(load_config(train.RECIPE), world, tokenizer)
     names = world.names_by_split()
     allowed = {writer.token(name) for split in ("qa_train", "spare") for name in names[split]}
     used = {int(name) for step in range(20) for kind in ("known", "new") for name in writer.batch(step, kind).names}
@@ -186,7 +224,7 @@ def test_training_never_writes_about_entities_of_the_other_splits(world: Any, to
 def test_the_committed_model_was_made_by_the_committed_recipe_and_data(embedded: tuple[Any, Any], world: Any) -> None:
     """The embeddings of names that training never saw still have their initial values."""
     model, tokenizer = embedded
-    config = train.load_config(train.RECIPE)
+    config = load_config(train.RECIPE)
     assert train.data_hash(config.dataset) in (FOLDER / "README.md").read_text(encoding="utf-8")
     names = world.names_by_split()
     every = torch.tensor([tokenizer(f" {name}").input_ids[0] for split in names.values() for name in split])
@@ -197,16 +235,29 @@ def test_the_committed_model_was_made_by_the_committed_recipe_and_data(embedded:
     assert not model.config.tie_word_embeddings
 
 
-def test_the_committed_card_is_what_training_writes_plus_measurements(tmp_path: Path) -> None:
-    committed = (FOLDER / "README.md").read_text(encoding="utf-8")
-    minutes = re.search(r"(\d+) minutes on two cores", committed)
-    assert minutes is not None
-    with (FOLDER / "curve.csv").open(encoding="utf-8") as file:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_card_is_what_training_writes_plus_measurements(name: str, tmp_path: Path) -> None:
+    folder = MODELS / name
+    committed = (folder / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"`(?P<command>.*)` repeats.*\n(?P<minutes>\d+) minutes on (?P<machine>.*), seed", committed)
+    assert stated is not None
+    with (folder / "curve.csv").open(encoding="utf-8") as file:
         curve = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    facts = train.Run(train.load_config(train.RECIPE), tmp_path).facts() | {"minutes": minutes[1]}
-    written, measurements = committed.split("\n## Measurements\n")
-    assert written == card(facts, curve)
-    assert "SE over streams" in measurements
+    config = load_config(folder / "recipe.yaml")
+    assert recipe_text(config) == (folder / "recipe.yaml").read_text(encoding="utf-8")
+    facts = {**train.Run(config, tmp_path).facts(), "name": name, **stated.groupdict()}
+    assert committed == card(facts, curve) + measurements(committed)
+
+
+def test_the_card_of_the_embedded_model_has_its_command_and_measurements() -> None:
+    committed = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"`{train.COMMAND}` repeats" in committed
+    assert "SE over streams" in measurements(committed)
+
+
+def test_the_model_without_rehearsal_differs_in_nothing_else() -> None:
+    configs = [load_config(MODELS / name / "recipe.yaml") for name in NAMES]
+    assert configs[0].model_copy(update={"rehearsal": 0.0}) == configs[1]
 
 
 def test_the_committed_model_reads_and_remembers_but_does_not_know_the_future(embedded: tuple[Any, Any]) -> None:

@@ -146,7 +146,8 @@ def test_a_probe_counts_the_fraction_as_it_is_written() -> None:
 
 FIRST, SECOND = (spec("uniform", f"test-2-{k}", config={"rate": 0.1}) for k in range(2))
 TUNED = "uniform"
-TRIALS = [({"rate": 0.1}, (0.4, 0.6)), ({"rate": 1.0}, (0.2, 0.2)), ({"rate": 9.0}, None)]
+TRIALS = [({"rate": 0.1}, (0.4, 0.6)), ({"rate": 1.0}, (0.2, 0.2)), ({"rate": 9.0}, None), ({"rate": 0.5}, (1.0, 1.0))]
+"""Settings and scores on two streams; the third trial diverged, and the last one was stopped early."""
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for k, one in enumerate((FIRST, SECOND))
     ]
-    key = tuning_record(runs, TUNED, TRIALS, {"rate": 0.1})
+    key = tuning_record(runs, TUNED, TRIALS, {"rate": 0.1}, floor=0.25, stopped=[3])
+    floor = [record(runs, spec(TUNED, f"validation-1-{k}", "empty"), [[f1]]) for k, f1 in enumerate((0.2, 0.3))]
+    (tuning,) = store.read_tuning(runs, [key])
+    store.write_tuning(runs, tuning.model_copy(update={"runs": floor}))
     board(runs, ids, remarks=["The weather was fine."], tuning=[key])
     return runs
 
@@ -210,7 +214,7 @@ DELETE = object()
 CHANGED = "has been changed since it was written"
 INVALID = "is not a valid record"
 JSON = "is not readable JSON"
-VERSION = "is not a record of version 2"
+VERSION = "is not a record of version 3"
 
 MANIFEST_EDITS: list[tuple[str, Any, str]] = [
     ("summary.f1", 1.0, CHANGED),
@@ -231,6 +235,10 @@ MANIFEST_EDITS: list[tuple[str, Any, str]] = [
     ("spec.protocol", "0.9", INVALID),
     ("spec.stream", "test-2-1", INVALID),
     ("spec.seed", 1, INVALID),
+    ("spec.order", 1, INVALID),
+    ("spec.order", -1, INVALID),
+    ("spec.prefix", 1, INVALID),
+    ("spec.prefix", 0, INVALID),
     ("spec.metrics.f1", "0", INVALID),
     ("spec.dependencies", {"encoder": "abc"}, INVALID),
     ("spec.probes", [2.0], INVALID),
@@ -241,7 +249,7 @@ MANIFEST_EDITS: list[tuple[str, Any, str]] = [
     ("status", "excellent", INVALID),
     ("failure", {"kind": "failed", "message": "", "traceback": "", "position": 0}, INVALID),
     ("schema_version", 99, VERSION),
-    ("schema_version", 1, VERSION),
+    ("schema_version", 2, VERSION),
     ("schema_version", None, VERSION),
     ("schema_version", DELETE, VERSION),
     ("cell_key", "0" * 64, INVALID),
@@ -250,6 +258,9 @@ MANIFEST_EDITS: list[tuple[str, Any, str]] = [
     ("costs.observe.seconds", -1.0, INVALID),
     ("costs.observe.seconds", 0.0, CHANGED),
     ("costs.state_bytes", 0, CHANGED),
+    ("costs.training", DELETE, INVALID),
+    ("costs.training.flops", 0.0, CHANGED),
+    ("costs.offline", {"seconds": 0, "flops": 0, "peak_bytes": 0}, INVALID),
     ("notes", {"tagger": "another"}, CHANGED),
     ("provenance", {"threads": 64}, CHANGED),
     ("files", {}, CHANGED),
@@ -399,19 +410,24 @@ def test_a_missing_manifest_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "key", "value", "problem"),
     [
-        ("boards", "runs", [FIRST.id], CHANGED),
-        ("boards", "runs", [], CHANGED),
+        ("boards", "entries.0.runs", [FIRST.id], CHANGED),
+        ("boards", "entries.0.hand_set", ["rate"], CHANGED),
+        ("boards", "entries", [], CHANGED),
+        ("boards", "runs", [FIRST.id], INVALID),
         ("boards", "remarks", [], CHANGED),
-        ("boards", "tuning", [], CHANGED),
+        ("boards", "entries.0.tuning", None, CHANGED),
         ("boards", "experiment", "other", CHANGED),
-        ("boards", "schema_version", 1, VERSION),
+        ("boards", "schema_version", 2, VERSION),
         ("boards", "digest", DELETE, CHANGED),
-        ("boards", "runs", "all", INVALID),
+        ("boards", "entries.0.runs", "all", INVALID),
         ("tuning", "trials.0.score", 1.0, CHANGED),
         ("tuning", "trials.0.score", float("nan"), JSON),
         ("tuning", "trials.0.score", DELETE, INVALID),
         ("tuning", "trials.0.runs", [], CHANGED),
         ("tuning", "trials", [], CHANGED),
+        ("tuning", "trials.0.whole", DELETE, INVALID),
+        ("tuning", "floor", 0.1, CHANGED),
+        ("tuning", "space", {}, CHANGED),
         ("tuning", "chosen", {"rate": 1.0}, CHANGED),
         ("tuning", "metric", "em", INVALID),
         ("tuning", "model_hash", "another", CHANGED),
@@ -536,8 +552,16 @@ def test_scores_by_another_version_of_a_metric_are_left_as_they_are(tmp_path: Pa
     [
         ("trials.0.score", 0.9, r"wrong: the score of trial 1 is 0\.9, but its runs give 0\.5"),
         ("trials.2.score", 0.9, r"wrong: the score of trial 3 is 0\.9, but its runs give None"),
-        ("trials.1.runs", [], "wrong: the score of trial 2"),
+        ("trials.0.answer_nll", 0.1, r"wrong: the answer_nll of trial 1 is 0\.1, but its runs give 0\.5"),
+        ("trials.0.documents", 7, "wrong: the documents of trial 1 is 7, but its runs give 1"),
+        ("trials.0.whole", False, "wrong: the whole of trial 1 is False"),
+        ("trials.3.whole", True, "wrong: the whole of trial 4 is True"),
+        ("trials.0.config", {"rate": 0.2}, "wrong: the config of trial 1 is not that of its runs"),
+        ("trials.1.runs", [], "wrong: the runs of trial 2 are not of one config"),
         ("trials.0.runs", [FIRST.id, SECOND.id], "wrong: the score of trial 1"),
+        ("floor", 0.3, r"wrong: its floor is 0\.3, but its runs give 0\.25"),
+        ("floor", None, "wrong: its floor is None"),
+        ("runs", [], r"wrong: its floor is 0\.25, but its runs give None"),
         ("chosen", {"rate": 1.0}, "wrong: the chosen config is not that of the best trial"),
         ("method", "camels", "wrong: the runs of trial 1 are not of one config of camels"),
     ],

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from bench.records.schema import DocumentEvent
+from bench.records import tuning
+from bench.records.schema import DocumentEvent, TrialRecord
 from bench.records.summary import summarize
 from tests.reports.records_factory import answer
 
@@ -63,3 +64,27 @@ def test_texts_without_tokens_or_bytes_divide_nothing(
     summary = summarize(documents, [])
     assert summary.token_nll == token_nll
     assert summary.bits_per_byte == (None if bits_per_byte is None else pytest.approx(bits_per_byte))
+
+
+def trial(score: float | None, nll: float | None = 1.0, whole: bool = True) -> TrialRecord:
+    return {"config": {}, "score": score, "answer_nll": nll, "documents": 3, "whole": whole, "runs": ["one"]}
+
+
+@pytest.mark.parametrize(
+    ("metric", "floor", "trials", "best"),
+    [
+        ("f1", 0.1, [trial(0.2), trial(0.3), trial(0.3)], 1),  # of equals the earliest
+        ("f1", 0.1, [trial(0.2), trial(0.9, whole=False), trial(None)], 0),  # stopped, failed
+        ("f1", 0.5, [trial(0.2, 3.0), trial(0.4, 2.0), trial(0.1, 1.0)], 2),  # at the floor the likelihood decides
+        ("f1", 0.5, [trial(0.2, 1.0), trial(0.6, 9.0)], 1),
+        ("f1", None, [trial(0.2, 1.0), trial(0.3, 9.0)], 1),
+        ("f1", 0.5, [trial(0.5, 2.0), trial(0.5, 1.0)], 1),
+        ("token_nll", None, [trial(2.0, None), trial(1.0, None), trial(3.0, None)], 1),
+        ("f1", 0.1, [trial(None), trial(0.2, whole=False)], None),
+        ("f1", 0.1, [], None),
+    ],
+)
+def test_the_best_trial_is_one_on_whole_streams(
+    metric: tuning.Metric, floor: float | None, trials: list[TrialRecord], best: int | None
+) -> None:
+    assert tuning.best(metric, floor, trials) == best

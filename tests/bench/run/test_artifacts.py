@@ -40,6 +40,7 @@ class Shifts(MetaTrained):
         super().__init__(*arguments)
         self.shift = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.shift.weight)
+        self.shift.weight.data += self.seed % 3
 
     @property
     def learner(self):
@@ -76,13 +77,13 @@ def plugin(tmp_path: Path) -> str:
 
 @pytest.fixture
 def plan(keepers: Path, llama: Path) -> Callable[..., Experiment]:
-    return lambda config=None, model=llama: make_experiment(
-        keepers, model, [{"name": "shifts", "config": config or {}}]
+    return lambda config=None, model=llama, **plan: make_experiment(
+        keepers, model, [{"name": "shifts", "config": config or {}, **plan}]
     )
 
 
-def train(experiment: Experiment, folder: Path, plugin: str) -> Path:
-    return training.train("shifts", experiment, folder / "artifacts", folder / "train", [plugin])
+def train(experiment: Experiment, folder: Path, plugin: str, seed: int = 0) -> Path:
+    return training.train("shifts", experiment, seed, folder / "artifacts", folder / "train", [plugin])
 
 
 def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_then_uses_them(
@@ -184,9 +185,27 @@ def test_the_key_and_training_read_each_split_once(
     assert sorted(splits_read) == ["train", "validation"]
 
 
+def test_every_seed_has_weights_of_its_own(plan: Callable[..., Experiment], tmp_path: Path, plugin: str) -> None:
+    experiment = plan(seeds=[0, 5])
+    first = train(experiment, tmp_path, plugin)
+    remedy = (
+        r"no trained weights .* and seed 5 \(the nearest differs in seed\)\. Train them: .* train shifts, .* --seed"
+    )
+    with pytest.raises(BenchError, match=remedy):
+        Runner(experiment, tmp_path, [plugin])
+    second = train(experiment, tmp_path, plugin, 5)
+    assert first.is_dir() and first != second
+    assert "python run_bench.py train shifts --seed 5" in (second / "README.md").read_text()
+    result = Runner(experiment, tmp_path, [plugin]).run(Inline())
+    shifts = {(c.spec.seed, c.spec.train_hash): read_run(tmp_path / c.id).notes["shift"] for c in result.cells}
+    start = 1 + 5 % 3
+    assert list(shifts.values()) == pytest.approx([0.5, start - 0.5], rel=0.01), "the learner depends on the seed"
+    assert set(shifts) == {(0, artifacts.weights_hash(first)), (5, artifacts.weights_hash(second))}
+
+
 def test_a_method_that_is_not_meta_trained_cannot_be_trained(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="not meta-trained"):
-        training.train("uniform", plan(), tmp_path, tmp_path)
+        training.train("uniform", plan(), 0, tmp_path, tmp_path)
 
 
 SETTINGS = ("steps=1", "episodes_per_step=2", "validate_every=1")
@@ -204,10 +223,40 @@ def test_weights_of_other_experiments_than_the_default_go_under_the_records(
 ) -> None:
     overrides = Overrides(assignments=[f"shifts.training.{setting}" for setting in SETTINGS])
     runs = tmp_path / "runs"
-    folder = training.train_target("shifts", experiment_file, overrides, runs, plugins=[plugin])
+    (folder,) = training.train_target("shifts", experiment_file, overrides, runs, plugins=[plugin])
     assert folder.parent == runs / artifacts.FOLDER
     assert artifacts.read_key(folder).settings["steps"] == 1
     assert list((runs / "train").iterdir()), "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "plan", "seed", "trained"),
+    [
+        ([4, 5], None, None, [4, 5]),
+        ([4, 5], [1, 2, 3], None, [1, 2, 3]),
+        ([4, 5], [1, 2, 3], 2, [2]),
+        ([4, 5], [1, 2, 3], 9, [9]),
+    ],
+)
+def test_every_planned_seed_is_trained_unless_one_is_named(
+    experiment: list[int],
+    plan: list[int] | None,
+    seed: int | None,
+    trained: list[int],
+    keepers: Path,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = {"name": "shifts", **({"seeds": plan} if plan else {})}
+    planned = make_experiment(keepers, llama, [method], seeds=experiment)
+    path = tmp_path / "keepers.yaml"
+    path.write_text(planned.model_dump_json(exclude_unset=True))
+    plugin = tmp_path / "shifts.py"
+    plugin.write_text(PLUGIN)
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_: seed)
+    overrides = Overrides(seed=seed)
+    assert training.train_target("shifts", str(path), overrides, tmp_path, plugins=[str(plugin)]) == trained
 
 
 @pytest.mark.parametrize(
@@ -217,6 +266,8 @@ def test_weights_of_other_experiments_than_the_default_go_under_the_records(
         ({"device": "cuda"}, False, True),
         ({"model": "elsewhere"}, False, False),
         ({"assignments": ["cmt.k=4"]}, False, False),
+        ({"seed": 2}, False, True),
+        ({"seed": 7}, False, False),  # the default experiment does not plan it
         ({}, True, False),
     ],
 )
@@ -229,9 +280,9 @@ def test_only_the_unchanged_default_experiment_replaces_the_committed_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugins = [plugin] if with_plugin else []
-    monkeypatch.setattr(training, "train", lambda name, experiment, out, *_: out)
-    out = training.train_target("cmt", "default", Overrides(**changes), tmp_path, plugins=plugins)
-    assert out == (artifacts.COMMITTED if committed else tmp_path / artifacts.FOLDER)
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, out, *_: out)
+    outs = training.train_target("cmt", "default", Overrides(**changes), tmp_path, plugins=plugins)
+    assert set(outs) == {artifacts.COMMITTED if committed else tmp_path / artifacts.FOLDER}
 
 
 def test_committed_weights_have_valid_keys() -> None:

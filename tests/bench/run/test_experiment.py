@@ -9,9 +9,10 @@ import pytest
 
 from bench.contract.method import validate_config
 from bench.contract.registry import load_method
+from bench.contract.search import Range
 from bench.errors import BenchError
 from bench.paths import experiments
-from bench.run.experiment import load
+from bench.run.experiment import EqualCompute, load
 from bench.run.overrides import Overrides
 from tests.conftest import ROOT
 
@@ -19,7 +20,7 @@ Write = Callable[[str, str], str]
 
 BASE = """
   - closed_book
-  - {name: lora, config: {rank: 4, targets: mlp}, grid: {learning_rate: [0.1, 0.2]}, arms: [stream, placebo]}
+  - {name: lora, config: {rank: 4, targets: mlp}, space: {learning_rate: [0.1, 0.2]}, arms: [stream, placebo]}
   - {name: lora, config: {rank: 8}}
 """
 
@@ -38,15 +39,42 @@ def write(tmp_path: Path) -> Write:
 def test_an_entry_is_based_on_the_first_of_its_name_and_states_what_differs(write: Write, tmp_path: Path) -> None:
     entries = f"""
   - {{name: lora, like: {tmp_path}/base.yaml}}
-  - {{name: lora, like: {tmp_path}/base.yaml, config: {{rank: 2, alpha: 1}}, grid: {{}}}}
+  - {{name: lora, like: {tmp_path}/base.yaml, config: {{rank: 2, alpha: 1}}, space: {{}}}}
   - {{name: lora, like: {tmp_path}/base.yaml, arms: [empty], optional: true}}
 """
     first, second, third = load(write("ours", entries)).methods
     (_, plain, _) = load(str(tmp_path / "base.yaml")).methods
     assert first.model_dump() == plain.model_dump()
-    changed = {"config": {"rank": 2, "targets": "mlp", "alpha": 1}, "grid": {}}
+    changed = {"config": {"rank": 2, "targets": "mlp", "alpha": 1}, "space": {}}
     assert second.model_dump() == {**plain.model_dump(), **changed}
     assert third.model_dump() == {**plain.model_dump(), "arms": ["empty"], "optional": True}
+
+
+def test_a_range_of_an_entry_is_taken_over_by_those_based_on_it(write: Write, tmp_path: Path) -> None:
+    space = "space: {learning_rate: {low: 0.01, high: 1, log: true}}"
+    base = write("ranges", f"[{{name: lora, {space}, seeds: [1, 2]}}]")
+    (entry,) = load(write("ours", f"[{{name: lora, like: {base}}}]")).methods
+    assert entry.space == {"learning_rate": Range(low=0.01, high=1, log=True)}
+    assert entry.seeds == [1, 2]
+
+
+def test_a_seed_of_the_command_line_is_the_only_one(write: Write) -> None:
+    experiment = load(write("ours", "[{name: lora, seeds: [1, 2]}, closed_book]"))
+    Overrides(seed=7, methods=["lora", "uniform"]).apply(experiment)
+    assert experiment.seeds == [7] and [plan.seeds for plan in experiment.methods] == [None, None]
+    assert Overrides(seed=7).remarks() == ["Changed for this run: seed 7."]
+
+
+def test_trials_and_equal_compute_are_changes_for_one_command(write: Write) -> None:
+    overrides = Overrides(trials=3, equal_compute=EqualCompute(method="uniform", steps=5))
+    experiment = load("default")
+    overrides.apply(experiment)
+    assert experiment.tuning is not None and experiment.tuning.trials == 3
+    assert experiment.name == "default-compute-5", "a board of its own"
+    assert experiment.equal_compute == EqualCompute(method="uniform", steps=5)
+    assert overrides.remarks() == ["Changed for this run: trials 3, equal_compute 5."]
+    with pytest.raises(BenchError, match="--trials: ours tunes nothing"):
+        Overrides(trials=3).apply(load(write("ours", "[closed_book]")))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +116,23 @@ def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
         ("anchor: {questions: .inf}\n", "anchor.questions = inf: "),
         ("tuning: {split: test, count: 1}\n", "tuned on the validation split only"),
         ("tuning: {split: train, count: 1}\n", "tuned on the validation split only"),
+        ("tuning: {count: 1, trials: 0}\n", "tuning.trials = 0: Input should be greater than or equal to 1"),
+        ("seed: 1\n", "seed: unknown key. Did you mean seeds"),
+        ("seeds: []\n", "seeds: List should have at least 1 item"),
+        ("seeds: [1, 2, 1]\n", "a seed is listed twice"),
+        ("orders: 0\n", "orders = 0: Input should be greater than or equal to 1"),
+        ("equal_compute: {method: uniform}\n", "equal_compute.steps: Field required"),
+        ("methods: [{name: lora, grid: {learning_rate: [1]}}]\n", "methods.0.grid: unknown key"),
+        (
+            "methods: [{name: lora, space: {learning_rate: []}}]\n",
+            "space.learning_rate.choices: List should have at least 1",
+        ),
+        ("methods: [{name: lora, space: {learning_rate: {low: 2, high: 1}}}]\n", "low must be below high, got 2 and 1"),
+        ("methods: [{name: lora, space: {learning_rate: {low: 0, high: 1, log: true}}}]\n", "lies above 0, got low=0"),
+        (
+            "methods: [{name: lora, space: {learning_rate: 3}}]\n",
+            "space.learning_rate.range = 3: Input should be a mapping",
+        ),
         ("alow_overlap: true\n", "Did you mean allow_overlap"),
         ("allow_overlap: 3\n", "allow_overlap = 3: Input should be a valid boolean"),
     ],
@@ -95,7 +140,8 @@ def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
 def test_a_wrong_experiment_is_refused_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "ours.yaml"
     path.write_text(
-        "dataset: newsworld\nmethods: [closed_book]\n"
+        "dataset: newsworld\n"
+        + ("" if text.startswith("methods: [{") else "methods: [closed_book]\n")
         + text
         + ("" if "streams" in text else "streams: {split: test, count: 1}\n")
     )

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
 CASES = ROOT / "tests" / "cases"
-UNIFORM = {"name": "uniform", "grid": {"learning_rate": [0.0, 1e-3]}}
+UNIFORM = {"name": "uniform", "space": {"learning_rate": [0.0, 1e-3]}}
 
 
 @pytest.fixture(scope="module")

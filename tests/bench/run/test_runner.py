@@ -10,18 +10,26 @@ from typing import Any
 
 import pytest
 
+from bench import PROTOCOL
 from bench.conformance import suite
 from bench.contract import registry
 from bench.errors import BenchError
+from bench.records.schema import mean
 from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning
+from bench.records.summary import check_board
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.runner import Runner
+from bench.run.search import explore
 from tests.conftest import ROOT
 from tests.tiny_models import tiny_base
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
-UNIFORM = {"name": "uniform", "grid": {"learning_rate": [0.0, 1e-2, 1e-3]}}
+UNIFORM = {"name": "uniform", "space": {"learning_rate": [0.0, 1e-3, 1e-2]}}
+
+
+BY_F1 = {"documents": 4, "count": 1, "metric": "f1", "trials": 3}
+"""A tuning plan."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,10 @@ def test_a_second_run_runs_nothing(plan: Callable[..., Experiment], tmp_path: Pa
     experiment = plan("closed_book", UNIFORM)
     first, second = Inline(), Inline()
     result = Runner(experiment, tmp_path).run(first)
-    assert len(first.keys) == 2 + 3 + 2, "closed book on two streams, three trials on one, and the tuned method on two"
+    assert len(first.keys) == 2 + (2 + 1 + 1) + 2, (
+        "closed book on two streams; two trials on the first part of one, the better and the last one on all of it; "
+        "and the tuned method on two"
+    )
     again = Runner(experiment, tmp_path).run(second)
     assert second.keys == []
     assert again.cells == result.cells
@@ -96,14 +107,158 @@ def test_the_best_trial_on_validation_is_chosen_and_every_trial_is_kept(
 ) -> None:
     result = Runner(plan(UNIFORM), tmp_path).run(Inline())
     (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
-    assert [trial["config"]["learning_rate"] for trial in tuning.trials] == [0.0, 1e-2, 1e-3]
-    scores = [read_run(tmp_path / trial["runs"][0]).summary.token_nll for trial in tuning.trials]  # type: ignore[union-attr]
-    assert [trial["score"] for trial in tuning.trials] == scores
-    best = tuning.trials[scores.index(min(scores))]["config"]["learning_rate"]  # type: ignore[type-var]
+    rates = [trial["config"]["learning_rate"] for trial in tuning.trials]
+    assert len(set(rates)) == 3
+    runs = [[read_run(tmp_path / run) for run in trial["runs"]] for trial in tuning.trials]
+    assert [[run.spec.prefix for run in of_trial] for of_trial in runs].count([2]) == 1, "one trial was stopped"
+    assert [trial["score"] for trial in tuning.trials] == [run[-1].summary.token_nll for run in runs]  # type: ignore[union-attr]
+    assert [(trial["documents"], trial["whole"]) for trial in tuning.trials].count((4, True)) == 2
+    scores = {t["config"]["learning_rate"]: t["score"] for t in tuning.trials if t["whole"]}
+    best = min(scores, key=scores.__getitem__)
     assert best != 0.0, "learning the text must help to predict it"
+    assert (tuning.floor, tuning.runs, tuning.space) == (None, [], UNIFORM["space"])
     assert tuning.chosen["learning_rate"] == best
     assert {cell.spec.config["learning_rate"] for cell in result.cells} == {best}
     assert all(cell.spec.stream.startswith("test-5-") for cell in result.cells)
+
+
+def test_tuning_by_f1_also_runs_the_method_without_documents(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = plan(UNIFORM, tuning={**BY_F1, "trials": 2, "count": 2}, scoring=False)
+    executor = Inline()
+    Runner(experiment, tmp_path).run(executor)
+    (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
+    floor = [read_run(tmp_path / run) for run in tuning.runs]
+    assert {(run.spec.arm, run.spec.stream, run.spec.prefix) for run in floor} == {
+        ("empty", f"validation-4-{k}", None) for k in range(2)
+    }, "of one trial each, either part runs on whole streams at once"
+    assert tuning.floor == mean([run.summary.f1 for run in floor if run.summary and run.summary.f1 is not None])
+    trials = [run for trial in tuning.trials for run in trial["runs"]]
+    board = read_board(tmp_path)
+    assert sorted(executor.keys) == sorted({*tuning.runs, *trials, *board.runs})
+    assert len(tuning.trials) == 2 and len(trials) == 4
+    check_board(tmp_path, board)
+
+
+def test_a_first_part_without_questions_is_not_tried_alone(llama: Path, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "keepers")
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    with (folder / "validation.jsonl").open("w") as file:
+        for i, row in enumerate(rows[:4]):
+            file.write(json.dumps({**row, "questions": row["questions"] if i == 3 else []}) + "\n")
+    Runner(make_experiment(folder, llama, [UNIFORM], tuning=BY_F1, scoring=False), tmp_path / "runs").run(Inline())
+    (tuning,) = read_tuning(tmp_path / "runs", read_board(tmp_path / "runs").tuning)
+    assert all(trial["whole"] and trial["score"] is not None for trial in tuning.trials)
+
+
+def test_tuning_that_was_interrupted_continues_and_runs_nothing_twice(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    class Interrupted(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            for outcome in super().run(tasks):
+                if len(self.keys) > 1:
+                    raise KeyboardInterrupt
+                yield outcome
+
+    experiment = plan(UNIFORM)
+    whole = Inline()
+    Runner(experiment, tmp_path / "whole").run(whole)
+    ran: list[str] = []
+    for _ in range(2):
+        executor = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            Runner(experiment, tmp_path / "parts").run(executor)
+        ran += executor.keys
+    rest = Inline()
+    Runner(experiment, tmp_path / "parts").run(rest)
+    assert [*ran, *rest.keys] == whole.keys
+    boards = [read_board(tmp_path / part) for part in ("whole", "parts")]
+    assert boards[0] == boards[1]
+
+
+def test_choices_count_as_the_config_has_them(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    entry = {"name": "uniform", "space": {"learning_rate": ["1e-3", 1], "optimizer": ["sgd"]}}
+    runner = Runner(plan(entry), tmp_path)
+    space = runner.search_space(runner.experiment.methods[0])
+    assert space == {"learning_rate": [0.001, 1.0], "optimizer": ["sgd"]}, "YAML reads 1e-3 as a text"
+
+
+def test_the_board_says_what_was_tuned_and_what_was_set_by_hand(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    mac = {"name": "mac", "config": {"training": {"steps": 0}}, "space": {}}
+    lora = {"name": "lora", "config": {"rank": 1, "targets": "mlp"}, "space": {"learning_rate": [1e-3, 1e-2]}}
+    experiment = plan("closed_book", lora, mac)
+    experiment.set("lora.alpha=2")
+    result = Runner(experiment, tmp_path).run(Inline())
+    closed, tuned, trained = read_board(tmp_path).entries
+    assert (closed.method, closed.tuning, closed.hand_set) == ("closed_book", None, [])
+    assert (tuned.method, tuned.hand_set) == ("lora", ["rank", "targets", "alpha"])
+    assert tuned.tuning is not None and tuned.tuning.startswith("lora-")
+    assert (trained.tuning, trained.hand_set) == (None, ["training.steps"])
+    assert [*closed.runs, *tuned.runs, *trained.runs] == [cell.id for cell in result.cells]
+    assert [read_run(tmp_path / entry.runs[0]).tunable for entry in (closed, tuned)] == [False, True]
+
+
+def test_seeds_and_orders_are_cells_of_their_own_on_one_board(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    entry = {"name": "uniform", "space": {}, "seeds": [3, 1]}
+    experiment = plan(
+        "closed_book", entry, seeds=[0, 7], orders=2, streams={"split": "test", "documents": 5, "count": 1}
+    )
+    runner = Runner(experiment, tmp_path)
+    closed, uniform = (runner.cells(plan, plan.config) for plan in runner.experiment.methods)
+    assert [(cell.spec.seed, cell.spec.order) for cell in closed] == [(0, 0), (0, 1), (7, 0), (7, 1)]
+    assert [(cell.spec.seed, cell.spec.order) for cell in uniform] == [(3, 0), (3, 1), (1, 0), (1, 1)]
+    cells = [*closed, *uniform]
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert len({cell.comparability_key for cell in cells}) == 1
+    assert len({cell.spec.stream_hash for cell in cells}) == 2, "an order is a stream of its own"
+    result = runner.run(Inline())
+    orders = [[e.document_id for e in read_documents(tmp_path, c.id)] for c in result.cells[:2]]
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+    asked = [{e.question_id for e in read_answers(tmp_path, c.id) if e.set == "stream"} for c in result.cells[:2]]
+    assert asked[0] == asked[1]
+
+
+def test_trials_have_the_first_seed_and_the_order_of_the_stream(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = plan({**UNIFORM, "seeds": [5, 2]}, orders=2, streams={"split": "test", "documents": 2, "count": 1})
+    Runner(experiment, tmp_path).run(Inline())
+    (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
+    specs = [read_run(tmp_path / run).spec for trial in tuning.trials for run in trial["runs"]]
+    assert {(spec.seed, spec.order) for spec in specs} == {(5, 0)}
+
+
+def test_with_equal_compute_nothing_over_the_limit_is_chosen(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    tuned = {"name": "lora", "config": {"learning_rate": 1e-3}, "space": {"steps_per_document": [1, 8, 9]}}
+    over = {"name": "uniform", "config": {"steps_per_document": 6}, "space": {}}
+    experiment = plan(
+        {"name": "uniform", "space": {"steps_per_document": [1, 2, 3]}},
+        tuned,
+        over,
+        tuning=BY_F1,
+        equal_compute={"method": "uniform", "steps": 2},
+        streams={"split": "test", "documents": 3, "count": 1},
+        scoring=False,
+        anchor={},
+    )
+    executor = Inline()
+    result = Runner(experiment, tmp_path).run(executor)
+    assert [cell.spec.config["steps_per_document"] <= 2 for cell in result.cells] == [True, True, False]
+    limit = read_run(tmp_path / executor.keys[0])
+    assert (limit.spec.method, limit.spec.config["steps_per_document"], limit.spec.prefix) == ("uniform", 2, 20)
+    assert limit.costs is not None
+    tokens = sum(event.tokens for event in read_documents(tmp_path, limit.id))
+    remark = (
+        f"Methods may observe a token with {limit.costs.observe.flops / tokens:.3g} operations, as uniform at 2 steps."
+    )
+    assert read_board(tmp_path).remarks[-2:] == [remark, "Over this limit: uniform."]
+    for tuning in read_tuning(tmp_path, read_board(tmp_path).tuning):
+        assert all(trial["config"]["steps_per_document"] <= 2 for trial in tuning.trials)
+        dropped = [read_run(tmp_path / run).spec for run in tuning.runs]
+        assert all(s.arm == "empty" or s.config["steps_per_document"] > 2 for s in dropped)
+    check_board(tmp_path, read_board(tmp_path))
 
 
 def test_a_setting_fixed_by_the_user_is_not_tuned(plan: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -234,7 +389,7 @@ def test_answers_without_a_finite_likelihood_count_as_diverged(
 
 def test_two_configs_of_one_method_are_two_rows(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     rates = (1e-3, 1e-2)
-    experiment = plan(*({"name": "uniform", "config": {"learning_rate": rate}} for rate in rates))
+    experiment = plan(*({"name": "uniform", "config": {"learning_rate": rate}, "space": {}} for rate in rates))
     result = Runner(experiment, tmp_path).run(Inline())
     assert [cell.spec.config["learning_rate"] for cell in result.cells] == [1e-3, 1e-3, 1e-2, 1e-2]
     assert len(read_board(tmp_path).runs) == 4
@@ -263,16 +418,22 @@ def test_a_trial_that_failed_is_run_again_and_the_tuning_record_is_corrected(
                 tasks = tasks[1:]
             yield from super().run(tasks)
 
-    experiment = plan({"name": "uniform", "grid": {"learning_rate": [1e-2, 0.0]}})
+    rates = (
+        [1e-2, 0.0]
+        if explore({"learning_rate": [1e-2, 0.0]}, {"learning_rate": 1.0}, 1) == [{"learning_rate": 1e-2}]
+        else [0.0, 1e-2]
+    )
+    experiment = plan({"name": "uniform", "space": {"learning_rate": rates}})
     result = Runner(experiment, tmp_path).run(FirstDies())
     assert result.failed == 1 and "ended by SIGKILL" in result.failures[0], "the board is complete"
     (before,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert before.chosen["learning_rate"] == 0.0
     assert "1 of 2 tuning trials" in read_board(tmp_path).remarks[0]
+    assert "tuned with 2 of 3 trials" in read_board(tmp_path).remarks[1]
     assert Runner(experiment, tmp_path).run(Inline()).failed == 0
     (after,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert after.chosen["learning_rate"] == 1e-2
-    assert read_board(tmp_path).remarks == []
+    assert not any("diverged or failed" in remark for remark in read_board(tmp_path).remarks)
 
 
 def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path, tmp_path: Path) -> None:
@@ -289,35 +450,42 @@ def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
 
 
-def test_a_best_value_at_the_edge_of_its_grid_gets_a_remark(plan: Callable[..., Experiment], tmp_path: Path) -> None:
-    Runner(plan({"name": "uniform", "grid": {"learning_rate": [0.0, 1e-5, 1e-2]}}), tmp_path).run(Inline())
+def test_a_best_value_at_the_edge_of_its_range_gets_a_remark(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    Runner(plan({"name": "uniform", "space": {"learning_rate": [0.0, 1e-2]}}), tmp_path).run(Inline())
     assert read_board(tmp_path).remarks == [
-        "The best learning_rate of uniform, 0.01, is at the edge of its grid: a wider grid may do better."
+        "uniform was tuned with 2 of 3 trials: there are no other settings to try.",
+        "The best learning_rate of uniform, 0.01, is at the edge of what was tried: a wider range may do better.",
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "values", "remarks"),
+    ("name", "key", "values", "bound"),
     [
-        ("uniform", "steps_per_document", [1, 2, 3], 0),  # 1 is the lower bound
-        ("bm25", "b", [1.0, 0.5, 0.75], 0),  # 1 is the upper bound
-        ("bm25", "k1", [1, 2, 3], 1),
+        ("uniform", "steps_per_document", [1, 2, 3], 1),
+        ("bm25", "b", [1.0, 0.5], 1.0),
+        ("bm25", "b", [0.5, 1.0], 1.0),
+        ("bm25", "k1", [1, 2], None),
     ],
 )
 def test_a_best_value_at_its_own_bound_gets_no_remark(
-    plan: Callable[..., Experiment], tmp_path: Path, name: str, key: str, values: list[float], remarks: int
+    plan: Callable[..., Experiment], tmp_path: Path, name: str, key: str, values: list[float], bound: float | None
 ) -> None:
     config = {"learning_rate": 0.0} if name == "uniform" else {}
-    result = Runner(plan({"name": name, "config": config, "grid": {key: values}}), tmp_path).run(Inline())
-    assert result.cells[0].spec.config[key] == values[0], "of equal scores, the earlier trial is chosen"
-    assert len(read_board(tmp_path).remarks) == remarks
+    result = Runner(plan({"name": name, "config": config, "space": {key: values}}), tmp_path).run(Inline())
+    (tuning,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
+    chosen = result.cells[0].spec.config[key]
+    whole = [trial["config"][key] for trial in tuning.trials if trial["whole"]]
+    assert chosen == whole[0], "of equal scores, the earlier trial is chosen"
+    remarks = [remark for remark in read_board(tmp_path).remarks if "edge" in remark]
+    outermost = chosen in (min(t["config"][key] for t in tuning.trials), max(t["config"][key] for t in tuning.trials))
+    assert len(remarks) == (outermost and chosen != bound)
 
 
 def test_a_remark_on_one_of_several_variants_names_its_settings(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    grid = {"learning_rate": [0.0, 1e-5, 1e-2]}
-    variants = [{"name": "uniform", "config": {"steps_per_document": n}, "grid": grid} for n in (1, 2)]
+    space = {"learning_rate": [0.0, 1e-2]}
+    variants = [{"name": "uniform", "config": {"steps_per_document": n}, "space": space} for n in (1, 2)]
     Runner(plan(*variants), tmp_path).run(Inline())
     assert "uniform (steps_per_document=2)" in read_board(tmp_path).remarks[-1]
 
@@ -340,7 +508,7 @@ def test_worker_processes_give_the_same_numbers_as_this_process(
 ) -> None:
     import torch
 
-    experiment = plan("closed_book", {"name": "uniform", "grid": {}})
+    experiment = plan("closed_book", {"name": "uniform", "space": {}})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -355,7 +523,7 @@ def test_worker_processes_give_the_same_numbers_as_this_process(
 def test_the_placebo_arm_asks_the_same_questions_after_other_documents(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    result = Runner(plan({"name": "uniform", "grid": {}, "arms": ["stream", "placebo"]}), tmp_path).run(Inline())
+    result = Runner(plan({"name": "uniform", "space": {}, "arms": ["stream", "placebo"]}), tmp_path).run(Inline())
     stream, placebo = result.cells[0], result.cells[2]
     assert (stream.spec.arm, placebo.spec.arm) == ("stream", "placebo")
     questions = [[e.question_id for e in read_answers(tmp_path, c.id) if e.set == "stream"] for c in (stream, placebo)]
@@ -369,7 +537,7 @@ def test_control_arms_ask_the_same_questions_after_their_own_documents(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     arms = ["stream", "empty", "gold_only", "shuffled", "every_2"]
-    result = Runner(plan({"name": "uniform", "grid": {}, "arms": arms}), tmp_path).run(Inline())
+    result = Runner(plan({"name": "uniform", "space": {}, "arms": arms}), tmp_path).run(Inline())
     cells = {cell.spec.arm: cell for cell in result.cells[::-1]}
     answers = {arm: [e for e in read_answers(tmp_path, c.id) if e.set == "stream"] for arm, c in cells.items()}
     order = {arm: [e.document_id for e in read_documents(tmp_path, c.id)] for arm, c in cells.items()}
@@ -391,25 +559,31 @@ def test_control_arms_ask_the_same_questions_after_their_own_documents(
         ({"arms": ["stream", "shuffled"]}, {"streams": {"split": "test", "documents": 1, "count": 1}},
          "shuffled arm needs two documents, but keepers test-1-0 has one"),
         ({}, {"streams": {"split": "test", "documents": 9, "count": 2}}, "'test' of keepers has 16 documents, too few"),
-        ({"grid": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 9, "count": 1}},
+        ({"space": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 9, "count": 1}},
          "'validation' of keepers has 8 documents, too few for 1 .* --validation-documents"),
-        ({"grid": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 4, "count": 3}},
+        ({"space": {"learning_rate": [1e-3]}}, {"tuning": {"documents": 4, "count": 3}},
          "'validation' of keepers has 8 documents, too few for 3 .* --validation-documents"),
-        ({"grid": {"learning_rate": [1e-3, float("inf")]}}, {}, "learning_rate = inf: Input should be a finite"),
+        ({"space": {"learning_rate": [1e-3, float("inf")]}}, {}, "learning_rate = inf: Input should be a finite"),
         ({"config": {"learning_rate": float("nan")}}, {}, "uniform.learning_rate = nan: Input should be a finite"),
         ({"config": {"learning_rate": float("-inf")}}, {}, "uniform.learning_rate = -inf: Input should be a finite"),
-        ({"grid": {"learning_rat": [1e-3]}}, {}, "Did you mean learning_rate"),
+        ({"space": {"learning_rat": [1e-3]}}, {}, "Did you mean learning_rate"),
+        ({"space": {"learning_rate": {"low": -1, "high": 1}}}, {}, "learning_rate = -1.0: .*greater than or eq"),
+        ({"space": {"steps_per_document": {"low": 1, "high": 3}}}, {}, "steps_per_document = 1.7.*: .*valid integer"),
+        ({}, {"equal_compute": {"method": "lora", "steps": 3}, "tuning": BY_F1}, "names lora, which is not in the exp"),
+        ({}, {"equal_compute": {"method": "closed_book", "steps": 3}, "tuning": BY_F1}, "steps_per_document"),
+        ({}, {"equal_compute": {"method": "uniform", "steps": 3}}, "give the experiment a tuning plan by F1"),
+        ({}, {"equal_compute": {"method": "uniform", "steps": 3}, "tuning": None}, "a tuning plan by F1"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_run_is_an_error_before_any_work(
     plan: Callable[..., Experiment], tmp_path: Path, method: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BenchError, match=message):
-        Runner(plan("closed_book", {"name": "uniform", "grid": {}, **method}, **changes), tmp_path)
+        Runner(plan("closed_book", {"name": "uniform", "space": {}, **method}, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["closed_book", {"name": "bm25", "grid": {}, "arms": ["empty"]}])
+@pytest.mark.parametrize("method", ["closed_book", {"name": "bm25", "space": {}, "arms": ["empty"]}])
 def test_an_arm_with_nothing_to_score_is_an_error(llama: Path, tmp_path: Path, method: Any) -> None:
     (tmp_path / "one.txt").write_text("The lighthouse opened in 1983.")
     changes = {"data_files": {"test": [str(tmp_path / "one.txt")]}, "tuning": None, "anchor": {}}
@@ -437,7 +611,7 @@ def test_tuning_by_answers_needs_questions(llama: Path, tmp_path: Path) -> None:
 def test_an_arm_that_never_resets_gets_a_remark(
     plan: Callable[..., Experiment], tmp_path: Path, arm: str, remarks: int
 ) -> None:
-    runner = Runner(plan({"name": "uniform", "grid": {}, "arms": [arm, "stream"]}), tmp_path)
+    runner = Runner(plan({"name": "uniform", "space": {}, "arms": [arm, "stream"]}), tmp_path)
     assert len(runner.remarks) == remarks
     assert all(f"the {arm} arm of streams of 5 documents" in remark for remark in runner.remarks)
 
@@ -488,7 +662,8 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
     same_board = [
         plan("closed_book"),
         plan({"name": "uniform", "config": {"learning_rate": 0.1}}),
-        plan("uniform", seed=1),
+        plan("uniform", seeds=[1]),
+        plan({"name": "uniform", "seeds": [1]}),
     ]
     other_board = [
         plan("uniform", dtype="bfloat16"),
@@ -552,7 +727,7 @@ def test_a_folder_without_its_manifest_is_run_again(plan: Callable[..., Experime
 def test_records_have_their_provenance(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     result = Runner(plan("closed_book"), tmp_path).run(Inline())
     record = json.loads((tmp_path / result.cells[0].id / "run.json").read_text())
-    assert record["spec"]["protocol"] == "1.1"
+    assert record["spec"]["protocol"] == PROTOCOL
     assert {"commit", "dirty", "packages", "threads", "command"} <= record["provenance"].keys()
     assert record["spec"]["dataset"] == "keepers"
     assert str(tmp_path.parent) not in json.dumps(record), "a record holds no absolute path"
@@ -594,7 +769,7 @@ def save_tiny(architecture: str, folder: Path) -> Path:
     ("architecture", "method", "need"),
     [
         ("mamba2", {"name": "dynamic_evaluation", "config": {"context": "carry"}}, "carried keys and values"),
-        ("lfm2", {"name": "dynamic_evaluation", "grid": {"context": ["full", "carry"]}}, "carried keys and values"),
+        ("lfm2", {"name": "dynamic_evaluation", "space": {"context": ["full", "carry"]}}, "carried keys and values"),
         ("rwkv", {"name": "mac", "config": {"training": {"steps": 0}}}, "key/value prefixes"),
         ("qwen3_next", {"name": "cmt", "config": {"training": {"steps": 0, "injection": "kv"}}}, "key/value prefixes"),
     ],
@@ -611,7 +786,7 @@ def test_a_method_that_needs_what_the_base_does_not_do_is_refused_before_any_wor
 @pytest.mark.parametrize("architecture", ["mamba2", "qwen3_next"])
 def test_a_base_of_any_kind_answers_and_learns(keepers: Path, tmp_path: Path, architecture: str) -> None:
     base = save_tiny(architecture, tmp_path / architecture)
-    methods = ["full_context", {"name": "uniform", "config": {"learning_rate": 1e-3}}]
+    methods = ["full_context", {"name": "uniform", "config": {"learning_rate": 1e-3}, "space": {}}]
     streams = {"split": "test", "documents": 3, "count": 1}
     result = Runner(make_experiment(keepers, base, methods, streams=streams), tmp_path / "runs").run(Inline())
     assert result.failures == () and len(result.cells) == 2

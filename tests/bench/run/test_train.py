@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
+from bench.paths import MODELS
 from bench.run.experiment import Experiment
-from bench.run.train import train
+from bench.run.overrides import Overrides
+from bench.run.train import train, train_target
 from tests.world import make_dataset, make_experiment
 
 CMT = {"name": "cmt", "config": {"training": {"steps": 1}}}
@@ -28,7 +30,7 @@ def test_validation_documents_among_those_of_training_are_refused(keepers: Path,
     files = {split: [str(keepers / "train.jsonl")] for split in ("train", "validation")}
     experiment = make_experiment(keepers, llama, [CMT], data_files=files)
     with pytest.raises(BenchError, match=r"train, the split that cmt was trained on, and validation.* share 4 of 4"):
-        train("cmt", experiment, tmp_path / "out", tmp_path / "work")
+        train("cmt", experiment, 0, tmp_path / "out", tmp_path / "work")
     assert not list(tmp_path.iterdir())
 
 
@@ -38,4 +40,38 @@ def test_a_folder_that_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match=f"cannot be written .* name another folder with {option}"):
-        train("cmt", experiment, tmp_path / out, tmp_path / work)
+        train("cmt", experiment, 0, tmp_path / out, tmp_path / work)
+
+
+def test_settings_of_the_embedded_model_make_a_model_of_their_own(tmp_path: Path) -> None:
+    tiny = {"steps": 1, "width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "known": 3, "new": 2}
+    assignments = [f"{key}={value}" for key, value in {**tiny, "rehearsal": 0, "weights.read": 2}.items()]
+    (out,) = train_target("nano", "default", Overrides(assignments=assignments), tmp_path, tmp_path / "small")
+    assert "rehearsal: 0.0\n" in (out / "recipe.yaml").read_text()
+    assert "read: 2.0" in (out / "recipe.yaml").read_text()
+    assert f"train nano --set {' --set '.join(assignments)} --out FOLDER`" in (out / "README.md").read_text()
+    names = {path.name for path in (MODELS / "nano").iterdir()}
+    assert {path.name for path in out.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (Overrides(assignments=["rehersal=0"]), "rehersal: unknown key. Did you mean rehearsal"),
+        (Overrides(assignments=["weights.raed=1"]), "weights.raed: unknown key. Did you mean read"),
+        (Overrides(assignments=["steps.more=1"]), "steps: .*integer"),
+        (Overrides(assignments=["rehearsal=-1"]), "rehearsal = -1: .*greater than or equal to 0"),
+        (Overrides(assignments=["rehearsal"]), "--set takes key=value"),
+        (Overrides(assignments=["rehearsal=[1"]), "--set rehearsal=.*not valid YAML"),
+        (Overrides(assignments=["rehearsal=0"]), "name its folder with --out"),
+        (Overrides(device="mps"), "finds no mps device"),
+        (Overrides(model="nano"), "trained by its own recipe"),
+        (Overrides(dataset="squad"), "trained by its own recipe"),
+    ],
+)
+def test_what_does_not_fit_the_recipe_of_the_embedded_model_is_refused(
+    overrides: Overrides, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError, match=message):
+        train_target("nano", "default", overrides, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,17 @@ from typing import Any
 import pydantic
 import torch
 
-from bench import Conditioning, Document, Episode, GradientMethod, Method, MethodConfig, Question
+from bench import (
+    Conditioning,
+    Document,
+    Episode,
+    GradientMethod,
+    Method,
+    MethodConfig,
+    Question,
+    Range,
+    SearchSpace,
+)
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 
@@ -174,12 +184,28 @@ class WantsFloat32(Method):
         torch.mm(torch.eye(1), logits)
 
 
-class BadGrid(GradientMethod):
-    """Has a grid with a value out of bounds."""
+class BadSpace(GradientMethod):
+    """Has a search space with a value out of bounds."""
 
-    name = "bad_grid"
+    name = "bad_space"
     paper = "none"
-    grid = {"learning_rate": (1e-4, -1e-4)}
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """One choice too many."""
+        return {"learning_rate": (1e-4, -1e-4)}
+
+
+class BrokenSteps(GradientMethod):
+    """Has a range of numbers for a setting that takes whole numbers only."""
+
+    name = "broken_steps"
+    paper = "none"
+
+    @classmethod
+    def search_space(cls, config: MethodConfig) -> SearchSpace:
+        """Ends that are valid, and nothing between them that is."""
+        return {"steps_per_document": Range(low=1, high=4)}
 
 
 class Undescribed(Method):

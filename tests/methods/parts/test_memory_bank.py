@@ -229,6 +229,13 @@ def test_a_question_gets_its_prefix_and_the_documents_that_it_is_from(llama_lm: 
     torch.testing.assert_close(conditioning.prefix_embeddings[1], method.rows.mean(0))
 
 
+def test_the_contrast_is_off_by_default(llama_lm: BaseModel) -> None:
+    for config, contrast in ((Mean.Config(), None), (Mean.Config(contrast=0.5), 0.5)):
+        method = Mean(llama_lm, config)
+        assert method.condition([Question("0", QUESTIONS[0])]).contrast == contrast
+    assert set(Mean.search_space(method.config)) == {"contrast"}
+
+
 def test_a_growing_bank_keeps_its_rows_in_order(llama_lm: BaseModel) -> None:
     method, all_rows = Mean(llama_lm), torch.randn(11, 1, 32)
     for turn in range(2):

@@ -16,6 +16,12 @@ from tests.tiny_models import tiny_model
 
 MLP = {"gpt2": ".mlp.", "llama": ".mlp.", "gpt_neox": ".mlp."}
 
+EMBEDDINGS = {
+    "gpt2": "transformer.wte.weight",
+    "llama": "model.embed_tokens.weight",
+    "gpt_neox": "gpt_neox.embed_in.weight",
+}
+
 
 def names(model: Any, subset: Any) -> set[str]:
     return {name for name, _ in select(model, subset)}
@@ -39,6 +45,10 @@ def test_the_mlp_is_the_blocks_without_attention_and_norms(model: Any) -> None:
     expected = {name for name, _ in model.named_parameters() if MLP[model.config.model_type] in name}
     assert names(model, "mlp") == expected
     assert any(p.ndim == 2 for _, p in select(model, "mlp"))
+
+
+def test_embeddings_are_those_of_words_at_the_input(model: Any) -> None:
+    assert names(model, "embeddings") == {EMBEDDINGS[model.config.model_type]}
 
 
 def test_norms_and_biases_are_the_vectors(model: Any) -> None:

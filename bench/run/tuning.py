@@ -1,0 +1,166 @@
+"""The tuning of one method: a search over its settings on the validation streams, by successive halving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.contract.search import SearchSpace
+from bench.records import tuning
+from bench.records.schema import TrialRecord, mean
+from bench.records.store import read_documents, read_run
+from bench.records.tuning import Metric
+from bench.run.cell import Cell
+from bench.run.search import Settings, explore, refine
+
+ETA = 3
+"""Factor of successive halving: a third of the candidates goes on from a third of the stream (Li et al. 2018)."""
+SLACK = 1.02
+"""Factor on the limit on operations, for what differs from token to token."""
+DRAWS = 4
+"""Candidates that are measured at most for each trial, if there is a limit on operations."""
+
+MakeCells = Callable[[Settings, str, int | None], Sequence[Cell]]
+"""Makes a method's cells on the validation streams from settings, an arm, and the number of first documents or None."""
+Rounds = Generator[list[Cell], None, None]
+"""Yields cells to run, and goes on when their records are there."""
+
+
+def first_part(documents: int) -> int | None:
+    """The number of a stream's documents on which trials begin; None if it is too short to be divided."""
+    part = math.ceil(documents / ETA)
+    return part if part < documents else None
+
+
+def operations_per_token(runs: Path, cell: Cell) -> float | None:
+    """Floating-point operations of a cell in observing, per token of its documents; None if it has no results."""
+    costs = read_run(runs / cell.id).costs
+    tokens = sum(event.tokens for event in read_documents(runs, cell.id))
+    return None if costs is None else costs.observe.flops / max(1, tokens)
+
+
+@dataclass
+class Trial:
+    """One candidate, with the cells that it has run."""
+
+    settings: Settings
+    cells: list[Cell] = field(default_factory=list)
+
+
+@dataclass
+class Tuning:
+    """The search for a method's settings within a budget of ``trials``.
+
+    Two thirds of the trials cover the space, the rest is around the best of these. Either part runs on the first third
+    of each stream; the best third that scores above the method without documents goes on to whole streams. With a
+    ``limit``, candidates that observe with more operations per token are dropped, and others take their place.
+    """
+
+    space: SearchSpace
+    defaults: Mapping[str, Any]
+    trials: int
+    metric: Metric
+    prefix: int | None
+    """First documents of a stream on which trials begin; None if the streams cannot be divided."""
+    make_cells: MakeCells
+    runs: Path
+    is_valid: Callable[[Settings], bool]
+    limit: float | None = None
+    """Most operations per token in observing."""
+    done: list[Trial] = field(default_factory=list)
+    others: list[Cell] = field(default_factory=list)
+    """Cells that are not of a trial: the method without documents, and dropped candidates."""
+
+    def rounds(self) -> Rounds:
+        """The search, as rounds of cells."""
+        first = self.trials - round(self.trials / ETA)
+        width = 1 / max(2, first)
+        draws = self.trials * DRAWS
+        waiting = [settings for settings in explore(self.space, self.defaults, draws) if self.is_valid(settings)]
+        yield from self._halve(waiting, first)
+        if (best := self.best()) is not None:
+            tried = [trial.settings for trial in self.done]
+            waiting = refine(self.space, tried, best.settings, draws, width, self.is_valid)
+        yield from self._halve(waiting, self.trials - len(self.done))
+
+    def _halve(self, waiting: list[Settings], count: int) -> Rounds:
+        """Try ``count`` of the candidates: on the first part of the streams, and the best of them on whole streams.
+
+        Candidates that are tried or dropped are removed from ``waiting``.
+        """
+        prefix = self.prefix if count > 1 or self.limit is not None else None
+        new: list[Trial] = []
+        while waiting and len(new) < count:
+            batch = [Trial(settings) for settings in waiting[: count - len(new)]]
+            del waiting[: len(batch)]
+            for trial in batch:
+                trial.cells = list(self.make_cells(trial.settings, "stream", prefix))
+            yield [cell for trial in batch for cell in trial.cells] + self._floor_cells(prefix)
+            for trial in batch:
+                if self._is_within_limit(trial):
+                    new.append(trial)
+                else:
+                    self.others += trial.cells
+        self.done += new
+        if prefix is not None:
+            going_on = self._survivors(new, prefix)
+            for trial in going_on:
+                trial.cells += self.make_cells(trial.settings, "stream", None)
+            yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
+
+    def _floor_cells(self, prefix: int | None) -> list[Cell]:
+        """The cells of the method without documents, which need no NLL of text."""
+        cells = list(self.make_cells({}, "empty", prefix)) if self.metric == "f1" else []
+        self.others += [cell for cell in cells if cell not in self.others]
+        return cells
+
+    def floor(self, prefix: int | None = None) -> float | None:
+        """Mean F1 of the method without documents; None for the NLL of text, or if it could not be run."""
+        records = [read_run(self.runs / cell.id) for cell in self.others if self._is_floor(cell, prefix)]
+        values = [record.summary.f1 for record in records if record.summary and record.summary.f1 is not None]
+        return mean(values)
+
+    def _is_floor(self, cell: Cell, prefix: int | None) -> bool:
+        return cell.spec.arm == "empty" and cell.spec.prefix == prefix
+
+    def _is_within_limit(self, trial: Trial) -> bool:
+        if self.limit is None:
+            return True
+        spent = [operations_per_token(self.runs, cell) for cell in trial.cells]
+        return all(operations <= SLACK * self.limit for operations in spent if operations is not None)
+
+    def _survivors(self, trials: Sequence[Trial], prefix: int) -> list[Trial]:
+        """The best third of the trials that score above the floor; the best one if none does."""
+        floor = self.floor(prefix)
+        merits = []
+        for index, trial in enumerate(trials):
+            score, nll, *_ = self.measure(trial)
+            if score is not None:
+                merits.append((tuning.merit(self.metric, score, nll, floor), -index, score))
+        merits.sort(reverse=True)
+        above = [item for item in merits if self.metric != "f1" or floor is None or item[2] > floor] or merits[:1]
+        return [trials[-index] for _, index, _ in above[: math.ceil(len(trials) / ETA)]]
+
+    def measure(self, trial: Trial) -> tuning.Measurement:
+        """The scores of a trial that has run."""
+        return tuning.measure([read_run(self.runs / cell.id) for cell in trial.cells], self.metric)
+
+    def record(self, trial: Trial, fixed: Mapping[str, Any]) -> TrialRecord:
+        """The trial as its record states it, with the settings that are ``fixed``."""
+        score, nll, documents, whole = self.measure(trial)
+        return {
+            "config": {**fixed, **trial.settings},
+            "score": score,
+            "answer_nll": nll,
+            "documents": documents,
+            "whole": whole,
+            "runs": [cell.id for cell in trial.cells],
+        }
+
+    def best(self) -> Trial | None:
+        """The best trial on whole streams; None if none has results."""
+        index = tuning.best(self.metric, self.floor(), [self.record(trial, {}) for trial in self.done])
+        return None if index is None else self.done[index]

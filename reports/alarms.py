@@ -1,0 +1,147 @@
+"""Alarms: remarks on a board about what makes its scores doubtful, one sentence or two for each kind of alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.records.schema import BoardRecord, RunRecord, TrialRecord, TuningRecord, mean
+from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find
+from reports.statistics import paired_difference
+
+LEVEL = 0.05
+"""Level of the tests."""
+FAR = 3.0
+"""Standard errors (SE_doc) of the difference by which a placebo arm counts as far above closed book."""
+EXPLODED = 2.0
+"""Multiple of the unadapted model's token NLL above which a run counts as exploded."""
+
+
+def remarks(entries: Entries, board_record: BoardRecord, tuning: Sequence[TuningRecord], runs: Path) -> list[str]:
+    """The alarms of a board; [] if there is no reason for any.
+
+    Raises:
+        BenchError: the answers of a run are missing or damaged.
+    """
+    rows = [row for row, _ in entries]
+    return [
+        *_ceiling(entries),
+        *_empty_answers(rows, runs),
+        *_exploded(rows),
+        *_placebo(entries),
+        *_equal_trials(tuning),
+        *_anchors(rows),
+    ]
+
+
+def _ceiling(entries: Entries) -> Iterator[str]:
+    """Gold in prompt is not above closed book (paired by question, one-sided, over streams if there are several)."""
+    floor, ceiling = find(entries, FLOOR), find(entries, CEILING)
+    if floor is None or ceiling is None or "f1" not in floor or "f1" not in ceiling:
+        return
+    pair = paired_difference(ceiling["f1"], floor["f1"])
+    difference = pair.stream if pair.stream.se is not None else pair.document
+    two_sided = difference.p_value()
+    if two_sided is not None and (difference.mean <= 0 or two_sided / 2 >= LEVEL):
+        yield (
+            f"{CEILING} is not significantly above {FLOOR} (F1 {difference.mean:+.3f}): the model cannot use even the "
+            f"document with the answer, so nothing can be concluded about knowledge."
+        )
+
+
+def _empty_answers(rows: Sequence[Row], runs: Path) -> Iterator[str]:
+    """Over half of a row's answers are empty and wrong."""
+    shares = {}
+    for row in rows:
+        answers = [event for record in row.records for event in final_answers(runs, record)]
+        empty = sum(not event.prediction.strip() and event.f1 < 1 for event in answers)
+        if 2 * empty > len(answers):
+            shares[row.label] = empty / len(answers)
+    if shares:
+        texts = [f"{label} ({share:.0%})" for label, share in shares.items()]
+        yield f"Over half of the answers are empty: {', '.join(texts)}. Their F1 says nothing about knowledge."
+
+
+def _exploded(rows: Sequence[Row]) -> Iterator[str]:
+    """The token NLL of a run is above twice that of the unadapted model on the same stream."""
+    unadapted = {
+        record.spec.stream: nll
+        for row in rows
+        if (row.method, row.arm) == (FLOOR, "stream")
+        for record in row.records
+        if (nll := _token_nll(record))
+    }
+    counts = {}
+    for row in rows:
+        runs = [record for record in row.records if row.arm == "stream" and record.spec.stream in unadapted]
+        if above := sum((_token_nll(run) or 0.0) > EXPLODED * unadapted[run.spec.stream] for run in runs):
+            counts[row.label] = f"{above} of {len(runs)} runs"
+    if counts:
+        texts = [f"{label} ({count})" for label, count in counts.items()]
+        yield (
+            f"The token NLL is above twice that of the unadapted model: {', '.join(texts)}. The runs are complete, but "
+            f"the model has forgotten how to write; a lower learning rate may help."
+        )
+
+
+def _token_nll(record: RunRecord) -> float | None:
+    return record.summary.token_nll if record.summary is not None else None
+
+
+def _placebo(entries: Entries) -> Iterator[str]:
+    """F1 on placebo is far above closed book and not significantly below that on the stream.
+
+    A method that has not seen the documents cannot know their answers, so it may remember an earlier stream.
+    """
+    floor, above = find(entries, FLOOR), {}
+    for row, items in entries:
+        stream = find(entries, row.method, config=row.config)
+        if (row.arm, row.status) != ("placebo", "complete") or not floor or not stream or "f1" not in items:
+            continue
+        gain = paired_difference(items["f1"], floor["f1"]).document
+        lost = paired_difference(stream["f1"], items["f1"]).document.interval(1 - LEVEL)
+        if gain.se is not None and gain.mean > FAR * gain.se and lost is not None and lost[0] <= 0:
+            above[row.label] = f"F1 {gain.mean:+.3f}"
+    if above:
+        texts = [f"{label} ({gain})" for label, gain in above.items()]
+        yield (
+            f"As good as on the stream, and far above closed book: {', '.join(texts)}. What is gained is not from the "
+            f"documents; the method may remember earlier streams (docs/rules.md, section 13)."
+        )
+
+
+def _equal_trials(tuning: Sequence[TuningRecord]) -> Iterator[str]:
+    """All trials of a method that ran on equally many documents have the same score, and there are several."""
+    idle: list[str] = []
+    floor: list[str] = []
+    for record in tuning:
+        scored = [trial for trial in record.trials if trial["score"] is not None]
+        alike = [[a for a in scored if a["documents"] == n] for n in sorted({b["documents"] for b in scored})]
+        if max(map(len, alike), default=0) < 2 or not all(_is_one([t["score"] for t in group]) for group in alike):
+            continue
+        same_nll = all(_is_one([trial["answer_nll"] for trial in group]) for group in alike)
+        (idle if same_nll else floor).append(f"{record.method} ({_score(record, alike[-1])})")
+    if idle:
+        yield f"Every trial has the same score: {', '.join(dict.fromkeys(idle))}. The tuned settings change nothing."
+    if floor:
+        yield (
+            f"Every trial has the same score: {', '.join(dict.fromkeys(floor))}. The metric is at its floor, and only "
+            f"the answers' NLL has decided."
+        )
+
+
+def _is_one(values: Sequence[float | None]) -> bool:
+    return len(set(values)) == 1
+
+
+def _score(record: TuningRecord, trials: Sequence[TrialRecord]) -> str:
+    name = {"f1": "F1", "token_nll": "token NLL"}[record.metric]
+    return f"{name} {mean([trial['score'] or 0.0 for trial in trials]):.3f}"
+
+
+def _anchors(rows: Sequence[Row]) -> Iterator[str]:
+    """A row has no anchor scores, although others have. Arms that reset the method have no anchor set."""
+    streams = [row for row in rows if row.arm == "stream" and row.records]
+    missing = [row.label for row in streams if not row.scores.keys() & {"forgetting", "anchor_nll"}]
+    if 0 < len(missing) < len(streams):
+        yield f"No anchor scores, so forgetting is unknown: {', '.join(missing)}."

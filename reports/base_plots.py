@@ -1,0 +1,57 @@
+"""Plot of the ranks of the same methods on several base models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.bases import Line, comparisons, lines, rank
+from reports.board import Board
+from reports.style import GREY, ORANGE, Drawings, readable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("ranks_by_base",)
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plots that have data."""
+    if not board.bases:
+        return {}
+    competing = [line for line in lines(board) if all(row.standing is not None for row in line.rows)]
+    return {"ranks_by_base": lambda: _slopes(board, competing)} if len(competing) > 1 else {}
+
+
+def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
+    """A line for each method from its place on one base to that on the next, labelled at both ends."""
+    from matplotlib.figure import Figure
+
+    boards = (board, *board.bases)
+    inverted = {
+        label for one in comparisons(board) for pair in one.inversions if pair.significant for label in pair[:2]
+    }
+    ranks = {
+        line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True)] for line in competing
+    }
+    orders = [sorted(ranks, key=lambda label: (ranks[label][base], label)) for base in range(len(boards))]
+    figure = Figure(figsize=(3.2 + 1.7 * len(board.bases), 0.6 + 0.19 * len(competing)), layout="constrained")
+    axes = figure.add_subplot()
+    for label in ranks:
+        places = [order.index(label) for order in orders]
+        colour = ORANGE if label in inverted else GREY
+        axes.plot(range(len(boards)), places, color=colour, marker="o", markersize=3, clip_on=False)
+    axes.set_xlim(0, len(boards) - 1)
+    axes.set_ylim(len(competing) - 0.5, -0.5)
+    axes.set_xticks(range(len(boards)), [one.model for one in boards])
+    axes.xaxis.tick_top()
+    right = axes.secondary_yaxis("right")
+    axes.set_yticks(range(len(competing)), [f"{readable(label)}  {ranks[label][0]}" for label in orders[0]])
+    right.set_yticks(range(len(competing)), [f"{ranks[label][-1]}  {readable(label)}" for label in orders[-1]])
+    for side in (axes, right):
+        side.tick_params(length=0, pad=6)
+        for spine in side.spines.values():
+            spine.set_visible(False)
+    figure.supxlabel("rank (orange: in a pair that differs significantly on both, in opposite order)", fontsize=7)
+    return figure

@@ -1,0 +1,125 @@
+"""Prices of a row: what is paid once offline, for each document, for each question, and in total for one stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bench.records.schema import Costs, RunRecord, Tally, TuningRecord
+from bench.records.store import read_answers, read_run
+
+COSTS = (
+    "training_seconds",
+    "training_flops",
+    "fit_seconds",
+    "fit_flops",
+    "tuning_seconds",
+    "tuning_flops",
+    "offline_seconds",
+    "offline_flops",
+    "seconds_per_document",
+    "flops_per_document",
+    "seconds_per_question",
+    "flops_per_question",
+    "total_seconds",
+    "total_flops",
+    "marginal_seconds",
+    "break_even_documents",
+    "state_bytes",
+    "peak_bytes",
+)
+"""All prices that a row can have; missing ones are null in the tables."""
+
+
+def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None) -> dict[str, float]:
+    """The prices of a row by their names in :data:`COSTS`, from its complete runs; {} without any.
+
+    - ``training``: making the weights that the method loads, once, as their card says; the mean over seeds.
+    - ``fit``: learning from the train split in a run; the mean over runs.
+    - ``tuning``: all runs of all trials, and those of the score without documents. Runs that have no results have no
+      cost on record. Training is not paid again.
+    - ``offline``: the sum of these three.
+    - per document: observing, without scoring, which is the same for every method; per question: answering.
+    - ``total``: offline, and the documents and questions of one stream at its last probe, without anchors.
+    - ``marginal_seconds``: a further document of the stream with its questions.
+
+    ``break_even_documents`` needs another row and is left to :func:`break_even`.
+
+    Raises:
+        BenchError: a run of the tuning record is missing or unreadable.
+    """
+    complete = [(record, cost, record.summary) for record in records if (cost := record.costs) and record.summary]
+    if not complete:
+        return {}
+    costs = [cost for _, cost, _ in complete]
+    trained = {record.spec.seed: cost.training for record, cost, _ in complete}
+    parts = {
+        "training": _mean(list(trained.values())),
+        "fit": _mean([cost.fit for cost in costs]),
+        "tuning": _sum(_tallies(runs, tuning) if tuning else ()),
+    }
+    by_name = {f"{name}_{unit}": getattr(part, unit) for name, part in parts.items() for unit in UNITS}
+    documents = [summary.documents for *_, summary in complete]
+    questions = [summary.questions for *_, summary in complete]
+    answered = sum(len(read_answers(runs, record.id)) for record, *_ in complete)
+    for unit in UNITS:
+        offline = sum(by_name[f"{name}_{unit}"] for name in parts)
+        by_name[f"offline_{unit}"] = offline
+        online = 0.0
+        for name, phase, count, of_stream in (
+            ("document", "observe", sum(documents), documents),
+            ("question", "answer", answered, questions),
+        ):
+            if count:
+                price = sum(getattr(getattr(cost, phase), unit) for cost in costs) / count
+                by_name[f"{unit}_per_{name}"] = price
+                online += price * sum(of_stream) / len(of_stream)
+        by_name[f"total_{unit}"] = offline + online
+    if sum(documents):
+        online_seconds = by_name["total_seconds"] - by_name["offline_seconds"]
+        by_name["marginal_seconds"] = online_seconds * len(documents) / sum(documents)
+    by_name["state_bytes"] = max(cost.state_bytes for cost in costs)
+    by_name["peak_bytes"] = max(tally.peak_bytes for cost in costs for tally in (cost.fit, *_online(cost)))
+    return by_name
+
+
+def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> float | None:
+    """The number of documents from which on the total seconds are at most those of the reference.
+
+    Each document comes with as many questions as on the board's streams. 0: from the start; None: never, or not for
+    good, because each further document costs more.
+    """
+    names = ("offline_seconds", "marginal_seconds")
+    if any(name not in prices for name in names for prices in (costs, reference)):
+        return None
+    more, saved = (costs[names[0]] - reference[names[0]], reference[names[1]] - costs[names[1]])
+    if saved <= 0:
+        return 0.0 if saved == 0 and more <= 0 else None
+    return float(max(0, math.ceil(more / saved)))
+
+
+UNITS = ("seconds", "flops")
+
+
+def _tallies(runs: Path, tuning: TuningRecord) -> Iterable[Tally]:
+    """The phases of every run that tuning needed, each run once."""
+    ids = dict.fromkeys([*(run for trial in tuning.trials for run in trial["runs"]), *tuning.runs])
+    for run_id in ids:
+        if (cost := read_run(runs / run_id).costs) is not None:
+            yield from (cost.fit, *_online(cost))
+
+
+def _online(cost: Costs) -> tuple[Tally, Tally, Tally]:
+    return cost.score, cost.observe, cost.answer
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    of = list(tallies)
+    seconds, flops = sum(tally.seconds for tally in of), sum(tally.flops for tally in of)
+    return Tally(seconds=seconds, flops=flops, peak_bytes=max((tally.peak_bytes for tally in of), default=0))
+
+
+def _mean(tallies: Sequence[Tally]) -> Tally:
+    total = _sum(tallies)
+    return total.model_copy(update={unit: getattr(total, unit) / len(tallies) for unit in UNITS})

@@ -1,0 +1,47 @@
+"""F1 by total cost: the Pareto front, and labels of many methods that cover nothing."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from reports import cost_plots
+from reports.cost_plots import Point
+from reports.statistics import Estimate
+
+
+def point(label, cost, f1, control=False):
+    return Point(label, cost, Estimate(f1, 0.01, "SE_stream", 8, 7.0), control)
+
+
+def test_the_front_has_the_methods_than_which_none_is_cheaper_and_better():
+    methods = [
+        point("closed_book", 0.5, 0.95, control=True),
+        point("free", 0.0, 0.1),
+        point("dear", 9.0, 0.8),
+        point("worse", 9.0, 0.7),
+        point("dominated", 5.0, 0.3),
+        point("cheap", 2.0, 0.3),
+        point("dearest", 99.0, 0.8),
+    ]
+    assert [method.label for method in cost_plots.pareto_front(methods)] == ["free", "cheap", "dear"]
+    assert cost_plots.pareto_front(methods[:1]) == []
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
+    from matplotlib.figure import Figure
+
+    rng = random.Random(0)
+    methods = [point(f"method number {i}", 10 ** rng.gauss(13, 1), 0.5 + rng.gauss(0, 0.1)) for i in range(14)]
+    methods.append(point("a method that has no cost at all", 0.0 if free else 1e12, 0.4, control=not free))
+    axes = Figure(figsize=(6.9, 2.7)).subplots()
+    cost_plots._panel(axes, methods)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == [method.label for method in methods]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert ("0" in [label.get_text() for label in axes.get_xticklabels()]) == free
