@@ -10,6 +10,8 @@ import numpy.typing as npt
 from bench.seeds import seed_for
 
 RESAMPLES = 2000
+FEWEST = 4
+"""With fewer streams there are too few different resamples for an interval."""
 DECIMALS = 12
 """Scores that are equal to this many decimals are ties: the rest is rounding error."""
 
@@ -22,14 +24,14 @@ class Agreement(NamedTuple):
     tau: float
     """1 if all pairs of methods have the same order in both, -1 if all have the opposite one."""
     interval: tuple[float, float] | None
-    """95 % interval over streams; None with a single stream."""
+    """95 % interval over streams; None with fewer than :data:`FEWEST`."""
     methods: int
     streams: int
 
     def __str__(self) -> str:
         text = f"{self.tau:.2f}"
         if self.interval is None:
-            return f"{text} (one stream: no interval)"
+            return f"{text} (no interval: it takes {FEWEST} streams)"
         low, high = self.interval
         return f"{text} (95 % interval {low:.2f} to {high:.2f}, bootstrap over {self.streams} streams)"
 
@@ -53,7 +55,7 @@ def agreement(a: Scores, b: Scores) -> Agreement | None:
     tau = float(tau_b(a.mean(1), b.mean(1)))
     if np.isnan(tau):
         return None
-    if streams == 1:
+    if streams < FEWEST:
         return Agreement(tau, None, methods, streams)
     draws = np.random.default_rng(seed_for("agreement", streams)).integers(streams, size=(RESAMPLES, streams - 1))
     taus = tau_b(a[:, draws].mean(2).T, b[:, draws].mean(2).T)

@@ -35,8 +35,10 @@ def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
     ranks = {
         line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True)] for line in competing
     }
-    orders = [sorted(ranks, key=lambda label: (ranks[label][base], label)) for base in range(len(boards))]
-    figure = Figure(figsize=(3.2 + 1.7 * len(board.bases), 0.6 + 0.19 * len(competing)), layout="constrained")
+    orders = [  # equal ranks in the order of all bases together, so that lines of a tie do not cross
+        sorted(ranks, key=lambda label: (ranks[label][base], sum(ranks[label]), label)) for base in range(len(boards))
+    ]
+    figure = Figure(figsize=(4.6 + 1.2 * len(board.bases), 0.6 + 0.19 * len(competing)), layout="constrained")
     axes = figure.add_subplot()
     for label in ranks:
         places = [order.index(label) for order in orders]

@@ -293,7 +293,7 @@ def _caption(board: Board) -> str:
     over = "streams" if board.error == "SE_stream" else "documents"
     return (
         f"±: half the width of the 95 % t interval over {over}. rank: by {HEADINGS[board.headline]} among the methods "
-        f"that compete; in brackets the ranks that the tests of all pairs leave open. Methods are tuned on each base."
+        f"that compete; in brackets the ranks that the tests of all pairs leave open. Each base has its own tuning."
     )
 
 

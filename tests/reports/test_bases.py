@@ -22,8 +22,7 @@ from tests.conftest import make_checkpoint
 from tests.reports.records_factory import board, record, spec
 from tests.world import Inline, make_dataset, make_experiment
 
-STREAMS = ("test-2-0", "test-2-1", "test-2-2")
-SHIFT = {"test-2-0": 0.0, "test-2-1": 0.01, "test-2-2": 0.02}
+STREAMS = ("test-2-0", "test-2-1", "test-2-2", "test-2-3")
 LEVELS = {
     "nano": {"closed_book": 0.05, "uniform": 0.2, "lora": 0.3, "bm25": 0.7, "tfidf": 0.21},
     "plain": {"closed_book": 0.06, "uniform": 0.4, "lora": 0.1, "bm25": 0.6, "tfidf": 0.39},
@@ -37,8 +36,8 @@ def write_boards(runs: Path, levels=LEVELS, failed=(), settings=None) -> None:
         ids = []
         for method, level in methods.items():
             for k, stream in enumerate(STREAMS):
-                noise = (0.05, -0.05, 0.0)[k] if method == "tfidf" else 0.001 * k * len(method)
-                f1 = level + SHIFT[stream] + noise
+                noise = (0.1, -0.1, 0.0, 0.0)[k] if method == "tfidf" else 0.0005 * k * len(method)
+                f1 = level + 0.01 * k + noise
                 status = "diverged" if (model, method) in failed else "complete"
                 cell = spec(method, stream, model=model, model_hash=model, **(settings or {}).get(model, {}))
                 ids.append(record(runs, cell, [[f1], [f1]], status=status))
@@ -68,7 +67,7 @@ def test_ranks_and_inversions_are_hand_computed(tmp_path):
     assert comparison.inversions == [("lora", "uniform", True), ("lora", "tfidf", False), ("tfidf", "uniform", False)]
     assert comparison.agreement is not None
     assert comparison.agreement.tau == pytest.approx((3 - 3) / 6)
-    assert [comparison.agreement.methods, comparison.agreement.streams] == [4, 3]
+    assert [comparison.agreement.methods, comparison.agreement.streams] == [4, 4]
     assert comparison.sentences()[1] == (
         "Pairs of methods in the opposite order: 3 of 6; significantly different on both: lora and uniform."
     )
@@ -129,7 +128,7 @@ def test_a_method_that_diverged_on_one_base_is_shown_and_not_compared(tmp_path):
     assert comparison.inversions == [("tfidf", "uniform", False)]
     bases.write(built, tmp_path)
     (line,) = (line for line in (tmp_path / "bases.md").read_text().splitlines() if line.startswith("| lora"))
-    assert line.endswith("| [diverged on 3 of 3] |  |")
+    assert line.endswith("| [diverged on 4 of 4] |  |")
 
 
 def test_a_base_on_which_everything_diverged_is_shown_without_a_correlation(tmp_path):
