@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.contract.registry import list_methods, load_method
+from bench.contract.registry import list_methods
 from bench.run.experiment import load
 from reports import plots
 from tests.conftest import ROOT
