@@ -27,8 +27,8 @@ def prepare(folder: Path) -> Try:
     def plan_cells() -> None:
         runner = Runner(experiment.load(str(file)), folder / "runs")
         for plan in runner.experiment.methods:
-            runner.search_space(plan)
-            runner.cells(plan, plan.config)
+            runner.tuner.search_space(plan)
+            runner.planner.cells(plan, plan.config)
 
     file.write_text(yaml.safe_dump(values))
     plan_cells()

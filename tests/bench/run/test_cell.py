@@ -100,7 +100,7 @@ def test_a_hook_that_hangs_ends_after_its_time(keepers: Path, llama: Path, tmp_p
 
 def test_a_time_limit_does_not_enter_the_key_of_a_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
     plans = [runner(keepers, llama, tmp_path, "closed_book", hook_timeout=limit) for limit in (None, 60.0)]
-    keys = [[cell.key for cell in plan.cells(plan.experiment.methods[0], {})] for plan in plans]
+    keys = [[cell.key for cell in plan.planner.cells(plan.experiment.methods[0], {})] for plan in plans]
     assert keys[0] == keys[1]
 
 

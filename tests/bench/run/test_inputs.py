@@ -201,7 +201,7 @@ def test_a_cell_runs_again_if_a_file_of_its_method_changed(folder: Path, llama: 
     nll = [[event.nll for event in read_answers(runs, key)] for key in (first, second)]
     assert nll[0] != nll[1]
     planned = Runner(experiment, runs, [str(folder / "listed.py")])
-    (stale,) = planned.cells(planned.experiment.methods[0], planned.experiment.methods[0].config)
+    (stale,) = planned.planner.cells(planned.experiment.methods[0], planned.experiment.methods[0].config)
     rewrite(folder / "more/stopwords.txt")
     with pytest.raises(BenchError, match="listed's stop words has changed since the run was planned"):
         cell.run(stale.model_dump(mode="json"), str(runs))
@@ -233,7 +233,7 @@ def test_parquet_is_read_anew_although_size_and_time_are_those_of_the_old_file(l
             anchor={},
         )
         runner = Runner(experiment, tmp_path / "runs")
-        (planned,) = runner.cells(runner.experiment.methods[0], {})
+        (planned,) = runner.planner.cells(runner.experiment.methods[0], {})
         hashes.append(planned.spec.stream_hash)
     (old, old_hash, new, new_hash) = hashes
     assert (old.st_mtime, old.st_size) == (new.st_mtime, new.st_size)

@@ -179,7 +179,7 @@ def test_tuning_that_was_interrupted_continues_and_runs_nothing_twice(
 def test_choices_count_as_the_config_has_them(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     entry = {"name": "uniform", "space": {"learning_rate": ["1e-3", 1], "optimizer": ["sgd"]}}
     runner = Runner(plan(entry), tmp_path)
-    space = runner.search_space(runner.experiment.methods[0])
+    space = runner.tuner.search_space(runner.experiment.methods[0])
     assert space == {"learning_rate": [0.001, 1.0], "optimizer": ["sgd"]}, "YAML reads 1e-3 as a text"
 
 
@@ -206,7 +206,7 @@ def test_seeds_and_orders_are_cells_of_their_own_on_one_board(plan: Callable[...
         "closed_book", entry, seeds=[0, 7], orders=2, streams={"split": "test", "documents": 5, "count": 1}
     )
     runner = Runner(experiment, tmp_path)
-    closed, uniform = (runner.cells(plan, plan.config) for plan in runner.experiment.methods)
+    closed, uniform = (runner.planner.cells(plan, plan.config) for plan in runner.experiment.methods)
     assert [(cell.spec.seed, cell.spec.order) for cell in closed] == [(0, 0), (0, 1), (7, 0), (7, 1)]
     assert [(cell.spec.seed, cell.spec.order) for cell in uniform] == [(3, 0), (3, 1), (1, 0), (1, 1)]
     cells = [*closed, *uniform]
@@ -442,7 +442,7 @@ def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path
 
     folder = shutil.copytree(keepers, tmp_path / "keepers")
     runner = Runner(make_experiment(folder, llama, ["closed_book"]), tmp_path / "runs")
-    (first, _) = runner.cells(runner.experiment.methods[0], {})
+    (first, _) = runner.planner.cells(runner.experiment.methods[0], {})
     (folder / "test.jsonl").write_text((folder / "test.jsonl").read_text().replace("lighthouse", "windmill"))
     inputs.inputs_of.cache_clear()
     reader.split_data.cache_clear()
@@ -655,7 +655,7 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     def first(experiment: Experiment) -> Any:
-        return Runner(experiment, tmp_path).cells(experiment.methods[0], experiment.methods[0].config)[0]
+        return Runner(experiment, tmp_path).planner.cells(experiment.methods[0], experiment.methods[0].config)[0]
 
     base = first(plan("uniform"))
     assert first(plan("uniform")).key == base.key
