@@ -60,7 +60,7 @@ def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figur
 
 def heading(axes: Axes, text: str) -> None:
     """Title of a small panel, wrapped."""
-    axes.set_title(textwrap.fill(text, 26), loc="left", pad=2)
+    axes.set_title(textwrap.fill(text, 24), loc="left", pad=2)
 
 
 def bar(axes: Axes, y: float, estimate: Estimate, colour: str, filled: bool = True) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.records import tuning
 from bench.records.schema import TuningRecord
 from reports.board import Board
 from reports.style import BLUE, DASHED, GREY, ORANGE, Drawings, heading, name_axes, panels, readable
@@ -66,16 +67,17 @@ def sensitivities(board: Board) -> list[Sensitivity]:
 
 
 def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
+    chosen = tuning.best(record.metric, record.floor, record.trials)
     # a rate of 0 has no place on a logarithmic axis
     trials = [
         Trial(
             rate=trial["config"][RATE],
             score=trial["score"],
             whole=trial["whole"],
-            chosen=trial["config"] == record.chosen,
+            chosen=index == chosen,
             steps=trial["config"].get(STEPS) if STEPS in record.space else None,
         )
-        for trial in record.trials
+        for index, trial in enumerate(record.trials)
         if trial["config"].get(RATE)
     ]
     if len({trial.rate for trial in trials}) < 2:

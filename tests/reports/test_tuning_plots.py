@@ -29,7 +29,7 @@ def test_a_trial_is_a_dot_with_its_score_steps_and_fate(tmp_path):
         ({"learning_rate": rate, "steps_per_document": steps}, scores)
         for rate, steps, scores in ((0.1, 3, (0.2, 0.4)), (0.01, 1, (0.1, 0.2)), (1.0, 5, None), (0.1, 1, (0.1, 0.3)))
     ]
-    chosen = {"learning_rate": 0.1, "steps_per_document": 3}
+    chosen = {"optimizer": "sgd", "learning_rate": 0.1, "steps_per_document": 3}  # with settings that no trial states
     on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, chosen, floor=0.05, stopped=(1,)))
     (sensitivity,) = sensitivities(tmp_path)
     assert sensitivity.trials == [
