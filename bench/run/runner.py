@@ -242,7 +242,7 @@ class Runner:
             ],
             overlaps=self.overlaps,
             bases=[further.name for further in self.experiment.on_each_base()[1:]],
-            remarks=self.remarks + self.tuner.over_limit(cells, limit),
+            remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
         write_board(self.runs, board)
         trial_ids = [  # a failed trial may have changed the choice

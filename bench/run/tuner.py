@@ -35,6 +35,8 @@ class Tuner:
     def __init__(self, planner: Planner, remarks: list[str]) -> None:
         self.planner, self.remarks = planner, remarks
         self.experiment, self.methods, self.runs = planner.experiment, planner.methods, planner.runs
+        self.edges: list[str] = []
+        """Methods whose best value of a setting is at the edge of what was tried, with both."""
 
     def stated_space(self, plan: MethodPlan) -> SearchSpace:
         """The search space of the plan, else of the method, without the settings that are fixed."""
@@ -169,7 +171,7 @@ class Tuner:
         best = tuning.best()
         settings = {} if best is None else best.settings
         if best is not None:
-            self._remark_edges(plan, tuning, settings)
+            self._note_edges(plan, tuning, settings)
         cells = [*tuning.others, *(cell for trial in tuning.done for cell in trial.cells)]
         key = hashing.digest([tuning.metric, [cell.key for cell in cells]])
         record = TuningRecord(
@@ -191,17 +193,20 @@ class Tuner:
         write_tuning(self.runs, record)
         return record
 
-    def _remark_edges(self, plan: MethodPlan, tuning: Tuning, best: Settings) -> None:
-        """Remark on a best value at an edge of its range, unless the setting's own bound is there."""
+    def _note_edges(self, plan: MethodPlan, tuning: Tuning, best: Settings) -> None:
+        """Note best values at an edge of what was tried, unless the setting's own bound is there."""
         fields = self.methods[plan.name].Config.model_fields
         tried = [trial.settings for trial in tuning.done]
         for key in at_edge(tuning.space, tried, best, 1 / max(2, tuning.trials)):
             bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
             if best[key] not in bounds:
-                self.remarks.append(
-                    f"The best {key} of {self._label(plan)}, {best[key]:g}, is at the edge of what was tried: "
-                    f"a wider range may do better."
-                )
+                self.edges.append(f"{self._label(plan)} ({key}, {best[key]:g})")
+
+    def edge_remarks(self) -> list[str]:
+        """One remark on all best values at an edge."""
+        if not self.edges:
+            return []
+        return [f"Best at the edge of what was tried, so that a wider range may do better: {', '.join(self.edges)}."]
 
     def _label(self, plan: MethodPlan) -> str:
         """The method's name, with the settings in which this entry differs from others of the same method."""

@@ -454,7 +454,7 @@ def test_a_best_value_at_the_edge_of_its_range_gets_a_remark(plan: Callable[...,
     Runner(plan({"name": "uniform", "space": {"learning_rate": [0.0, 1e-2]}}), tmp_path).run(Inline())
     assert read_board(tmp_path).remarks == [
         "uniform was tuned with 2 of 3 trials: there are no other settings to try.",
-        "The best learning_rate of uniform, 0.01, is at the edge of what was tried: a wider range may do better.",
+        "Best at the edge of what was tried, so that a wider range may do better: uniform (learning_rate, 0.01).",
     ]
 
 
