@@ -200,7 +200,7 @@ class Tuner:
         for key in at_edge(tuning.space, tried, best, 1 / max(2, tuning.trials)):
             bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
             if best[key] not in bounds:
-                self.edges.append(f"{self._label(plan)} ({key}, {best[key]:g})")
+                self.edges.append(f"{key}={best[key]:g} of {self._label(plan)}")
 
     def edge_remarks(self) -> list[str]:
         """One remark on all best values at an edge."""

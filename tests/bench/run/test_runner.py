@@ -454,7 +454,7 @@ def test_a_best_value_at_the_edge_of_its_range_gets_a_remark(plan: Callable[...,
     Runner(plan({"name": "uniform", "space": {"learning_rate": [0.0, 1e-2]}}), tmp_path).run(Inline())
     assert read_board(tmp_path).remarks == [
         "uniform was tuned with 2 of 3 trials: there are no other settings to try.",
-        "Best at the edge of what was tried, so that a wider range may do better: uniform (learning_rate, 0.01).",
+        "Best at the edge of what was tried, so that a wider range may do better: learning_rate=0.01 of uniform.",
     ]
 
 
@@ -487,7 +487,7 @@ def test_a_remark_on_one_of_several_variants_names_its_settings(
     space = {"learning_rate": [0.0, 1e-2]}
     variants = [{"name": "uniform", "config": {"steps_per_document": n}, "space": space} for n in (1, 2)]
     Runner(plan(*variants), tmp_path).run(Inline())
-    assert "uniform (steps_per_document=2)" in read_board(tmp_path).remarks[-1]
+    assert "of uniform (steps_per_document=2)" in read_board(tmp_path).remarks[-1]
 
 
 def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experiment], tmp_path: Path) -> None:
