@@ -106,7 +106,7 @@ def _placebo(entries: Entries) -> Iterator[str]:
         texts = [f"{label} ({gain})" for label, gain in above.items()]
         yield (
             f"As good as on the stream, and far above closed book: {', '.join(texts)}. What is gained is not from the "
-            f"documents; the method may remember earlier streams (docs/rules.md, section 13)."
+            f"documents; the method may remember earlier streams (docs/rules.md, section 15)."
         )
 
 

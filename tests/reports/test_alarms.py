@@ -88,7 +88,7 @@ def test_placebo_as_good_as_the_stream(alarms):
     assert alarms(levels) == [
         "As good as on the stream, and far above closed book: uniform on placebo (F1 +0.350), lora on placebo "
         "(F1 +0.450). What is gained is not from the documents; the method may remember earlier streams "
-        "(docs/rules.md, section 13)."
+        "(docs/rules.md, section 15)."
     ]
 
 
