@@ -175,7 +175,7 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("run", "default", "--set", "uniform.learning_rate=[1"), "the value is not valid YAML"),
         (("run", "default", "--device", "mps"), "PyTorch finds no mps device"),
         (("run", "default", "--model", "tests"), "without config.json"),
-        (("run", "default", "--streams", "9"), "too few for"),
+        (("run", "default", "--streams", "99"), "too few for"),
     ],
 )
 def test_a_wrong_request_gets_an_error_message_without_a_traceback(
@@ -269,7 +269,10 @@ def test_quick_is_the_default_with_fewer_streams_trials_and_seeds(monkeypatch: p
     assert (quick.streams.count, quick.tuning.trials, quick.seeds) == (2, 3, [0])
     assert (default.streams.count, default.tuning.trials) == (8, 8)
     assert all(plan.seeds is None for plan in quick.methods) and any(plan.seeds for plan in default.methods)
-    assert remarks == ["Changed for this run: seed 0, count 2, trials 3."] and none == []
+    assert (
+        remarks == ["Changed for this run: seed 0, count 2, documents 60, validation_documents 30, trials 3."]
+        and none == []
+    )
 
 
 def test_options_of_tuning_and_seeds_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_memories_answer_from_their_documents(
         assert row["f1"] - closed >= 5 * row["f1_se_doc"] > 0, name
     run(
         "python run_bench.py run memory-controls --methods generative_adapter,cmt,mac --streams 2 --documents 60 "
-        "--trials 3 --seed 0 --out memories",
+        "--validation-documents 30 --trials 3 --seed 0 --out memories",
         clone,
     )
     board = json.loads((clone / "memories" / "leaderboard.json").read_text())["rows"]
@@ -217,7 +217,11 @@ def test_meta_learned_weights_find_the_facts_and_raise_f1(
     plans = [plan for plan in experiment["methods"] if isinstance(plan, dict) and plan["name"] == "camels"]
     experiment["methods"] = [plan for plan in plans if plan.get("config", {}).get("control") in (None, "shuffled")]
     (clone / "controls.yaml").write_text(yaml.safe_dump(experiment))
-    run("python run_bench.py run controls.yaml --streams 2 --trials 3 --seed 0 --out controls", clone)
+    run(
+        "python run_bench.py run controls.yaml --streams 2 --documents 60 --validation-documents 30 --trials 3 --seed 0 "
+        "--out controls",
+        clone,
+    )
     rows = {row["label"]: row for row in json.loads((clone / "controls" / "leaderboard.json").read_text())["rows"]}
     shuffled = rows["camels (control=shuffled)"]
     assert camels["f1"] - shuffled["f1"] > 0.5 * camels["f1_vs_reference"], (
