@@ -218,8 +218,8 @@ def test_meta_learned_weights_find_the_facts_and_raise_f1(
     experiment["methods"] = [plan for plan in plans if plan.get("config", {}).get("control") in (None, "shuffled")]
     (clone / "controls.yaml").write_text(yaml.safe_dump(experiment))
     run(
-        "python run_bench.py run controls.yaml --streams 2 --documents 60 --validation-documents 30 --trials 3 --seed 0 "
-        "--out controls",
+        "python run_bench.py run controls.yaml --streams 2 --documents 60 --validation-documents 30 --trials 3 "
+        "--seed 0 --out controls",
         clone,
     )
     rows = {row["label"]: row for row in json.loads((clone / "controls" / "leaderboard.json").read_text())["rows"]}
