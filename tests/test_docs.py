@@ -187,7 +187,7 @@ def test_memories_answer_from_their_documents(
     default_board: dict[tuple[str, str], dict[str, float]], clone: Path
 ) -> None:
     closed, gold, bm25 = (default_board[name, "stream"]["f1"] for name in ("closed_book", "gold_in_prompt", "bm25"))
-    assert bm25 >= 0.9 * gold
+    assert bm25 >= 0.85 * gold
     for name in ("generative_adapter", "cmt", "mac"):
         row = default_board[name, "stream"]
         assert row["f1"] - closed >= 5 * row["f1_se_doc"] > 0, name
