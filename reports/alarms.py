@@ -113,20 +113,20 @@ def _placebo(entries: Entries) -> Iterator[str]:
 def _equal_trials(tuning: Sequence[TuningRecord]) -> Iterator[str]:
     """All trials of a method that ran on equally many documents have the same score, and there are several."""
     idle: list[str] = []
-    floor: list[str] = []
+    undecided: list[str] = []
     for record in tuning:
         scored = [trial for trial in record.trials if trial["score"] is not None]
         alike = [[a for a in scored if a["documents"] == n] for n in sorted({b["documents"] for b in scored})]
         if max(map(len, alike), default=0) < 2 or not all(_is_one([t["score"] for t in group]) for group in alike):
             continue
         same_nll = all(_is_one([trial["answer_nll"] for trial in group]) for group in alike)
-        (idle if same_nll else floor).append(f"{record.method} ({_score(record, alike[-1])})")
+        (idle if same_nll else undecided).append(f"{record.method} ({_score(record, alike[-1])})")
     if idle:
         yield f"Every trial has the same score: {', '.join(dict.fromkeys(idle))}. The tuned settings change nothing."
-    if floor:
+    if undecided:
         yield (
-            f"Every trial has the same score: {', '.join(dict.fromkeys(floor))}. The metric is at its floor, and only "
-            f"the answers' NLL has decided."
+            f"Every trial has the same score: {', '.join(dict.fromkeys(undecided))}. It does not tell the settings "
+            f"apart, and only the answers' NLL has decided."
         )
 
 

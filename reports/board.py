@@ -231,7 +231,7 @@ def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
     for key, value in _flat(group.config).items():
         values = [config[key] for config in configs if key in config]
         common = [other for other in values if 2 * values.count(other) > len(configs)]
-        omitted = common[0] == value if common else value in (None, False, "none")
+        omitted = common[0] == value if common else value in (False, "none")
         if key in shown and not omitted:
             settings.append(f"{key}={'null' if value is None else value}")
     label = f"{group.method} ({', '.join(settings)})" if settings else group.method

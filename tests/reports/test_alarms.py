@@ -138,8 +138,8 @@ def test_trials_that_only_the_answers_nll_tells_apart(tmp_path):
     trials = tuple({**trial, "answer_nll": trial["config"]["k"]} for trial in record.trials)
     board = BoardRecord(experiment="demo", entries=[], remarks=[])
     assert remarks([], board, [record.model_copy(update={"trials": trials})], tmp_path) == [
-        "Every trial has the same score: uniform (F1 0.000). The metric is at its floor, and only the answers' NLL has "
-        "decided."
+        "Every trial has the same score: uniform (F1 0.000). It does not tell the settings apart, and only the "
+        "answers' NLL has decided."
     ]
 
 
