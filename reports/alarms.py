@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.records.schema import BoardRecord, RunRecord, TrialRecord, TuningRecord, mean
+from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
 from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find
 from reports.statistics import paired_difference
 
@@ -17,7 +17,7 @@ EXPLODED = 2.0
 """Multiple of the unadapted model's token NLL above which a run counts as exploded."""
 
 
-def remarks(entries: Entries, board_record: BoardRecord, tuning: Sequence[TuningRecord], runs: Path) -> list[str]:
+def remarks(entries: Entries, tuning: Sequence[TuningRecord], runs: Path) -> list[str]:
     """The alarms of a board; [] if there is no reason for any.
 
     Raises:
@@ -56,10 +56,9 @@ def _empty_answers(rows: Sequence[Row], runs: Path) -> Iterator[str]:
         answers = [event for record in row.records for event in final_answers(runs, record)]
         empty = sum(not event.prediction.strip() and event.f1 < 1 for event in answers)
         if 2 * empty > len(answers):
-            shares[row.label] = empty / len(answers)
+            shares[row.label] = f"{empty / len(answers):.0%}"
     if shares:
-        texts = [f"{label} ({share:.0%})" for label, share in shares.items()]
-        yield f"Over half of the answers are empty: {', '.join(texts)}. Their F1 says nothing about knowledge."
+        yield f"Over half of the answers are empty: {_listed(shares)}. Their F1 says nothing about knowledge."
 
 
 def _exploded(rows: Sequence[Row]) -> Iterator[str]:
@@ -77,11 +76,15 @@ def _exploded(rows: Sequence[Row]) -> Iterator[str]:
         if above := sum((_token_nll(run) or 0.0) > EXPLODED * unadapted[run.spec.stream] for run in runs):
             counts[row.label] = f"{above} of {len(runs)} runs"
     if counts:
-        texts = [f"{label} ({count})" for label, count in counts.items()]
         yield (
-            f"The token NLL is above twice that of the unadapted model: {', '.join(texts)}. The runs are complete, but "
+            f"The token NLL is above twice that of the unadapted model: {_listed(counts)}. The runs are complete, but "
             f"the model has forgotten how to write; a lower learning rate may help."
         )
+
+
+def _listed(details: Mapping[str, str]) -> str:
+    """The labels of rows, each with its detail in brackets."""
+    return ", ".join(f"{label} ({detail})" for label, detail in details.items())
 
 
 def _token_nll(record: RunRecord) -> float | None:
@@ -103,9 +106,8 @@ def _placebo(entries: Entries) -> Iterator[str]:
         if gain.se is not None and gain.mean > FAR * gain.se and lost is not None and lost[0] <= 0:
             above[row.label] = f"F1 {gain.mean:+.3f}"
     if above:
-        texts = [f"{label} ({gain})" for label, gain in above.items()]
         yield (
-            f"As good as on the stream, and far above closed book: {', '.join(texts)}. What is gained is not from the "
+            f"As good as on the stream, and far above closed book: {_listed(above)}. What is gained is not from the "
             f"documents; the method may remember earlier streams (docs/rules.md, section 15)."
         )
 

@@ -85,7 +85,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         entries.append((make_row(runs, group, label, items, len(streams), record.entries, tuning), items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, "SE_stream" if len(streams) > 1 else "SE_doc")
-    references = [row for row, _ in entries if (row.method, row.arm) == (reference, "stream")]
+    reference_row = next((row for row, _ in entries if (row.method, row.arm) == (reference, "stream")), None)
     rows = [
         replace(
             row,
@@ -97,7 +97,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
                 **_difference(row, items, entries, headline, reference),
                 **_gain(row, items, entries),
             },
-            costs={**row.costs, **_break_even(row, references[0] if references else None)},
+            costs={**row.costs, **_break_even(row, reference_row)},
         )
         for row, items in entries
     ]
@@ -126,7 +126,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             *overlaps,
             *record.remarks,
             *_noted_remarks(groups),
-            *remarks(entries, record, tuning, runs),
+            *remarks(entries, tuning, runs),
             *_spread_remarks(rows),
             *_hand_set_remarks(rows),
             *_provenance_remarks(groups),

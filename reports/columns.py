@@ -46,8 +46,8 @@ def columns(board: Board) -> list[Column]:
         ]
     candidates = [
         *scores,
-        _count("seeds", [row.seeds for row in board.rows], lambda row: row.seeds),
-        _count("orders", [row.orders for row in board.rows], lambda row: row.orders),
+        _count("seeds", board.rows),
+        _count("orders", board.rows),
         _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
         _cost("train s", "training_seconds", _number, "seconds to train the weights that it loads"),
         _cost("fit s", "fit_seconds", _number, "seconds to learn offline within a run"),
@@ -148,9 +148,10 @@ def _cost(heading: str, name: str, text: Callable[[float], str], explanation: st
     return Column(heading, lambda row: text(row.costs[name]) if name in row.costs else "", explanation)
 
 
-def _count(heading: str, counts: Sequence[int], count: Callable[[Row], int]) -> Column:
-    """A column of counts, empty if no row has several."""
-    return Column(heading, lambda row: str(count(row)) if max(counts) > 1 else "")
+def _count(name: str, rows: Sequence[Row]) -> Column:
+    """The column of the field ``name``, a count; empty if no row has several."""
+    several = any(getattr(row, name) > 1 for row in rows)
+    return Column(name, lambda row: str(getattr(row, name)) if several else "")
 
 
 def _trials(row: Row) -> str:

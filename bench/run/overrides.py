@@ -51,14 +51,14 @@ class Overrides:
             experiment.name += f"-compute-{self.equal_compute.steps}"
         experiment.override(self._fields())
         experiment.streams.override(self._sizes())
-        if self.validation_documents is not None:
-            if experiment.tuning is None:
-                raise BenchError(f"--validation-documents: {experiment.name} tunes nothing: leave the option out.")
-            experiment.tuning.override({"documents": self.validation_documents})
-        if self.trials is not None:
-            if experiment.tuning is None:
-                raise BenchError(f"--trials: {experiment.name} tunes nothing: leave the option out.")
-            experiment.tuning.override({"trials": self.trials})
+        for option, key, value in (
+            ("--validation-documents", "documents", self.validation_documents),
+            ("--trials", "trials", self.trials),
+        ):
+            if value is not None:
+                if experiment.tuning is None:
+                    raise BenchError(f"{option}: {experiment.name} tunes nothing: leave the option out.")
+                experiment.tuning.override({key: value})
         if self.seed is not None:
             for plan in experiment.methods:
                 plan.seeds = None

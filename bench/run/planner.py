@@ -65,6 +65,7 @@ class Planner:
         seed = self.seeds(plan)[0] if seed is None else seed
         validated = validate_config(method, config)
         depends_on = dependencies(method, validated)
+        trained = train_hash(method, validated, seed, self.sources(on, 0), self.runs)  # the same on all streams
         trial = isinstance(on, TuningPlan)
         for index in range(on.count):
             sources = self.sources(on, index).model_copy(update={"order": order, "prefix": prefix})
@@ -77,7 +78,7 @@ class Planner:
                     stream=inputs.stream.name,
                     stream_hash=inputs.hash,
                     anchor_hash=inputs.anchor_hash,
-                    train_hash=train_hash(method, validated, seed, sources, self.runs),
+                    train_hash=trained,
                     model=Path(experiment.model).name,
                     model_hash=self.model_hash,
                     dtype=experiment.dtype,

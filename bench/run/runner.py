@@ -216,8 +216,7 @@ class Runner:
         if (cell := self.tuner.limit_cell()) is not None:
             self._execute(executor, [cell], "measuring the limit on operations", progress)
             limit = self.tuner.limit(cell)
-        spaces = self.spaces
-        tunings = {id(plan): self.tuner.start(plan, spaces[id(plan)], limit) for plan in plans if spaces[id(plan)]}
+        tunings = {id(plan): self.tuner.start(plan, space, limit) for plan in plans if (space := self.spaces[id(plan)])}
         waiting = [cell for plan in plans if id(plan) not in tunings for cell in self.planner.cells(plan, plan.config)]
         rounds = [tuning.rounds() for tuning in tunings.values()]
         while rounds:
@@ -225,6 +224,7 @@ class Runner:
             rounds = [one for one, batch in zip(rounds, batches, strict=True) if batch is not None]
             trials = [cell for batch in batches for cell in batch or ()]
             self._execute(executor, trials + waiting, "tuning and running", progress)
+            waiting = []  # these fill the first round
         records = {id(plan): self.tuner.choose(plan, tunings[id(plan)]) for plan in plans if id(plan) in tunings}
         chosen = {key: record.chosen for key, record in records.items()}
         cells = {id(plan): self.planner.cells(plan, chosen.get(id(plan), plan.config)) for plan in plans}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from bench.records.schema import BoardRecord
 from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning, write_run
 from reports.alarms import remarks
 from reports.board import build, load
@@ -43,7 +42,7 @@ def alarms(tmp_path):
             label = group.method if group.arm == "stream" else f"{group.method} on {group.arm}"
             items = read_items(tmp_path, group)
             rows.append((make_row(tmp_path, group, label, items, len(STREAMS), board.entries, records), items))
-        return remarks(rows, board, records, tmp_path)
+        return remarks(rows, records, tmp_path)
 
     def silence(run_id, number):
         answers = [
@@ -136,8 +135,7 @@ def test_trials_that_all_have_one_score(alarms):
 def test_trials_that_only_the_answers_nll_tells_apart(tmp_path):
     (record,) = read_tuning(tmp_path, [tuning_record(tmp_path, "uniform", [({"k": k}, (0.0,)) for k in (1, 2)], {})])
     trials = tuple({**trial, "answer_nll": trial["config"]["k"]} for trial in record.trials)
-    board = BoardRecord(experiment="demo", entries=[], remarks=[])
-    assert remarks([], board, [record.model_copy(update={"trials": trials})], tmp_path) == [
+    assert remarks([], [record.model_copy(update={"trials": trials})], tmp_path) == [
         "Every trial has the same score: uniform (F1 0.000). It does not tell the settings apart, and only the "
         "answers' NLL has decided."
     ]

@@ -743,7 +743,7 @@ def test_what_the_reader_noticed_and_the_tokens_of_f1_reach_the_board(llama: Pat
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (folder / "dataset.yaml").open("a") as recipe:
         recipe.write("unanswerable: leave_out\n")
-    changes = {"streams": {"split": "test", "documents": 2, "count": 1}, "tuning": None, "anchor": {}}
+    changes = {"streams": {"split": "test", "documents": 2, "count": 1}, "tuning": None}
     experiment = make_experiment(folder, llama, ["closed_book"], **changes)
     words = Runner(experiment, tmp_path / "runs").run(Inline())
     remarks = read_board(tmp_path / "runs").remarks
