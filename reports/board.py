@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bench.errors import BenchError
 from bench.records.schema import NOT_COMPARED, BoardEntry, BoardRecord, CellSpec, RunRecord, TuningRecord
 from bench.records.store import read_board, read_run, read_tuning
+from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import break_even
 from reports.ranks import Standing, compare
@@ -216,7 +217,7 @@ def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
     """The method with the settings that distinguish its rows: hand-set ones, and others only if they are needed."""
     short = [_label(group, groups, entry_of(group, plans).hand_set) for group in groups]
     return [
-        label if short.count(label) == 1 else _label(group, groups, list(_flat(group.config)))
+        label if short.count(label) == 1 else _label(group, groups, list(dotted(group.config)))
         for group, label in zip(groups, short, strict=True)
     ]
 
@@ -226,9 +227,9 @@ def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
 
     It omits values that most rows of the method share or, if there is none, values that are off.
     """
-    configs = [_flat(other.config) for other in groups if other.method == group.method]
+    configs = [dotted(other.config) for other in groups if other.method == group.method]
     settings = []
-    for key, value in _flat(group.config).items():
+    for key, value in dotted(group.config).items():
         values = [config[key] for config in configs if key in config]
         common = [other for other in values if 2 * values.count(other) > len(configs)]
         omitted = common[0] == value if common else value in (False, "none")
@@ -236,14 +237,6 @@ def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
             settings.append(f"{key}={'null' if value is None else value}")
     label = f"{group.method} ({', '.join(settings)})" if settings else group.method
     return label if group.arm == "stream" else f"{label} on {group.arm}"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings, nested ones under dotted names."""
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        settings |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return settings
 
 
 Scores = dict[str, tuple[Estimate, ...]]

@@ -14,7 +14,15 @@ import bench
 from bench.contract.registry import list_methods
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"bench.errors", "bench.seeds", "bench.paths", "bench.files", "bench.machine", "bench.hashing"}
+SMALL = {
+    "bench.errors",
+    "bench.seeds",
+    "bench.paths",
+    "bench.files",
+    "bench.machine",
+    "bench.hashing",
+    "bench.settings",
+}
 """The small files of bench, which every room may import; together they are the room ``bench``."""
 MAY_IMPORT: dict[str, set[str]] = {
     "bench": set(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pydantic
+
+from bench.settings import merged
 
 
 class MethodConfig(pydantic.BaseModel):
@@ -43,24 +45,3 @@ def paths_in(value: Any, name: str = "") -> Iterator[tuple[str, Path]]:
         items = enumerate(value)
     for key, inner in items:
         yield from paths_in(inner, f"{name}.{key}" if name else str(key))
-
-
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of both, with the values of ``over`` where both have one; mappings are merged in turn."""
-    both = {key for key in under.keys() & over.keys() if isinstance(under[key], dict) and isinstance(over[key], dict)}
-    return {**under, **over, **{key: merged(under[key], over[key]) for key in both}}
-
-
-def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the settings in nested mappings: ``{"a": {"b": 1}}`` has ``a.b``."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """A mapping with ``value`` at the end of ``path``: ``nested(["a", "b"], 1)`` is ``{"a": {"b": 1}}``."""
-    first, *rest = path
-    return {first: nested(rest, value) if rest else value}

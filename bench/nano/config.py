@@ -11,6 +11,7 @@ import yaml
 
 from bench.errors import BenchError, first_problem
 from bench.files import parse_yaml, read_yaml
+from bench.settings import merged, nested
 
 
 class Settings(pydantic.BaseModel):
@@ -94,13 +95,7 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> NanoConfig:
         key, separator, value = assignment.partition("=")
         if not (key and separator):
             raise BenchError(f"--set takes key=value with a key of {path.name}, got {assignment!r}.")
-        *groups, last = key.split(".")
-        place = recipe
-        for group in groups:
-            if not isinstance(place.get(group), dict):
-                place[group] = {}
-            place = place[group]
-        place[last] = parse_yaml(value, f"--set {assignment}: the value")
+        recipe = merged(recipe, nested(key.split("."), parse_yaml(value, f"--set {assignment}: the value")))
         where = f"--set {' --set '.join(assignments)}"
     try:
         return NanoConfig.model_validate(recipe)

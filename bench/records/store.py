@@ -201,8 +201,9 @@ def _read(kind: type[Kind], path: Path) -> Kind:
     except (ValueError, RecursionError):
         refuse(path, "is not readable JSON.")
     stated = content.pop("digest", None)
-    if content.get("schema_version") != SCHEMA:
-        refuse(path, f"is not a record of version {SCHEMA}, the one that this program reads.")
+    if (version := content.get("schema_version")) != SCHEMA:
+        older = isinstance(version, int) and 0 < version < SCHEMA
+        refuse(path, "is from an older version of this program." if older else f"is not a record of version {SCHEMA}.")
     try:
         record = kind.model_validate(content)
     except pydantic.ValidationError as error:

@@ -84,8 +84,7 @@ def _check_tuning(runs: Path, record: TuningRecord) -> list[RunRecord]:
     """Compute the scores of the trials from their runs, and the choice from the scores; returns the runs."""
     path = tuning_path(runs, record.key)
     checked = [read_run(runs / run_id) for run_id in record.runs]
-    floors = [r.summary.f1 for r in checked if r.spec.arm == "empty" and r.spec.prefix is None and r.summary]
-    floor = mean([value for value in floors if value is not None])
+    floor = tuning.floor(checked)
     if floor != record.floor:
         refuse(path, f"is wrong: its floor is {record.floor}, but its runs give {floor}.")
     configs = []

@@ -40,6 +40,12 @@ def measure(runs: Sequence[RunRecord], metric: Metric) -> Measurement:
     return Measurement(mean(values) if complete else None, mean(losses), documents, whole)
 
 
+def floor(runs: Sequence[RunRecord], prefix: int | None = None) -> float | None:
+    """Mean F1 of the runs without documents, on whole streams or on their ``prefix``; None if there are none."""
+    summaries = [run.summary for run in runs if run.spec.arm == "empty" and run.spec.prefix == prefix]
+    return mean([summary.f1 for summary in summaries if summary is not None and summary.f1 is not None])
+
+
 def merit(metric: Metric, score: float, answer_nll: float | None, floor: float | None) -> tuple[float, float]:
     """A key by which scores compare: the larger, the better.
 

@@ -10,11 +10,11 @@ import pydantic
 
 from bench import paths
 from bench.answering.decoding import Decoding
-from bench.contract.config import merged, nested
 from bench.contract.search import Range
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml, read_yaml
+from bench.settings import merged, nested
 
 
 def _different(seeds: list[int]) -> list[int]:

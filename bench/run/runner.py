@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contract import registry
-from bench.contract.config import MethodConfig, dotted
+from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.contract.search import examples
@@ -30,6 +30,7 @@ from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_e
 from bench.run.planner import Planner
 from bench.run.roles import Use, overlaps, uses_of
 from bench.run.tuner import Tuner
+from bench.settings import dotted
 
 Progress = Callable[[str, int, int], None]
 """Called with (activity, cells done, cells in total)."""

@@ -34,31 +34,30 @@ def refine(
 ) -> list[Settings]:
     """At most ``count`` candidates around the best one, none of which was tried.
 
-    A number of a range moves by at most ``width`` of the range, a choice to one of its neighbours. If no larger
-    (smaller) value was tried, candidates may lie above (below) the range, as far as the settings are valid.
+    The first ones extend the space, one for each setting whose best value is at an edge: they are the best one with
+    this setting beyond the edge, as far as that is valid. In the others, a number of a range moves by at most ``width``
+    of the range, a choice to one of its neighbours.
     """
-    points = _sobol(len(space), "refine")
-    candidates = []
-    for point in points:
-        candidate = dict(best)
-        for (key, values), u in zip(space.items(), point, strict=True):
-            others = [settings[key] for settings in tried]
-            moved = {**candidate, key: _near(values, best[key], others, u, width)}
-            candidate = moved if is_valid(moved) else candidate
-        candidates.append(candidate)
-    return _different(tried, candidates, count)
+    edges = at_edge(space, tried, best, width)
+    smallest = {key: best[key] == _numbers([settings[key] for settings in tried])[0] for key in edges}
+    extended = [{**best, key: _beyond(space[key], smallest[key], width)} for key in edges]
+    near = (
+        {key: _near(values, best[key], u, width) for (key, values), u in zip(space.items(), point, strict=True)}
+        for point in _sobol(len(space), "refine")
+    )
+    return _different(tried, [candidate for candidate in [*extended, *near] if is_valid(candidate)], count)
 
 
 def at_edge(space: SearchSpace, tried: Sequence[Settings], best: Settings, width: float) -> list[str]:
     """The settings whose best value is the largest or smallest one tried, at an end of its range or beyond it."""
     keys = []
     for key, values in space.items():
-        numbers = [settings[key] for settings in tried if _is_number(settings[key])]
-        if len(set(numbers)) > 1 and best[key] in (min(numbers), max(numbers)):
+        numbers = _numbers([settings[key] for settings in tried])
+        if len(set(numbers)) > 1 and best[key] in (numbers[0], numbers[-1]):
             if isinstance(values, Range):
                 inside = width < _place(values, best[key]) < 1 - width
             else:
-                inside = best[key] in values[1:-1]
+                inside = best[key] in _numbers(values)[1:-1]
             if not inside:
                 keys.append(key)
     return keys
@@ -81,6 +80,10 @@ def _different(tried: Sequence[Settings], candidates: Sequence[Settings], count:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(values: Sequence[Any]) -> list[Any]:
+    return sorted(value for value in values if _is_number(value))
 
 
 def _contains(values: Range | Sequence[Any], value: Any) -> bool:
@@ -106,23 +109,20 @@ def _place(values: Range, value: float) -> float:
     return math.log(value / values.low) / math.log(values.high / values.low) if value > 0 else -math.inf
 
 
-def _near(values: Range | Sequence[Any], value: Any, tried: Sequence[Any], u: float, width: float) -> Any:
-    """A value near another one, beyond the end of the range only if nothing further out was tried."""
-    if not isinstance(values, Range):
-        return _neighbour(values, value, u)
-    place = _place(values, value)
-    low = place - width if value <= min(tried) else max(0.0, place - width)
-    high = place + width if value >= max(tried) else min(1.0, place + width)
-    return _at(values, low + u * (high - low))
-
-
-def _neighbour(values: Sequence[Any], value: Any, u: float) -> Any:
-    """The choice before a value, the value, or the choice after it; numbers continue at the ends by their ratio."""
+def _near(values: Range | Sequence[Any], value: Any, u: float, width: float) -> Any:
+    """A value near another one: within ``width`` of its place in the range, or among the neighbours of a choice."""
+    if isinstance(values, Range):
+        place = _place(values, value)
+        return _at(values, min(max(place + (2 * u - 1) * width, 0.0), 1.0))
     index = list(values).index(value) + min(int(3 * u), 2) - 1
-    if 0 <= index < len(values):
-        return values[index]
-    end, inner = (values[0], values[1 % len(values)]) if index < 0 else (values[-1], values[len(values) - 2])
-    if not _is_number(end) or not _is_number(inner) or not end or not inner or end == inner:
-        return value
-    beyond = end * end / inner
+    return values[min(max(index, 0), len(values) - 1)]
+
+
+def _beyond(values: Range | Sequence[Any], smallest: bool, width: float) -> Any:
+    """The value beyond an end: by ``width`` of the range, or the number that continues the choices by their ratio."""
+    if isinstance(values, Range):
+        return _at(values, -width if smallest else 1 + width)
+    numbers = _numbers(values)
+    inner, end = (numbers[1], numbers[0]) if smallest else (numbers[-2], numbers[-1])
+    beyond = end * end / inner if inner else end
     return round(beyond) if isinstance(end, int) else float(f"{beyond:.3g}")

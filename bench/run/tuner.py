@@ -197,7 +197,7 @@ class Tuner:
         """Note best values at an edge of what was tried, unless the setting's own bound is there."""
         fields = self.methods[plan.name].Config.model_fields
         tried = [trial.settings for trial in tuning.done]
-        for key in at_edge(tuning.space, tried, best, 1 / max(2, tuning.trials)):
+        for key in at_edge(tuning.space, tried, best, tuning.width):
             bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
             if best[key] not in bounds:
                 self.edges.append(f"{key}={best[key]:g} of {self._label(plan)}")

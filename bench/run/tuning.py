@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.contract.search import SearchSpace
 from bench.records import tuning
-from bench.records.schema import TrialRecord, mean
+from bench.records.schema import TrialRecord
 from bench.records.store import read_documents, read_run
 from bench.records.tuning import Metric
 from bench.run.cell import Cell
@@ -54,9 +54,10 @@ class Trial:
 class Tuning:
     """The search for a method's settings within a budget of ``trials``.
 
-    Two thirds of the trials cover the space, the rest is around the best of these. Either part runs on the first third
-    of each stream; the best third that scores above the method without documents goes on to whole streams. With a
-    ``limit``, candidates that observe with more operations per token are dropped, and others take their place.
+    Two thirds of the trials cover the space, the rest is around the best of these, first beyond the edges at which it
+    is. Either part runs on the first third of each stream; the best third that scores above the method without
+    documents goes on to whole streams. With a ``limit``, candidates that observe with more operations per token are
+    dropped, and others take their place.
     """
 
     space: SearchSpace
@@ -74,16 +75,24 @@ class Tuning:
     others: list[Cell] = field(default_factory=list)
     """Cells that are not of a trial: the method without documents, and dropped candidates."""
 
+    @property
+    def first(self) -> int:
+        """Trials that cover the space."""
+        return self.trials - round(self.trials / ETA)
+
+    @property
+    def width(self) -> float:
+        """Share of a range that is near the best value, or near an end: what each of the first trials stands for."""
+        return 1 / max(2, self.first)
+
     def rounds(self) -> Rounds:
         """The search, as rounds of cells."""
-        first = self.trials - round(self.trials / ETA)
-        width = 1 / max(2, first)
         draws = self.trials * DRAWS
         waiting = [settings for settings in explore(self.space, self.defaults, draws) if self.is_valid(settings)]
-        yield from self._halve(waiting, first)
+        yield from self._halve(waiting, self.first)
         if (best := self.best()) is not None:
             tried = [trial.settings for trial in self.done]
-            waiting = refine(self.space, tried, best.settings, draws, width, self.is_valid)
+            waiting = refine(self.space, tried, best.settings, draws, self.width, self.is_valid)
         yield from self._halve(waiting, self.trials - len(self.done))
 
     def _halve(self, waiting: list[Settings], count: int) -> Rounds:
@@ -119,12 +128,7 @@ class Tuning:
 
     def floor(self, prefix: int | None = None) -> float | None:
         """Mean F1 of the method without documents; None for the NLL of text, or if it could not be run."""
-        records = [read_run(self.runs / cell.id) for cell in self.others if self._is_floor(cell, prefix)]
-        values = [record.summary.f1 for record in records if record.summary and record.summary.f1 is not None]
-        return mean(values)
-
-    def _is_floor(self, cell: Cell, prefix: int | None) -> bool:
-        return cell.spec.arm == "empty" and cell.spec.prefix == prefix
+        return tuning.floor([read_run(self.runs / cell.id) for cell in self.others], prefix)
 
     def _is_within_limit(self, trial: Trial) -> bool:
         if self.limit is None:

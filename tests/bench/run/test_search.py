@@ -73,7 +73,7 @@ def test_rounding_does_not_leave_the_range() -> None:
     assert candidates and all(0.99951 <= c["share"] <= 0.99964 for c in candidates)
 
 
-def test_refined_candidates_are_new_and_near_the_best() -> None:
+def test_refined_candidates_are_new_and_near_the_best_and_inside_the_space() -> None:
     tried = [{"rate": rate, "steps": steps} for rate, steps in ((1e-3, 1), (1e-2, 3), (5e-2, 5))]
     near = refine(SPACE, tried, tried[1], 30, 0.2, anything)
     assert len(near) == 30 and all(candidate not in tried for candidate in near)
@@ -82,43 +82,66 @@ def test_refined_candidates_are_new_and_near_the_best() -> None:
     assert {c["steps"] for c in near} == {2, 3, 5}, "the best choice and its neighbours"
 
 
-def test_a_range_is_extended_only_beyond_the_outermost_number_that_was_tried() -> None:
-    space = {"rate": Range(low=0, high=1)}
-    highest = refine(space, [{"rate": 0.1}, {"rate": 0.95}], {"rate": 0.95}, 60, 0.2, anything)
-    assert 1.0 < max(c["rate"] for c in highest) <= 1.15
-    inner = refine(space, [{"rate": 0.1}, {"rate": 0.95}, {"rate": 0.99}], {"rate": 0.95}, 60, 0.2, anything)
-    assert max(c["rate"] for c in inner) <= 1.0
-    lowest = refine(space, [{"rate": 0.1}, {"rate": 0.9}], {"rate": 0.1}, 60, 0.2, anything)
-    assert -0.1 <= min(c["rate"] for c in lowest) < 0
+def test_each_setting_that_is_best_at_an_edge_is_extended_once_and_first() -> None:
+    space: SearchSpace = {
+        "rate": Range(low=1e-4, high=1e-1, log=True),
+        "share": Range(low=0, high=1),
+        "steps": (1, 2, 3),
+    }
+    tried = [
+        {"rate": 1e-3, "share": 0.5, "steps": 1},
+        {"rate": 9e-2, "share": 0.05, "steps": 2},
+        {"rate": 9e-2, "share": 0.9, "steps": 3},
+    ]
+    first, second, third, *rest = refine(space, tried, tried[2], 60, 0.2, anything)
+    assert first == {"rate": 0.398, "share": 0.9, "steps": 3}, "a fifth of three decades above the end"
+    assert second == {"rate": 9e-2, "share": 1.2, "steps": 3}
+    assert third == {"rate": 9e-2, "share": 0.9, "steps": 4}, "3 * 3 / 2, rounded to even"
+    assert all(1e-4 <= c["rate"] <= 1e-1 and 0.7 <= c["share"] <= 1 and c["steps"] in (2, 3) for c in rest)
+    lowest, *_ = refine({"share": space["share"]}, [{"share": 0.1}, {"share": 0.9}], {"share": 0.1}, 9, 0.2, anything)
+    assert lowest == {"share": -0.2}
+
+
+def test_a_setting_that_is_not_best_at_an_edge_is_not_extended() -> None:
+    space = {"share": Range(low=0, high=1)}
+    inner = refine(space, [{"share": 0.1}, {"share": 0.95}, {"share": 0.99}], {"share": 0.95}, 60, 0.2, anything)
+    assert 0.75 <= min(c["share"] for c in inner) < max(c["share"] for c in inner) <= 1.0
 
 
 def test_nothing_lies_beyond_the_bounds_of_the_settings() -> None:
     space: SearchSpace = {"rate": Range(low=0, high=1), "steps": (1, 2)}
     tried = [{"rate": 0.02, "steps": 1}, {"rate": 0.5, "steps": 2}]
     valid = refine(space, tried, tried[0], 60, 0.2, lambda settings: settings["rate"] >= 0 and settings["steps"] >= 1)
-    assert valid and all(c["rate"] >= 0 and c["steps"] in (1, 2) for c in valid)
-    assert len({c["rate"] for c in valid}) > 10, "the other setting still moves"
+    assert valid and all(0 <= c["rate"] <= 0.22 and c["steps"] in (1, 2) for c in valid)
+    assert len({c["rate"] for c in valid}) > 10
 
 
 @pytest.mark.parametrize(
-    ("choices", "best", "expected"),
+    ("choices", "best", "extension"),
     [
-        ((1, 2, 3, 5), 5, {3, 5, 8}),  # 5 * 5 / 3
-        ((1, 2, 3, 5), 1, {0, 1, 2}),  # 1 / 2, rounded
-        ((1e-3, 1e-2), 1e-2, {1e-3, 1e-2, 0.1}),
-        ((8, 16, 32), 8, {4, 8, 16}),
-        ((0, 1, 2), 0, {0, 1}),  # no ratio
-        (("a", "b", "c"), "c", {"b", "c"}),
-        ((False, True), True, {False, True}),
-        ((4,), 4, {4}),
+        ((1, 2, 3, 5), 5, [8]),  # 5 * 5 / 3
+        ((5, 3, 2, 1), 5, [8]),  # in any order
+        ((1, 2, 3, 5), 1, [0]),  # 1 / 2, rounded
+        ((1e-3, 1e-2), 1e-2, [0.1]),
+        ((8, 16, 32), 8, [4]),
+        ((None, 8, 16), 16, [32]),
+        ((0, 1, 2), 0, []),  # no ratio
+        ((1, 2, 3), 2, []),
+        (("a", "b", "c"), "c", []),
+        ((False, True), True, []),
+        ((4,), 4, []),
     ],
 )
-def test_choices_move_to_their_neighbours_and_numbers_continue_by_their_ratio(
-    choices: tuple[Any, ...], best: Any, expected: set[Any]
+def test_numbers_to_choose_from_continue_by_their_ratio(
+    choices: tuple[Any, ...], best: Any, extension: list[Any]
 ) -> None:
+    tried = [{"free": u, "setting": value} for value in choices for u in (0.3, 0.6)]
     space: SearchSpace = {"free": Range(low=0, high=1), "setting": choices}
-    tried = [{"free": 0.5, "setting": best}]
-    assert {c["setting"] for c in refine(space, tried, tried[0], 40, 0.2, anything)} == expected
+    candidates = refine(space, tried, {"free": 0.3, "setting": best}, 40, 0.2, anything)
+    assert [c["setting"] for c in candidates if c["setting"] not in choices] == extension
+    index = choices.index(best)
+    near = {*choices[max(0, index - 1) : index + 2]}
+    assert {c["setting"] for c in candidates} == {*near, *extension}, "the best choice and its neighbours"
 
 
 @pytest.mark.parametrize(
