@@ -169,9 +169,10 @@ def list_(
 
 @app.command()
 def describe(
-    name: Annotated[str, typer.Argument(help="a method, a dataset or an experiment")], plugin: Plugins = None
+    name: Annotated[str, typer.Argument(help="a method, dataset, experiment or base model, or the path of one")],
+    plugin: Plugins = None,
 ) -> None:
-    """Describe a method, dataset or experiment, with its settings, defaults and bounds."""
+    """Describe a method, dataset, experiment or base model: its settings, defaults and bounds."""
     from bench.help import describe as description
 
     console.print(description.describe(name, _paths(plugin)))
@@ -215,18 +216,35 @@ def _report(runs: Path, out: Path, experiment: str | None) -> None:
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="METHOD|FILE", help="a method's name, or a file with methods")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="METHOD|FILE", help="a method's name, or a file with methods")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="explain the check of this name instead; without a name, list all checks")
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Run the conformance suite on one method."""
-    from bench.conformance import process
+    """Run the conformance suite on one method, or explain one of its checks."""
+    from bench.conformance import explanations, process
 
-    passed = True
+    if explain:
+        text = explanations.overview() if target is None else explanations.explain(target)
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        return
+    if target is None:
+        raise BenchError(
+            "check needs a method's name, or a file with methods. python run_bench.py list methods shows the names."
+        )
+    failed: dict[str, None] = {}
     for verdict in process.check(target, _paths(plugin)):
         console.print(verdict.line(), soft_wrap=True, markup=False, highlight=False)
-        passed = passed and verdict.passed
-    if not passed:
-        raise RunError(f"{target} does not conform.")
+        if not verdict.passed:
+            failed[verdict.check] = None
+    if failed:
+        raise RunError(
+            f"{target} does not conform: {', '.join(failed)}. What such a check does, and how to mend the usual slip: "
+            f"python run_bench.py check --explain {next(iter(failed))}"
+        )
 
 
 @new_app.command("method")

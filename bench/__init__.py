@@ -1,6 +1,6 @@
 """online-adaptation-bench: one harness, fixed streams, every method a small plug-in.
 
-A method author imports ``Method``, ``GradientMethod``, ``Conditioning``, ``Document`` and ``Question`` from here.
+A method author imports ``Method``, ``GradientMethod``, ``Conditioning`` and whatever else a method needs from here.
 Names are loaded on first use, so that ``import bench`` stays cheap (no torch).
 """
 
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.contract.config import MethodConfig
     from bench.contract.gradient import GradientMethod
-    from bench.contract.method import Conditioning, Method
+    from bench.contract.method import Conditioning, Method, packed, unpacked
     from bench.contract.search import Range, SearchSpace
     from bench.data.documents import Document, Episode, EvidencedQuestion, Question
     from bench.lm.base_model import BaseModel, TokenBatch
+    from bench.lm.reading import Reading
+    from bench.seeds import seed_for
 
 PROTOCOL = "2.0"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
@@ -26,15 +28,19 @@ _HOMES = {
     "Method": "bench.contract.method",
     "MethodConfig": "bench.contract.config",
     "Conditioning": "bench.contract.method",
+    "packed": "bench.contract.method",
+    "unpacked": "bench.contract.method",
     "GradientMethod": "bench.contract.gradient",
     "Range": "bench.contract.search",
     "SearchSpace": "bench.contract.search",
     "BaseModel": "bench.lm.base_model",
     "TokenBatch": "bench.lm.base_model",
+    "Reading": "bench.lm.reading",
     "Document": "bench.data.documents",
     "Question": "bench.data.documents",
     "EvidencedQuestion": "bench.data.documents",
     "Episode": "bench.data.documents",
+    "seed_for": "bench.seeds",
 }
 
 __all__ = [
@@ -49,8 +55,12 @@ __all__ = [
     "MethodConfig",
     "Question",
     "Range",
+    "Reading",
     "SearchSpace",
     "TokenBatch",
+    "packed",
+    "seed_for",
+    "unpacked",
 ]
 
 

@@ -9,7 +9,7 @@ from methods.parts.adapters import Adapter, Initialization, Targets
 
 
 class Lora(AdapterMethod):
-    """Online fine-tuning of low-rank adapters on frozen weights (LoRA, Hu et al. 2021), all tokens weighted equally.
+    """Online fine-tuning of low-rank adapters on frozen weights (LoRA, Hu et al. 2022), all tokens weighted equally.
 
     Costs a forward and a backward pass per step, with gradients for few weights. The state is the adapter, rank x
     (inputs + outputs) numbers per adapted layer.

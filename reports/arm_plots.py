@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.data.arms import documents_per_reset
+from bench.data.arms import documents_per_reset, irrelevant_percent
 from reports.board import Board
 from reports.rows import CEILING, FLOOR, Row
 from reports.style import (
@@ -17,6 +17,7 @@ from reports.style import (
     DOTTED,
     GREY,
     Drawings,
+    answer_f1,
     band,
     bar,
     f1,
@@ -75,7 +76,8 @@ def families(board: Board) -> list[Family]:
     rows: dict[tuple[str, str], dict[str, Row]] = {}
     documents = 0
     for row in sorted(board.rows, key=lambda row: row.arm != "stream"):
-        documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
+        if not irrelevant_percent(row.arm):
+            documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
         if "f1" in row.scores:
             rows.setdefault((row.method, json.dumps(row.config, sort_keys=True)), {})[row.arm] = row
     return [Family(_label(by_arm), by_arm, documents) for by_arm in rows.values()]
@@ -100,7 +102,7 @@ def _controls(board: Board, methods: Sequence[Family]) -> Figure:
     label_rows(grid, range(len(arms)), [readable(arm) for arm in arms], margin=0.6)
     grid[0].set_xlim(left=0)
     notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR,), vertical=True)]
-    name_axes(figure, f"answer F1 ({'; '.join(notes)})", "")
+    name_axes(figure, f"{answer_f1(board)} ({'; '.join(notes)})", "")
     return figure
 
 
@@ -114,7 +116,7 @@ def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
     notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR, CEILING))]
     from_zero(grid[0])
-    name_axes(figure, f"documents held at question time ({'; '.join(notes)})", "answer F1")
+    name_axes(figure, f"documents held at question time ({'; '.join(notes)})", answer_f1(board))
     return figure
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILES = ("bases.md", "bases.json", "bases.csv")
-HEADINGS = {"f1": "F1", "token_nll": "token NLL"}
 
 
 class Line(NamedTuple):
@@ -266,8 +265,12 @@ def _title(board: Board) -> str:
 
 
 def _headings(board: Board) -> list[str]:
-    score = HEADINGS[board.headline]
+    score = _score_name(board)
     return ["method", *(heading for one in (board, *board.bases) for heading in (f"{score} on {one.model}", "rank"))]
+
+
+def _score_name(board: Board) -> str:
+    return board.f1_name if board.headline == "f1" else "token NLL"
 
 
 def _cells(board: Board, line: Line) -> list[str]:
@@ -292,7 +295,7 @@ def _rank_cell(board: Board, row: Row) -> str:
 def _caption(board: Board) -> str:
     over = "streams" if board.error == "SE_stream" else "documents"
     return (
-        f"±: half the width of the 95 % t interval over {over}. rank: by {HEADINGS[board.headline]} among the methods "
+        f"±: half the width of the 95 % t interval over {over}. rank: by {_score_name(board)} among the methods "
         f"that compete; in brackets the ranks that the tests of all pairs leave open. Each base has its own tuning."
     )
 

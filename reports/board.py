@@ -9,16 +9,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bench.data.arms import irrelevant_percent
 from bench.errors import BenchError
-from bench.records.schema import NOT_COMPARED, BoardEntry, BoardRecord, CellSpec, RunRecord, TuningRecord
+from bench.records.schema import (
+    NOT_COMPARED,
+    BoardEntry,
+    BoardRecord,
+    CellSpec,
+    RunRecord,
+    TuningRecord,
+    documents_seen,
+    first_probe,
+)
 from bench.records.store import read_board, read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import break_even
 from reports.ranks import Standing, compare
-from reports.rows import CEILING, Entries, Group, Items, Row, entry_of, find, make_row, read_items
-from reports.spread import Run, shares
-from reports.statistics import ErrorKind, Estimate, paired_difference, ratio, run_means, stream_means
+from reports.rows import CEILING, FIRST, FLOOR, Entries, Group, Items, Row, entry_of, find, make_row, read_items
+from reports.spread import Run, Runs, shares
+from reports.statistics import (
+    ErrorKind,
+    Estimate,
+    Item,
+    paired_difference,
+    ratio,
+    run_means,
+    stream_means,
+    summarize,
+)
 
 REFERENCE = "uniform"
 """The default reference: the method from which paired differences are taken."""
@@ -42,6 +61,8 @@ class Board:
     rows: tuple[Row, ...]
     tuning: tuple[TuningRecord, ...]
     remarks: tuple[str, ...]
+    first_documents: int | None = None
+    """Number of first documents of a stream, if the questions are on these only."""
     bases: tuple[Board, ...] = ()
     """The boards of the same methods on the experiment's further base models."""
 
@@ -49,6 +70,11 @@ class Board:
     def error(self) -> ErrorKind:
         """The error to show: SE_stream, or SE_doc if there is a single stream and so no SE_stream."""
         return "SE_stream" if len(self.streams) > 1 else "SE_doc"
+
+    @property
+    def f1_name(self) -> str:
+        """What the F1 of this board is called, so that nobody takes it for that of another kind of board."""
+        return "F1" if self.first_documents is None else f"F1 (first {self.first_documents})"
 
 
 def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], BoardRecord]:
@@ -97,6 +123,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
                 **row.scores,
                 **_difference(row, items, entries, headline, reference),
                 **_gain(row, items, entries),
+                **_relative(row, items, entries),
             },
             costs={**row.costs, **_break_even(row, reference_row)},
         )
@@ -132,6 +159,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             *_hand_set_remarks(rows),
             *_provenance_remarks(groups),
         ),
+        first_documents=_first_documents(groups),
         bases=tuple(build(runs, name, reference) for name in record.bases),
     )
 
@@ -256,14 +284,42 @@ def _gain(row: Row, items: Items, entries: Entries) -> Scores:
     placebo, gold = find(entries, row.method, "placebo", row.config), find(entries, CEILING)
     if row.control or row.status != "complete" or placebo is None or gold is None or "f1" not in items:
         return {}
-    method_f1, placebo_f1, gold_f1 = run_means(items["f1"]), run_means(placebo["f1"]), stream_means(gold["f1"])
-    if method_f1.keys() != placebo_f1.keys():  # an arm with fewer seeds
-        method_f1, placebo_f1 = (
-            {Run(stream): mean for stream, mean in stream_means(scored["f1"]).items()} for scored in (items, placebo)
-        )
+    (method_f1, placebo_f1), gold_f1 = _same_runs(items["f1"], placebo["f1"]), stream_means(gold["f1"])
     gains = {run: f1 - placebo_f1[run] for run, f1 in method_f1.items()}
     ranges = {run: gold_f1[run.stream] - f1 for run, f1 in placebo_f1.items()}
     return {"knowledge_gain": (ratio(gains, ranges),)} if sum(ranges.values()) > 0 else {}
+
+
+def _same_runs(a: Sequence[Item], b: Sequence[Item]) -> tuple[Runs, Runs]:
+    """The means of the runs of two arms or, if one has fewer seeds, of their streams."""
+    runs = run_means(a), run_means(b)
+    if runs[0].keys() == runs[1].keys():
+        return runs
+    left, right = ({Run(stream): mean for stream, mean in stream_means(items).items()} for items in (a, b))
+    return left, right
+
+
+def _relative(row: Row, items: Items, entries: Entries) -> Scores:
+    """F1 as a share of the method's own: at the first probe, on the same questions, or without irrelevant documents.
+
+    A base must be significantly above closed book (without closed book, above 0): a method that has learned nothing
+    keeps all of it.
+    """
+    inserted = irrelevant_percent(row.arm) > 0
+    own = find(entries, row.method, config=row.config) if inserted else items
+    base, floor = ((of or {}).get("f1" if inserted else FIRST, ()) for of in (own, find(entries, FLOOR)))
+    if row.status != "complete" or "f1" not in items or not base:
+        return {}
+    pair = paired_difference(base, floor) if floor else summarize(base)
+    interval = (pair.document if pair.stream.se is None else pair.stream).interval()
+    return {"relative_f1": (ratio(*_same_runs(items["f1"], base)),)} if interval and interval[0] > 0 else {}
+
+
+def _first_documents(groups: Sequence[Group]) -> int | None:
+    """Number of the first documents whose questions are asked at every probe; None if all questions are asked."""
+    records = [record for group in groups for record in group.records if record.spec.questions == "first"]
+    sizes = [record.summary.documents for record in records if record.summary]
+    return documents_seen(first_probe(records[0].spec.probes), max(sizes, default=0)) if records else None
 
 
 def _standings(entries: Entries, headline: Headline, kind: ErrorKind) -> dict[str, Standing]:

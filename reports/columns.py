@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from bench.data.arms import irrelevant_percent
 from reports.board import Board
-from reports.rows import CEILING, Row
+from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes
 from reports.statistics import ErrorKind, show_error
 
 SE = "SE"
@@ -27,11 +28,14 @@ def columns(board: Board) -> list[Column]:
     nll = "nats per token, scored before any update on the token"
     if board.headline == "f1":
         scores = [
-            _score("F1", "f1", kind),
+            _score(board.f1_name, "f1", kind),
             _error(SE, "f1", kind),
             _RANK,
+            _plain("F1 at start", FIRST),
+            _score("relative F1", "relative_f1", "SE_stream", _relative(board)),
             _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference from {reference}"),
             _plain("EM", "em"),
+            *(_CHANGES if about_changes(board.rows) else ()),
             _plain("recall", "recall", "share of questions that were given their own document"),
             _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
             _plain("token NLL", "token_nll", nll),
@@ -74,10 +78,19 @@ def columns(board: Board) -> list[Column]:
     return [Column("method", lambda row: row.title), *filled, _TRIALS]
 
 
+def _relative(board: Board) -> str:
+    """Explanation of relative F1: what it is relative to."""
+    base = "F1 of the same method and settings without irrelevant documents"
+    if board.first_documents is not None:
+        base = f"F1 at start, after the first {board.first_documents} documents, on the same questions"
+    return f"F1 / {base}; for methods with a base significantly above {FLOOR}"
+
+
 def caption(board: Board, selection: Sequence[Column]) -> str:
     """The caption of a board: dataset, model, meaning of the errors, and explanations of the columns."""
     sentences = [
         f"{board.dataset}, {board.model}.",
+        *_questions(board),
         *_errors(board, any(column.heading == SE for column in selection)),
         *(f"{column.heading}: {column.explanation}." for column in selection if column.explanation),
     ]
@@ -90,6 +103,22 @@ def caption(board: Board, selection: Sequence[Column]) -> str:
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")
     return " ".join(sentences)
+
+
+def _questions(board: Board) -> list[str]:
+    """Sentences that say which questions are asked, or after which documents, if it is not as on other boards."""
+    sentences = []
+    if board.first_documents is not None:
+        sentences.append(
+            f"All scores of answers are on the questions about the first {board.first_documents} documents of each "
+            f"stream, asked again after all of its documents."
+        )
+    if any(irrelevant_percent(row.arm) for row in board.rows):
+        sentences.append(
+            "On the arms irrelevant_N the stream has other documents without questions at random places, N % as many "
+            "as its own."
+        )
+    return sentences
 
 
 def _errors(board: Board, shows_se: bool) -> list[str]:
@@ -142,6 +171,13 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
         return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
     return Column(heading, cell, explanation)
+
+
+_CHANGES = (
+    _plain("current F1", "f1_current", "F1 on questions whose fact has changed along the stream"),
+    _plain("stale", "stale", "share of these answered with an earlier truth"),
+    _plain("unchanged F1", "f1_unchanged", "F1 on the other questions"),
+)
 
 
 def _cost(heading: str, name: str, text: Callable[[float], str], explanation: str = "") -> Column:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 from reports.board import Board
 from reports.rows import Row
 from reports.statistics import Estimate
-from reports.style import BLUE, DASHED, GREY, WIDTH, Drawings, f1, f1_error, label_rows, readable, wrap_labels
+from reports.style import (
+    BLUE,
+    DASHED,
+    GREY,
+    WIDTH,
+    Drawings,
+    answer_f1,
+    f1,
+    f1_error,
+    label_rows,
+    readable,
+    wrap_labels,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +92,7 @@ def _draw_f1(board: Board) -> Figure:
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
         _panel(axes, methods)
         axes.set_xlabel(TOTALS[total], labelpad=1)
-        axes.set_ylabel("answer F1")
+        axes.set_ylabel(answer_f1(board))
     figure.text(
         0.5,
         0.015,

@@ -23,6 +23,7 @@ from reports.style import (
     ORANGE,
     Drawings,
     Points,
+    answer_f1,
     band,
     from_zero,
     heading,
@@ -76,7 +77,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
     }
     by_k = curves_by_k(board)
     draw: dict[str, Callable[[], Figure]] = {}
-    if answers:
+    if answers and board.first_documents is None:
         draw["f1_by_bank_size"] = lambda: _bank_sizes(board, by_size)
         draw["retention_by_lag"] = lambda: _lags(board, answers)
     if by_k:
@@ -209,5 +210,5 @@ def _by_k(board: Board, methods: Sequence[Curves]) -> Figure:
     from_zero(grid[0])
     notes = [stream_error_name(len(board.streams))]
     notes += ["orange: recall"] if any(method.recall for method in methods) else []
-    name_axes(figure, f"documents given with each question, k ({'; '.join(notes)})", "answer F1")
+    name_axes(figure, f"documents given with each question, k ({'; '.join(notes)})", answer_f1(board))
     return figure

@@ -8,11 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import write_bytes
-from reports import arm_plots, base_plots, cost_plots, memory_plots, score_plots, token_plots, tuning_plots
+from reports import (
+    arm_plots,
+    base_plots,
+    change_plots,
+    cost_plots,
+    memory_plots,
+    relative_plots,
+    score_plots,
+    token_plots,
+    tuning_plots,
+)
 from reports.board import Board
 from reports.style import STYLE, Drawings
 
-PARTS = (score_plots, base_plots, arm_plots, memory_plots, cost_plots, token_plots, tuning_plots)
+PARTS = (
+    score_plots,
+    base_plots,
+    arm_plots,
+    memory_plots,
+    relative_plots,
+    change_plots,
+    cost_plots,
+    token_plots,
+    tuning_plots,
+)
 NAMES = tuple(name for part in PARTS for name in part.NAMES)
 FORMATS = ("pdf", "svg", "png")
 FILES = tuple(f"{name}.{ending}" for name in NAMES for ending in FORMATS)

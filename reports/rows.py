@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.answering import metrics
-from bench.records.schema import AnswerEvent, BoardEntry, DocumentEvent, RunRecord, TuningRecord
+from bench.records.schema import (
+    CHANGE_SCORES,
+    AnswerEvent,
+    BoardEntry,
+    DocumentEvent,
+    RunRecord,
+    TuningRecord,
+    first_probe,
+)
 from bench.records.store import read_answers, read_documents
 from reports.prices import prices
 from reports.ranks import Standing
@@ -22,14 +30,19 @@ FLOOR = "closed_book"
 CEILING = "gold_in_prompt"
 """The control that reads each question's document; the top of the scale of knowledge gain."""
 
-ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall")
+ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall", *CHANGE_SCORES)
+FIRST = "f1_first_probe"
+"""F1 at the first probe, if every probe asks the same questions (``questions: first``)."""
 TEXT_SCORES = ("token_nll", "bits_per_byte")
 ANCHOR_SCORES = ("anchor_f1_before", "anchor_f1", "forgetting", "anchor_nll_before", "anchor_nll")
 DIFFERENCES = ("f1_vs_reference", "token_nll_vs_reference")
-SCORES = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_SCORES)
+SCORES = (*ANSWER_SCORES, FIRST, "relative_f1", *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_SCORES)
 """All scores that a row can have; missing ones are null in the tables."""
-SE_DOC = (*ANSWER_SCORES, *TEXT_SCORES, *DIFFERENCES)
+SE_DOC = (*ANSWER_SCORES, FIRST, *TEXT_SCORES, *DIFFERENCES)
 """The scores that also have SE_doc."""
+
+CHANGED = 0.1
+"""Share of the questions at the last probe, on facts that have changed, from which on a board is about changes."""
 
 Status = Literal["complete", "incomplete", "diverged", "failed"]
 
@@ -144,7 +157,12 @@ def read_items(runs: Path, group: Group) -> Items:
             for name in ANSWER_SCORES:
                 value = answer.nll if name == "answer_nll" else getattr(answer, name)
                 if value is not None:
-                    items[name].append(Item.of(run, f"question {answer.question_id}", answer.document_id, value))
+                    items[name].append(_answer_item(run, answer, value))
+        if record.spec.questions == "first":
+            probe = first_probe(record.spec.probes)
+            for answer in read_answers(runs, record.id):
+                if (answer.set, answer.probe) == ("stream", probe):
+                    items[FIRST].append(_answer_item(run, answer, answer.f1))
         seen: Counter[str] = Counter()
         for _, events in itertools.groupby(read_documents(runs, record.id), lambda event: event.position):
             document = list(events)
@@ -157,6 +175,10 @@ def read_items(runs: Path, group: Group) -> Items:
 def run_of(record: RunRecord) -> Run:
     """The run of a record."""
     return Run(record.spec.stream, record.spec.seed, record.spec.order)
+
+
+def _answer_item(run: Run, answer: AnswerEvent, value: float) -> Item:
+    return Item.of(run, f"question {answer.question_id}", answer.document_id, value)
 
 
 def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterator[tuple[str, Item]]:
@@ -214,6 +236,13 @@ def make_row(
         costs=prices(runs, complete, record),
         records=complete,
     )
+
+
+def about_changes(rows: Iterable[Row]) -> bool:
+    """True if at least :data:`CHANGED` of the questions at the last probe are on facts that have changed."""
+    summaries = [record.summary for row in rows for record in row.records if record.summary is not None]
+    questions = sum(summary.questions for summary in summaries)
+    return sum(summary.changed for summary in summaries) >= CHANGED * questions > 0
 
 
 def entry_of(group: Group, entries: Sequence[BoardEntry]) -> BoardEntry:

@@ -19,6 +19,7 @@ from reports.style import (
     GREY,
     Drawings,
     Points,
+    answer_f1,
     band,
     bar,
     f1,
@@ -85,7 +86,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
     draw: dict[str, Callable[[], Figure]] = {}
     if rows := _main_rows(board):
         draw["f1_by_method"] = lambda: _by_method(board, rows)
-    if f1_curves:
+    if f1_curves and board.first_documents is None:
         draw["f1_by_position"] = lambda: _panels(board, f1_curves, "answer F1", bottom=0)
     if nll_curves:
         draw["token_nll_by_position"] = lambda: _panels(board, nll_curves, "token NLL (nats)")
@@ -133,7 +134,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row.as_good_as_best else "normal")
     axes.set_xlim(0, limit)
-    figure.supxlabel(f"answer F1 ({f1_error(board)})\nbold: as good as the best", fontsize=8)
+    figure.supxlabel(f"{answer_f1(board)} ({f1_error(board)})\nbold: as good as the best", fontsize=8)
     return figure
 
 

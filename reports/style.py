@@ -89,13 +89,13 @@ def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
     axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle)
 
 
-def band(axes: Axes, points: Points) -> None:
-    """Means with a band of their 95 % intervals."""
+def band(axes: Axes, points: Points, colour: str = BLUE, label: str = "") -> None:
+    """Means with a band of their 95 % intervals; ``label`` is for a legend."""
     x, means = _coordinates(points)
-    axes.plot(x, means, color=BLUE, marker="o", markersize=2)
+    axes.plot(x, means, color=colour, marker="o", markersize=2, label=label)
     lows = [estimate.mean - (estimate.half_width() or 0) for _, estimate in points]
     highs = [estimate.mean + (estimate.half_width() or 0) for _, estimate in points]
-    axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
+    axes.fill_between(x, lows, highs, color=colour, alpha=0.25, linewidth=0)
 
 
 def open_circles(axes: Axes, points: Points, colour: str = BLUE) -> None:
@@ -153,6 +153,11 @@ def readable(label: str) -> str:
 def f1(board: Board, row: Row) -> Estimate:
     """A row's F1 with the board's error."""
     return row.estimate("f1", board.error) or row.scores["f1"][0]
+
+
+def answer_f1(board: Board) -> str:
+    """Name of the axis of a board's F1."""
+    return f"answer {board.f1_name}"
 
 
 def f1_error(board: Board) -> str:

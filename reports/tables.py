@@ -29,6 +29,7 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "dataset": board.dataset,
         "model": board.model,
         "arm": row.arm,
+        "first_documents": board.first_documents,
         "control": row.control,
         "status": row.status,
         "note": row.note,
@@ -96,6 +97,7 @@ DISPENSABLE = (
         "EM",
         "recall",
         "gain",
+        "F1 at start",
     ),
     *("s/question", "bits/byte", "SE", "s/doc", "token NLL", "total s"),
 )

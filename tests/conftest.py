@@ -23,6 +23,11 @@ TEXT = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the commands of the pages, which take longest: no process is left with them alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real data next to the checkout. Tests that need it are skipped if it is absent."""

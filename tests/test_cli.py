@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 import run_bench
+from bench.conformance.verdict import Verdict
+from bench.errors import RunError
 from bench.run.experiment import EqualCompute, Experiment
 from tests.conftest import ROOT
 from tests.world import PLUGIN, make_dataset, make_experiment
@@ -169,6 +171,8 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("describe", "uniforn"), "Did you mean uniform"),
         (("list", "method"), "Did you mean methods"),
         (("check", "nothing_like_it"), "nothing_like_it"),
+        (("check",), "check needs a method's name"),
+        (("check", "--explain", "reset_forgot"), "There is no check called 'reset_forgot'"),
         (("train", "nanno"), "Did you mean nano"),
         (("report", "--runs", "no/such/folder"), "There is no board"),
         (("streams", "verify", "squadd"), "Did you mean squad"),
@@ -314,6 +318,26 @@ def test_describe_shows_methods_data_sets_and_experiments(name: str) -> None:
     process = bench("describe", name)
     assert process.returncode == 0
     assert {"uniform": "learning_rate", "newsworld": "licence", "default": "streams"}[name] in process.stdout
+
+
+@pytest.mark.parametrize(("name", "part"), [("uniform", "Nathan Hu"), ("bench/models/nano", "LlamaForCausalLM")])
+def test_describe_shows_papers_and_what_is_at_a_path(capsys: pytest.CaptureFixture[str], name: str, part: str) -> None:
+    run_bench.app(["describe", name], standalone_mode=False)
+    assert part in capsys.readouterr().out
+
+
+def test_check_explains_its_checks_without_torch() -> None:
+    code = "import sys, run_bench\nfor name in ([], ['reset_forgets']):\n"
+    code += "    run_bench.app(['check', '--explain', *name], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "\nreset_forgets   " in done.stdout and "Right:" in done.stdout
+
+
+def test_a_failing_check_points_to_its_explanation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = [Verdict("reset_forgets", "x", passed=False), Verdict("reads_odd_documents", "x", passed=True)]
+    monkeypatch.setattr("bench.conformance.process.check", lambda *_: verdicts)
+    with pytest.raises(RunError, match=r"x does not conform: reset_forgets\. .* check --explain reset_forgets"):
+        run_bench.app(["check", "x"], standalone_mode=False)
 
 
 def test_doctor_lists_what_is_installed() -> None:

@@ -16,19 +16,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.conformance import fixtures, suite
+from bench.conformance.loops import run as run_loop
+from bench.contract.method import Conditioning, Method
 from bench.contract.registry import list_methods
+from bench.contract.registry import load as load_method
 from bench.run.experiment import load
 from reports import plots
 from tests.conftest import ROOT
+from tests.snippets import as_method
 
 PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
 PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
 FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")
-SUFFIXES = {".cff", ".csv", ".json", ".jsonl", ".md", ".png", ".py", ".toml", ".txt", ".yaml"}
+SUFFIXES = {".bib", ".cff", ".csv", ".json", ".jsonl", ".md", ".png", ".py", ".toml", ".txt", ".yaml"}
 CREATED = {"out/", "runs/", "methods/recency.py", "my_squad.json", "small.yaml"}
 """Paths that exist only after the commands of the pages have run."""
-OFF_THE_BOARD = {"dense_retrieval", "full_context"}
-"""Methods that are of no use to a small base; docs/methods.md says why."""
+OFF_THE_BOARD = {"dense_retrieval", "full_context", "knn_lm", "replay", "joint"}
+"""Methods that are of no use to a small base, or in the experiment `evolving`; docs/methods.md says why."""
 IGNORED = ("python -m venv", ". .venv/bin/activate", "pre-commit")
 SQUAD = {
     "data": [
@@ -314,14 +319,19 @@ def test_the_page_of_plots_has_a_row_for_each() -> None:
     assert sorted(rows) == sorted(plots.NAMES)
 
 
-@pytest.mark.parametrize("name", ["memory-controls", "bank-size", "context-length"])
+@pytest.mark.parametrize(
+    "name", ["memory-controls", "bank-size", "context-length", "evolving", "retention", "irrelevant"]
+)
 def test_experiments_with_arms_or_probes_ask_for_what_their_plots_need(name: str) -> None:
     experiment = load(name)
     arms = {arm for plan in experiment.methods for arm in plan.arms}
     needs = {
         "memory-controls": {"stream", "gold_only", "shuffled", "empty"} <= arms,
         "bank-size": len(experiment.probes) > 1,
+        "evolving": len(experiment.probes) == 5,
         "context-length": {"gold_only", "stream"} < arms and any(arm.startswith("every_") for arm in arms),
+        "retention": experiment.questions == "first" and len(experiment.probes) > 2,
+        "irrelevant": {"stream", "irrelevant_25", "irrelevant_50", "irrelevant_100"} == arms,
     }
     assert needs[name]
 
@@ -339,3 +349,48 @@ def test_the_smallest_plug_in_is_twenty_lines_or_fewer() -> None:
 
 def test_the_example_plug_in_is_twenty_lines_or_fewer() -> None:
     assert len(block("plug-in: recency").splitlines()) <= 20
+
+
+BODIES = re.findall(r"<!-- body: (\w+) -->\n```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+"""The base class and the body of each example of hooks."""
+
+
+def checks_named(body: str) -> list[str]:
+    """The checks that the comments of an example name."""
+    text = " ".join(line.removeprefix("#").strip() for line in body.splitlines() if line.startswith("#"))
+    return [name for names in re.findall(r"Checks?: ((?:\w+, )*\w+)", text) for name in names.split(", ")]
+
+
+NAMED = {name: example for example in reversed(BODIES) for name in checks_named(example[1])}
+"""The first example that names each check."""
+
+
+@pytest.mark.parametrize("check", NAMED)
+def test_the_first_example_that_names_a_check_passes_it(check: str, tmp_path: Path) -> None:
+    base, body = NAMED[check]
+    verdict = suite.examine(as_method(body, base, tmp_path), check)
+    assert verdict.passed and not verdict.skipped, verdict.message
+
+
+@pytest.mark.parametrize(("base", "body"), BODIES)
+def test_the_examples_of_hooks_run(base: str, body: str, tmp_path: Path) -> None:
+    kind = load_method(as_method(body, base, tmp_path))
+    method = fixtures.prepare(kind)
+    entries = fixtures.entries(2)
+    loop = run_loop(method, entries)
+    assert len(loop.answer_events) == 6 and all(event.nll is not None for event in loop.answer_events)
+    assert isinstance(kind.needs(method.config), list | tuple)
+    assert isinstance(kind.depends_on(method.config), dict)
+    json.dumps(method.notes())
+
+
+def test_the_examples_of_hooks_name_checks_that_exist() -> None:
+    assert NAMED.keys() <= set(suite.NAMES)
+    assert len(NAMED) >= 14
+
+
+def test_every_hook_and_field_of_the_contract_is_explained() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("### Hooks and helpers")[1].split("\n## ")[0]
+    hooks = {name for name in (*vars(Method), *Method.__annotations__) if not name.startswith("_")} - {"name", "paper"}
+    fields = set(Conditioning.__annotations__)
+    assert {name for name in hooks | fields if not re.search(rf"\b{name}\b", text)} == set()

@@ -67,6 +67,8 @@ def _beam_search(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
         raise BenchError(
             "Beam search supports text prompts only. Use greedy decoding with soft prompts, prefixes and contrasts."
         )
+    if lm.mixes:
+        raise BenchError("Beam search does not support methods with mix_next_token. Use greedy decoding.")
     options: dict[str, Any] = {"num_beams": decoding.beams, "early_stopping": True}
     if decoding.strategy == "diverse_beam":
         options.update(num_beam_groups=decoding.groups, diversity_penalty=decoding.diversity_penalty)

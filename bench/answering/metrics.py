@@ -116,6 +116,25 @@ def score(prediction: str, golds: Sequence[str], segment: Segmentation = "words"
     }
 
 
+def outdated(golds: Sequence[str], earlier: Sequence[Sequence[str]], segment: Segmentation = "words") -> list[str]:
+    """The answers that were true earlier and are not now, each once, in order.
+
+    ``earlier`` has the gold answers of each earlier question on the fact. If one of them matches a present gold, the
+    fact is now as it was then, and none of them is outdated.
+    """
+    changed = [old for old in earlier if not any(exact_match(answer, golds, segment) for answer in old)]
+    return list(dict.fromkeys(answer for old in changed for answer in old))
+
+
+def stale(
+    prediction: str, golds: Sequence[str], earlier: Sequence[str], segment: Segmentation = "words"
+) -> float | None:
+    """1.0 if the prediction matches an earlier truth and no present gold, else 0.0; None without an earlier truth."""
+    if not earlier:
+        return None
+    return float(not exact_match(prediction, golds, segment) and exact_match(prediction, earlier, segment))
+
+
 def bits_per_byte(nats: float, utf8_bytes: int) -> float:
     """Bits per UTF-8 byte of a text, from its negative log-likelihood (nats, summed over tokens)."""
     return nats / math.log(2) / utf8_bytes

@@ -52,7 +52,7 @@ def build_prompts(
     needs: list[Ability] = ["soft_prompts"] if conditioning.prefix_embeddings is not None else []
     needs += ["key_value_prefixes"] if conditioning.prefix_key_values is not None else []
     lm.abilities.require(needs, type(lm.model).__name__, "the method")
-    for field in ("text", "prefix_embeddings", "prefix_key_values", "documents"):
+    for field in ("text", "prefix_embeddings", "prefix_key_values", "documents", "weights"):
         value = getattr(conditioning, field)
         if value is not None and len(value) != len(questions):
             raise ValueError(f"Conditioning.{field} has {len(value)} entries for {len(questions)} questions.")

@@ -18,14 +18,17 @@ from bench.conformance import fixtures
 from bench.conformance.fixtures import Violation, prepare, require
 from bench.conformance.loops import (
     CANARY,
+    FlushedLoop,
     GuardedLoop,
     InterruptedLoop,
     RescoredLoop,
     WatchedLoop,
+    answers,
     difference,
     make_loop,
     resumed,
     run,
+    same,
     snapshot,
     state_difference,
 )
@@ -36,7 +39,8 @@ from bench.contract.search import examples
 from bench.data.documents import Document, Entry, document_id
 from bench.errors import first_problem
 from bench.harness.integrity import Fingerprint
-from bench.harness.loop import question_for_method
+from bench.harness.loop import due_questions, question_for_method
+from bench.lm.mixing import head_inputs, mixed
 
 ODD_TEXTS = {
     "an empty text": "",
@@ -99,7 +103,7 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
     require([dict(vars(q)) for q in questions] == before, "condition changed a question: copy its text instead.")
     for field in dataclasses.fields(Conditioning):
         value = getattr(conditioning, field.name)
-        if value is not None and field.name != "contrast":
+        if value is not None and field.name not in ("contrast", "weights"):
             require(
                 len(value) == len(questions),
                 f"{field.name} has {len(value)} entries for {len(questions)} questions: give one per question.",
@@ -190,6 +194,67 @@ def probes_leave_no_trace(kind: type[Method]) -> None:
     probed = run(prepare(kind), entries).history()
     item = difference(run(prepare(kind), entries, probes=(1.0,)).history(), probed)
     require(item is None, f"{item} depends on questions asked earlier: condition must not change the state.")
+
+
+def flush_leaves_no_state(kind: type[Method]) -> None:
+    """A state that was saved before ``flush`` and loaded after it goes on as if ``flush`` had never been called."""
+    if kind.flush is Method.flush:
+        return
+    entries = fixtures.entries(fixtures.LONG)
+    whole, flushed = (
+        run(prepare(kind), entries, loop, probes=(1.0,)).history(fixtures.LONG) for loop in (WatchedLoop, FlushedLoop)
+    )
+    item = difference(flushed, whole)
+    require(
+        item is None,
+        f"{item} differs if flush is called after every document and its state is then loaded back: keep everything "
+        f"that flush changes, what it has not learned yet included, in state_dict.",
+    )
+
+
+def next_token_is_normalised(kind: type[Method]) -> None:
+    """``mix_next_token`` gives a distribution at every position, which the tokens after it do not change."""
+    if kind.mix_next_token is Method.mix_next_token:
+        return
+    method = prepare(kind)
+    method.reset()
+    entries = fixtures.entries()
+    for document in fixtures.documents(entries):
+        method.observe(document)
+    for entry in entries:
+        batch = method.lm.tokens(entry.document)
+        ids = torch.cat([batch.context_ids, batch.token_ids])
+        with torch.no_grad(), head_inputs(method.lm.model) as hidden:
+            logits = method.lm.model(input_ids=ids[None], use_cache=False).logits[0]
+            for end in (len(ids), len(ids) // 2):
+                mixed(method.mix_next_token, logits[:end], hidden[0][0, :end], ids[:end])
+            halves = [
+                method.mix_next_token(logits[:end].log_softmax(-1), hidden[0][0, :end], ids[:end])[: len(ids) // 2]
+                for end in (len(ids), len(ids) // 2)
+            ]
+        require(
+            torch.allclose(*halves, atol=1e-3),
+            "mix_next_token depends on later tokens: at each position use its hidden state and the ids up to it only.",
+        )
+
+
+def question_weights_do_not_leak(kind: type[Method]) -> None:
+    """A question gets the same answer alone as among others, whose weights may differ."""
+    if kind.using is Method.using:
+        return
+    method = prepare(kind)
+    method.reset()
+    entries = fixtures.entries()
+    for document in fixtures.documents(entries):
+        method.observe(document)
+    loop, due = make_loop(method, entries), due_questions(entries)
+    together = answers(loop, due)
+    for question, expected in zip(due, together, strict=True):
+        require(
+            same(answers(loop, [question])[0], expected),
+            f"The answer to {question.gold.question.id} changes when other questions are asked beside it: using must "
+            f"restore on exit all that it changed on entry.",
+        )
 
 
 def state_survives_saving(kind: type[Method]) -> None:
@@ -320,6 +385,7 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
     check.__name__: check
     for check in (
         config_is_sound,
+        next_token_is_normalised,
         observe_only_reads,
         condition_fits_the_questions,
         same_seed_same_results,
@@ -327,6 +393,8 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
         blind_to_the_answers,
         scored_before_update,
         probes_leave_no_trace,
+        flush_leaves_no_state,
+        question_weights_do_not_leak,
         state_survives_saving,
         resumes_in_mid_stream,
         reset_forgets,

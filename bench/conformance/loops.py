@@ -18,7 +18,7 @@ from bench.conformance.fixtures import LENGTH, SEED, Violation, documents, prepa
 from bench.conformance.reach import reachable_strings
 from bench.contract.method import Method
 from bench.data.documents import Document, Entry
-from bench.harness.loop import Loop, Score, question_for_method
+from bench.harness.loop import DueQuestion, Loop, Score, question_for_method
 
 PROBES = (0.5, 1.0)
 CANARY = "xylophone-quagmire"
@@ -85,12 +85,12 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
                 tensor = state_difference(a[item], b[item])
                 if tensor is not None:
                     return f"{item} (tensor {tensor})"
-            elif not _same(a[item], b[item]):
+            elif not same(a[item], b[item]):
                 return item
     return None
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Equality; the likelihoods of answers up to float32 rounding, which depends on the memory layout of tensors."""
     if isinstance(a, tuple):
         (*prediction_a, nll_a), (*prediction_b, nll_b) = a, b
@@ -121,6 +121,24 @@ def run(method: Method, entries: Sequence[Entry], kind: type[WatchedLoop] = Watc
     loop = make_loop(method, entries, kind, **options)
     loop.run()
     return loop
+
+
+def answers(loop: Loop, due: Sequence[DueQuestion]) -> list[tuple[str, int, float | None]]:
+    """Ask these questions as at the end of a stream: their predictions, cut tokens and likelihoods."""
+    with loop.method.answering():
+        loop.ask(1.0, "stream", due)
+    events = loop.answer_events[-len(due) :]
+    return [(event.prediction, event.cut_tokens, event.nll) for event in events]
+
+
+class FlushedLoop(WatchedLoop):
+    """A loop that calls ``flush`` after every document, and loads the state back from before it."""
+
+    def step(self, position: int, document: Document) -> None:
+        """Process one document, then flush and undo it."""
+        super().step(position, document)
+        self.method.flush()
+        self.method.load_state_dict(self.states[position])
 
 
 class GuardedLoop(WatchedLoop):
@@ -178,8 +196,11 @@ class RescoredLoop(WatchedLoop):
         batch = self.lm.tokens(document)
         ids = torch.cat([batch.context_ids, batch.token_ids])
         with torch.no_grad():
-            log_probs = self.lm.model(input_ids=ids[None, :-1]).logits[0].double().log_softmax(-1)
-        expected = -log_probs.gather(1, ids[1:, None])[len(batch.context_ids) - 1 :].sum().item()
+            output = self.lm.model(input_ids=ids[None, :-1], output_hidden_states=True)
+            first = len(batch.context_ids) - 1
+            log_probs, hidden = output.logits[0, first:].double().log_softmax(-1), output.hidden_states[-1][0, first:]
+            log_probs = self.method.mix_next_token(log_probs.float(), hidden, ids[:-1]).double()
+        expected = -log_probs.gather(1, ids[first + 1 :, None]).sum().item()
         score = super().score(document)
         require(
             abs(score.nll - expected) < 1e-4 * (1 + abs(expected)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,14 @@ class Conditioning:
     - ``prefix_embeddings[i]``, shape (prefix length, hidden size), is a soft prompt before the question's tokens;
     - ``prefix_key_values[i]`` is one (keys, values) pair per layer, each (key/value heads, prefix length, head size).
 
-    At most one of these may be used. Without any the question is answered closed book.
+    A prefix, of either kind but not both, comes before the text. Without any of these the question is answered closed
+    book.
 
     ``documents[i]`` are the ids of the documents that this input was made from, the best first, each once: the harness
     records the rank of the right one.
+
+    With ``weights``, question i is answered inside ``method.using(weights[i])``; questions of equal keys are answered
+    together.
 
     With ``contrast`` = a, answers come from (1 + a) times the logits minus a times the logits of the bare question
     (context-aware decoding, Shi et al. 2024).
@@ -47,12 +51,12 @@ class Conditioning:
     prefix_embeddings: Sequence[Tensor] | None = None
     prefix_key_values: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
     documents: Sequence[Sequence[str]] | None = None
+    weights: Sequence[Hashable] | None = None
     contrast: float | None = None
 
     def __post_init__(self) -> None:
-        used = [name for name in ("text", "prefix_embeddings", "prefix_key_values") if getattr(self, name) is not None]
-        if len(used) > 1:
-            raise ValueError(f"Conditioning takes one of text, prefix_embeddings and prefix_key_values, got {used}.")
+        if self.prefix_embeddings is not None and self.prefix_key_values is not None:
+            raise ValueError("Conditioning takes one of prefix_embeddings and prefix_key_values, got both.")
         if self.contrast is not None and not 0 <= self.contrast < float("inf"):
             raise ValueError(f"Conditioning.contrast is {self.contrast}; it must be 0 or a positive number.")
 
@@ -80,7 +84,7 @@ class Method(ABC):
         __init__ -> fit (if it learns_offline) -> reset
         for each document:  begin_document
             for each segment:  [score it: before_scoring if it learns_from_scoring] -> observe
-        at each probe:  answering { condition -> [decode and score the answers] }
+        at each probe:  flush -> answering { condition -> using { [decode and score the answers] } } -> undo flush
 
     A document is one segment unless it is cut. Everything that a method remembers must be in the parameters of
     ``self.lm.model``, in tensors passed to :meth:`register`, or in what :meth:`state_dict` returns, so that a run can
@@ -121,6 +125,8 @@ class Method(ABC):
 
     It is a fact about the class: neither a property nor an attribute of an instance.
     """
+    control: ClassVar[bool] = False
+    """True for a method that breaks a rule of the protocol, as an upper bound or a check; every board marks it."""
     learns_from: ClassVar[Literal["train", "qa_train"]] = "train"
     """The split whose episodes :meth:`fit` gets."""
 
@@ -198,6 +204,23 @@ class Method(ABC):
     def observe(self, document: Document) -> None:
         """Adapt to a document (or segment). It has been scored already and will not come again."""
 
+    def flush(self) -> None:
+        """Learn what was observed but is not learned yet, before a probe. Default: nothing.
+
+        For methods that learn every n documents. The harness saves the state before and loads it after the probe, so
+        that the stream goes on as if nobody had asked.
+        """
+
+    def mix_next_token(self, log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Give the next-token log-probabilities (T, V) that are used in place of the base's. Default: the base's.
+
+        The harness calls it alike in scoring and in answering, for one text at a time. ``log_probs`` (T, V) are those
+        of the base after the last T tokens of ``ids`` (n,), ``hidden`` (T, hidden size) is what the output layer reads
+        there, both float32. The result must be normalised. At position t it may depend on ``hidden[t]`` and on the ids
+        up to there, not on the later ones, which are the tokens to predict.
+        """
+        return log_probs
+
     def condition(self, questions: Sequence[Question]) -> Conditioning:
         """Input for the model when it answers these questions. Default: none (closed book)."""
         return Conditioning()
@@ -205,6 +228,14 @@ class Method(ABC):
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Context in which the questions of a probe are answered. Undo on exit what changes on entry."""
+        yield
+
+    @contextmanager
+    def using(self, key: Any) -> Iterator[None]:
+        """Context in which the questions with this key of :attr:`Conditioning.weights` are answered.
+
+        It may change the weights, and must restore them on exit, bit for bit.
+        """
         yield
 
     @property

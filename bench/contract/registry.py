@@ -138,8 +138,9 @@ def load(info: MethodInfo) -> type[Method]:
         raise BenchError(f'{where} states no paper: add paper = "citation key", or paper = "none", to its class.')
     if not info.summary:
         raise BenchError(f"{where} has no docstring: say in a paragraph what it does and what it costs.")
-    if not isinstance(inspect.getattr_static(method, "sees_evidence"), bool):
-        raise BenchError(f"{where} has a sees_evidence that is not a constant: write True or False into its class.")
+    for name in ("sees_evidence", "control"):
+        if not isinstance(inspect.getattr_static(method, name), bool):
+            raise BenchError(f"{where} has a {name} that is not a constant: write True or False into its class.")
     if inspect.getattr_static(method, "learns_from") not in LEARNING_SPLITS:
         raise BenchError(
             f"{where} learns from {method.learns_from!r}: methods learn from {' or '.join(LEARNING_SPLITS)} only."
@@ -195,7 +196,8 @@ def _read(file: Path, module: str) -> Iterator[MethodInfo]:
             name = constants.get("name")
             if isinstance(name, str):
                 summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-                paper, control = str(constants.get("paper", "none")), constants.get("sees_evidence") is True
+                paper = str(constants.get("paper", "none"))
+                control = any(constants.get(flag) is True for flag in ("sees_evidence", "control"))
                 yield MethodInfo(name, summary, paper, control, file, module, node.name, broken)
 
 

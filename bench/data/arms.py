@@ -9,7 +9,12 @@ import pydantic
 
 from bench.data.documents import Document, Entry
 
-Arm = Annotated[str, pydantic.StringConstraints(pattern=r"^(stream|placebo|empty|gold_only|shuffled|every_[1-9]\d*)$")]
+Arm = Annotated[
+    str,
+    pydantic.StringConstraints(
+        pattern=r"^(stream|placebo|empty|gold_only|shuffled|every_[1-9]\d*|irrelevant_(100|[1-9]\d?))$"
+    ),
+]
 """One of:
 
 - ``stream``: all documents in order, then all questions (the method itself, not a control);
@@ -17,7 +22,9 @@ Arm = Annotated[str, pydantic.StringConstraints(pattern=r"^(stream|placebo|empty
 - ``empty``: no document;
 - ``gold_only``: a reset before each document, then that document and the questions about it;
 - ``shuffled``: like ``gold_only``, with another document of the stream (:func:`shuffled`) in place of each one;
-- ``every_N``: a reset every N documents, then these N and the questions about them.
+- ``every_N``: a reset every N documents, then these N and the questions about them;
+- ``irrelevant_N``: like ``stream``, with other documents of the split at random places among its own, N % as many
+  (:func:`bench.data.streams.with_irrelevant`).
 """
 
 
@@ -26,6 +33,11 @@ def documents_per_reset(arm: str) -> int | None:
     if arm.startswith("every_"):
         return int(arm.removeprefix("every_"))
     return 1 if arm in ("gold_only", "shuffled") else None
+
+
+def irrelevant_percent(arm: str) -> int:
+    """Number of irrelevant documents that the arm inserts, in percent of those of the stream."""
+    return int(arm.removeprefix("irrelevant_")) if arm.startswith("irrelevant_") else 0
 
 
 def shuffled(entries: Sequence[Entry]) -> tuple[Document, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,21 @@ class Segment(Document):
 
 @dataclass(frozen=True)
 class Question:
-    """A question as a method sees it, without its answers."""
+    """A question as a method sees it, without its answers.
+
+    ``timestamp`` is the ISO date on which it is asked, or "": a fact of the data set, not that of its document.
+    """
 
     id: str
     text: str
+    timestamp: str = ""
 
 
 @dataclass(frozen=True)
 class EvidencedQuestion(Question):
     """A question with the document that answers it. Only controls (``sees_evidence``) receive it."""
 
-    evidence: Document
+    evidence: Document = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,19 @@ class GoldQuestion:
     """A question with its reference answers. It stays inside the harness.
 
     ``revises`` is the id of an earlier question that this one supersedes: once the document of this one has been
-    observed, the earlier one is no longer asked.
+    observed, the earlier one is no longer asked. ``before`` are the ids of those that the earlier one superseded in
+    turn, the latest first; the reader fills it in, so that a stream may lack a document in between.
     """
 
     question: Question
     answers: tuple[str, ...]
     revises: str | None = None
+    before: tuple[str, ...] = ()
+
+    @property
+    def supersedes(self) -> tuple[str, ...]:
+        """Ids of all earlier questions on the same fact, the latest first."""
+        return () if self.revises is None else (self.revises, *self.before)
 
 
 @dataclass(frozen=True)
@@ -112,12 +123,14 @@ def stream_hash(entries: tuple[Entry, ...]) -> str:
         digest.update(repr((document.text, document.title, document.timestamp)).encode())
         for gold in entry.questions:
             digest.update(repr((gold.question.id, gold.question.text, gold.answers, gold.revises)).encode())
+            if gold.question.timestamp:
+                digest.update(repr(gold.question.timestamp).encode())
     return digest.hexdigest()
 
 
 def superseded(questions: Iterable[GoldQuestion]) -> set[str]:
-    """Ids of the questions that another of these questions revises. They are no longer asked."""
-    return {gold.revises for gold in questions if gold.revises is not None}
+    """Ids of the questions that another of these questions supersedes. They are no longer asked."""
+    return {old for gold in questions for old in gold.supersedes}
 
 
 def episodes(entries: Sequence[Entry]) -> list[Episode]:

@@ -341,8 +341,10 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     if not entries:
         raise BenchError(f"The split {split!r} of {recipe.name} contains no documents.")
     _check_revisions(recipe, entries, places)
+    revises = {identity: gold.revises for identity, (_, gold) in golds.items()}
     asked = tuple(
-        replace(entry, questions=tuple(gold for gold in entry.questions if gold.answers)) for entry in entries
+        replace(entry, questions=tuple(_with_chain(gold, revises) for gold in entry.questions if gold.answers))
+        for entry in entries
     )
     left_out = sum(not gold.answers for _, gold in golds.values())
     return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing)))
@@ -356,6 +358,16 @@ def _with_id(gold: GoldQuestion, document: str, taken: Mapping[str, tuple[str, G
         if taken.get(identity, (document, named)) == (document, named):
             break
     return named
+
+
+def _with_chain(gold: GoldQuestion, revises: Mapping[str, str | None]) -> GoldQuestion:
+    """The question with the ids of those that the one it revises superseded."""
+    chain: list[str] = []
+    older = gold.revises
+    while older is not None:
+        chain.append(older)
+        older = revises[older]
+    return replace(gold, before=tuple(chain[1:])) if len(chain) > 1 else gold
 
 
 def _check_revisions(recipe: Recipe, entries: Sequence[Entry], places: Mapping[str, str]) -> None:

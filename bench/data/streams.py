@@ -7,6 +7,7 @@ manifest detects later changes of the data, and keeps the stream if the rule cha
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -215,14 +216,13 @@ def reordered(stream: Stream, order: int) -> Stream:
 
 
 def _kin(entries: Sequence[Entry]) -> list[str]:
-    """For each entry a name that it shares with those of its group and those whose questions it revises."""
+    """For each entry a name that it shares with those of its group and those whose questions it supersedes."""
     names = [f"group {entry.group}" if entry.group else f"document {entry.document.id}" for entry in entries]
     owners = {gold.question.id: i for i, entry in enumerate(entries) for gold in entry.questions}
     for i, entry in enumerate(entries):
-        for gold in entry.questions:
-            if gold.revises in owners:
-                old, new = names[owners[gold.revises]], names[i]
-                names = [new if name == old else name for name in names]
+        for revised in (old for gold in entry.questions for old in gold.supersedes if old in owners):
+            old, new = names[owners[revised]], names[i]
+            names = [new if name == old else name for name in names]
     return names
 
 
@@ -235,26 +235,54 @@ def placebo(entries: Sequence[Entry], stream: Stream) -> tuple[Document, ...]:
     Raises:
         BenchError: the split has too few other documents.
     """
+    return tuple(other.document for other in _others(entries, stream, stream.entries, "placebo"))
+
+
+def with_irrelevant(entries: Sequence[Entry], stream: Stream, percent: int) -> Stream:
+    """The stream with other documents of the split among its own: ``percent`` % as many, rounded up.
+
+    For as many documents of the stream, drawn at random, other documents are chosen as for :func:`placebo`. Each is
+    inserted before a document of the stream drawn at random, or after the last one, and has no questions. The documents
+    of a smaller percentage are among those of a larger one, at the same places.
+
+    Raises:
+        BenchError: the split has too few other documents.
+    """
+
+    def draw(purpose: str, document: Document) -> int:
+        return seed_for("irrelevant", purpose, stream.dataset, stream.name, document.id)
+
+    size = len(stream.entries)
+    like = sorted(stream.entries, key=lambda entry: draw("length", entry.document))[: math.ceil(percent * size / 100)]
+    others = _others(entries, stream, like, f"irrelevant_{percent}")
+    places = [((i, size), entry) for i, entry in enumerate(stream.entries)]
+    for i, other in enumerate(others):
+        places.append(((draw("place", other.document) % (size + 1), i), replace(other, questions=())))
+    return replace(stream, entries=tuple(entry for _, entry in sorted(places, key=lambda item: item[0])))
+
+
+def _others(entries: Sequence[Entry], stream: Stream, like: Sequence[Entry], arm: str) -> list[Entry]:
+    """For each entry of ``like`` another one whose document has nearly the same length, as :func:`placebo` says."""
     own = {entry.document.id for entry in stream.entries}
     groups = {entry.group for entry in stream.entries if entry.group}
-    pool = [entry.document for entry in entries if entry.document.id not in own and entry.group not in groups]
-    if len(pool) < len(stream.entries):
+    pool = [entry for entry in entries if entry.document.id not in own and entry.group not in groups]
+    if len(pool) < len(like):
         raise BenchError(
-            f"The placebo arm of {stream.dataset} {stream.name} needs {len(stream.entries)} documents outside the "
-            f"stream and its groups, but the split has {len(pool)}: use fewer --documents, or leave the arm out."
+            f"The {arm} arm of {stream.dataset} {stream.name} needs {len(like)} documents outside the stream and its "
+            f"groups, but the split has {len(pool)}: use fewer --documents, or leave the arm out."
         )
-    rest: list[tuple[int, int, Document]] = []
-    for document in pool:
-        tie = seed_for("placebo", stream.dataset, stream.name, document.id)
-        insort(rest, (len(document.text.encode()), tie, document), key=lambda item: item[:2])
-    documents = []
-    for entry in stream.entries:
+    rest: list[tuple[int, int, Entry]] = []
+    for other in pool:
+        tie = seed_for("placebo", stream.dataset, stream.name, other.document.id)
+        insort(rest, (len(other.document.text.encode()), tie, other), key=lambda item: item[:2])
+    others = []
+    for entry in like:
         size = len(entry.document.text.encode())
         place = bisect_left(rest, size, key=lambda item: item[0])
         if place == len(rest) or (place > 0 and size - rest[place - 1][0] <= rest[place][0] - size):
             place -= 1
-        documents.append(rest.pop(place)[2])
-    return tuple(documents)
+        others.append(rest.pop(place)[2])
+    return others
 
 
 def anchor(

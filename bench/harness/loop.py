@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from bench.answering import metrics
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompts import build_prompts
+from bench.answering.prompts import Prompt, build_prompts
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method, Scored
 from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
@@ -24,7 +24,16 @@ from bench.harness.integrity import checksum
 from bench.harness.ledger import Ledger, state_bytes
 from bench.harness.token_notes import TokenNotes
 from bench.lm.base_model import BaseModel
-from bench.records.schema import AnswerEvent, DocumentEvent, Summary, TokenEvent, documents_seen
+from bench.lm.mixing import MixNextToken
+from bench.records.schema import (
+    AnswerEvent,
+    Asked,
+    DocumentEvent,
+    Summary,
+    TokenEvent,
+    documents_seen,
+    first_probe,
+)
 from bench.records.summary import summarize
 from bench.seeds import seed_for
 
@@ -38,15 +47,16 @@ def construct(
 
     Raises:
         BenchError: the method needs what this base does not do.
-        TypeError: the instance says something else about seeing the evidence than its class.
+        TypeError: the instance says something else about being a control than its class.
     """
     lm.abilities.require(kind.needs(config), type(lm.model).__name__, kind.name)
     torch.manual_seed(seed_for(seed, "construct"))
-    declared = kind.sees_evidence
+    declared = {flag: getattr(kind, flag) for flag in ("sees_evidence", "control")}
     method = kind(lm, config, seed)
     method.experiment_segment_tokens = segment_tokens
-    if any(stated is not declared for stated in (method.sees_evidence, kind.sees_evidence)):
-        raise TypeError(f"{kind.name} changes sees_evidence: state it once, in the body of the class.")
+    for flag, value in declared.items():
+        if any(getattr(owner, flag) is not value for owner in (method, kind)):
+            raise TypeError(f"{kind.name} changes {flag}: state it once, in the body of the class.")
     return method
 
 
@@ -59,23 +69,42 @@ def fit(method: Method, episodes: Sequence[Episode]) -> None:
 
 @dataclass(frozen=True)
 class DueQuestion:
-    """A question to ask at a probe, with its document and the document's position in the stream."""
+    """A question to ask at a probe, with its document and the document's position in the stream.
+
+    ``earlier`` are the questions on the same fact that it supersedes, the oldest first.
+    """
 
     gold: GoldQuestion
     document: Document
     position: int
+    earlier: tuple[GoldQuestion, ...] = ()
 
 
 def due_questions(entries: Sequence[Entry]) -> list[DueQuestion]:
     """The questions of the entries, except those that another of them supersedes."""
     questions = [DueQuestion(gold, entry.document, i) for i, entry in enumerate(entries) for gold in entry.questions]
-    revised = superseded(question.gold for question in questions)
-    return [question for question in questions if question.gold.question.id not in revised]
+    golds = {question.gold.question.id: question.gold for question in questions}
+    revised = superseded(golds.values())
+    return [
+        replace(question, earlier=_earlier(question.gold, golds)) if question.gold.revises else question
+        for question in questions
+        if question.gold.question.id not in revised
+    ]
+
+
+def _earlier(gold: GoldQuestion, golds: Mapping[str, GoldQuestion]) -> tuple[GoldQuestion, ...]:
+    """Those of ``golds`` that the question supersedes, directly or in turn, the oldest first."""
+    ids = list(gold.supersedes)
+    for old in ids:  # it grows meanwhile
+        ids += [older for older in (golds[old].supersedes if old in golds else ()) if older not in ids]
+    return tuple(golds[old] for old in reversed(ids) if old in golds)
 
 
 def question_for_method(sees_evidence: bool, question: Question, document: Document) -> Question:
     """The question as a method sees it: with its document if the method sees the evidence."""
-    return EvidencedQuestion(question.id, question.text, document) if sees_evidence else question
+    if not sees_evidence:
+        return question
+    return EvidencedQuestion(question.id, question.text, question.timestamp, evidence=document)
 
 
 @dataclass(frozen=True)
@@ -90,7 +119,8 @@ class Score:
 class Loop:
     """One pass of one method over one stream. ``documents`` are observed; the questions are those of ``entries``.
 
-    ``documents`` are those of the entries, except on control arms, which observe others or none. With
+    ``documents`` are those of the entries, except on control arms, which observe others or none. With ``questions`` =
+    "first" every probe asks the questions of the first probe, without those that the stream supersedes later. With
     ``documents_per_reset`` = n the method is reset every n documents and then asked the questions about these n, except
     those that later documents of the stream supersede. Together they are the questions asked at the end of the stream.
     """
@@ -100,6 +130,7 @@ class Loop:
     documents: Sequence[Document]
     anchor: Sequence[Entry] = ()
     probes: Sequence[float] = (1.0,)
+    questions: Asked = "seen"
     documents_per_reset: int | None = None
     scoring: bool = True
     decoding: Decoding = field(default_factory=Decoding)
@@ -154,7 +185,7 @@ class Loop:
             self.state_bytes = max(self.state_bytes, state_bytes(self.method))
 
     def _run_in_groups(self, every: int) -> None:
-        due = due_questions(self.entries)
+        due = self._due(len(self.entries))
         for first in range(0, len(self.documents), every):
             with self.hook("reset", self.position):
                 self.method.reset()
@@ -162,7 +193,7 @@ class Loop:
             for position in group:
                 self.position = position
                 self.step(position, self.documents[position])
-            with self._answering(str(first)):
+            with self._flushed(str(first)), self._answering(str(first)):
                 self.ask(max(self.probes), "stream", [question for question in due if question.position in group])
             self._measure_state()
 
@@ -210,21 +241,60 @@ class Loop:
             with self.hook("before_scoring", self.position):
                 self.method.before_scoring()
         with self.ledger.phase("score", len(batch), graph=keep_graph), torch.set_grad_enabled(keep_graph):
-            windows = list(reading.log_probs(self.lm, batch))
+            with self.lm.mixing(self._mix):
+                windows = list(reading.log_probs(self.lm, batch))
             log_probs = [window.detach() for window in windows]
             nll = -sum(window.double().sum().item() for window in log_probs)
         self.method.scored = Scored(document, windows) if keep_graph else None
         return Score(_finite(nll, "likelihood of a document"), log_probs)
 
     def probe(self, fraction: float, seen: int) -> None:
-        """Ask the questions about the first ``seen`` documents, except superseded ones, and those of the anchor set."""
+        """Ask the questions that are due after ``seen`` documents, and those of the anchor set."""
         with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
-        with self._answering(str(fraction)):
-            self.ask(fraction, "stream", due_questions(self.entries[:seen]))
+        with self._flushed(str(fraction)):
+            with self._answering(str(fraction)):
+                self.ask(fraction, "stream", self._due(seen))
+                if with_anchor:
+                    self.ask(fraction, "anchor", due_questions(self.anchor))
             if with_anchor:
-                self.ask(fraction, "anchor", due_questions(self.anchor))
-        if with_anchor:
-            self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+                self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+
+    def _due(self, seen: int) -> list[DueQuestion]:
+        """The questions on the first ``seen`` documents or, with ``questions`` = "first", on no more than the first.
+
+        Then questions that any document of the stream supersedes are never asked: every probe has the same ones.
+        """
+        if self.questions == "seen":
+            return due_questions(self.entries[:seen])
+        first = documents_seen(first_probe(self.probes), len(self.entries))
+        return [question for question in due_questions(self.entries) if question.position < min(first, seen)]
+
+    @contextlib.contextmanager
+    def _flushed(self, when: str) -> Iterator[None]:
+        """Context in which the method has learned all that it observed. Its state is the same before and after it."""
+        if type(self.method).flush is Method.flush:
+            yield
+            return
+        with self.hook("state_dict", self.position):
+            state = self.method.state_dict()
+        torch.manual_seed(seed_for(self.seed, "flush", when))
+        with self.hook("flush", self.position), self.ledger.phase("observe", 0):
+            self.method.flush()
+        yield
+        with self.hook("load_state_dict", self.position):
+            self.method.load_state_dict(state)
+
+    @property
+    def _mix(self) -> MixNextToken | None:
+        """The method's next-token hook, if it has one."""
+        if type(self.method).mix_next_token is Method.mix_next_token:
+            return None
+
+        def mix(log_probs: torch.Tensor, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            with self.hook("mix_next_token", self.position):
+                return self.method.mix_next_token(log_probs, hidden, ids)
+
+        return mix
 
     @contextlib.contextmanager
     def _answering(self, when: str) -> Iterator[None]:
@@ -271,9 +341,11 @@ class Loop:
             with self.hook("condition", self.position):
                 conditioning = self.method.condition(questions)
             prompts = build_prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
-        answering = partial(self.ledger.phase, "answer", 0, count=True)
-        predictions, likelihoods = answer_and_nll(self.lm, prompts, first_golds, self.decoding, answering)
+        predictions, likelihoods = self._answer(prompts, first_golds, conditioning.weights)
         ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(due)]
+        outdated = [
+            metrics.outdated(item.gold.answers, [old.answers for old in item.earlier], self.segment) for item in due
+        ]
         events = [
             AnswerEvent(
                 probe=fraction,
@@ -287,12 +359,38 @@ class Loop:
                 nll=None if nll is None else _finite(nll, "likelihood of an answer"),
                 unanswered=prompt.unanswered,
                 retrieved=rank,
+                earlier=tuple(earlier),
+                stale=metrics.stale(prediction, item.gold.answers, earlier, self.segment),
                 **metrics.score(prediction, item.gold.answers, self.segment),
             )
-            for item, prediction, prompt, nll, rank in zip(due, predictions, prompts, likelihoods, ranks, strict=True)
+            for item, prediction, prompt, nll, rank, earlier in zip(
+                due, predictions, prompts, likelihoods, ranks, outdated, strict=True
+            )
         ]
         places = sorted(range(len(order)), key=order.__getitem__)
         self.answer_events += [events[place] for place in places]
+
+    def _answer(
+        self, prompts: Sequence[Prompt], golds: Sequence[str], keys: Sequence[Hashable] | None
+    ) -> tuple[list[str], list[float | None]]:
+        """Predictions and the likelihoods of ``golds``, answered together or, with ``keys``, together for each key."""
+        answering = partial(self.ledger.phase, "answer", 0, count=True)
+        with self.lm.mixing(self._mix):
+            if keys is None:
+                return answer_and_nll(self.lm, prompts, golds, self.decoding, answering)
+            answers: dict[int, tuple[str, float | None]] = {}
+            for key in dict.fromkeys(keys):
+                group = [i for i, other in enumerate(keys) if other == key]
+                own, own_golds = [prompts[i] for i in group], [golds[i] for i in group]
+                with contextlib.ExitStack() as stack:
+                    with self.hook("using", self.position), answering():
+                        stack.enter_context(self.method.using(key))
+                    results = answer_and_nll(self.lm, own, own_golds, self.decoding, answering)
+                    with self.hook("using", self.position):
+                        stack.close()
+                answers |= zip(group, zip(*results, strict=True), strict=True)
+        predictions, likelihoods = zip(*(answers[i] for i in range(len(prompts))), strict=True)
+        return list(predictions), list(likelihoods)
 
     def _question(self, which: str, item: DueQuestion) -> Question:
         """The question as the method sees it.
@@ -300,12 +398,15 @@ class Loop:
         Its id is a number, in the order in which questions are first asked: ids of data sets may tell the document.
         """
         number = self._ids.setdefault((which, item.gold.question.id), str(len(self._ids)))
-        return question_for_method(self._sees_evidence, Question(number, item.gold.question.text), item.document)
+        asked = item.gold.question
+        return question_for_method(self._sees_evidence, Question(number, asked.text, asked.timestamp), item.document)
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         batches = list(map(self.lm.tokens, documents))
-        tokens = sum(map(len, batches))
-        return _finite(self.lm.total_nll(batches) / tokens, "likelihood of the anchor set") if tokens else None
+        if not (tokens := sum(map(len, batches))):
+            return None
+        with self.lm.mixing(self._mix):
+            return _finite(self.lm.total_nll(batches) / tokens, "likelihood of the anchor set")
 
     def summary(self) -> Summary:
         """Means at the last probe, and over all documents."""

@@ -1,9 +1,13 @@
-"""Descriptions of methods, datasets and experiments, for ``run_bench.py describe``."""
+"""Descriptions of methods, datasets, experiments and base models, for ``run_bench.py describe``."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from bench import paths
@@ -12,43 +16,110 @@ from bench.contract.config import MethodConfig
 from bench.contract.search import Range
 from bench.data import recipe
 from bench.errors import BenchError, nearest
+from bench.help import citations
 from bench.run import experiment
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from rich.console import RenderableType
 
+CONFIG = "config.json"
+"""The file by which the folder of a base model is known."""
+SUFFIXES = (".py", ".yaml", ".yml")
+"""Endings of plug-ins and experiments."""
+
 
 def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
-    """The description of a method, dataset or experiment, for rich to print.
+    """The description of what has this name, or of what is at this path, for rich to print.
+
+    A path leads to a dataset, a base model, or plug-ins (their folder), or to a plug-in or an experiment (a file).
 
     Raises:
-        BenchError: nothing has that name; the message gives the nearest names.
+        BenchError: there is nothing of that name, with the nearest names; or what is there cannot be used.
     """
     methods = [info.name for info in registry.list_methods(plugins)]
     if name in methods:
-        return _method(name, plugins)
+        return _method(registry.find_method(name, plugins))
     if name in paths.datasets():
-        return _fields(recipe.find(name).model_dump(exclude_none=True))
+        return _dataset(recipe.find(name))
     if name in paths.experiments():
         return _fields(experiment.load(name).model_dump(exclude_none=True))
-    names = [*methods, *paths.datasets(), *paths.experiments()]
-    raise BenchError(f"No method, dataset or experiment is named {name!r}.{nearest(name, names)}")
+    if name in (models := _models()):
+        return _base_model(paths.MODELS / name)
+    if os.path.exists(name):  # False for a name that is too long, too
+        return _at(Path(name), plugins)
+    if os.sep in name or Path(name).suffix in SUFFIXES:
+        raise BenchError(f"There is no file or folder {name}. Correct the path, or give a name that list shows.")
+    names = [*methods, *paths.datasets(), *paths.experiments(), *models]
+    raise BenchError(f"No method, dataset, experiment or base model is named {name!r}.{nearest(name, names)}")
 
 
-def _method(name: str, plugins: Sequence[str]) -> RenderableType:
+def _models() -> list[str]:
+    """Names of the embedded base models."""
+    return sorted(path.parent.name for path in paths.MODELS.glob(f"*/{CONFIG}"))
+
+
+def _at(path: Path, plugins: Sequence[str]) -> RenderableType:
+    """The description of what is in a folder or a file."""
+    folder = path.parent if path.name in (paths.RECIPE, CONFIG) else path
+    if os.path.isfile(folder / paths.RECIPE):
+        return _dataset(recipe.read(folder))
+    if os.path.isfile(folder / CONFIG):
+        return _base_model(folder)
+    if path.suffix in SUFFIXES[1:]:
+        return _fields(experiment.load(str(path)).model_dump(exclude_none=True))
+    if path.suffix == ".py":
+        return _plug_ins([path], plugins)
+    if path.is_dir():
+        files = [file for file in sorted(path.glob("*.py")) if _defines_a_method(file)]
+        if files:
+            return _plug_ins(files, plugins)
+        raise BenchError(
+            f"{path} has neither a {paths.RECIPE} (a dataset), nor a {CONFIG} (a base model), nor a Python file that "
+            f"defines a method. Name a folder that has one of them."
+        )
+    raise BenchError(f"{path} cannot be described: give a plug-in (.py) or an experiment (.yaml).")
+
+
+def _defines_a_method(file: Path) -> bool:
+    try:
+        return bool(registry.methods_in(file))
+    except BenchError:
+        return False
+
+
+def _plug_ins(files: Sequence[Path], plugins: Sequence[str]) -> RenderableType:
+    """The descriptions of all methods in some files. One that cannot be used is named, unless it is the only one."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    registry.list_methods([*plugins, *files])  # fails if two methods have one name
+    infos = [info for file in files for info in registry.methods_in(file)]
+    parts: list[RenderableType] = []
+    for info in infos:
+        try:
+            parts += [_method(info), ""]
+        except BenchError as error:
+            if len(infos) == 1:
+                raise
+            parts += [escape(str(error)), ""]
+    return Group(*parts[:-1])
+
+
+def _method(info: registry.MethodInfo) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
     from rich.padding import Padding
 
-    method = registry.load_method(name, plugins)
-    info = registry.find_method(name, plugins)
-    parts: list[RenderableType] = [f"[bold]{name}[/bold]  ({escape(info.source)}; paper: {escape(method.paper)})"]
+    method = registry.load(info)
+    parts: list[RenderableType] = [f"[bold]{info.name}[/bold]  ({escape(info.source)})"]
     if method.sees_evidence:
         parts.append("Control: with each question it receives the document that answers it.")
+    if method.control:
+        parts.append("Control: it breaks a rule of the benchmark on purpose, as an upper bound or a check.")
     paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # joined: their lines are as wide as the source
     parts.append(escape("\n\n".join(" ".join(text.split()) for text in paragraphs)))
-    parts += ["", "Settings (change one with --set method.key=value):"]
+    parts += [escape(citations.sentence(method.paper)), "", "Settings (change one with --set method.key=value):"]
     space = method.search_space(method.Config())
     for key, field, value in _settings(method.Config()):
         default = "null" if value is None else str(value)
@@ -56,6 +127,50 @@ def _method(name: str, plugins: Sequence[str]) -> RenderableType:
         meaning = (field.description or "") + (f"; tuned over {_values(space[key])}" if key in space else "")
         parts.append(Padding(escape(meaning), (0, 0, 0, 6)))
     return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
+
+
+def _dataset(data: recipe.Recipe) -> RenderableType:
+    """The recipe, and the streams that are frozen."""
+    counts = Counter(path.stem.rpartition("-")[0] for path in (data.folder / "streams").glob("*.json"))
+    frozen = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+    streams = frozen or "none: they are drawn when a run needs them"
+    return _fields(data.model_dump(exclude_none=True), {**_place(data.folder), "frozen streams": streams})
+
+
+def _base_model(folder: Path) -> RenderableType:
+    """The sizes of a base model, after the check of its files that every run makes; its weights are not loaded.
+
+    Raises:
+        BenchError: it cannot be used as a base.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    from bench.lm import checkpoint
+
+    checkpoint.check(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    sizes = {
+        "window": next((getattr(config, name) for name in checkpoint.POSITIONS if hasattr(config, name)), None),
+        "vocabulary": getattr(config, "vocab_size", None),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden size": getattr(config, "hidden_size", None),
+    }
+    return _fields(
+        {"architecture": ", ".join(config.architectures or [type(config).__name__]), "parameters": parameters},
+        {name: size for name, size in sizes.items() if isinstance(size, int)},
+        {**_place(folder), "use": f"python run_bench.py run EXPERIMENT --model {_place(folder)['folder']}"},
+    )
+
+
+def _place(folder: Path) -> dict[str, str]:
+    """The folder of a dataset or a base model as it is shown to people, and its card, if it has one."""
+    shown = paths.relative(folder.resolve()) or str(folder)
+    return {"folder": shown, "card": f"{shown}/README.md"} if (folder / "README.md").is_file() else {"folder": shown}
 
 
 def _values(values: Range | Sequence[Any]) -> str:
@@ -88,7 +203,10 @@ def _range(field: FieldInfo) -> str:
     return " ".join([" or ".join(kinds).replace("NoneType", "null"), *limits])
 
 
-def _fields(values: dict[str, Any]) -> str:
+def _fields(*groups: dict[str, Any]) -> str:
+    """Named values as YAML, for rich to print."""
     import yaml
+    from rich.markup import escape
 
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip()
+    values = {key: value for group in groups for key, value in group.items()}
+    return escape(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip())

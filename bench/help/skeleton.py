@@ -23,7 +23,7 @@ class $class_name(GradientMethod):
     """
 
     name = "$name"  # on the command line and on the board
-    paper = "none"  # or the citation key of the paper
+    paper = "none"  # or the key of the paper in CITATIONS.bib
 
     class Config(GradientMethod.Config):
         """Hyper-parameters, each with type, bounds and description, in addition to those of GradientMethod."""
@@ -44,12 +44,15 @@ class $class_name(GradientMethod):
         weights[: len(batch) // 2] = self.config.early
         return weights
 
-    # The other hooks; this method keeps their defaults:
+    # The other hooks; this method keeps their defaults. CONTRIBUTING.md has an example of each:
     #   trainable_parameters()   the (name, parameter) pairs of self.lm.model that learn
     #   fit(episodes)            learn offline from train documents with their questions and answers
     #   reset()                  restore the state before the first document (call super().reset())
     #   observe(document)        adapt to a document; by default, gradient steps on its weighted loss
-    #   condition(questions)     give the model a text, soft prompt or prefix with each question
+    #   flush()                  learn, before a probe, what observe has put off; the harness undoes it afterwards
+    #   condition(questions)     give the model a text, soft prompt or prefix, or weights, with each question
+    #   using(key)               context with the weights of one key that condition returned
+    #   mix_next_token(log_probs, hidden, ids)   next-token log-probabilities in place of the base's
     # Register each tensor that changes along the stream: self.register("its_name", tensor).
 ''')
 

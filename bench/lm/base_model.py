@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from bench.data.documents import Document, Segment
 from bench.errors import BenchError
 from bench.lm import checkpoint
+from bench.lm.mixing import MixNextToken, head_inputs, mixed
 from bench.lm.precision import DTYPES, autocast, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
 
@@ -70,6 +71,7 @@ class BaseModel:
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_id: int = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self._mix: MixNextToken | None = None
         self._tensors = dict(self._current_tensors())
         self._initial_values = {name: value.detach().clone() for name, value in self.named_tensors()}
 
@@ -117,6 +119,34 @@ class BaseModel:
         flags = nullcontext() if self.dtype == torch.float32 else self._requires_grad(True)
         with flags, torch.no_grad(), self.autocast():
             yield
+
+    @contextmanager
+    def mixing(self, mix: MixNextToken | None) -> Iterator[None]:
+        """Mix next-token distributions inside the block: in log-probabilities and in batches of prompts."""
+        before, self._mix = self._mix, mix
+        try:
+            yield
+        finally:
+            self._mix = before
+
+    @property
+    def mixes(self) -> bool:
+        """True inside :meth:`mixing` with a hook."""
+        return self._mix is not None
+
+    def read(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """The model's output, and what its output layer read, (B, T, d), which is empty if nothing is mixed."""
+        if self._mix is None:
+            return self.model(**inputs), torch.empty(0)
+        with head_inputs(self.model) as seen:
+            output = self.model(**inputs)
+        return output, seen[-1]
+
+    def mixed(self, logits: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Logits (T, V) and hidden states after the last T of the ``ids``, mixed; the logits if nothing is mixed."""
+        if self._mix is None:
+            return logits
+        return mixed(self._mix, logits, hidden[len(hidden) - len(logits) :], ids)
 
     @cached_property
     def abilities(self) -> Abilities:
@@ -236,9 +266,11 @@ class BaseModel:
         """
         ids = torch.cat([context_ids, token_ids])
         for start, first, stop in self.windows(len(token_ids), len(context_ids)):
-            logits = self.model(input_ids=ids[None, start : stop - 1], use_cache=False).logits.flatten(0, 1)
-            before = first - start - 1
+            output, hidden = self.read(input_ids=ids[None, start : stop - 1], use_cache=False)
+            logits, before = output.logits.flatten(0, 1), first - start - 1
             predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a zero-padded copy
+            if self.mixes:
+                predicted = self.mixed(predicted, hidden[0], ids[start : stop - 1])
             yield -functional.cross_entropy(predicted, ids[first:stop], reduction="none")
 
     def log_probs(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
@@ -246,6 +278,47 @@ class BaseModel:
         context_ids = torch.tensor([self.bos_id], device=self.device) if context is None else context
         windows = list(self.window_log_probs(ids, context_ids))
         return torch.cat(windows) if windows else torch.zeros(0, device=self.device)
+
+    @torch.no_grad()
+    def hidden(self, document: Document) -> Tensor:
+        """What the output layer reads where it predicts each of the document's tokens: (tokens, hidden size), float32.
+
+        Tokens are read in the same windows as by :meth:`window_log_probs`.
+        """
+        batch = self.tokens(document)
+        ids = torch.cat([batch.context_ids, batch.token_ids])
+        parts = [torch.zeros(0, self.model.get_output_embeddings().weight.shape[-1], device=self.device)]
+        for start, first, stop in self.windows(len(batch), len(batch.context_ids)):
+            with head_inputs(self.model) as seen:
+                self.model(input_ids=ids[None, start : stop - 1], use_cache=False)
+            parts.append(seen[-1][0, first - start - 1 :].float())
+        return torch.cat(parts)
+
+    def generate(self, texts: Sequence[str], max_new_tokens: int, temperature: float = 0.0) -> list[str]:
+        """Let the model continue each text, for a method's own use (paraphrases, self-written questions).
+
+        Greedy, or sampled at a ``temperature`` above 0 from torch's generator, which the harness seeds before each
+        hook. Each text is read alone, after the begin-of-text token, and cut at its beginning if it does not fit. The
+        continuations end before the end-of-text token.
+        """
+        written = []
+        begin = torch.tensor([self.bos_id], device=self.device)
+        choice = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        with self.inference():
+            for text in texts:
+                ids = self.encode(text)
+                ids = torch.cat([begin, ids[max(0, len(ids) + 1 + max_new_tokens - self.window) :]])
+                output = self.model.generate(
+                    ids[None],
+                    attention_mask=torch.ones_like(ids[None]),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=self.eos_id,
+                    eos_token_id=sorted(self.stop_ids - self.newline_ids),
+                    use_cache=self.abilities.cache,
+                    **({"do_sample": False} | choice),
+                )
+                written.append(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+        return written
 
     def total_nll(self, batches: Sequence[TokenBatch]) -> float:
         """Sum of -log p (nats) over all tokens of several texts, read in batches of similar length.
@@ -267,9 +340,11 @@ class BaseModel:
                 del spans[:rows]
                 # padding is on the right, where a causal model does not attend to it
                 ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
-                logits = self.model(input_ids=ids, use_cache=False).logits
-                for row, source, target in zip(logits, inputs, targets, strict=True):
+                output, hidden = self.read(input_ids=ids, use_cache=False)
+                for i, (row, source, target) in enumerate(zip(output.logits, inputs, targets, strict=True)):
                     predicted = row[len(source) - len(target) : len(source)].float()
+                    if self.mixes:
+                        predicted = self.mixed(predicted, hidden[i, : len(source)], source)
                     total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
         return total
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +70,8 @@ class CachedBatch:
 
     def __init__(self, lm: BaseModel, rows: Sequence[Row]) -> None:
         self.lm = lm
+        self.texts = [row.ids for row in rows]
+        """Tokens that each row has read, without its prefix, for the next-token hook."""
         soft = any(row.prefix is not None for row in rows)
         lengths = [len(row.ids) + (row.prefix_length if soft else 0) for row in rows]
         width = max(lengths)
@@ -113,7 +115,21 @@ class CachedBatch:
 
     def read(self, keep: int) -> Tensor:
         """Logits as :meth:`Batch.read` says."""
-        return forward(self.lm, self.inputs, self.mask, self.positions, self.cache, keep)
+        takes_keep = "logits_to_keep" in inspect.signature(self.lm.model.forward).parameters
+        output, hidden = self.lm.read(
+            **self.inputs,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **({"logits_to_keep": keep} if takes_keep else {}),
+        )
+        logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
+        if self.lm.mixes:
+            for i, text in enumerate(self.texts):
+                real = self.mask[i, -logits.shape[1] :].bool()  # (keep,), False at padding
+                logits[i, real] = self.lm.mixed(logits[i, real], hidden[i, -len(real) :][real], text)
+        return logits
 
     def extend(self, ids: Tensor, mask: Tensor) -> None:
         """Set the tokens to read next. Padding may reach beyond the window, where positions are undefined."""
@@ -121,12 +137,16 @@ class CachedBatch:
         self.inputs = {"input_ids": ids}
         self.mask = torch.cat([self.mask, mask], dim=1)  # (B, tokens in the cache + T)
         self.positions = (self.positions[:, -1:] + steps).clamp(max=self.lm.window - 1)  # (B, T)
+        if self.lm.mixes:
+            new = (row[real.bool()] for row, real in zip(ids, mask, strict=True))
+            self.texts = [torch.cat([text, more]) for text, more in zip(self.texts, new, strict=True)]
 
     def select(self, indices: Sequence[int]) -> None:
         """Keep only the rows with these indices."""
         rows = torch.tensor(indices, device=self.mask.device)
         self.cache.reorder_cache(rows)  # unlike batch_select_indices, every kind of layer has it
         self.mask, self.positions = self.mask[rows], self.positions[rows]
+        self.texts = [self.texts[i] for i in indices]
 
     def copy(self) -> CachedBatch:
         """Copy the batch, so that it can be continued in more than one way."""
@@ -167,8 +187,11 @@ class RereadBatch:
             embedded = self.lm.embeddings(ids)  # (1, tokens so far, C)
             inputs = {"inputs_embeds": torch.cat([prefix.to(embedded)[None], embedded], dim=1)}
         new = keep if self.new is None else self.new[i]
-        logits = self.lm.model(**inputs, use_cache=False).logits.float()  # (1, positions, V)
+        output, hidden = self.lm.read(**inputs, use_cache=False)
+        logits = output.logits.float()  # (1, positions, V)
         logits = logits[:, logits.shape[1] - new :]  # (1, new, V); new may be 0
+        if self.lm.mixes:
+            logits = self.lm.mixed(logits[0], hidden[0], self.ids[i])[None]
         return functional.pad(logits, (0, 0, 0, keep - new))  # (1, keep, V)
 
     def extend(self, ids: Tensor, mask: Tensor) -> None:
@@ -184,15 +207,3 @@ class RereadBatch:
     def copy(self) -> RereadBatch:
         """Copy the batch, so that it can be continued in more than one way."""
         return copy.copy(self)  # no method changes a list in place
-
-
-def forward(
-    lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
-) -> Tensor:
-    """Logits at the last ``keep`` positions of left-padded rows, shape (B, keep, V), float32."""
-    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
-    output = lm.model(
-        **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
-    )
-    logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
-    return logits

@@ -83,7 +83,7 @@ class CarriedCache:
             if overlap is not None:
                 with torch.no_grad():
                     _, layers = continue_layers(lm, ids[first - 1 - overlap : first - 1], ())
-            logits, layers = continue_layers(lm, ids[first - 1 : stop - 1], layers)
+            logits, layers = continue_layers(lm, ids[first - 1 : stop - 1], layers, ids[: stop - 1])
             yield -torch.nn.functional.cross_entropy(logits, ids[first:stop], reduction="none")
         if not is_reread:
             self.layers = layers
@@ -127,8 +127,11 @@ class CarriedCache:
 _SIDES = ("keys", "values")
 
 
-def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers) -> tuple[Tensor, Layers]:
-    """Logits of ``ids`` after the cached tokens, (tokens, vocabulary) in float32, and the keys and values of both."""
+def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers, text: Tensor | None = None) -> tuple[Tensor, Layers]:
+    """Logits of ``ids`` after the cached tokens, (tokens, vocabulary) in float32, and the keys and values of both.
+
+    The logits are mixed if ``text`` is given: all that was read, up to the end of ``ids``.
+    """
     if not len(ids):
         return ids.new_zeros((0, 0), dtype=torch.float32), ()
     cache: Any = DynamicCache()
@@ -136,5 +139,8 @@ def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers) -> tuple[Tensor,
         cache.update(keys, values, i)
     held = cache.get_seq_length()
     positions = torch.arange(held, held + len(ids), device=lm.device)
-    output = lm.model(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
-    return output.logits[0].float(), tuple((layer.keys.detach(), layer.values.detach()) for layer in cache.layers)
+    output, hidden = lm.read(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
+    logits = output.logits[0].float()
+    if lm.mixes and text is not None:
+        logits = lm.mixed(logits, hidden[0], text)
+    return logits, tuple((layer.keys.detach(), layer.values.detach()) for layer in cache.layers)

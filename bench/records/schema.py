@@ -14,7 +14,7 @@ from bench.data.arms import Arm
 from bench.data.scripts import Segmentation
 from bench.hashing import digest
 
-SCHEMA: Literal[3] = 3
+SCHEMA: Literal[4] = 4
 """Version of the records. A record of another version is not read."""
 
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -75,6 +75,20 @@ class AnswerEvent(_Record):
     retrieved: Count | None = None
     """Rank, from 1, of the question's document among those that the method used for it: 0 if it is not among them,
     None if the method names none."""
+    earlier: tuple[str, ...] = ()
+    """Answers that were true earlier and are not now, the oldest first; none if the fact has not changed."""
+    stale: Share | None = None
+    """1 if the prediction matches one of ``earlier`` and no present answer, else 0; None without ``earlier``."""
+
+    @property
+    def f1_current(self) -> float | None:
+        """F1 if the fact has changed by now, else None."""
+        return self.f1 if self.earlier else None
+
+    @property
+    def f1_unchanged(self) -> float | None:
+        """F1 if the fact has not changed by now, else None."""
+        return None if self.earlier else self.f1
 
     @property
     def recall(self) -> float | None:
@@ -82,7 +96,14 @@ class AnswerEvent(_Record):
         return None if self.retrieved is None else float(self.retrieved > 0)
 
 
+CHANGE_SCORES = ("f1_current", "stale", "f1_unchanged")
+"""Scores of the answers on facts that have changed, and of those on facts that have not."""
+
 TokenClass = Literal["fact", "name", "filler"]
+
+Asked = Literal["seen", "first"]
+"""The questions that are asked: ``seen``, at each probe those on all documents seen so far; ``first``, at every probe
+those of the first one, except those that any document of the stream supersedes."""
 
 
 class TokenEvent(_Record):
@@ -134,6 +155,7 @@ class CellSpec(_Record):
     """Number of the stream's first documents that are used; None: all."""
     arm: Arm
     probes: tuple[Share, ...]
+    questions: Asked = "seen"
     scoring: bool
     segment_tokens: Annotated[int, pydantic.Field(ge=1)] | None
     decoding: dict[str, Any]
@@ -225,6 +247,12 @@ class Summary(_Record):
     anchor_nll: NonNegative | None
     recall: Share | None = None
     """Share of the questions whose document was among those used, for methods that name documents."""
+    changed: Count = 0
+    """The questions whose fact has changed by then: those of ``f1_current`` and ``stale``."""
+    f1_current: Share | None = None
+    stale: Share | None = None
+    """Share of the answers on changed facts that match an earlier truth and not the present one."""
+    f1_unchanged: Share | None = None
 
 
 class Failure(_Record):
@@ -240,7 +268,7 @@ class Failure(_Record):
 class Manifest(_Record):
     """Base of the records that are files of their own. :mod:`bench.records.store` adds a digest to each file."""
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
 
 
 class RunRecord(Manifest):
@@ -251,7 +279,7 @@ class RunRecord(Manifest):
     comparability_key: str
     status: Literal["complete", "failed", "diverged"]
     control: bool
-    """True for methods that see the evidence."""
+    """True for methods that see the evidence, or break another rule on purpose."""
     tunable: bool = False
     """True for methods with settings to tune: without a tuning record their rows are untuned."""
     spec: CellSpec
@@ -353,6 +381,15 @@ def documents_seen(probe: float, documents: int) -> int:
     0.14 of 50 documents are 7, although the float nearest to 0.14 is a little more.
     """
     return math.ceil(Fraction(str(probe)) * documents)
+
+
+def first_probe(probes: Sequence[float]) -> float:
+    """The first probe that is not before the stream.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return min(probe for probe in probes if probe > 0)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from bench.answering import metrics
 from bench.records import tuning
-from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, Summary, TuningRecord, mean
+from bench.records.schema import (
+    CHANGE_SCORES,
+    AnswerEvent,
+    BoardRecord,
+    DocumentEvent,
+    RunRecord,
+    Summary,
+    TuningRecord,
+    mean,
+)
 from bench.records.store import MANIFEST, read_answers, read_documents, read_run, read_tuning, refuse, tuning_path
 
 
@@ -42,8 +51,14 @@ def summarize(
         anchor_f1=anchors[last],
         anchor_nll_before=anchor_nll_before,
         anchor_nll=anchor_nll,
-        recall=mean([event.recall for event in final if event.recall is not None]),
+        changed=sum(bool(event.earlier) for event in final),
+        **{name: _mean_of(final, name) for name in ("recall", *CHANGE_SCORES)},
     )
+
+
+def _mean_of(events: Sequence[AnswerEvent], score: str) -> float | None:
+    """Mean of a score over the events that have it."""
+    return mean([value for event in events if (value := getattr(event, score)) is not None])
 
 
 def check_board(runs: Path, board: BoardRecord) -> None:
@@ -60,14 +75,16 @@ def check_board(runs: Path, board: BoardRecord) -> None:
 def _check_run(runs: Path, record: RunRecord) -> None:
     """Compute the scores of a run from its predictions and answers, and its summary from its events.
 
-    A score is left out if it is from another version of its metric than the present one.
+    A score is left out if it is from another version of its metric than the present one; ``stale`` is an exact match.
     """
-    answers = read_answers(runs, record.id)
+    answers, segment = read_answers(runs, record.id), record.spec.segment
     for number, event in enumerate(answers, 1):
-        for name, value in metrics.score(event.prediction, event.answers, record.spec.segment).items():
-            recorded = getattr(event, name)
-            if recorded != value and record.spec.metrics.get(name) == metrics.VERSIONS[name]:
-                problem = f"its {name} is {recorded:g}, but prediction and answers give {value:g}."
+        scores: dict[str, float | None] = {**metrics.score(event.prediction, event.answers, segment)}
+        scores["stale"] = metrics.stale(event.prediction, event.answers, event.earlier, segment)
+        for name, value in scores.items():
+            recorded, version = getattr(event, name), "em" if name == "stale" else name
+            if recorded != value and record.spec.metrics.get(version) == metrics.VERSIONS[version]:
+                problem = f"its {name} is {_shown(recorded)}, but prediction and answers give {_shown(value)}."
                 refuse(
                     runs / record.id / "answers.jsonl",
                     f"is wrong in line {number} (question {event.question_id}): {problem}",
@@ -78,6 +95,10 @@ def _check_run(runs: Path, record: RunRecord) -> None:
     for name, value in expected.model_dump().items():
         if (recorded := getattr(summary, name)) != value:
             refuse(runs / record.id / MANIFEST, f"is wrong: its {name} is {recorded}, but its events give {value}.")
+
+
+def _shown(value: float | None) -> str:
+    return "None" if value is None else f"{value:g}"
 
 
 def _check_tuning(runs: Path, record: TuningRecord) -> list[RunRecord]:

@@ -14,6 +14,7 @@ from bench.contract.search import Range
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml, read_yaml
+from bench.records.schema import Asked
 from bench.settings import merged, nested
 
 
@@ -151,6 +152,10 @@ class Experiment(_Part):
     )
     methods: list[MethodPlan] = pydantic.Field(min_length=1)
     probes: tuple[float, ...] = (1.0,)
+    questions: Asked = pydantic.Field(
+        default="seen",
+        description="at a probe: those on all documents seen so far, or at every probe those of the first probe",
+    )
     scoring: bool = True
     segment_tokens: int | None = pydantic.Field(default=None, ge=1)
     anchor: AnchorPlan = AnchorPlan()
@@ -169,6 +174,16 @@ class Experiment(_Part):
         if not value or any(not 0 <= probe <= 1 for probe in value):
             raise ValueError("probes are fractions of the stream between 0 and 1, at least one")
         return tuple(sorted(set(value)))
+
+    @pydantic.field_validator("questions")
+    @classmethod
+    def _has_steps(cls, value: Asked, info: pydantic.ValidationInfo) -> Asked:
+        probes = [probe for probe in info.data.get("probes", ()) if probe > 0]
+        if value == "first" and len(probes) < 2:
+            raise ValueError(
+                "retention is measured from the first probe on, so it needs two or more, as in probes: [0.2, 0.6, 1]"
+            )
+        return value
 
     @property
     def default_jobs(self) -> int | None:

@@ -11,7 +11,7 @@ from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import Method
 from bench.data import recipe, streams
-from bench.data.arms import shuffled
+from bench.data.arms import irrelevant_percent, shuffled
 from bench.data.documents import Document, Entry, Stream, stream_hash
 from bench.data.reader import DataFiles, split_entries
 from bench.harness.token_notes import notes_tagger
@@ -40,6 +40,7 @@ class CellInputs:
     """Inputs of a cell: its stream, the documents to observe, and the anchor set."""
 
     stream: Stream
+    """With the irrelevant documents, if the arm inserts any."""
     documents: tuple[Document, ...]
     anchor: tuple[Entry, ...]
 
@@ -65,9 +66,11 @@ def inputs_of(sources: Sources, arm: str) -> CellInputs:
     stream = streams.load(dataset, sources.split, sources.documents, sources.index, sources.data_files, read_split)
     stream = streams.reordered(stream, sources.order)
     stream = replace(stream, entries=stream.entries[: sources.prefix])
+    if percent := irrelevant_percent(arm):
+        stream = streams.with_irrelevant(read_split(dataset, sources.split, sources.data_files), stream, percent)
     documents = tuple(entry.document for entry in stream.entries)
     if arm == "placebo":
-        documents = streams.placebo(split_entries(sources.dataset, sources.split, sources.data_files), stream)
+        documents = streams.placebo(read_split(dataset, sources.split, sources.data_files), stream)
     elif arm == "shuffled":
         documents = shuffled(stream.entries)
     elif arm == "empty":

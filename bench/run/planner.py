@@ -90,6 +90,7 @@ class Planner:
                     prefix=prefix,
                     arm=arm,
                     probes=(1.0,) if trial else experiment.probes,
+                    questions="seen" if trial else experiment.questions,
                     scoring=on.metric == "token_nll" if isinstance(on, TuningPlan) else experiment.scoring,
                     segment_tokens=experiment.segment_tokens,
                     decoding=experiment.decoding.model_dump(mode="json"),

@@ -14,14 +14,14 @@ from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.contract.search import examples
-from bench.data.arms import Arm, documents_per_reset
+from bench.data.arms import Arm, documents_per_reset, irrelevant_percent
 from bench.data.reader import MissingSplit, split_data, split_entries, split_hash
 from bench.errors import BenchError, RunError
 from bench.harness.loop import due_questions
 from bench.lm import coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
-from bench.records.schema import BoardEntry, BoardRecord, RunRecord
+from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run.cell import Cell, dead_worker_record
 from bench.run.executor import Executor, Task
@@ -173,10 +173,18 @@ class Runner:
 
     def _check_arm(self, arm: Arm) -> None:
         """Check that an arm exists on every test stream."""
+        if irrelevant_percent(arm) and self.experiment.questions == "first":
+            raise BenchError(
+                f"questions: first cannot be combined with the {arm} arm, whose first documents are others than those "
+                f"of the stream: leave one of them out."
+            )
         for index in range(self.experiment.streams.count):
             inputs = inputs_of(self.planner.sources(self.experiment.streams, index), arm)
             name, count = inputs.stream.name, len(inputs.stream.entries)
-            if not due_questions(inputs.stream.entries) and not (self.experiment.scoring and inputs.documents):
+            asked = inputs.stream.entries
+            if self.experiment.questions == "first":
+                asked = asked[: documents_seen(first_probe(self.experiment.probes), count)]
+            if not due_questions(asked) and not (self.experiment.scoring and inputs.documents):
                 raise BenchError(
                     f"The {arm} arm of {self.recipe.name} {name} has nothing to score: no question is asked."
                 )

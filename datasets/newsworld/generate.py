@@ -1,11 +1,13 @@
 """newsworld: dated news about invented people and firms, from one seed.
 
 ``python generate.py`` writes the five splits beside this file; the same code and seed give the same bytes.
+``python generate.py --revised`` writes the test split of ``newsworld_revised``, in which a third of the facts change.
 The training recipe of the embedded model uses :func:`document` and :func:`question` to write further texts.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import itertools
 import json
@@ -35,6 +37,10 @@ SPLITS = {
     "validation": Split(288, datetime.date(2035, 1, 1), datetime.date(2035, 6, 30)),
     "test": Split(990, datetime.date(2035, 7, 1), datetime.date(2036, 6, 30)),
 }
+REVISED = Split(240, SPLITS["test"].first, SPLITS["test"].last)
+"""The test split of ``newsworld_revised``: each of its entities reports three times."""
+APART = 36
+"""Fewest days between two reports of one of these entities: a tenth of the year."""
 SPARE_NAMES = 512
 """Names that occur in no split: the training recipe writes about them, never about those of the other splits."""
 FACTS_PER_DOCUMENT = 3
@@ -530,18 +536,47 @@ def reports(split: str, names: Sequence[str]) -> list[Report]:
     return sorted(found, key=lambda report: report.day)
 
 
-def rows_of(split: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one split in order of time; ids of questions are ``<split>-<row>-<k>``."""
+def revised_reports(names: Sequence[str]) -> list[Report]:
+    """Three reports on each name, in order of time, which state all six of its facts.
+
+    The first states three facts; the second changes one of them and adds two; the third changes the same one again,
+    changes another one of the first three, and adds the last: a third of the facts change, once or twice.
+    """
+    rng = Random(f"{SEED} revised")
+    deck = Deck(rng)
+    days = (REVISED.last - REVISED.first).days + 1
+    found = []
+    for name in names:
+        who = entity(rng, name)
+        twice, once, *others = rng.mix(sorted(RELATIONS[who.kind]))
+        stated = [(twice, once, others[0]), (twice, *others[1:3]), (twice, once, others[3])]
+        free = sorted(int(rng.random() * (days - 2 * APART)) for _ in stated)
+        known: dict[str, str] = {}
+        for k, relations in enumerate(stated):
+            facts = {
+                relation: deck.deal(RELATIONS[who.kind][relation].values, known.get(relation, ""))
+                for relation in rng.mix(relations)
+            }
+            found.append(Report(free[k] + k * APART, who, facts, known))
+            known = {**known, **facts}
+    return sorted(found, key=lambda report: report.day)
+
+
+def rows_of(split: str, first: datetime.date, news: Sequence[Report], test: bool = False) -> list[dict[str, Any]]:
+    """The rows of one split, whose days count from ``first``; ids of questions are ``<split>-<row>-<k>``.
+
+    ``test``: with the wordings of questions that are kept for the test.
+    """
     rng = Random(f"{SEED} {split} texts")
     rows: list[dict[str, Any]] = []
     ids: dict[tuple[str, str], str] = {}
-    for number, (day, who, facts, known) in enumerate(reports(split, names)):
-        date = SPLITS[split].first + datetime.timedelta(days=day)
+    for number, (day, who, facts, known) in enumerate(news):
+        date = first + datetime.timedelta(days=day)
         text, spans = document(rng, who, facts, rng.pick(outlets(date)))
         questions = []
         for k, (relation, value) in enumerate(facts.items()):
             key = f"{split}-{number:04d}-{k}"
-            asked = question(rng, who, relation, test=split == "test")
+            asked = question(rng, who, relation, test)
             revises = ids[who.name, relation] if relation in known else ""
             questions.append({"id": key, "question": asked, "answers": [value], "revises": revises})
             ids[who.name, relation] = key
@@ -568,7 +603,19 @@ def names_by_split() -> dict[str, list[str]]:
 def world() -> dict[str, list[dict[str, Any]]]:
     """All rows of all splits."""
     names = names_by_split()
-    return {split: rows_of(split, names[split]) for split in SPLITS}
+    return {
+        split: rows_of(split, plan.first, reports(split, names[split]), test=split == "test")
+        for split, plan in SPLITS.items()
+    }
+
+
+def revised_world() -> list[dict[str, Any]]:
+    """All rows of the test split of ``newsworld_revised``.
+
+    Its entities have names of the test split of ``newsworld``, since the tokenizer of the embedded model knows no
+    others, but other first names, facts and dates.
+    """
+    return rows_of("revised", REVISED.first, revised_reports(names_by_split()["test"][: REVISED.entities]), test=True)
 
 
 def vocabulary() -> set[str]:
@@ -587,9 +634,14 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Write the five files beside this one."""
-    for split, rows in world().items():
-        (Path(__file__).parent / f"{split}.jsonl").write_text(lines(rows), encoding="utf-8")
+    """Write the five files beside this one or, with ``--revised``, the one of ``newsworld_revised``."""
+    parser = argparse.ArgumentParser(description="Write the data of newsworld.")
+    parser.add_argument("--revised", action="store_true", help="write the test split of newsworld_revised instead")
+    revised = parser.parse_args().revised
+    here = Path(__file__).resolve().parent
+    folder = here.with_name("newsworld_revised") if revised else here
+    for split, rows in ({"test": revised_world()} if revised else world()).items():
+        (folder / f"{split}.jsonl").write_text(lines(rows), encoding="utf-8")
         print(f"{split}: {len(rows)} documents, {sum(len(row['questions']) for row in rows)} questions")
 
 

@@ -13,7 +13,7 @@ from tests.attack.attacks import Try, mutate_text
 
 COMMANDS = {
     "list": ("methods", "datasets", "experiments", "nothing", ""),
-    "describe": ("uniform", "newsworld", "default", "unifrom", "", "../x", "nano"),
+    "describe": ("uniform", "newsworld", "default", "unifrom", "", "../x", "nano", ".", "/dev/null", "x.yaml", "x.py"),
     "report": ("default", "nothing", ""),
     "run": ("default", "nothing", "x.yaml", ""),
     "check": ("nothing", "x.py", ""),
@@ -48,6 +48,7 @@ OPTIONS = {
     "--runs": ("/dev/null", "/proc/x", ""),
     "--out": ("/dev/null", "/proc/x", ""),
     "--check": (),
+    "--explain": (),
     "--nothing": (),
 }
 

@@ -23,6 +23,8 @@ CAUGHT = [
     ("undescribed", "config_is_sound", "Config.strength has no description"),
     ("bad_space", "config_is_sound", "Correct the search space: learning_rate = -0.0001: Input should be greater"),
     ("broken_steps", "config_is_sound", "Correct the search space: steps_per_document = 2.1036"),
+    ("adds_probability", "next_token_is_normalised", "probabilities that sum to 2: normalise them"),
+    ("reads_the_next_token", "next_token_is_normalised", "another distribution than alone"),
     ("mutates_documents", "observe_only_reads", "changed a document"),
     ("marks_documents", "observe_only_reads", "changed a document"),
     ("returns_loss", "observe_only_reads", "returned a float"),
@@ -47,6 +49,8 @@ CAUGHT = [
             ("writes_at_the_end", "The weights model.norm.weight"),
         )
     ),
+    ("loses_what_waits", "flush_leaves_no_state", "keep everything that flush changes"),
+    ("leaks_adapters", "question_weights_do_not_leak", "changes when other questions are asked beside it"),
     ("saves_numbers", "state_survives_saving", "'count' of type int, which cannot be saved"),
     ("forgets_the_texts", "state_survives_saving", "state_dict must return the whole state"),
     ("loads_nothing", "state_survives_saving", "differs after load_state_dict"),
@@ -131,8 +135,19 @@ def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str)
     assert failed == {check for name, check, _ in CAUGHT if name == method}
 
 
-@pytest.mark.parametrize("method", ["soft_memory", "key_value_memory", "text_memory", "counts_words"])
-def test_a_sound_method_with_a_memory_passes_every_check(method: str) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        "soft_memory",
+        "key_value_memory",
+        "text_memory",
+        "counts_words",
+        "nearest_token",
+        "learns_in_pairs",
+        "question_adapters",
+    ],
+)
+def test_a_sound_method_passes_every_check(method: str) -> None:
     verdicts = [suite.examine(METHODS[method], name) for name in suite.CHECKS]
     assert [verdict.line() for verdict in verdicts if not verdict.passed or verdict.skipped] == []
 

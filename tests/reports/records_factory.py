@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +99,7 @@ def record(
     tokens: Sequence[TokenEvent] = (),
     retrieved: int | None = None,
     early: Mapping[float, Sequence[Sequence[float]]] | None = None,
+    changed: Mapping[float, Collection[str]] | None = None,
     anchor_before: float | None = None,
     anchor_after: float | None = None,
     **changes: Any,
@@ -107,6 +108,7 @@ def record(
 
     ``retrieved`` is the rank of the right document for questions with a score above 0; for the others it is 0.
     ``early`` holds the scores at earlier probes; ``anchor_before`` and ``anchor_after`` those of an anchor question.
+    ``changed`` names the questions whose fact has changed by each probe; of these, answers with a score of 0 are stale.
     """
     answers = [
         answer(
@@ -116,6 +118,11 @@ def record(
             i,
             probe=probe,
             retrieved=None if retrieved is None else retrieved * (value > 0),
+            **(
+                {"earlier": ("not0",), "stale": float(value == 0)}
+                if f"{i}.{j}" in (changed or {}).get(probe, ())
+                else {}
+            ),
         )
         for probe, scores in {**(early or {}), 1.0: f1}.items()
         for i, values in enumerate(scores)

@@ -155,6 +155,40 @@ def test_recall_is_shown_if_a_method_names_documents(tmp_path):
     assert tables.fields(index, built)["recall_se_doc"] == pytest.approx(0.25)
 
 
+def changing(runs, changed):
+    """A run of ten questions with F1 0 or 1, of which the first ones are on facts that have changed."""
+    cell = spec("uniform", "test-5-0")
+    f1 = [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]
+    board(runs, [record(runs, cell, f1, changed={1.0: ["0.0", "0.1", "1.0", "1.1"][:changed]})])
+    built = build(runs)
+    cells = {column.heading: column.cell(built.rows[0]) for column in columns.columns(built)}
+    return built, {name: cells.get(name) for name in ("F1", "current F1", "stale", "unchanged F1")}
+
+
+def test_a_board_shows_scores_of_changed_facts_if_a_tenth_of_the_questions_are_on_them(tmp_path):
+    none = {"current F1": None, "stale": None, "unchanged F1": None}
+    built, cells = changing(tmp_path / "none", 0)
+    assert cells == {"F1": cells["F1"], **none}
+    assert "stale" not in columns.caption(built, columns.columns(built))
+    built, cells = changing(tmp_path / "many", 4)
+    assert cells == {"F1": cells["F1"], "current F1": "0.250", "stale": "0.750", "unchanged F1": "0.833"}
+    assert "stale: share of these answered with an earlier truth." in columns.caption(built, columns.columns(built))
+    rare = [[1.0] * 11]
+    board(tmp_path / "rare", [record(tmp_path / "rare", spec("uniform", "test-1-0"), rare, changed={1.0: ["0.0"]})])
+    assert "stale" not in [column.heading for column in columns.columns(build(tmp_path / "rare"))]
+
+
+def test_the_json_file_has_the_scores_of_changed_facts_with_their_errors(tmp_path):
+    built, _ = changing(tmp_path, 4)
+    (row,) = (tables.fields(row, built) for row in built.rows)
+    assert (row["f1_current"], row["stale"], row["f1_unchanged"]) == (0.25, 0.75, pytest.approx(5 / 6))
+    assert row["stale_se_doc"] == pytest.approx(0.25)  # two documents with 1 and 0.5 stale answers
+    assert row["f1_current_ci95"] == pytest.approx(12.706205 * 0.25)
+    built, _ = changing(tmp_path / "none", 0)
+    (row,) = (tables.fields(row, built) for row in built.rows)
+    assert (row["f1_current"], row["stale"], row["stale_ci95"], row["f1_unchanged"]) == (None, None, None, row["f1"])
+
+
 def test_text_streams_have_no_question_columns(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0 + k]) for k in range(2)])
     headings = [column.heading for column in columns.columns(build(tmp_path))]

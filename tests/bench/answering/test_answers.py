@@ -222,6 +222,26 @@ def test_key_value_prefixes_of_a_text_equal_the_text(checkpoint: Path) -> None:
     assert answer_nll(lm, prompts, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
 
 
+def test_a_text_follows_a_prefix_of_either_kind(checkpoint: Path) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    begin, before = torch.tensor([lm.bos_id]), lm.encode("Nobody saw")
+    text = [" ".join(TEXT[0].split()[:4])]
+    with torch.no_grad():
+        cache = lm.model(input_ids=torch.cat([begin, before])[None], use_cache=True).past_key_values
+        soft = lm.embeddings(torch.cat([begin, before]))
+    pairs = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    plain = torch.cat([begin, before, begin, lm.encode(f"{text[0]}\n{QUESTIONS[0].text}")])
+    expected = lm.log_probs(torch.cat([lm.encode(" otter"), torch.tensor([lm.eos_id])]), plain).mean()
+    for conditioning in (
+        Conditioning(text=text, prefix_embeddings=[soft]),
+        Conditioning(text=text, prefix_key_values=[pairs]),
+    ):
+        prompts = build_prompts(lm, QUESTIONS[:1], conditioning, 10)
+        assert answer_nll(lm, prompts, ["otter"])[0] == pytest.approx(-expected.item(), abs=1e-4)
+    with pytest.raises(ValueError, match="takes one of prefix_embeddings and prefix_key_values"):
+        Conditioning(prefix_embeddings=[soft], prefix_key_values=[pairs])
+
+
 def test_answer_nll_is_the_mean_over_answer_and_end_of_text(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     prompts = build_prompts(lm, QUESTIONS[:3], Conditioning(), 10)

@@ -593,8 +593,16 @@ def test_a_question_revises_an_earlier_one(make: Make, order: str, links: Any, m
 )
 def test_chains_of_revisions_are_read(make: Make, order: str, links: Any) -> None:
     harbour = make({"test.jsonl": revising(*links)}, format="documents", stream={"order": order})
-    read = [(gold.question.id, gold.revises or "") for e in load_split(harbour, "test") for gold in e.questions]
-    assert read == [(name, revised) for name, revised, _ in links]
+    golds = [gold for entry in load_split(harbour, "test") for gold in entry.questions]
+    assert [(gold.question.id, gold.revises or "") for gold in golds] == [(name, revised) for name, revised, _ in links]
+
+
+def test_a_question_knows_all_that_it_supersedes_even_those_left_out(make: Make) -> None:
+    rows = revising(("a", "", ""), ("b", "a", ""), ("c", "b", ""), ("d", "a", ""))
+    rows[1]["questions"][0]["answers"] = []
+    harbour = make({"test.jsonl": rows}, format="documents", unanswerable="leave_out")
+    golds = {gold.question.id: gold.supersedes for e in load_split(harbour, "test") for gold in e.questions}
+    assert golds == {"a": (), "c": ("b", "a"), "d": ("a",)}
 
 
 # Questions without an answer, without an id, without a title

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,74 @@ def test_placebo_without_enough_other_documents_is_refused() -> None:
         streams.placebo([*stream.entries, entry("c", "one"), entry("d", "three")], stream)
 
 
+# Irrelevant documents
+
+
+def asked_stream(size: int, name: str = "test-2-0") -> Stream:
+    documents = [entry(f"{'x' * (number + 1)} {number}", f"own {number}") for number in range(size)]
+    golds = (gold(f"q{number}") for number in range(size))
+    return Stream(
+        "harbour", name, tuple(replace(item, questions=(one,)) for item, one in zip(documents, golds, strict=True))
+    )
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 30), st.integers(1, 100))
+def test_irrelevant_documents_are_among_those_of_the_stream_which_keep_their_order(size: int, percent: int) -> None:
+    stream = asked_stream(size)
+    others = [
+        replace(entry(f"{'y' * (number + 1)} {number}"), questions=(gold(f"o{number}"),), facts=((0, number),))
+        for number in range(size)
+    ]
+    kin = [entry(f"kin {number}", f"own {number}") for number in range(size)]
+    mixed = streams.with_irrelevant([*stream.entries, *kin, *others], stream, percent)
+    inserted = [item for item in mixed.entries if item not in stream.entries]
+    assert tuple(item for item in mixed.entries if item in stream.entries) == stream.entries
+    assert len(inserted) == -(-percent * size // 100), "rounded up"
+    assert set(inserted) <= {replace(item, questions=()) for item in others}, "none asks, or is of the stream's groups"
+    assert len(set(inserted)) == len(inserted)
+    assert (mixed.dataset, mixed.name) == (stream.dataset, stream.name) and mixed.hash != stream.hash
+
+
+def test_irrelevant_documents_have_the_same_places_again_and_at_a_larger_percentage() -> None:
+    stream = asked_stream(40)
+    others = [entry(f"{'y' * (number + 1)} {number}") for number in range(60)]
+
+    def places(percent: int, of: Stream = stream) -> list[tuple[str, int]]:
+        """The inserted documents with the number of the stream's documents before them."""
+        mixed = streams.with_irrelevant([*of.entries, *others], of, percent).entries
+        return [
+            (item.document.id, sum(before in of.entries for before in mixed[:i]))
+            for i, item in enumerate(mixed)
+            if item not in of.entries
+        ]
+
+    assert places(50) == places(50)
+    assert set(places(25)) < set(places(50)) < set(places(100))
+    assert places(100) != places(100, asked_stream(40, "test-2-1")), "other streams have other places"
+    before = [place for _, place in places(100)]
+    assert len(set(before)) > 20 and min(before) < 5 and max(before) > 35, "they are everywhere"
+
+
+def test_lengths_of_irrelevant_documents_are_like_those_of_the_stream() -> None:
+    stream = asked_stream(10)
+    others = [entry(f"{'y' * (number + 1)} {number}") for number in range(10)]
+    others += [entry("z" * 900 + str(number)) for number in range(9)]
+    mixed = streams.with_irrelevant([*stream.entries, *others], stream, 100)
+    own, added = (
+        sorted(len(e.document.text) for e in mixed.entries if (e in stream.entries) is of) for of in (True, False)
+    )
+    assert own == added
+
+
+def test_too_few_other_documents_for_an_arm_are_an_error_that_names_it() -> None:
+    stream = asked_stream(4)
+    entries = [*stream.entries, entry("a"), entry("b")]
+    assert len(streams.with_irrelevant(entries, stream, 50).entries) == 6
+    with pytest.raises(BenchError, match=r"The irrelevant_51 arm of harbour test-2-0 needs 3 documents .* has 2: use"):
+        streams.with_irrelevant(entries, stream, 51)
+
+
 # Superseded questions and the anchor set
 
 
@@ -151,6 +220,7 @@ def gold(identity: str, revises: str | None = None) -> GoldQuestion:
 def test_a_question_is_superseded_once_its_revision_is_seen() -> None:
     assert superseded([gold("1")]) == set()
     assert superseded([gold("1"), gold("2", "1"), gold("3")]) == {"1"}
+    assert superseded([gold("1"), replace(gold("3", "2"), before=("1",))]) == {"1", "2"}
 
 
 Write = Callable[..., Recipe]

@@ -48,11 +48,22 @@ class Reader(Method):
         torch.ones(count, 8) @ torch.ones(8, 8)
 
 
+class Writer(Method):
+    """Lets the base go on with each document."""
+
+    name, paper = "writer", "none"
+
+    def observe(self, document: Document) -> None:
+        self.lm.generate([document.text], 12, temperature=1.0)
+
+
 CUT = "dynamic_evaluation"
 STREAMS: dict[str, tuple[Any, dict[str, Any], list[Document], int | None, bool]] = {
     "whole": ("uniform", {}, documents((16, SHORT)), None, True),
     "whole, not scored": ("uniform", {}, documents((16, SHORT)), None, False),
     "adapter": ("lora", {}, documents((16, SHORT)), None, True),
+    "a growing store": ("knn_lm", {}, documents((16, SHORT)), None, True),
+    "own writing": (Writer, {}, documents((16, SHORT)), None, True),
     "several steps": ("uniform", {"steps_per_document": 3}, documents((16, SHORT)), None, True),
     "windows": ("uniform", {}, documents((6, SHORT), (2, SEVERAL_WINDOWS), (6, SHORT)), None, True),
     "windows, not scored": ("uniform", {}, documents((6, SHORT), (2, SEVERAL_WINDOWS), (6, SHORT)), None, False),

@@ -126,6 +126,41 @@ def test_a_superseded_question_is_asked_until_its_revision_has_been_seen(lm: Bas
     assert question_ids(method) == [("q0", "q1"), ("q1", "q2", "q3")]
 
 
+def test_for_retention_every_probe_asks_the_questions_of_the_first(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    entries = (*ENTRIES, entry(4, revises="q1"), entry(5, revises="q3"), entry(6))
+    loop = run_loop(method, entries, probes=(0.0, 0.5, 0.6, 1.0), questions="first")
+    assert question_ids(method) == [("q0", "q2")] * 3, "q1 and q3 become wrong later, so they are never asked"
+    assert [(e.probe, e.question_id, e.position) for e in loop.answer_events] == [
+        (probe, identity, position) for probe in (0.5, 0.6, 1.0) for identity, position in (("q0", 0), ("q2", 2))
+    ]
+    observed = [what for what, _ in method.log]
+    assert observed == ["observe"] * 4 + ["condition"] + ["observe"] + ["condition"] + ["observe"] * 2 + ["condition"]
+
+
+def test_a_question_that_revises_another_is_asked_for_retention_if_both_are_among_the_first(lm: BaseModel) -> None:
+    method = Recorder(lm)
+    run_loop(method, (entry(0), entry(1, revises="q0"), entry(2), entry(3)), probes=(0.5, 1.0), questions="first")
+    assert question_ids(method) == [("q1",), ("q1",)]
+
+
+def test_retention_asks_the_same_questions_on_other_documents_on_none_and_after_resets(lm: BaseModel) -> None:
+    for entries, every, probes in ((ENTRIES[::-1], None, 2), ((), None, 1), (ENTRIES, 2, 1)):
+        options: dict[str, Any] = {"probes": (0.5, 1.0), "questions": "first", "documents_per_reset": every}
+        loop = Loop(Recorder(lm), ENTRIES, [item.document for item in entries], **options)
+        loop.run()
+        assert [event.question_id for event in loop.answer_events] == ["q0", "q1"] * probes
+
+
+def test_positions_and_probes_count_irrelevant_documents(lm: BaseModel) -> None:
+    other = Entry(Document("other", "The ferry left at noon."))
+    method = Recorder(lm)
+    loop = run_loop(method, (ENTRIES[0], other, ENTRIES[1], ENTRIES[2], other, ENTRIES[3]), probes=(0.5, 1.0))
+    assert question_ids(method) == [("q0", "q1"), ("q0", "q1", "q2", "q3")]
+    assert [event.position for event in loop.answer_events if event.probe == 1.0] == [0, 2, 3, 5]
+    assert loop.summary().documents == 6 and loop.summary().questions == 4
+
+
 def test_anchors_are_asked_before_the_first_and_after_the_last_document(lm: BaseModel) -> None:
     method = Recorder(lm)
     loop = run_loop(method, anchor=(entry(7), entry(8)), probes=(0.5, 1.0))
@@ -583,3 +618,88 @@ def test_an_over_long_question_costs_that_question_and_not_the_cell(
     assert summary.questions == 5 and expected.f1 is not None
     assert summary.f1 == pytest.approx(expected.f1 * 4 / 5), "it counts as answered wrongly"
     assert summary.answer_nll == pytest.approx(expected.answer_nll), "and has no likelihood"
+
+
+def test_what_waits_is_learned_for_a_probe_and_the_stream_goes_on_as_without_it(lm: BaseModel) -> None:
+    class Batches(Tuner):
+        """Learns three documents at a time."""
+
+        def reset(self) -> None:
+            super().reset()
+            self.register("waiting", torch.zeros(0, dtype=torch.long))
+            self.learned: list[int] = []
+
+        def observe(self, document: Document) -> None:
+            self.waiting = torch.cat([self.waiting, torch.tensor([int(document.id[1:])])])
+            if len(self.waiting) == 3:
+                self.flush()
+
+        def flush(self) -> None:
+            for i in self.waiting.tolist():
+                self.learned.append(i)
+                super().observe(ENTRIES[i].document)
+            self.waiting = self.waiting[:0]
+
+    config = Batches.Config(optimizer="sgd", learning_rate=0.5)
+    probed, whole = Batches(lm, config), Batches(lm, config)
+    loop = run_loop(probed, probes=(0.5, 1.0))
+    assert probed.learned == [0, 1, 0, 1, 2, 3], (
+        "the first two for the probe, then three as ever, the last for the probe"
+    )
+    assert probed.waiting.tolist() == [3], "the state of before the probe is back"
+    unprobed = run_loop(whole, probes=(1.0,))
+    assert [e.nll for e in loop.document_events] == [e.nll for e in unprobed.document_events]
+    at_end = [(e.prediction, e.nll) for e in loop.answer_events if e.probe == 1.0]
+    assert at_end == [(e.prediction, e.nll) for e in unprobed.answer_events]
+    sequential = run_loop(Tuner(lm, config))
+    assert at_end == [(e.prediction, e.nll) for e in sequential.answer_events], "nothing is left out of the answers"
+
+
+def test_each_question_is_answered_with_its_weights_and_gets_its_own_answer(lm: BaseModel) -> None:
+    used: list[str] = []
+
+    class Adapters(Recorder):
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            return Conditioning(weights=[true_id(question) in ("q1", "q3") for question in questions])
+
+        @contextlib.contextmanager
+        def using(self, key: bool) -> Iterator[None]:
+            used.append(str(key))
+            head = self.lm.model.get_output_embeddings().weight
+            before = head.detach().clone()
+            head.data += key * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+            yield
+            head.data.copy_(before)
+
+    class Everywhere(Adapters):
+        def condition(self, questions: Sequence[Question]) -> Conditioning:
+            return Conditioning(weights=[True] * len(questions))
+
+    mixed, plain, all_changed = (run_loop(kind(lm)).answer_events for kind in (Adapters, Recorder, Everywhere))
+    assert sorted(used[:2]) == ["False", "True"] and used[2:] == ["True"], "once for each key"
+    for event, bare, other in zip(mixed, plain, all_changed, strict=True):
+        expected = other if event.question_id in ("q1", "q3") else bare
+        assert event.prediction == expected.prediction and event.nll == pytest.approx(expected.nll, rel=1e-5)
+        assert bare.nll != pytest.approx(other.nll, rel=1e-3)
+
+
+def test_a_question_brings_the_date_on_which_it_is_asked(lm: BaseModel) -> None:
+    gold = GoldQuestion(Question("q", "q: Who?", "2031-05-02"), ("x",))
+    document = Document("d", TEXT[0], timestamp="2030-01-01")
+    method, control = Recorder(lm), Control(lm)
+    for recorder in (method, control):
+        run_loop(recorder, (Entry(document, (gold,)),))
+        (question,) = questions_asked(recorder)[0]
+        assert question.timestamp == "2031-05-02"
+    assert isinstance(question, EvidencedQuestion) and question.evidence == document
+
+
+def test_the_anchor_text_is_scored_with_the_mixture(lm: BaseModel) -> None:
+    class Certain(Recorder):
+        def mix_next_token(self, log_probs: torch.Tensor, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(log_probs).log_softmax(-1)
+
+    uniform = math.log(len(lm.tokenizer))
+    loop = run_loop(Certain(lm), anchor=ENTRIES[:2])
+    assert list(loop.anchor_nll.values()) == pytest.approx([uniform, uniform])
+    assert loop.summary().token_nll == pytest.approx(uniform) and loop.summary().answer_nll == pytest.approx(uniform)

@@ -254,3 +254,30 @@ def test_a_special_token_of_several_kinds_is_text(llama: Path) -> None:
     for text in ("<|endoftext|>", "a [PAD] b", "<|im_start|>user\nWho?<|endoftext|>"):
         assert lm.tokenizer.decode(lm.encode(text)) == text
         assert not set(lm.encode(text).tolist()) & set(lm.tokenizer.all_special_ids)
+
+
+def test_a_method_s_own_writing_is_greedy_or_sampled_with_the_seed_and_never_leaves_the_window(
+    checkpoint: Path,
+) -> None:
+    lm = BaseModel.load(str(checkpoint))
+    texts = [TEXT[0], "", " ".join(TEXT * 20)]
+    written = lm.generate(texts, 8)
+    for text, continuation in zip(texts, written, strict=True):
+        ids = torch.cat([torch.tensor([lm.bos_id]), lm.encode(text)[-(lm.window - 9) :]])
+        expected: list[int] = []
+        for _ in range(8):
+            token = int(
+                lm.model(input_ids=torch.cat([ids, torch.tensor(expected, dtype=torch.long)])[None])
+                .logits[0, -1]
+                .argmax()
+            )
+            if token == lm.eos_id:
+                break
+            expected.append(token)
+        assert continuation == lm.tokenizer.decode(expected, skip_special_tokens=True)
+    samples = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        samples.append(lm.generate(texts[:1], 8, temperature=2.0))
+    assert samples[0] == samples[1] != samples[2]
+    assert lm.generate([], 8) == []

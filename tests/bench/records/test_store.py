@@ -28,7 +28,10 @@ DOCUMENTS = [
     DocumentEvent(position=i, segment=0, document_id=f"d{i}", tokens=2, bytes=7, windows=1, nll=1.5, observe_seconds=0)
     for i in range(3)
 ]
-ANSWERS = [answer(1.0, "q", "d0", prediction="Zoë\u2028\n", answers=("Zoë",))]
+ANSWERS = [
+    answer(1.0, "q", "d0", prediction="Zoë\u2028\n", answers=("Zoë",)),
+    answer(0.0, "r", "d1", position=1, earlier=("not0", "before"), stale=1.0),
+]
 TOKENS = [token_event(i, "a b*", (1, 2)) for i in range(2)]
 RUN = RunRecord(
     id=SPEC.id,
@@ -214,7 +217,7 @@ DELETE = object()
 CHANGED = "has been changed since it was written"
 INVALID = "is not a valid record"
 JSON = "is not readable JSON"
-VERSION = "is not a record of version 3"
+VERSION = "is not a record of version 4"
 
 MANIFEST_EDITS: list[tuple[str, Any, str]] = [
     ("summary.f1", 1.0, CHANGED),
@@ -481,6 +484,12 @@ def seal(path: Path) -> None:
         ("answers", line_edit(lambda event: event.update(answers=["x"]), 3), r"wrong in line 4 .* answers give 0\."),
         (
             "answers",
+            line_edit(lambda event: event.update(earlier=["x"])),
+            r"wrong in line 1 .*: its stale is None, but prediction and answers give 0\.",
+        ),
+        ("answers", line_edit(lambda event: event.update(stale=1)), r"wrong in line 1 .*stale is 1, .* give None\."),
+        (
+            "answers",
             line_edit(lambda event: event.update(em_prefix=0.0), 2),
             r"wrong in line 3 .*: its em_prefix is 0, b",
         ),
@@ -524,6 +533,9 @@ def test_events_that_cannot_be_right_are_named_with_their_line(
         ("summary.bits_per_byte", 0.1, "wrong: its bits_per_byte is 0.1"),
         ("summary.anchor_f1", 0.75, "wrong: its anchor_f1 is 0.75"),
         ("summary.recall", 1.0, "wrong: its recall is 1.0"),
+        ("summary.changed", 1, "wrong: its changed is 1, but its events give 0"),
+        ("summary.stale", 0.5, "wrong: its stale is 0.5, but its events give None"),
+        ("summary.f1_unchanged", None, "wrong: its f1_unchanged is None"),
         ("summary", None, "not a valid record. Complete runs"),
         ("costs", None, "not a valid record. Complete runs"),
         ("status", "diverged", "not a valid record. The status is diverged"),

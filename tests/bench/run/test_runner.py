@@ -550,9 +550,44 @@ def test_control_arms_ask_the_same_questions_after_their_own_documents(
     assert set(order["shuffled"]) <= set(order["stream"])
 
 
+def test_the_irrelevant_arm_asks_the_same_questions_after_more_documents(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = plan({"name": "uniform", "space": {}, "arms": ["stream", "irrelevant_60"]})
+    result = Runner(experiment, tmp_path).run(Inline())
+    stream, longer = result.cells[0], result.cells[2]
+    own, mixed = ([e.document_id for e in read_documents(tmp_path, cell.id)] for cell in (stream, longer))
+    assert [document for document in mixed if document in own] == own and len(mixed) == 5 + 3
+    asked, again = ([e for e in read_answers(tmp_path, c.id) if e.set == "stream"] for c in (stream, longer))
+    assert [e.question_id for e in again] == [e.question_id for e in asked]
+    assert [mixed[e.position] for e in again] == [e.document_id for e in asked] == own
+    assert stream.comparability_key == longer.comparability_key and stream.spec.stream_hash != longer.spec.stream_hash
+    assert not Runner(experiment, tmp_path).run(executor := Inline()).failed and not executor.keys, "the same again"
+
+
+def test_for_retention_the_board_asks_the_first_questions_and_trials_ask_all(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = plan(UNIFORM, probes=(0.4, 1.0), questions="first", tuning=BY_F1)
+    result = Runner(experiment, tmp_path).run(Inline())
+    for cell in result.cells:
+        assert cell.spec.questions == "first"
+        events = [event for event in read_answers(tmp_path, cell.id) if event.set == "stream"]
+        assert [(event.probe, event.position) for event in events] == [(0.4, 0), (0.4, 1), (1.0, 0), (1.0, 1)]
+    trials = {read_run(path.parent).spec.questions for path in tmp_path.glob("uniform-*-validation-*/run.json")}
+    assert trials == {"seen"}
+    ordinary = Runner(plan(UNIFORM, probes=(0.4, 1.0), tuning=BY_F1), tmp_path).planner
+    (entry,) = ordinary.experiment.methods
+    assert ordinary.cells(entry, {})[0].comparability_key != result.cells[0].comparability_key
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
+        ({"arms": ["stream", "irrelevant_100"]}, {"streams": {"split": "test", "documents": 9, "count": 1}},
+         "irrelevant_100 arm of keepers test-9-0 needs 9 documents outside the stream and its groups, but the split"),
+        ({"arms": ["stream", "irrelevant_50"]}, {"probes": (0.5, 1.0), "questions": "first"},
+         "questions: first cannot be combined with the irrelevant_50 arm, .*: leave one of them out"),
         ({"arms": ["stream", "placebo"]}, {"streams": {"split": "test", "documents": 9, "count": 1}},
          "placebo arm of keepers test-9-0 needs 9 documents outside the stream and its groups, but the split has 7"),
         ({"arms": ["placebo"]}, {"streams": {"split": "test", "documents": None, "count": 1}}, "the split has 0"),

@@ -1,0 +1,88 @@
+"""Plot of answers that change: F1 on changed and unchanged facts, and stale answers, along the stream."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.records.schema import CHANGE_SCORES, documents_seen
+from bench.records.store import read_answers
+from reports.board import Board
+from reports.rows import Row, about_changes, run_of
+from reports.statistics import Estimate, Item, mean_over_streams
+from reports.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Drawings,
+    Points,
+    band,
+    heading,
+    name_axes,
+    panels,
+    stream_error_name,
+    title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("evolving",)
+
+COLOURS = {"f1_current": BLUE, "stale": ORANGE, "f1_unchanged": GREY}
+LABELS = {
+    "f1_current": "changed facts: F1",
+    "stale": "changed facts: share of stale answers",
+    "f1_unchanged": "unchanged facts: F1",
+}
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plot, if the board is about facts that change and has several probes."""
+    if not about_changes(board.rows):
+        return {}
+    curves = {title(row): curves_of(row, runs) for row in board.rows if row.arm == "stream" and _probes(row) > 1}
+    return {"evolving": lambda: _evolving(board, curves)} if curves else {}
+
+
+def _probes(row: Row) -> int:
+    return sum(probe > 0 for probe in row.records[0].spec.probes) if row.records else 0
+
+
+def curves_of(row: Row, runs: Path) -> Mapping[str, Points]:
+    """The means of :data:`CHANGE_SCORES` over streams by the number of documents seen.
+
+    A score has no point where one of the row's streams has no question for it.
+    """
+    items: dict[tuple[str, int], list[Item]] = defaultdict(list)
+    for record in row.records:
+        documents = record.summary.documents if record.summary else 0
+        for event in read_answers(runs, record.id):
+            for name in CHANGE_SCORES:
+                value = getattr(event, name)
+                if event.set == "stream" and value is not None:
+                    items[name, documents_seen(event.probe, documents)].append(Item.of(run_of(record), "", "", value))
+    points: dict[str, list[tuple[float, Estimate]]] = {name: [] for name in CHANGE_SCORES}
+    for (name, seen), values in sorted(items.items()):
+        if (estimate := mean_over_streams(values)).n == row.streams:
+            points[name].append((seen, estimate))
+    return points
+
+
+def _evolving(board: Board, curves: Mapping[str, Mapping[str, Points]]) -> Figure:
+    """One small panel for each method, on shared axes."""
+    figure, grid = panels(len(curves))
+    for axes, (label, of) in zip(grid, curves.items(), strict=True):
+        for name in CHANGE_SCORES:
+            band(axes, of[name], COLOURS[name], LABELS[name])
+        heading(axes, label)
+    ticks = sorted({x for of in curves.values() for points in of.values() for x, _ in points})
+    grid[0].set_xticks(ticks)
+    grid[0].set_xlim(left=0)
+    grid[0].set_ylim(0, 1)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, fontsize=7)
+    name_axes(figure, f"documents seen ({stream_error_name(len(board.streams))})", "F1, or share of answers")
+    return figure

@@ -1,0 +1,136 @@
+"""Plots of relative F1: by the documents seen since the first probe, and by the share of irrelevant documents."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.data.arms import irrelevant_percent
+from reports.arm_plots import families
+from reports.board import Board
+from reports.memory_plots import ProbeAnswer, by_row
+from reports.rows import CEILING, FLOOR, Row
+from reports.statistics import Item, ratio, run_means
+from reports.style import (
+    BLUE,
+    DASHED,
+    GREY,
+    Drawings,
+    Points,
+    band,
+    heading,
+    name_axes,
+    panels,
+    readable,
+    stream_error_name,
+    title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("relative_f1_by_documents", "relative_f1_by_irrelevant")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Relative F1 of one method; the first point is the base, 1."""
+
+    label: str
+    points: Points
+    """Empty for a method without a base that is above closed book, or with failed runs."""
+    base: float
+    """F1 of the base."""
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plots of methods that have a relative F1."""
+    retention = by_documents(board, runs) if board.first_documents is not None else []
+    robustness = by_irrelevant(board)
+    draw: dict[str, Callable[[], Figure]] = {}
+    if any(curve.points for curve in retention):
+        since = f"F1 relative to that after\nthe first {board.first_documents} documents"
+        draw[NAMES[0]] = lambda: _panels(board, retention, "documents seen", since)
+    if any(curve.points for curve in robustness):
+        draw[NAMES[1]] = lambda: _panels(
+            board, robustness, "irrelevant documents, % of the stream's", "F1 relative to that without\nirrelevant ones"
+        )
+    return draw
+
+
+def by_documents(board: Board, runs: Path) -> list[Curve]:
+    """F1 on the same questions at each probe, relative to the first."""
+    answers = by_row(board, runs)
+    curves = []
+    for row in _learning(board.rows):
+        if title(row) in answers and "f1" in row.scores:
+            points = _relative(answers[title(row)]) if "relative_f1" in row.scores else ()
+            curves.append(Curve(title(row), points, row.value("f1_first_probe") or 0.0))
+    return curves
+
+
+def _relative(answers: Iterable[ProbeAnswer]) -> Points:
+    steps: dict[int, list[Item]] = defaultdict(list)
+    for answer in answers:
+        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
+    base = run_means(steps[min(steps)])
+    return [(seen, ratio(run_means(steps[seen]), base)) for seen in sorted(steps)]
+
+
+def by_irrelevant(board: Board) -> list[Curve]:
+    """F1 by the percentage of irrelevant documents, relative to that without any."""
+    curves = []
+    for family in families(board):
+        stream = family.rows.get("stream")
+        arms = sorted((percent, row) for arm, row in family.rows.items() if (percent := irrelevant_percent(arm)))
+        if stream is None or not arms or not _learning([stream]):
+            continue
+        points: Points = ()
+        if all("relative_f1" in row.scores for _, row in arms):
+            rest = [(percent, row.scores["relative_f1"][0]) for percent, row in arms]
+            points = [(0, replace(rest[0][1], mean=1.0, se=0.0)), *rest]
+        curves.append(Curve(title(stream), points, stream.value("f1") or 0.0))
+    return curves
+
+
+def _learning(rows: Iterable[Row]) -> list[Row]:
+    """The rows of methods whose answers depend on the documents of the stream."""
+    return [row for row in rows if row.arm == "stream" and row.method not in (FLOOR, CEILING)]
+
+
+def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
+    """One small panel for each method with a base; the number is its last point, the dashed line closed book's F1."""
+    from matplotlib.ticker import PercentFormatter
+
+    drawn = [curve for curve in curves if curve.points]
+    floor = next((row.value("f1") for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+    figure, grid = panels(len(drawn))
+    for axes, curve in zip(grid, drawn, strict=True):
+        axes.axhline(1, color=GREY, linewidth=0.4, zorder=0)
+        if floor is not None:
+            axes.axhline(floor / curve.base, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
+        band(axes, curve.points)
+        place, last = curve.points[-1]
+        axes.annotate(
+            f"{last.mean:.0%}",
+            xy=(place, last.mean),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            color=BLUE,
+            fontsize=7,
+        )
+        heading(axes, curve.label)
+    grid[0].set_xticks([place for place, _ in drawn[0].points])
+    grid[0].set_ylim(0, 1.15 * max(estimate.mean for curve in drawn for _, estimate in curve.points))
+    grid[0].yaxis.set_major_formatter(PercentFormatter(1))
+    notes = [stream_error_name(len(board.streams))]
+    notes += [] if floor is None else [f"dashed: {readable(FLOOR)}"]
+    left_out = ", ".join(curve.label for curve in curves if not curve.points)
+    base = f"above {readable(FLOOR)}" if floor is not None else "above 0"
+    notes += [f"not {base} at the start, so left out: {left_out}"] if left_out else []
+    name_axes(figure, f"{x} ({'; '.join(notes)})", y)
+    return figure

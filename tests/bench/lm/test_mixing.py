@@ -1,0 +1,129 @@
+"""The next-token hook: the same mixture in scoring and in answering, by cache and without, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.answering.answers import answer, answer_nll
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import build_prompts
+from bench.contract.method import Conditioning
+from bench.data.documents import Document, Question
+from bench.errors import BenchError, RunError
+from bench.lm.base_model import BaseModel
+from bench.lm.mixing import mixed
+from bench.lm.reading import CarriedCache, Reading
+from tests.conftest import TEXT
+
+QUESTIONS = [Question(str(i), " ".join(TEXT[i % 3].split()[: 3 + i])) for i in range(5)]
+
+
+def repeat(log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Half of the probability for the token that is read; the share of the rest depends on the hidden state."""
+    read = ids[len(ids) - len(log_probs) :]
+    votes = torch.zeros_like(log_probs).scatter_(1, read[:, None], 1.0)
+    share = 0.25 + 0.5 * hidden.mean(-1, keepdim=True).sigmoid()
+    return torch.logaddexp(log_probs + share.log(), votes.log() + (1 - share).log())
+
+
+def context_length(log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Probability for the token whose id is the number of tokens read so far."""
+    ends = torch.arange(len(ids) - len(log_probs) + 1, len(ids) + 1, device=ids.device)
+    votes = torch.zeros_like(log_probs).scatter_(1, ends[:, None] % log_probs.shape[1], 0.9)
+    return torch.logaddexp(log_probs - torch.tensor(10.0).log(), votes.log())
+
+
+def slow_log_probs(lm: BaseModel, ids: Tensor, hook) -> Tensor:  # type: ignore[no-untyped-def]
+    """Mixed distributions after every token, by a forward pass for each."""
+    rows = []
+    for end in range(1, len(ids) + 1):
+        output = lm.model(input_ids=ids[None, :end], output_hidden_states=True, use_cache=False)
+        log_probs, hidden = output.logits[0, -1:].float().log_softmax(-1), output.hidden_states[-1][0, -1:].float()
+        rows.append(hook(log_probs, hidden, ids[:end]))
+    return torch.cat(rows)
+
+
+@pytest.fixture(scope="module")
+def lm(llama: Path) -> BaseModel:
+    return BaseModel.load(str(llama))
+
+
+@pytest.mark.parametrize("hook", [repeat, context_length])
+@torch.no_grad()
+def test_scoring_mixes_at_every_token_in_windows_batches_and_with_a_carried_cache(lm: BaseModel, hook) -> None:  # type: ignore[no-untyped-def]
+    documents = [Document(str(i), text) for i, text in enumerate(TEXT)]
+    for document in documents:
+        batch = lm.tokens(document)
+        ids = torch.cat([batch.context_ids, batch.token_ids])
+        expected = slow_log_probs(lm, ids[:-1], hook).gather(1, ids[1:, None])[:, 0]
+        with lm.mixing(hook):
+            torch.testing.assert_close(lm.log_probs(batch.token_ids), expected, atol=1e-4, rtol=1e-4)
+            assert lm.total_nll([batch, batch]) == pytest.approx(-2 * expected.sum().item(), rel=1e-4)
+            reading, parts = Reading(cache=CarriedCache()), []
+            for segment in lm.segments(document, 5):
+                parts += reading.log_probs(lm, lm.tokens(segment))
+            torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4)
+        assert not lm.mixes and not torch.allclose(lm.log_probs(batch.token_ids), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("hook", [repeat, context_length])
+@pytest.mark.parametrize("cached", [True, False])
+@torch.no_grad()
+def test_answers_and_their_likelihoods_are_mixed_likewise(
+    lm: BaseModel,
+    hook,
+    cached: bool,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
+    monkeypatch.setitem(vars(lm), "abilities", replace(lm.abilities, cache=cached, padding=cached))
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 6)
+    golds = ["a mill", "1983", "the harbour at noon", "x", "no"]
+    with lm.mixing(hook):
+        answers, likelihoods = answer(lm, prompts, Decoding(max_new_tokens=6)), answer_nll(lm, prompts, golds)
+        with pytest.raises(BenchError, match="Beam search does not support methods with mix_next_token"):
+            answer(lm, prompts, Decoding(strategy="beam", beams=2))
+    for prompt, text, gold, nll in zip(prompts, answers, golds, likelihoods, strict=True):
+        ids, written = prompt.ids, []
+        for _ in range(6):
+            token = int(slow_log_probs(lm, ids, hook)[-1].argmax())
+            if token in lm.stop_ids:
+                break
+            written.append(token)
+            ids = torch.cat([ids, torch.tensor([token])])
+        assert text == lm.tokenizer.decode(written, skip_special_tokens=True).split("\n")[0].strip()
+        target = torch.cat([lm.encode(f"{prompt.question} {gold}")[len(prompt.ids) - 1 :], torch.tensor([lm.eos_id])])
+        whole = torch.cat([prompt.ids, target])
+        mixture = slow_log_probs(lm, whole[:-1], hook)[-len(target) :]
+        assert nll == pytest.approx(-mixture.gather(1, target[:, None]).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("hook", "problem"),
+    [
+        (lambda log_probs, hidden, ids: log_probs + 0.5, "probabilities that sum to 1.65: normalise them"),
+        (lambda log_probs, hidden, ids: log_probs[:-1], r"returned \(5, 7\); it must return log-prob.*\(6, 7\)"),
+        (lambda log_probs, hidden, ids: None, "returned NoneType"),
+        (lambda log_probs, hidden, ids: log_probs * torch.nan, "sum to nan"),
+        (lambda log_probs, hidden, ids: log_probs.roll(1, 0), "another distribution than alone"),
+    ],
+)
+def test_what_is_no_distribution_or_looks_ahead_is_refused(hook, problem: str) -> None:  # type: ignore[no-untyped-def]
+    logits = 5 * torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RunError, match=problem):
+        mixed(hook, logits, torch.zeros(6, 3), torch.arange(9))
+
+
+def test_hidden_states_are_those_that_predict_each_token_in_every_window(lm: BaseModel) -> None:
+    head = lm.model.get_output_embeddings()
+    for text in ("", TEXT[0], " ".join(TEXT * 40)):
+        document = Document("d", text)
+        hidden = lm.hidden(document)
+        batch = lm.tokens(document)
+        assert hidden.shape == (len(batch), lm.model.config.hidden_size) and not hidden.requires_grad
+        predicted = head(hidden).log_softmax(-1).gather(1, batch.token_ids[:, None])[:, 0]
+        torch.testing.assert_close(predicted, lm.log_probs(batch.token_ids).detach(), atol=1e-4, rtol=1e-4)
