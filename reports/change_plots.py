@@ -18,9 +18,9 @@ from reports.style import (
     ORANGE,
     Drawings,
     Points,
-    band,
     heading,
     name_axes,
+    open_circles,
     panels,
     stream_error_name,
     title,
@@ -74,14 +74,15 @@ def curves_of(row: Row, runs: Path) -> Mapping[str, Points]:
 def _evolving(board: Board, curves: Mapping[str, Mapping[str, Points]]) -> Figure:
     """One small panel for each method, on shared axes."""
     figure, grid = panels(len(curves))
-    for axes, (label, of) in zip(grid, curves.items(), strict=True):
-        for name in CHANGE_SCORES:
-            band(axes, of[name], COLOURS[name], LABELS[name])
-        heading(axes, label)
     ticks = sorted({x for of in curves.values() for points in of.values() for x, _ in points})
+    apart = 0.015 * (ticks[-1] - ticks[0])
+    for axes, (label, of) in zip(grid, curves.items(), strict=True):
+        for place, name in enumerate(CHANGE_SCORES):  # side by side, so that no interval hides another
+            points = [(x + (place - 1) * apart, estimate) for x, estimate in of[name]]
+            open_circles(axes, points, COLOURS[name], LABELS[name])
+        heading(axes, label)
     grid[0].set_xticks(ticks)
-    grid[0].set_xlim(left=0)
-    grid[0].set_ylim(0, 1)
+    grid[0].set_ylim(-0.03, 1.03)  # room for markers at 0 and 1
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, fontsize=7)
     name_axes(figure, f"documents seen ({stream_error_name(len(board.streams))})", "F1, or share of answers")

@@ -89,17 +89,17 @@ def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
     axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle)
 
 
-def band(axes: Axes, points: Points, colour: str = BLUE, label: str = "") -> None:
-    """Means with a band of their 95 % intervals; ``label`` is for a legend."""
+def band(axes: Axes, points: Points) -> None:
+    """Means with a band of their 95 % intervals."""
     x, means = _coordinates(points)
-    axes.plot(x, means, color=colour, marker="o", markersize=2, label=label)
+    axes.plot(x, means, color=BLUE, marker="o", markersize=2)
     lows = [estimate.mean - (estimate.half_width() or 0) for _, estimate in points]
     highs = [estimate.mean + (estimate.half_width() or 0) for _, estimate in points]
-    axes.fill_between(x, lows, highs, color=colour, alpha=0.25, linewidth=0)
+    axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
 
 
-def open_circles(axes: Axes, points: Points, colour: str = BLUE) -> None:
-    """Means as open circles on a line, each with its 95 % interval."""
+def open_circles(axes: Axes, points: Points, colour: str = BLUE, label: str = "") -> None:
+    """Means as open circles on a line, each with its 95 % interval; ``label`` is for a legend."""
     axes.errorbar(
         *_coordinates(points),
         yerr=[estimate.half_width() or 0 for _, estimate in points],
@@ -108,6 +108,7 @@ def open_circles(axes: Axes, points: Points, colour: str = BLUE) -> None:
         markersize=3,
         markerfacecolor="white",
         elinewidth=0.8,
+        label=label,
     )
 
 

@@ -198,6 +198,7 @@ def probes_leave_no_trace(kind: type[Method]) -> None:
 
 def flush_leaves_no_state(kind: type[Method]) -> None:
     """A state that was saved before ``flush`` and loaded after it goes on as if ``flush`` had never been called."""
+    prepare(kind)
     if kind.flush is Method.flush:
         return
     entries = fixtures.entries(fixtures.LONG)
@@ -214,9 +215,9 @@ def flush_leaves_no_state(kind: type[Method]) -> None:
 
 def next_token_is_normalised(kind: type[Method]) -> None:
     """``mix_next_token`` gives a distribution at every position, which the tokens after it do not change."""
+    method = prepare(kind)
     if kind.mix_next_token is Method.mix_next_token:
         return
-    method = prepare(kind)
     method.reset()
     entries = fixtures.entries()
     for document in fixtures.documents(entries):
@@ -228,21 +229,21 @@ def next_token_is_normalised(kind: type[Method]) -> None:
             logits = method.lm.model(input_ids=ids[None], use_cache=False).logits[0]
             for end in (len(ids), len(ids) // 2):
                 mixed(method.mix_next_token, logits[:end], hidden[0][0, :end], ids[:end])
-            halves = [
+            longer, shorter = (
                 method.mix_next_token(logits[:end].log_softmax(-1), hidden[0][0, :end], ids[:end])[: len(ids) // 2]
                 for end in (len(ids), len(ids) // 2)
-            ]
+            )
         require(
-            torch.allclose(*halves, atol=1e-3),
+            torch.allclose(longer, shorter, atol=1e-3),
             "mix_next_token depends on later tokens: at each position use its hidden state and the ids up to it only.",
         )
 
 
 def question_weights_do_not_leak(kind: type[Method]) -> None:
     """A question gets the same answer alone as among others, whose weights may differ."""
+    method = prepare(kind)
     if kind.using is Method.using:
         return
-    method = prepare(kind)
     method.reset()
     entries = fixtures.entries()
     for document in fixtures.documents(entries):
@@ -385,9 +386,9 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
     check.__name__: check
     for check in (
         config_is_sound,
-        next_token_is_normalised,
         observe_only_reads,
         condition_fits_the_questions,
+        next_token_is_normalised,
         same_seed_same_results,
         blind_to_the_future,
         blind_to_the_answers,

@@ -240,8 +240,10 @@ class Loop:
         if keep_graph:
             with self.hook("before_scoring", self.position):
                 self.method.before_scoring()
-        with self.ledger.phase("score", len(batch), graph=keep_graph), torch.set_grad_enabled(keep_graph):
-            with self.lm.mixing(self._mix):
+        mix = self._mix  # what it costs may grow along the stream, so that a sample does not show it
+        phase = self.ledger.phase("score", len(batch), graph=keep_graph, count=mix is not None)
+        with phase, torch.set_grad_enabled(keep_graph):
+            with self.lm.mixing(mix):
                 windows = list(reading.log_probs(self.lm, batch))
             log_probs = [window.detach() for window in windows]
             nll = -sum(window.double().sum().item() for window in log_probs)

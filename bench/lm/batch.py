@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,16 +115,7 @@ class CachedBatch:
 
     def read(self, keep: int) -> Tensor:
         """Logits as :meth:`Batch.read` says."""
-        takes_keep = "logits_to_keep" in inspect.signature(self.lm.model.forward).parameters
-        output, hidden = self.lm.read(
-            **self.inputs,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **({"logits_to_keep": keep} if takes_keep else {}),
-        )
-        logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
+        logits, hidden = _forward(self.lm, self.inputs, self.mask, self.positions, self.cache, keep)
         if self.lm.mixes:
             for i, text in enumerate(self.texts):
                 real = self.mask[i, -logits.shape[1] :].bool()  # (keep,), False at padding
@@ -207,3 +198,22 @@ class RereadBatch:
     def copy(self) -> RereadBatch:
         """Copy the batch, so that it can be continued in more than one way."""
         return copy.copy(self)  # no method changes a list in place
+
+
+def forward(
+    lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
+) -> Tensor:
+    """Logits at the last ``keep`` positions of left-padded rows, shape (B, keep, V), float32."""
+    return _forward(lm, inputs, mask, positions, cache, keep)[0]
+
+
+def _forward(
+    lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
+) -> tuple[Tensor, Tensor]:
+    """The logits of :func:`forward`, and the hidden states of :meth:`BaseModel.read`."""
+    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
+    output, hidden = lm.read(
+        **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
+    )
+    logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
+    return logits, hidden

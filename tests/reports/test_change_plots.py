@@ -50,7 +50,7 @@ def test_the_plot_has_a_panel_for_each_method_on_shared_axes(tmp_path):
     figure = change_plots.drawings(build(tmp_path), tmp_path)["evolving"]()
     used = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in used] == ["memory", "closed book"]
-    assert {axes.get_ylim() for axes in used} == {(0.0, 1.0)}
+    assert len({axes.get_ylim() for axes in used}) == 1
     assert len({axes.get_xlim() for axes in used}) == 1
 
 
