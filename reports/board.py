@@ -42,6 +42,9 @@ from reports.statistics import (
 REFERENCE = "uniform"
 """The default reference: the method from which paired differences are taken."""
 
+STEPS = ("learning_rate", "steps_per_document")
+"""Settings that every gradient method has: labels do not show them if they differ without."""
+
 Headline = Literal["f1", "token_nll"]
 
 
@@ -243,11 +246,12 @@ def _differences(a: CellSpec, b: CellSpec) -> list[str]:
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
     """The method with the settings that distinguish its rows: hand-set ones, and others only if they are needed."""
-    short = [_label(group, groups, entry_of(group, plans).hand_set) for group in groups]
-    return [
-        label if short.count(label) == 1 else _label(group, groups, list(dotted(group.config)))
-        for group, label in zip(groups, short, strict=True)
-    ]
+    labels = [_label(group, groups, list(dotted(group.config))) for group in groups]
+    hand_set = [entry_of(group, plans).hand_set for group in groups]
+    for settings in (hand_set, [[name for name in names if name not in STEPS] for names in hand_set]):
+        shorter = [_label(group, groups, names) for group, names in zip(groups, settings, strict=True)]
+        labels = [new if shorter.count(new) == 1 else old for new, old in zip(shorter, labels, strict=True)]
+    return labels
 
 
 def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.records.schema import CHANGE_SCORES, documents_seen
 from bench.records.store import read_answers
 from reports.board import Board
-from reports.rows import Row, about_changes, run_of
+from reports.rows import CEILING, FLOOR, Row, about_changes, run_of
 from reports.statistics import Estimate, Item, mean_over_streams
 from reports.style import (
     BLUE,
@@ -40,10 +40,14 @@ LABELS = {
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plot, if the board is about facts that change and has several probes."""
+    """The plot, if the board is about facts that change and has several probes.
+
+    Closed book, gold in prompt and control arms are left out: what they answer does not depend on the documents seen.
+    """
     if not about_changes(board.rows):
         return {}
-    curves = {title(row): curves_of(row, runs) for row in board.rows if row.arm == "stream" and _probes(row) > 1}
+    rows = [row for row in board.rows if row.arm == "stream" and row.method not in (FLOOR, CEILING)]
+    curves = {title(row): curves_of(row, runs) for row in rows if _probes(row) > 1}
     return {"evolving": lambda: _evolving(board, curves)} if curves else {}
 
 

@@ -103,7 +103,7 @@ def _learning(rows: Iterable[Row]) -> list[Row]:
 
 def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
     """One small panel for each method with a base; the number is its last point, the dashed line closed book's F1."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     drawn = [curve for curve in curves if curve.points]
     floor = next((row.value("f1") for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
@@ -117,20 +117,23 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
         axes.annotate(
             f"{last.mean:.0%}",
             xy=(place, last.mean),
-            xytext=(0, 4),
+            xytext=(3, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
             color=BLUE,
             fontsize=7,
         )
+        axes.text(0.03, 0.08, f"100% is F1 {curve.base:.2f}", transform=axes.transAxes, color=GREY, fontsize=6.5)
         heading(axes, curve.label)
     grid[0].set_xticks([place for place, _ in drawn[0].points])
-    grid[0].set_ylim(0, 1.15 * max(estimate.mean for curve in drawn for _, estimate in curve.points))
+    ends = [estimate.mean + (estimate.half_width() or 0) for curve in drawn for _, estimate in curve.points]
+    grid[0].set_ylim(0, 1.05 * max(ends))
+    grid[0].yaxis.set_major_locator(MultipleLocator(0.5))
     grid[0].yaxis.set_major_formatter(PercentFormatter(1))
     notes = [stream_error_name(len(board.streams))]
     notes += [] if floor is None else [f"dashed: {readable(FLOOR)}"]
     left_out = ", ".join(curve.label for curve in curves if not curve.points)
-    base = f"above {readable(FLOOR)}" if floor is not None else "above 0"
-    notes += [f"not {base} at the start, so left out: {left_out}"] if left_out else []
+    least = readable(FLOOR) if floor is not None else "0"
+    notes += [f"left out, since their base is not above {least}: {left_out}"] if left_out else []
     name_axes(figure, f"{x} ({'; '.join(notes)})", y)
     return figure

@@ -158,7 +158,8 @@ def f1(board: Board, row: Row) -> Estimate:
 
 def answer_f1(board: Board) -> str:
     """Name of the axis of a board's F1."""
-    return f"answer {board.f1_name}"
+    first = board.first_documents
+    return "answer F1" if first is None else f"answer F1 on the first {first} documents"
 
 
 def f1_error(board: Board) -> str:

@@ -73,8 +73,8 @@ class TestRetention:
             "closed book is what it is held against"
         )
         figure = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"]()
-        assert "not above closed book at the start, so left out: idle" in " ".join(figure.get_supxlabel().split())
-        assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%"]
+        assert "left out, since their base is not above closed book: idle" in " ".join(figure.get_supxlabel().split())
+        assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
 
     def test_without_closed_book_a_base_is_above_zero(self, tmp_path):
         board(
