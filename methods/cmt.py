@@ -1,7 +1,8 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -13,7 +14,14 @@ from bench.answering.metrics import shortest
 from bench.contract.search import SearchSpace
 from bench.lm.probe import Ability
 from bench.seeds import seed_for
-from methods.parts.compression import CmtNetwork, CompressionTraining, matching_loss, matching_scores
+from methods.parts.compression import (
+    CmtNetwork,
+    CompressionTraining,
+    infonce_loss,
+    matching_scores,
+    mean_directions,
+    self_matching_loss,
+)
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_logits, mean_nll
 
 
@@ -23,10 +31,10 @@ class Cmt(MemoryMethod):
     A compressor turns a document into m vectors. The same compressor encodes a question. The documents whose mean
     vectors are nearest to the question's (cosine) are selected, the question's vectors attend to theirs, and the result
     is put before the question as soft tokens. Compressor and aggregator are meta-trained on the likelihood of answers
-    under a frozen base, with a memory-aware loss that rewards what the base could not answer without memory. Pipeline,
-    self-matching, top-k aggregation and the idea of that loss follow CMT (Li et al. 2025), as far as its abstract and
-    reviews describe them; sizes, formulas and training are choices made here, so its numbers reproduce none of the
-    paper's. Costs a forward pass of the compressor, and m vectors of state per document.
+    under a frozen base, with a memory-aware loss that rewards what the base could not answer without memory. After CMT
+    (Li et al. 2025): ``preset: paper`` has the parts that public sources show of it, the default those used here. Sizes
+    and training are choices made here, so its numbers reproduce none of the paper's. Costs a forward pass of the
+    compressor, and m vectors of state per document.
     """
 
     name = "cmt"
@@ -35,6 +43,26 @@ class Cmt(MemoryMethod):
     class Config(MemoryMethod.Config):
         """Hyper-parameters of CMT."""
 
+        presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+            "paper": {
+                "training": {
+                    "body": "decoder",
+                    "injection": "kv",
+                    "prefix_positions": None,
+                    "match_use": "filter",
+                    "k": None,
+                    "force_gold": 0.0,
+                    "queue": 0,
+                    "memory_aware_use": "replace",
+                    "memory_aware_weight": 1.0,
+                    "matching": "self_matching",
+                    "matching_weight": 1.0,
+                }
+            }
+        }
+        preset: Literal["sound", "paper"] = pydantic.Field(
+            default="sound", description="the parts used here, or those that public sources show of the paper"
+        )
         k: int | None = pydantic.Field(
             default=16, ge=1, description="documents aggregated for a question, the best matches; null: all"
         )
@@ -106,7 +134,7 @@ class Cmt(MemoryMethod):
         return replace(self.network.aggregate(question_rows, inputs, bias), entries=best.tolist())
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
-        """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match.
+        """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match, or with ``replace`` of that without L_qa.
 
         The bank consists of the episodes' documents and the queue.
         """
@@ -137,13 +165,22 @@ class Cmt(MemoryMethod):
                 with torch.no_grad():
                     logits_without = answer_logits(self.lm, texts, answers, Prefix())[0]
                 parts["memory_aware"] = self.memory_aware_loss(logits, logits_without, targets, answer_mask)
-                loss = loss + training.memory_aware_weight * parts["memory_aware"]
+                weighted = training.memory_aware_weight * parts["memory_aware"]
+                loss = weighted if training.memory_aware_use == "replace" else loss + weighted
             if training.matching_weight:
-                parts["matching"] = matching_loss(scores / training.temperature, own)
+                parts["matching"] = self.matching_loss(scores, bank, own)
                 loss = loss + training.matching_weight * parts["matching"]
             loss.backward()
         self.network.enqueue(fresh)
         return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+
+    def matching_loss(self, scores: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+        """L_match from scores (B, N) and bank (N, m, width); ``own`` (B, N) is True for a question's own document."""
+        training = self.config.training
+        if training.matching == "infonce":
+            return infonce_loss(scores / training.temperature, own)
+        vectors = mean_directions(bank) if training.distance == "direction" else bank.flatten(1)
+        return self_matching_loss(scores, vectors, own, training.repulsion)
 
     def memory_aware_loss(self, logits: Tensor, logits_without: Tensor, targets: Tensor, answer_mask: Tensor) -> Tensor:
         """L_ma (nats) from the logits (B, answer tokens, vocabulary) with and without memory."""

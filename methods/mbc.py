@@ -18,8 +18,8 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, width: int) -> None:
         super().__init__()
         self.vectors = nn.Parameter(torch.empty(codes, width).uniform_(-1 / codes, 1 / codes))
-        self.usage: Tensor  # (codes,), moving average of the share of rows with each code
-        self.register_buffer("usage", torch.full((codes,), 1 / codes))
+        self.usage: Tensor  # (codes,), moving average of the number of rows with each code
+        self.register_buffer("usage", torch.zeros(codes))
 
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:
@@ -31,10 +31,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update_usage(self, rows: Tensor, codes: Tensor, decay: float, least: float) -> None:
-        """Update the usage from rows (..., width) and their codes (...); random rows replace codes below ``least``."""
+        """Update the usage from rows (..., width) and their codes (...).
+
+        A code whose usage is below ``least`` is replaced by a random one of the rows, and gets the mean usage.
+        """
         flat = rows.flatten(0, -2)  # (rows, width)
-        shares = torch.bincount(codes.flatten(), minlength=len(self.usage)) / len(flat)  # (codes,)
-        self.usage.mul_(decay).add_(shares, alpha=1 - decay)
+        counts = torch.bincount(codes.flatten(), minlength=len(self.usage)).to(self.usage)  # (codes,)
+        self.usage.mul_(decay).add_(counts, alpha=1 - decay)
         dead = self.usage < least  # (codes,)
         count = int(dead.sum())
         if count:
@@ -49,10 +52,11 @@ class MbcTraining(AmortizedTraining):
     commitment: float = pydantic.Field(default=0.25, ge=0, description="weight that pulls rows towards their codes")
     codebook_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the codebook loss")
     usage_decay: float = pydantic.Field(default=0.99, ge=0, lt=1, description="decay of the moving average of usage")
-    least_usage: float = pydantic.Field(
+    least_count: float = pydantic.Field(
         default=1e-4,
         ge=0,
-        description="share of the rows below which a code is replaced by a row of the current step; 0: never",
+        description="moving average of the number of a code's rows below which a row of the current step replaces it; "
+        "0: never",
     )
     lora_rank: int = pydantic.Field(
         default=0,
@@ -172,6 +176,6 @@ class Mbc(AmortizedMemory):
         training, vectors = self.config.training, self.codebook.vectors[codes]  # (entries, T, width)
         loss = functional.mse_loss(vectors, rows.detach())
         loss = loss + training.commitment * functional.mse_loss(rows, vectors.detach())
-        self.codebook.update_usage(rows.detach(), codes, training.usage_decay, training.least_usage)
+        self.codebook.update_usage(rows.detach(), codes, training.usage_decay, training.least_count)
         weighted: Tensor = training.codebook_weight * loss
         return weighted

@@ -1,7 +1,6 @@
 """Compressed memories: soft tokens that compress a text, and questions that attend to the memories of several texts.
 
-(After CMT, Li et al. 2025, whose description leaves most of it open. If several choices are sensible, a setting selects
-one of them.)
+(After CMT, Li et al. 2025. Where public sources leave a part open, or this project differs, a setting selects.)
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn import functional
 from bench.contract.meta_training import TrainingConfig
 from bench.lm.base_model import BaseModel
 from methods.parts.adapters import target_modules
-from methods.parts.cross_attention import Aggregator, CrossBlock, PrefixHead
+from methods.parts.cross_attention import Aggregator, CrossBlock, KeyValues, PerPositionNets, PrefixHead
 from methods.parts.hooked_lora import HookedLora, Target
 from methods.parts.memory_bank import Prefix
 
@@ -42,14 +41,21 @@ class CompressionTraining(TrainingConfig):
     injection: Literal["embed", "kv"] = pydantic.Field(
         default="embed", description="input to the base: m soft tokens, or key/value prefixes of each layer"
     )
-    prefix_positions: int = pydantic.Field(default=2, ge=1, description="positions of the prefixes of injection=kv")
+    prefix_positions: int | None = pydantic.Field(
+        default=2,
+        ge=1,
+        description="positions of the prefixes of injection=kv, each filled from one vector by a net of its own; null: "
+        "every vector makes one position of every layer (an alignment network)",
+    )
     match_use: Literal["weight", "filter"] = pydantic.Field(
         default="weight",
         description="self-matching weights a document's rows (score / temperature is added to the attention logits), "
         "or only selects the documents",
     )
     temperature: float = pydantic.Field(default=0.05, gt=0, description="tau, temperature of the matching scores")
-    k: int = pydantic.Field(default=16, ge=1, description="documents aggregated for a question while training")
+    k: int | None = pydantic.Field(
+        default=16, ge=1, description="documents aggregated for a question while training; null: all"
+    )
     force_gold: float = pydantic.Field(
         default=0.5,
         ge=0,
@@ -72,13 +78,27 @@ class CompressionTraining(TrainingConfig):
         description="the memory-aware loss: the NLL of the contrast (1 + a) with memory - a without, in logits, or "
         "softplus(b (NLL with memory - NLL without))",
     )
+    memory_aware_use: Literal["add", "replace"] = pydantic.Field(
+        default="add", description="the memory-aware loss is added to the answer NLL, or takes its place"
+    )
     memory_aware_weight: float = pydantic.Field(
-        default=0.5, ge=0, description="lambda_ma, weight of the memory-aware loss; 0: off"
+        default=0.5, ge=0, description="lambda_ma, weight of the memory-aware loss; 0: off, the answer NLL alone"
     )
     contrast: float = pydantic.Field(default=0.5, ge=0, description="a of the contrast")
     margin_slope: float = pydantic.Field(default=1.0, gt=0, description="b of the margin")
+    matching: Literal["infonce", "self_matching"] = pydantic.Field(
+        default="infonce",
+        description="the loss on questions and their documents: InfoNCE of the scores, or attraction of the two and "
+        "repulsion of the documents",
+    )
     matching_weight: float = pydantic.Field(
-        default=0.0, ge=0, description="lambda_m, weight of the InfoNCE loss of questions and their documents; 0: off"
+        default=0.0, ge=0, description="lambda_m, weight of the matching loss; 0: off"
+    )
+    repulsion: float = pydantic.Field(default=1.0, ge=0, description="lambda of self_matching, weight of the repulsion")
+    distance: Literal["direction", "memory"] = pydantic.Field(
+        default="direction",
+        description="distance of memories in self_matching: of the directions of their mean rows, which the cosine "
+        "compares, or of all their numbers",
     )
     steps: int = pydantic.Field(default=5000, ge=0, description="outer optimizer steps")
     episodes_per_step: int = pydantic.Field(default=64, ge=1, description="B, documents per step")
@@ -156,6 +176,26 @@ class DecoderCompressor(nn.Module):
         return states[:, -length:].float()
 
 
+class AlignmentHead(nn.Module):
+    """Key/value prefixes from m vectors: each makes one position of every layer.
+
+    Each (layer, key or value) has a net of its own. ``base_shape`` is :attr:`BaseModel.key_value_shape`.
+    """
+
+    def __init__(self, base_shape: tuple[int, int, int], width: int, hidden: int) -> None:
+        super().__init__()
+        layers, heads, head_size = base_shape
+        self.shape = (layers, 2, heads, head_size)
+        self.nets = PerPositionNets(layers * 2, width, hidden, heads * head_size, functional.gelu)
+
+    def forward(self, vectors: Tensor) -> KeyValues:
+        """(B, m, width) -> the prefix of every layer, with m positions."""
+        inputs = vectors.flatten(0, 1)[:, None].expand(-1, self.shape[0] * 2, -1)  # (B * m, layers * 2, width)
+        outputs = self.nets(inputs).view(*vectors.shape[:2], *self.shape)  # (B, m, layers, 2, heads, head size)
+        layers = outputs.permute(2, 3, 0, 4, 1, 5)  # (layers, key or value, B, heads, m, head size)
+        return [(layer[0], layer[1]) for layer in layers]
+
+
 class CmtNetwork(nn.Module):
     """The learner: compressor, aggregator, the map into the base, and the queue of earlier memories."""
 
@@ -172,16 +212,17 @@ class CmtNetwork(nn.Module):
             training.aggregator_blocks, width, training.heads, training.head_width, training.hidden
         )
         self.norm = nn.LayerNorm(width)
-        if training.injection == "kv":
-            self.inject: nn.Module = PrefixHead(
-                lm.key_value_shape, tokens, width, training.hidden, training.prefix_positions
-            )
-        else:
+        self.inject: nn.Module
+        if training.injection == "embed":
             projection = nn.Linear(width, width)
             nn.init.eye_(projection.weight)  # like the attention, it passes vectors on unchanged at the start
             nn.init.zeros_(projection.bias)
             self.inject = projection
             self.scale = nn.Parameter(table.detach().float().std().cpu())  # soft tokens as large as embeddings
+        elif training.prefix_positions is None:
+            self.inject = AlignmentHead(lm.key_value_shape, width, training.hidden)
+        else:
+            self.inject = PrefixHead(lm.key_value_shape, tokens, width, training.hidden, training.prefix_positions)
         self.register_buffer("queue", torch.zeros(training.queue, tokens, width))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
 
@@ -199,17 +240,22 @@ class CmtNetwork(nn.Module):
     def aggregate(self, questions: Tensor, rows: Tensor, bias: Tensor | None = None) -> Prefix:
         """The prefixes of questions (B, m, width) that attend to rows (B or 1, R, width)."""
         vectors = self.norm(self.aggregator(questions, rows, bias))  # (B, m, width)
-        if isinstance(self.inject, PrefixHead):
-            return Prefix(key_values=self.inject(vectors))
-        return Prefix(embeddings=self.inject(vectors) * self.scale)
+        if isinstance(self.inject, nn.Linear):
+            return Prefix(embeddings=self.inject(vectors) * self.scale)
+        return Prefix(key_values=self.inject(vectors))
+
+
+def mean_directions(memories: Tensor) -> Tensor:
+    """The mean row of each memory at length 1: (N, m, width) -> (N, width)."""
+    return functional.normalize(memories.mean(1), dim=-1)
 
 
 def matching_scores(questions: Tensor, memories: Tensor) -> Tensor:
     """Self-matching: cosines of mean rows, questions (B, m, width) by memories (N, m, width), shape (B, N)."""
-    return functional.normalize(questions.mean(1), dim=-1) @ functional.normalize(memories.mean(1), dim=-1).T
+    return mean_directions(questions) @ mean_directions(memories).T
 
 
-def matching_loss(scores: Tensor, own: Tensor) -> Tensor:
+def infonce_loss(scores: Tensor, own: Tensor) -> Tensor:
     """InfoNCE (nats): -log of the softmax mass on a question's own memories; scores and ``own`` (B, N).
 
     Questions without a memory of their own do not count: the text of their document is empty.
@@ -218,3 +264,21 @@ def matching_loss(scores: Tensor, own: Tensor) -> Tensor:
     scores, own = scores[counted], own[counted]
     own_mass = scores.masked_fill(~own, -math.inf).logsumexp(1)  # (counted,), unnormalised log mass
     return (scores.logsumexp(1) - own_mass).sum() / max(1, len(scores))
+
+
+def self_matching_loss(scores: Tensor, memories: Tensor, own: Tensor, repulsion: float) -> Tensor:
+    """CMT's loss: the mean over questions of -cos(q_i, M^i) + ``repulsion`` log sum over j of exp(-|M^i - M^j|^2).
+
+    ``scores`` (B, N) are the cosines, ``memories`` (N, width) the vectors M. ``own`` (B, N) is True for entries of a
+    question's own document: the loss is averaged over these, and j runs over those of other documents. If there is no
+    other document, the sum is left out. Questions without a memory of their own do not count.
+    """
+    counted = own.any(1)  # (B,)
+    scores, weights = scores[counted], own[counted].to(scores.dtype)  # (counted, N)
+    losses = -scores
+    together = weights.T @ weights > 0  # (N, N), entries of one document
+    if not together.all():
+        norms = memories.square().sum(1)
+        squared = (norms[:, None] + norms - 2 * memories @ memories.T).clamp(min=0)  # (N, N), distances
+        losses = losses + repulsion * (-squared).masked_fill(together, -math.inf).logsumexp(1)
+    return ((weights * losses).sum(1) / weights.sum(1)).sum() / max(1, len(losses))

@@ -19,7 +19,15 @@ from bench.answering.prompts import build_prompts
 from bench.contract.meta_training import Trainer
 from bench.lm.base_model import BaseModel
 from methods.cmt import Cmt
-from methods.parts.compression import DecoderCompressor, matching_loss, matching_scores
+from methods.parts.compression import (
+    AlignmentHead,
+    CompressionTraining,
+    DecoderCompressor,
+    infonce_loss,
+    matching_scores,
+    mean_directions,
+    self_matching_loss,
+)
 from methods.parts.memory_bank import Prefix
 from tests.conftest import ROOT, TEXT
 
@@ -43,8 +51,13 @@ EPISODES = [
 ]
 
 
-def make(lm: BaseModel, seed: int = 0, k: int | None = 2, **training: object) -> Cmt:
-    return Cmt(lm, Cmt.Config(k=k, training={**SMALL, **training}), seed)
+PAPER = dict(Cmt.Config.presets["paper"]["training"])
+
+
+def make(lm: BaseModel, seed: int = 0, k: int | None = 2, preset: str = "sound", **training: object) -> Cmt:
+    """A small method; the preset ``paper`` keeps what it sets."""
+    sizes = {name: value for name, value in SMALL.items() if preset == "sound" or name not in PAPER}
+    return Cmt(lm, Cmt.Config(preset=preset, k=k, training={**sizes, **training}), seed)
 
 
 def observed(method: Cmt, texts: list[str]) -> Cmt:
@@ -167,7 +180,7 @@ def test_matching_is_the_cosine_of_mean_rows() -> None:
 def test_the_matching_loss_counts_every_window_of_the_own_document() -> None:
     scores = torch.tensor([2.0, 1.0, 3.0]).log()[None]
     own = torch.tensor([[True, True, False]])
-    torch.testing.assert_close(matching_loss(scores, own), torch.tensor(math.log(6 / 3)))
+    torch.testing.assert_close(infonce_loss(scores, own), torch.tensor(math.log(6 / 3)))
 
 
 def test_a_question_on_an_empty_document_has_no_part_in_the_matching_loss(lm: BaseModel) -> None:
@@ -175,7 +188,7 @@ def test_a_question_on_an_empty_document_has_no_part_in_the_matching_loss(lm: Ba
         torch.tensor([[2.0, 1.0, 3.0], [9.0, 8.0, 7.0]]).log(),
         torch.tensor([[True, True, False], [False] * 3]),
     )
-    assert torch.equal(matching_loss(scores, own), matching_loss(scores[:1], own[:1]))
+    assert torch.equal(infonce_loss(scores, own), infonce_loss(scores[:1], own[:1]))
     empty = [replace(episode, document=Document(episode.document.id, "")) for episode in EPISODES[:2]]
     for episodes, matching in ((empty, 0.0), ([empty[0], EPISODES[2]], math.log(1))):
         method = make(lm, matching_weight=1.0, rename=True)
@@ -183,6 +196,72 @@ def test_a_question_on_an_empty_document_has_no_part_in_the_matching_loss(lm: Ba
         assert math.isfinite(parts["loss"]) and parts["matching"] == pytest.approx(matching, abs=1e-6)
         gradients = [p.grad for p in method.learner.parameters() if p.grad is not None]
         assert any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients)
+
+
+def test_the_self_matching_loss_by_hand() -> None:
+    scores = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.4, -0.8]])
+    memories = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 5.0]])  # squared distances 25, 25 and 10
+    own = torch.tensor([[True, False, False], [False, False, True]])
+    first = -0.5 + 2 * math.log(2 * math.exp(-25))
+    second = 0.8 + 2 * math.log(math.exp(-25) + math.exp(-10))
+    expected = torch.tensor((first + second) / 2)
+    torch.testing.assert_close(self_matching_loss(scores, memories, own, 2.0), expected)
+    torch.testing.assert_close(self_matching_loss(scores, memories, own, 0.0), torch.tensor(0.15))
+
+
+@pytest.mark.parametrize("repulsion", [0.0, 0.7])
+def test_the_self_matching_loss_equals_its_formula(repulsion: float) -> None:
+    """Several questions of a document, several entries of another, an entry without a question, a question without."""
+    torch.manual_seed(0)
+    questions, memories = torch.randn(5, 2, 4, dtype=torch.float64), torch.randn(6, 2, 4, dtype=torch.float64)
+    owners, documents = [0, 1, 1, 2, 3, 4], [0, 0, 1, 7, 3]
+    own = torch.tensor([[owner == document for owner in owners] for document in documents])
+    vectors = mean_directions(memories)
+    total = 0.0
+    for q, document in zip(questions, documents, strict=True):
+        terms = []
+        for i in [i for i, owner in enumerate(owners) if owner == document]:
+            cosine = torch.cosine_similarity(q.mean(0), memories[i].mean(0), dim=0).item()
+            others = [j for j, owner in enumerate(owners) if owner != document]
+            apart = sum(math.exp(-((vectors[i] - vectors[j]).norm().item() ** 2)) for j in others)
+            terms.append(-cosine + repulsion * math.log(apart))
+        total += sum(terms) / len(terms) / 4 if terms else 0.0
+    loss = self_matching_loss(matching_scores(questions, memories), vectors, own, repulsion)
+    assert loss.item() == pytest.approx(total, abs=1e-12)
+
+
+def test_a_lone_document_is_attracted_and_not_repelled(lm: BaseModel) -> None:
+    method = make(lm, preset="paper", memory_aware_weight=0)
+    parts = method.outer_step(EPISODES[:1], [])
+    assert -1 <= parts["matching"] <= 1
+    gradients = [p.grad for p in method.learner.parameters() if p.grad is not None]
+    assert any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("distance", ["direction", "memory"])
+def test_self_matching_takes_the_distance_that_is_set(lm: BaseModel, distance: str) -> None:
+    method = make(lm, matching="self_matching", distance=distance, repulsion=0.5)
+    bank, own = torch.randn(2, 3, 32, generator=torch.manual_seed(0)) / 4, torch.eye(2, dtype=torch.bool)
+    vectors = mean_directions(bank) if distance == "direction" else bank.flatten(1)
+    expected = -0.2 - 0.5 * (vectors[0] - vectors[1]).square().sum()
+    torch.testing.assert_close(method.matching_loss(torch.full((2, 2), 0.2), bank, own), expected)
+
+
+def test_the_contrast_loss_equals_its_formula(lm: BaseModel) -> None:
+    """Mean over answers of the mean over their tokens; padded tokens do not count."""
+    generator = torch.Generator().manual_seed(0)
+    memory, bare = (torch.randn(3, 4, 7, dtype=torch.float64, generator=generator) for _ in range(2))
+    targets = torch.randint(7, (3, 4), generator=generator)
+    counted = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
+    total = 0.0
+    for b in range(3):
+        nll = []
+        for t in range(4):
+            logits = [1.5 * memory[b, t, v].item() - 0.5 * bare[b, t, v].item() for v in range(7)]
+            nll.append(math.log(sum(map(math.exp, logits))) - logits[int(targets[b, t])])
+        total += sum(n * int(c) for n, c in zip(nll, counted[b], strict=True)) / int(counted[b].sum()) / 3
+    loss = make(lm, contrast=0.5).memory_aware_loss(memory, bare, targets, counted)
+    assert loss.item() == pytest.approx(total, abs=1e-12)
 
 
 def test_the_memory_aware_losses_by_hand(lm: BaseModel) -> None:
@@ -200,6 +279,83 @@ def test_the_outer_loss_is_the_sum_of_its_weighted_parts(lm: BaseModel) -> None:
         parts["answer_nll"] + 0.25 * parts["memory_aware"] + 2 * parts["matching"], rel=1e-5
     )
     assert set(make(lm, memory_aware_weight=0).outer_step(EPISODES[:2], EPISODES)) == {"loss", "answer_nll"}
+
+
+def test_the_memory_aware_loss_may_take_the_place_of_the_answer_loss(lm: BaseModel) -> None:
+    settings = {"memory_aware_use": "replace", "matching_weight": 2.0}
+    parts = make(lm, memory_aware_weight=0.25, **settings).outer_step(EPISODES[:2], [])
+    assert parts["loss"] == pytest.approx(0.25 * parts["memory_aware"] + 2 * parts["matching"], rel=1e-5)
+    parts = make(lm, memory_aware_weight=0, **settings).outer_step(EPISODES[:2], [])
+    assert parts["loss"] == pytest.approx(parts["answer_nll"] + 2 * parts["matching"], rel=1e-5)
+
+
+def test_the_preset_has_the_parts_of_the_paper() -> None:
+    config = Cmt.Config(preset="paper")
+    t, sizes = config.training, CompressionTraining().model_dump().keys() - PAPER.keys()
+    assert (t.body, t.injection, t.prefix_positions) == ("decoder", "kv", None)
+    assert (t.k, t.match_use, t.queue, t.force_gold) == (None, "filter", 0, 0), "training reads all of its batch"
+    assert (t.memory_aware, t.memory_aware_use, t.memory_aware_weight) == ("contrast", "replace", 1)
+    assert (t.matching, t.distance, t.matching_weight) == ("self_matching", "direction", 1)
+    assert config.k == 16 and not t.rename
+    assert t.model_dump(include=sizes) == CompressionTraining().model_dump(include=sizes)
+
+
+@pytest.mark.parametrize(
+    ("off", "left"),
+    [
+        ({}, {"memory_aware", "matching"}),
+        ({"memory_aware_weight": 0}, {"matching"}),
+        ({"matching_weight": 0}, {"memory_aware"}),
+    ],
+)
+def test_each_loss_of_the_preset_can_be_switched_off(lm: BaseModel, off: dict[str, Any], left: set[str]) -> None:
+    parts = make(lm, preset="paper", **off).outer_step(EPISODES[:3], [])
+    assert parts.keys() == {"loss", "answer_nll"} | left
+    terms = left if "memory_aware" in left else left | {"answer_nll"}
+    assert parts["loss"] == pytest.approx(sum(parts[term] for term in terms), rel=1e-5)
+
+
+def test_the_preset_filters_after_training_alone(lm: BaseModel) -> None:
+    method = make(lm, preset="paper")
+    prefixes: list[Prefix] = []
+    aggregate = method.aggregate
+    method.aggregate = lambda *inputs: prefixes.append(aggregate(*inputs)) or prefixes[-1]  # type: ignore
+    method.outer_step(EPISODES, [])
+    assert prefixes[0].entries is not None and [len(row) for row in prefixes[0].entries] == [6] * 6
+    assert int(method.network.queued) == 0
+    observed(method, TEXTS)
+    matched = method.condition([Question("0", QUESTIONS[0])]).documents
+    assert matched is not None and len(matched[0]) == 2
+
+
+def test_the_preset_without_a_filter_reads_the_whole_bank(lm: BaseModel) -> None:
+    rows = observed(make(lm, preset="paper"), TEXTS).rows
+    results = []
+    for k in (None, 6, 9, 5):
+        method = make(lm, k=k, preset="paper")
+        with torch.no_grad():
+            questions = method.encode(*method.question_ids(QUESTIONS))
+            full = method.network.aggregate(questions, rows.flatten(0, 1)[None])
+            pair = [
+                torch.stack([torch.stack(layer) for layer in prefix.key_values or ()])
+                for prefix in (method.recall(QUESTIONS, rows), full)
+            ]
+        results.append(torch.allclose(*pair, rtol=1e-4, atol=1e-5))
+    assert results == [True, True, True, False]
+
+
+def test_each_vector_makes_one_position_of_every_layer(lm: BaseModel) -> None:
+    torch.manual_seed(0)
+    head, vectors = AlignmentHead((3, 2, 5), 8, 4), torch.randn(2, 4, 8)
+    with torch.no_grad():
+        layers = head(vectors)
+        for layer, sides in enumerate(layers):
+            for side, states in enumerate(sides):
+                assert states.shape == (2, 2, 4, 5)
+                slot = 2 * layer + side
+                for b, p in ((0, 0), (1, 3)):
+                    alone = vectors[b, p].expand(1, 6, 8)
+                    torch.testing.assert_close(states[b, :, p].flatten(), head.nets(alone)[0, slot])
 
 
 def test_the_answer_loss_alone_trains_the_matching_if_it_weights_rows(lm: BaseModel) -> None:
@@ -275,7 +431,7 @@ def test_a_killed_training_resumes_exactly_with_its_queue(lm: BaseModel, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and resumed.curve == whole.curve
 
 
-@pytest.mark.parametrize("settings", [{}, {"injection": "kv"}, {"body": "decoder"}])
+@pytest.mark.parametrize("settings", [{}, {"injection": "kv"}, {"preset": "paper"}])
 def test_neither_training_nor_streaming_touches_the_base(each_lm: BaseModel, settings: dict[str, Any]) -> None:
     before = each_lm.weights_hash()
     method = make(each_lm, steps=2, validate_every=1, matching_weight=0.1, warmup=0, **settings)
@@ -311,11 +467,12 @@ def test_the_decoder_body_leaves_room_for_its_soft_tokens(each_lm: BaseModel) ->
 
 
 def test_key_value_prefixes_have_the_shape_of_the_base(each_lm: BaseModel) -> None:
-    method = observed(make(each_lm, injection="kv", prefix_positions=2), TEXTS)
     questions = [Question(str(i), text) for i, text in enumerate(QUESTIONS)]
-    conditioning = method.condition(questions)
-    assert conditioning.prefix_embeddings is None
-    assert [prompt.prefix_length for prompt in build_prompts(each_lm, questions, conditioning, 4)] == [2, 2, 2]
+    for positions, length in ((2, 2), (None, 3)):
+        method = observed(make(each_lm, injection="kv", prefix_positions=positions), TEXTS)
+        conditioning = method.condition(questions)
+        assert conditioning.prefix_embeddings is None
+        assert [p.prefix_length for p in build_prompts(each_lm, questions, conditioning, 4)] == [length] * 3
 
 
 def test_renaming_replaces_the_tokens_that_a_question_shares_with_its_document_alone(lm: BaseModel) -> None:

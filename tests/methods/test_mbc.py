@@ -113,7 +113,7 @@ def test_gradients_pass_through_the_codes(lm: BaseModel) -> None:
 
 
 def test_the_codebooks_loss_by_hand(lm: BaseModel) -> None:
-    method = make(lm, codes=1, least_usage=0)
+    method = make(lm, codes=1, least_count=0)
     rows = method.codebook.vectors.detach() + torch.full((2, 1, 32), 2.0)
     rows.requires_grad_(True)
     loss = method.penalty(rows, torch.zeros(2, 1, dtype=torch.long))
@@ -123,17 +123,34 @@ def test_the_codebooks_loss_by_hand(lm: BaseModel) -> None:
     torch.testing.assert_close(method.codebook.vectors.grad, torch.full((1, 32), -2 * 2.0 / 32))
 
 
-def test_unused_codes_are_replaced_by_rows() -> None:
+def test_usage_is_a_moving_average_of_counts_from_zero() -> None:
     book = Codebook(3, 2)
+    assert book.usage.tolist() == [0, 0, 0]
+    rows, codes = torch.randn(2, 2, 2), torch.tensor([[0, 0], [0, 1]])
+    for expected in ([0.75, 0.25, 0], [1.3125, 0.4375, 0]):  # 0.75 x the last value + 0.25 x (3, 1, 0)
+        book.update_usage(rows, codes, decay=0.75, least=0)
+        assert book.usage.tolist() == expected
+
+
+def test_a_code_below_the_least_count_becomes_a_row_with_the_mean_usage() -> None:
+    book = Codebook(4, 2)
     with torch.no_grad():
-        book.vectors.copy_(torch.tensor([[1.0, 0], [50, 50], [60, 60]]))
-        book.usage.copy_(torch.tensor([0.9, 0.1, 1e-5]))
+        book.vectors.copy_(torch.tensor([[1.0, 0], [50, 50], [60, 60], [70, 70]]))
+        book.usage.copy_(torch.tensor([3.0, 2.2e-4, 1.8e-4, 0]))
     rows = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
-    book.update_usage(rows, torch.tensor([[0, 0]]), decay=0.5, least=0.01)
+    book.update_usage(rows, torch.tensor([[0, 0]]), decay=0.5, least=1e-4)
     assert book.vectors[:2].tolist() == [[1, 0], [50, 50]]
-    assert book.vectors[2].tolist() in rows[0].tolist()
-    mean = (0.95 + 0.05 + 5e-6) / 3
-    torch.testing.assert_close(book.usage, torch.tensor([0.95, 0.05, mean]))
+    assert all(vector in rows[0].tolist() for vector in book.vectors[2:].tolist())
+    mean = (2.5 + 1.1e-4 + 0.9e-4) / 4  # the replaced codes count in it with their old usage
+    torch.testing.assert_close(book.usage, torch.tensor([2.5, 1.1e-4, mean, mean]))
+
+
+def test_the_first_step_replaces_every_code_without_rows() -> None:
+    book = Codebook(5, 2)
+    rows = torch.randn(3, 1, 2)
+    book.update_usage(rows, torch.tensor([[0], [0], [2]]), decay=0.99, least=1e-4)
+    assert all(book.vectors[i].tolist() in rows[:, 0].tolist() for i in (1, 3, 4))
+    torch.testing.assert_close(book.usage, torch.tensor([0.02, 0.006, 0.01, 0.006, 0.006]))
 
 
 def test_a_training_step_looks_up_its_codes_once(lm: BaseModel) -> None:
@@ -270,7 +287,7 @@ def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
     t = Mbc.Config(preset="reference").training
     assert (t.amortizer, t.question_encoder, t.tokens) == ("t5-small", "t5-small", 12)
     assert (t.codes, t.codebook_weight, t.commitment) == (512, 1.0, 0.25)
-    assert (t.usage_decay, t.least_usage) == (0.99, 1e-4)
+    assert (t.usage_decay, t.least_count) == (0.99, 1e-4)
     assert (t.lora_rank, t.lora_alpha, t.lora_layers, t.lora_dropout) == (16, 32, 6, 0.05)
     assert (t.bank_documents, t.episodes_per_step, t.backprop_ratio, t.dropout) == (16, 16 * 4, 1.0, True)
     assert (t.learning_rate, t.clip_norm, t.patience, t.warmup) == (1e-5, 100, 10, t.steps // 100)
