@@ -121,7 +121,8 @@ def test_a_failed_installation_is_not_taken_for_a_finished_one(checkout: Path) -
     [("bench", "python run_bench.py"), ("test", "python -m pytest"), ("perf", "python -m tests.perf")],
 )
 def test_a_checkout_that_is_ready_is_not_set_up_again(ready: Path, target: str, called: str) -> None:
-    assert make(ready, target).stdout.splitlines() == [called]
+    (line,) = make(ready, target).stdout.splitlines()
+    assert line.partition(" --")[0] == called
 
 
 @needs_make

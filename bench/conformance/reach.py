@@ -27,7 +27,8 @@ def reachable_strings(method: Method, inputs: Sequence[object] = ()) -> Iterator
     todo: list[tuple[str, object]] = [("the method", method), *(("an input", value) for value in inputs)]
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in packages:
-            todo += [(f"{name.rpartition('.')[2]}.{variable}", value) for variable, value in vars(module).items()]
+            variables = list(vars(module).items())  # at once: another thread may import something
+            todo += [(f"{name.rpartition('.')[2]}.{variable}", value) for variable, value in variables]
     todo += [(f"self.{name}", value) for name, value in vars(method).items()]
     seen: dict[int, object] = {}
     while todo:

@@ -44,7 +44,7 @@ def test_a_dataset_elsewhere_is_found_by_its_folder(tmp_path: Path) -> None:
 
 
 def test_an_unknown_dataset_names_the_nearest() -> None:
-    with pytest.raises(BenchError, match=r"'newswrld'.*Did you mean newsworld\?"):
+    with pytest.raises(BenchError, match=r"'newswrld'.*Did you mean newsworld or newsworld_revised\?"):
         recipe.find("newswrld")
 
 
