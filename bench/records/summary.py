@@ -43,8 +43,8 @@ def summarize(
         documents=len({event.position for event in documents}),
         questions=len(final),
         unanswered=sum(event.unanswered is not None for event in final),
-        **{name: mean([getattr(event, name) for event in final]) for name in metrics.ANSWER_SCORES},
-        answer_nll=mean([event.nll for event in final if event.nll is not None]),
+        **{name: _mean_of(final, name) for name in (*metrics.ANSWER_SCORES, "recall", *CHANGE_SCORES)},
+        answer_nll=_mean_of(final, "nll"),
         token_nll=nll / tokens if tokens else None,
         bits_per_byte=metrics.bits_per_byte(nll, utf8_bytes) if utf8_bytes else None,
         anchor_f1_before=anchors[0.0],
@@ -52,7 +52,6 @@ def summarize(
         anchor_nll_before=anchor_nll_before,
         anchor_nll=anchor_nll,
         changed=sum(bool(event.earlier) for event in final),
-        **{name: _mean_of(final, name) for name in ("recall", *CHANGE_SCORES)},
     )
 
 
