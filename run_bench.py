@@ -36,7 +36,11 @@ Out = Annotated[Path, typer.Option(help="folder for tables and plots")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
 DataFiles = Annotated[
     list[str] | None,
-    typer.Option("--data-files", help="SPLIT=FILE[,FILE...]: local files in place of the dataset's own (repeatable)"),
+    typer.Option(
+        "--data-files",
+        help="SPLIT=FILE[,FILE...]: local files in place of the dataset's own (repeatable); or a folder with a file for "
+        "each split, named after it",
+    ),
 ]
 
 
@@ -345,14 +349,36 @@ def _names(option: str | None) -> list[str]:
 
 
 def _data_files(option: list[str] | None) -> dict[str, list[str]]:
-    """The files of each split, from SPLIT=FILE[,FILE...]; a file that exists may have commas in its name."""
+    """The files of each split, from SPLIT=FILE[,FILE...] (a file that exists may have commas in its name) or a folder."""
     files: dict[str, list[str]] = {}
     for assignment in option or []:
+        if os.path.isdir(assignment):
+            for split, path in _split_files(Path(assignment)).items():
+                files.setdefault(split, []).append(path)
+            continue
         split, separator, value = assignment.partition("=")
         paths = [value] if os.path.exists(value) else value.split(",")
         if not (split and separator and all(paths)):
-            raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...], got {assignment!r}.")
+            raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...] or a folder, got {assignment!r}.")
         files.setdefault(split, []).extend(paths)
+    return files
+
+
+def _split_files(folder: Path) -> dict[str, str]:
+    """The files in a folder that are named after a split (test.json, train.jsonl.gz), by split."""
+    from bench.data.recipe import SPLITS
+
+    files: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        split = path.name.partition(".")[0]
+        if split in files:
+            raise BenchError(f"--data-files {folder}: {path.name} is a second file of the {split} split: keep one.")
+        if split in SPLITS:
+            files[split] = str(path)
+    if not files:
+        raise BenchError(
+            f"--data-files {folder}: no file is named after a split ({', '.join(SPLITS)}), as in test.json."
+        )
     return files
 
 

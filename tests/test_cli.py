@@ -354,9 +354,11 @@ def test_doctor_lists_what_is_installed() -> None:
         (["test=a.jsonl", "test=a,b.jsonl", "train=b.jsonl"], {"test": ["a.jsonl", "a,b.jsonl"], "train": ["b.jsonl"]}),
         (["test=x=y.jsonl,b.jsonl"], {"test": ["x=y.jsonl", "b.jsonl"]}),
         (["test=" + ",".join(["a.jsonl"] * 99)], {"test": ["a.jsonl"] * 99}),
+        (["folder"], {"test": ["folder/test.jsonl.gz"], "train": ["folder/train.json"]}),
+        (["folder", "test=a.jsonl"], {"test": ["folder/test.jsonl.gz", "a.jsonl"], "train": ["folder/train.json"]}),
     ],
 )
-def test_files_of_a_split_are_separated_by_commas_unless_one_of_that_name_exists(
+def test_files_of_a_split_are_named_in_a_list_or_by_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], files: dict[str, list[str]]
 ) -> None:
     import run_bench
@@ -364,11 +366,31 @@ def test_files_of_a_split_are_separated_by_commas_unless_one_of_that_name_exists
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b.jsonl").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("train.json", "README.md", "test.jsonl.gz", "tests.json"):
+        (tmp_path / "folder" / name).touch()
     asked: list[dict[str, list[str]]] = []
     monkeypatch.setattr(streams, "build_all", lambda recipe, data_files: asked.append(data_files) or [])
     arguments = [item for option in options for item in ("--data-files", option)]
     run_bench.app(["streams", "build", "newsworld", *arguments], standalone_mode=False)
     assert asked == [files]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.json", "tests.json"], "no file is named after a split"),
+        (["test.json", "test.csv"], "a second file of the test"),
+    ],
+)
+def test_a_folder_needs_one_file_for_a_split(tmp_path: Path, names: list[str], message: str) -> None:
+    import run_bench
+    from bench.errors import BenchError
+
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(BenchError, match=message):
+        run_bench.app(["streams", "build", "newsworld", "--data-files", str(tmp_path)], standalone_mode=False)
 
 
 @pytest.mark.parametrize("option", ["test=", "test=a.jsonl,", "=a.jsonl", "a.jsonl"])
