@@ -38,8 +38,8 @@ DataFiles = Annotated[
     list[str] | None,
     typer.Option(
         "--data-files",
-        help="SPLIT=FILE[,FILE...]: local files in place of the dataset's own (repeatable); or a folder with a file for "
-        "each split, named after it",
+        help="SPLIT=FILE[,FILE...]: local files in place of the dataset's own (repeatable), or a folder with a file "
+        "for each split, named after it",
     ),
 ]
 
@@ -349,7 +349,7 @@ def _names(option: str | None) -> list[str]:
 
 
 def _data_files(option: list[str] | None) -> dict[str, list[str]]:
-    """The files of each split, from SPLIT=FILE[,FILE...] (a file that exists may have commas in its name) or a folder."""
+    """The files of each split, from SPLIT=FILE[,FILE...] or a folder; a file that exists may have commas in its name."""
     files: dict[str, list[str]] = {}
     for assignment in option or []:
         if os.path.isdir(assignment):
