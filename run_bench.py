@@ -349,7 +349,7 @@ def _names(option: str | None) -> list[str]:
 
 
 def _data_files(option: list[str] | None) -> dict[str, list[str]]:
-    """The files of each split, from SPLIT=FILE[,FILE...] or a folder; a file that exists may have commas in its name."""
+    """The files of each split, from SPLIT=FILE[,FILE...] or a folder; a file may have commas in its name."""
     files: dict[str, list[str]] = {}
     for assignment in option or []:
         if os.path.isdir(assignment):
