@@ -127,7 +127,10 @@ class MethodPlan(_Part):
 
 
 class Experiment(_Part):
-    """Everything that a board needs. docs/rules.md explains the rules."""
+    """Everything that a board needs. docs/rules.md explains the rules.
+
+    In a file, ``like`` names another experiment, whose settings hold where this one states none.
+    """
 
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
     description: str = ""
@@ -250,7 +253,23 @@ def load(name: str) -> Experiment:
 
 
 def _read(name: str) -> Experiment:
-    """An experiment as its file states it, with ``like`` not yet resolved."""
+    """An experiment as its file states it, with the ``like`` of its methods not yet resolved."""
+    file, values = _values(name)
+    if (like := values.pop("like", None)) is not None:
+        base = _values(str(like))[1]
+        if "like" in base:
+            raise BenchError(
+                f"{file}: like: {like} is itself like {base['like']}. Name that one, or write the settings."
+            )
+        values = {**base, **values}
+    try:
+        return Experiment.model_validate({"name": Path(file).stem, **values})
+    except pydantic.ValidationError as error:
+        raise BenchError(f"{file}: {first_problem(error, Experiment)}") from None
+
+
+def _values(name: str) -> tuple[str, dict[str, Any]]:
+    """The name of an experiment's file, and the settings in it."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else paths.EXPERIMENTS / f"{name}.yaml"
     try:
         values = read_yaml(path)
@@ -260,7 +279,4 @@ def _read(name: str) -> Experiment:
         raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(values, dict):
         raise BenchError(f"{path.name} must be a mapping of settings; see bench/experiments/default.yaml.")
-    try:
-        return Experiment.model_validate({"name": path.stem, **values})
-    except pydantic.ValidationError as error:
-        raise BenchError(f"{path.name}: {first_problem(error, Experiment)}") from None
+    return path.name, values

@@ -200,3 +200,16 @@ def test_the_size_of_validation_streams_is_a_change_for_one_command(write: Write
     assert not overrides.is_empty and Overrides(assignments=[]).is_empty and not Overrides(seed=0).is_empty
     with pytest.raises(BenchError, match="--validation-documents: ours tunes nothing"):
         overrides.apply(load(write("ours", "[closed_book]")))
+
+
+def test_an_experiment_starts_from_another_one(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.yaml" for name in ("first", "second", "third"))
+    first.write_text("dataset: newsworld\nstreams: {split: test, documents: 9, count: 2}\nmethods: [bm25]\nseeds: [3]")
+    second.write_text(f"like: {first}\nstreams: {{split: test, count: 1}}")
+    third.write_text(f"like: {second}")
+    experiment = load(str(second))
+    assert (experiment.name, experiment.dataset, experiment.seeds) == ("second", "newsworld", [3])
+    assert (experiment.streams.documents, experiment.streams.count) == (None, 1)
+    assert [plan.name for plan in experiment.methods] == ["bm25"]
+    with pytest.raises(BenchError, match=r"third.yaml: like: .*second.yaml is itself like .*first.yaml"):
+        load(str(third))
