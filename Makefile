@@ -1,4 +1,5 @@
 # make bench   regenerate the default leaderboard
+# make real    the board of a pretrained model (SmolLM2-135M); OPTIONS="--streams 2" for fewer streams
 # make test    the tests; make lint: style and types; make perf: throughput against bare loops; make attack: malformed input
 # Each sets up what it needs in .venv first, from requirements.lock. PYTHON=... chooses another interpreter (3.11 or later).
 PYTHON ?= python3
@@ -6,10 +7,18 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: bench test lint perf attack lock clean
+.PHONY: bench real test lint perf attack lock clean
 
 bench: $(READY)
 	@$(BIN)/python run_bench.py
+
+real: $(READY)
+	@$(BIN)/python run_bench.py model get smollm2
+	@$(BIN)/python run_bench.py run real-newsworld $(OPTIONS)
+	@echo "Other texts, where FOLDER has a file for each split (test.json or test.jsonl, and so on):"
+	@echo "  SQuAD, from the hub (rajpurkar/squad):   $(BIN)/python run_bench.py run real-squad"
+	@echo "  SQuAD, from local files:                 $(BIN)/python run_bench.py run real-squad --data-files FOLDER"
+	@echo "  RealTimeQA (datasets/realtimeqa):        $(BIN)/python run_bench.py run real-news --data-files FOLDER"
 
 test: $(READY)
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -20,7 +29,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 perf: $(READY)
-	@$(BIN)/python -m tests.perf
+	@$(BIN)/python -m tests.perf $(BASE)
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or later, or say where it is: make PYTHON=..." >&2; exit 1; }

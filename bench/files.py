@@ -1,4 +1,4 @@
-"""Files: written completely or not at all (bytes, JSON, tensors with facts), and formats that several rooms share."""
+"""Files and folders: written completely or not at all, and formats that several rooms share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,31 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder once, completely or not at all: ``write`` gets a temporary folder, which then becomes ``path``.
+
+    Nothing is done if ``path`` is there. Another process that wants the same folder waits for it. What a killed process
+    left is deleted first.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_dir():
+            return
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            for file in temporary.iterdir():
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Make the folder, and check that files can be written there.
 
@@ -58,7 +84,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically (:func:`replacing`)."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as a JSON file."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
@@ -92,6 +123,14 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def curve_table(curve: Sequence[Mapping[str, float]]) -> list[str]:
+    """About ten rows of a training curve, with the first and the last, as the lines of a Markdown table."""
+    columns = list(dict.fromkeys(column for row in curve for column in row))
+    rows = [row for i, row in enumerate(curve) if i % max(1, len(curve) // 9) == 0 or row is curve[-1]]
+    cells = [[f"{row[column]:.4g}" if column in row else "" for column in columns] for row in rows]
+    return [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def read_yaml(path: Path) -> Any:

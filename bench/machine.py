@@ -42,6 +42,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def available_memory() -> int:
+    """Bytes that new processes can use without swapping: those of the machine or, in a container, of its limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, KeyError):  # no control group, or one without a limit
+        limit = int((group / "memory.max").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])
+        free = min(free, max(0, limit - used))
+    return free
+
+
 def cpu_name() -> str:
     """The model name of the processor, else its architecture."""
     try:

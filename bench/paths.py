@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -9,6 +10,9 @@ DATASETS = ROOT / "datasets"
 EXPERIMENTS = ROOT / "bench" / "experiments"
 MODELS = ROOT / "bench" / "models"
 RECIPE = "dataset.yaml"
+CONFIG, ADAPTER, SOURCE = "config.json", "adapter_config.json", "source.yaml"
+BASES = (CONFIG, ADAPTER, SOURCE)
+"""Files by which the folder of a base model is known: a whole model, an adapter on another base, or where to get it."""
 
 
 def datasets() -> list[str]:
@@ -19,6 +23,16 @@ def datasets() -> list[str]:
 def experiments() -> list[str]:
     """Names of the experiments: YAML files."""
     return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def models() -> list[str]:
+    """Names of the embedded base models."""
+    return sorted({path.parent.name for kind in BASES for path in MODELS.glob(f"*/{kind}")})
+
+
+def cache() -> Path:
+    """Folder of what is fetched or made once for a user: OAB_CACHE if it is set, else one in ~/.cache."""
+    return Path(os.environ.get("OAB_CACHE") or Path.home() / ".cache" / "online-adaptation-bench")
 
 
 def relative(path: Path) -> str | None:

@@ -1,17 +1,22 @@
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter, functional
+from transformers.modeling_outputs import BaseModelOutput
 
 from bench import BaseModel, Episode, GradientMethod, MethodConfig, TokenBatch
 from bench.contract.meta_training import MetaTrained, TrainingConfig, mean_of
 from bench.errors import BenchError
 from bench.lm import checkpoint
 from bench.seeds import seed_for
+from methods.parts.adapters import target_modules
+from methods.parts.depth import read_first_blocks, reading_once
+from methods.parts.hooked_lora import HookedLora, Target
 from methods.parts.inner_loop import (
     InnerLoop,
     InnerStep,
@@ -22,6 +27,29 @@ from methods.parts.inner_loop import (
     parameters_of,
     twice_differentiable,
 )
+from methods.parts.parameters import Subset, blocks, blocks_below, select
+
+
+class SharedBody(nn.Module):
+    """The first ``count`` blocks of the frozen base, with low-rank adapters on their linear layers, which learn.
+
+    It is called like the body of a model. The adapters are attached only while it reads.
+    """
+
+    def __init__(self, lm: BaseModel, count: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.lm, self.count = (lm,), count  # in a tuple: the base is not part of the learner
+        first = {id(module) for block in blocks(lm.model)[:count] for module in block.modules()}
+        modules = map(lm.model.get_submodule, target_modules(lm.model, "all"))
+        self.lora = HookedLora([Target(module) for module in modules if id(module) in first], rank, alpha)
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> BaseModelOutput:
+        """Hidden states of ids (rows, length), each normalised to mean 0 and variance 1; there is no cache."""
+        lm = self.lm[0]
+        with lm.frozen(), self.lora.attached():
+            states = read_first_blocks(lm, self.count, input_ids)  # (rows, length, width)
+        states = states.to(next(self.lora.parameters()).dtype)
+        return BaseModelOutput(last_hidden_state=functional.layer_norm(states, states.shape[-1:]))
 
 
 class Weigher(nn.Module):
@@ -53,6 +81,17 @@ class CamelsTraining(TrainingConfig):
     backbone: str | None = pydantic.Field(
         default=None, description="causal LM whose body the weighting model starts from; null: the base"
     )
+    weigher_blocks: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        description="the weighting model is the base's first n blocks, frozen, with low-rank adapters; null: a copy of "
+        "all of its body, or the backbone's",
+    )
+    weigher_rank: int = pydantic.Field(default=8, ge=1, description="rank of these adapters")
+    weigher_alpha: float = pydantic.Field(default=16, gt=0, description="their output is scaled by alpha / rank")
+    learn: Subset = pydantic.Field(
+        default="all", description="parameters of the base that learn, in the inner loop as in the stream"
+    )
     hidden: int = pydantic.Field(default=128, ge=1, description="width of the head's hidden layer")
     bounded: bool = pydantic.Field(default=False, description="weights by a sigmoid instead of a softplus")
     inner_rate: float = pydantic.Field(default=5e-4, gt=0, description="rate of the SGD steps of the inner loop")
@@ -82,6 +121,8 @@ class CamelsTraining(TrainingConfig):
             raise ValueError("reset_every must be a multiple of unroll, and episodes_per_step one of reset_every")
         if self.checkpoint and self.dropout:
             raise ValueError("checkpoint needs dropout off: the steps built again would drop other units")
+        if self.weigher_blocks is not None and (self.backbone, self.base) != (None, None):
+            raise ValueError("weigher_blocks are those of the adapted base: they need backbone and base null")
         return self
 
     def models(self) -> dict[str, str | None]:
@@ -140,8 +181,12 @@ class Camels(GradientMethod, MetaTrained):
         training = self.config.training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "learner"))
-            body = self._body(training.backbone or training.base)
-            width = body.get_input_embeddings().embedding_dim
+            if training.weigher_blocks is None:
+                body = self._body(training.backbone or training.base)
+                width = body.get_input_embeddings().embedding_dim
+            else:
+                body = self._shared_body(training.weigher_blocks)
+                width = lm.model.get_input_embeddings().embedding_dim
             self.weigher = Weigher(body, width, training.hidden, training.bounded).float().to(lm.device).eval()
         self.weigher.log_rate.requires_grad_(training.learn_inner_rate)
 
@@ -157,6 +202,29 @@ class Camels(GradientMethod, MetaTrained):
         if other.tokenizer.get_vocab() != self.lm.tokenizer.get_vocab():
             raise BenchError(f"{name} has another vocabulary than the base model; the weights could not be matched.")
         return other.model.base_model
+
+    def _shared_body(self, count: int) -> SharedBody:
+        """The base's first blocks, which must stay as they are while others learn.
+
+        Raises:
+            BenchError: the base has fewer blocks, or ``training.learn`` changes what they read or compute.
+        """
+        training, below = self.config.training, self._blocks_below()
+        if count > len(below):
+            raise BenchError(
+                f"The weighting model reads the base's first {count} blocks, but with learn={training.learn} only its "
+                f"first {len(below)} stay as they are. Set camels.training.learn to top_N with a small N, or "
+                f"camels.training.weigher_blocks to a smaller number."
+            )
+        return SharedBody(self.lm, count, training.weigher_rank, training.weigher_alpha)
+
+    def _blocks_below(self) -> list[nn.Module]:
+        """The base's first blocks, which stay as they are while ``training.learn`` learns."""
+        return blocks_below(self.lm.model, (parameter for _, parameter in self.trainable_parameters()))
+
+    def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
+        """Those of ``training.learn``."""
+        return select(self.lm.model, self.config.training.learn)
 
     @property
     def learner(self) -> nn.Module:
@@ -197,7 +265,7 @@ class Camels(GradientMethod, MetaTrained):
         """
         training = self.config.training
         self.weigher.train(training.dropout)
-        with twice_differentiable(self.lm, training.dropout):
+        with self.lm.frozen(), twice_differentiable(self.lm, training.dropout):
             losses = list(self._pieces(episodes, others, learn=True))
         self.weigher.eval()
         return mean_of(losses)
@@ -205,7 +273,7 @@ class Camels(GradientMethod, MetaTrained):
     def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """The outer loss by the same procedure without outer gradients; other text is a document of the next piece."""
         shifted = [*episodes[self.config.training.unroll :], *episodes]
-        with twice_differentiable(self.lm):
+        with self.lm.frozen(), twice_differentiable(self.lm):
             return mean_of(list(self._pieces(episodes, shifted, learn=False)))
 
     def _pieces(
@@ -214,8 +282,9 @@ class Camels(GradientMethod, MetaTrained):
         """The outer loss of each piece; with ``learn``, its gradient is added to the weighting model's."""
         training = self.config.training
         loop = InnerLoop(self.lm, training.inner_rate)
-        initial = parameters_of(self.lm)
+        initial = parameters_of(self.lm, training.learn)
         theta: Parameters = initial
+        below = [] if training.dropout else self._blocks_below()  # dropout differs from pass to pass
         starts = range(0, len(episodes), training.unroll)
         for start in starts:
             piece = episodes[start : start + training.unroll]
@@ -230,13 +299,16 @@ class Camels(GradientMethod, MetaTrained):
             with torch.set_grad_enabled(learn):
                 steps = [InnerStep(b, self.learned_weights(b), _divisor(training, b)) for b in batches]
             if learn:
-                losses, gradients, theta = loop.outer_gradient(before, steps, outer_loss, training.checkpoint)
+                with reading_once(self.lm, below):
+                    losses, gradients, theta = loop.outer_gradient(before, steps, outer_loss, training.checkpoint)
                 torch.autograd.backward([step.weights for step in steps], [g / len(starts) for g in gradients])
                 yield losses
             else:
-                theta = loop.unroll(before, steps, differentiable=False)[-1]
-                with torch.no_grad():
-                    yield {name: loss.item() for name, loss in outer_loss(theta).items()}
+                with reading_once(self.lm, below):
+                    theta = loop.unroll(before, steps, differentiable=False)[-1]
+                    with torch.no_grad():
+                        losses = {name: loss.item() for name, loss in outer_loss(theta).items()}
+                yield losses
 
     def _outer_loss(
         self, piece: Sequence[Episode], other: TokenBatch, reference: Parameters, theta: Parameters

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bench import Episode, MethodConfig
 from bench.answering.metrics import shortest
-from bench.answering.prompts import answer_ids
+from bench.answering.prompts import answer_ids, question_ids
 from bench.contract.search import Range, SearchSpace
 from methods.parts.generated_weights import GeneratedWeights
 from methods.parts.weight_generator import ChunkStates, Encoding, GeneratorTraining
@@ -148,10 +148,9 @@ class GenerativeAdapter(GeneratedWeights):
         ]
         if most is not None and most < len(questions):
             questions = [questions[i] for i in torch.randperm(len(questions))[:most].tolist()]
-        begin = torch.tensor([self.lm.bos_id], device=self.lm.device)
         targets = answer_ids(self.lm, [text for _, _, text, _ in questions], [answer for *_, answer in questions])
         return [
-            _Example(k, torch.cat([begin, self.lm.encode(text)]), target[: self.lm.window], n)
+            _Example(k, question_ids(self.lm, text), target[: self.lm.window], n)
             for (k, n, text, _), target in zip(questions, targets, strict=True)
         ]
 

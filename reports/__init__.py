@@ -33,12 +33,13 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     """Files under ``out``, relative to it, that are missing or do not match the records.
 
     Tables are compared byte by byte. Plots are only checked for presence: their bytes depend on matplotlib's version.
-    Before that, all scores are computed again from the predictions, the answers and the events in the records.
+    Before that, all scores are computed again from the predictions, the answers and the events in the records. The
+    plots that published records have no texts for may be there, from the records of the runs.
 
     Raises:
         BenchError: as :func:`write_all`, or a score is another one than the record says.
     """
-    from bench.records.store import read_board
+    from bench.records.store import is_packed, read_board
     from bench.records.summary import check_board
     from reports import bases, board, plots, tables, token_weights
 
@@ -46,6 +47,7 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
     for name in (record.experiment, *record.bases):
         check_board(runs, read_board(runs, name))
     built = board.build(runs, record.experiment)
+    textual = plots.TEXTUAL if is_packed(runs) else ()
     outdated = []
     for one, folder in _folders(built, out):
         with tempfile.TemporaryDirectory() as temporary:
@@ -56,7 +58,8 @@ def stale(runs: Path, out: Path, experiment: str | None = None) -> list[str]:
         optional = (*token_weights.FILES, *bases.FILES)
         wrong += [name for name in optional if name not in names and (folder / name).exists()]
         plot_names = plots.file_names(one, runs)
-        wrong += [name for name in plots.FILES if (name in plot_names) != (folder / name).exists()]
+        expected = {name: name in plot_names for name in plots.FILES if name in plot_names or name not in textual}
+        wrong += [name for name, drawn in expected.items() if drawn != (folder / name).exists()]
         outdated += [str((folder / name).relative_to(out)) for name in wrong]
     return outdated
 

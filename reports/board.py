@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bench.answering.retune import Retune
 from bench.data.arms import irrelevant_percent
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
 from bench.records.schema import (
     NOT_COMPARED,
@@ -64,6 +66,9 @@ class Board:
     rows: tuple[Row, ...]
     tuning: tuple[TuningRecord, ...]
     remarks: tuple[str, ...]
+    prompt: PromptFormat = PLAIN
+    retune: Retune | None = None
+    """What every method does before it answers at a probe."""
     first_documents: int | None = None
     """Number of first documents of a stream, if the questions are on these only."""
     bases: tuple[Board, ...] = ()
@@ -162,6 +167,8 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             *_hand_set_remarks(rows),
             *_provenance_remarks(groups),
         ),
+        prompt=first.spec.prompt,
+        retune=first.spec.retune,
         first_documents=_first_documents(groups),
         bases=tuple(build(runs, name, reference) for name in record.bases),
     )
@@ -237,11 +244,18 @@ def _differences(a: CellSpec, b: CellSpec) -> list[str]:
     left, right = (
         {**spec.model_dump(exclude=NOT_COMPARED), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b)
     )
-    return [
-        key if key.endswith(("_code", "_hash")) else f"{key} ({left[key]} and {right[key]})"
-        for key in left
-        if left[key] != right[key]
-    ]
+    return [change for key in left for change in _changes(key, left[key], right[key])]
+
+
+def _changes(key: str, left: object, right: object) -> list[str]:
+    """What differs in a field of two specs; of a mapping, only the keys that differ."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = {**left, **right}
+        return [change for name in keys for change in _changes(f"{key}.{name}", left.get(name), right.get(name))]
+    if left == right:
+        return []
+    values = (repr(value) if isinstance(value, str) and value.split() != [value] else value for value in (left, right))
+    return [key if key.endswith(("_code", "_hash")) else f"{key} ({' and '.join(map(str, values))})"]
 
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:

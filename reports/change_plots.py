@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.records.schema import CHANGE_SCORES, documents_seen
-from bench.records.store import read_answers
+from bench.records.schema import CHANGE_SCORES
 from reports.board import Board
-from reports.rows import CEILING, FLOOR, Row, about_changes, run_of
-from reports.statistics import Estimate, Item, mean_over_streams
+from reports.probes import curves_of, probes
+from reports.rows import CEILING, FLOOR, about_changes
 from reports.style import (
     BLUE,
     GREY,
@@ -47,32 +45,8 @@ def drawings(board: Board, runs: Path) -> Drawings:
     if not about_changes(board.rows):
         return {}
     rows = [row for row in board.rows if row.arm == "stream" and row.method not in (FLOOR, CEILING)]
-    curves = {title(row): curves_of(row, runs) for row in rows if _probes(row) > 1}
+    curves = {title(row): curves_of(row, runs, CHANGE_SCORES) for row in rows if probes(row) > 1}
     return {"evolving": lambda: _evolving(board, curves)} if curves else {}
-
-
-def _probes(row: Row) -> int:
-    return sum(probe > 0 for probe in row.records[0].spec.probes) if row.records else 0
-
-
-def curves_of(row: Row, runs: Path) -> Mapping[str, Points]:
-    """The means of :data:`CHANGE_SCORES` over streams by the number of documents seen.
-
-    A score has no point where one of the row's streams has no question for it.
-    """
-    items: dict[tuple[str, int], list[Item]] = defaultdict(list)
-    for record in row.records:
-        documents = record.summary.documents if record.summary else 0
-        for event in read_answers(runs, record.id):
-            for name in CHANGE_SCORES:
-                value = getattr(event, name)
-                if event.set == "stream" and value is not None:
-                    items[name, documents_seen(event.probe, documents)].append(Item.of(run_of(record), "", "", value))
-    points: dict[str, list[tuple[float, Estimate]]] = {name: [] for name in CHANGE_SCORES}
-    for (name, seen), values in sorted(items.items()):
-        if (estimate := mean_over_streams(values)).n == row.streams:
-            points[name].append((seen, estimate))
-    return points
 
 
 def _evolving(board: Board, curves: Mapping[str, Mapping[str, Points]]) -> Figure:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.data.arms import irrelevant_percent
+from bench.data.prompt_format import PLAIN
 from reports.board import Board
-from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes
+from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes, some_run_on
 from reports.statistics import ErrorKind, show_error
 
 SE = "SE"
@@ -35,6 +36,7 @@ def columns(board: Board) -> list[Column]:
             _score("relative F1", "relative_f1", "SE_stream", _relative(board)),
             _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference from {reference}"),
             _plain("EM", "em"),
+            *(_FORMAT if some_run_on(board.rows) else ()),
             *(_CHANGES if about_changes(board.rows) else ()),
             _plain("recall", "recall", "share of questions that were given their own document"),
             _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
@@ -106,8 +108,15 @@ def caption(board: Board, selection: Sequence[Column]) -> str:
 
 
 def _questions(board: Board) -> list[str]:
-    """Sentences that say which questions are asked, or after which documents, if it is not as on other boards."""
+    """Sentences that say what happens before questions, which are asked and when, if it is not as on other boards."""
     sentences = []
+    if board.prompt != PLAIN:
+        sentences.append(f"Prompts: {board.prompt.stated}.")
+    if (retune := board.retune) is not None:
+        sentences.append(
+            f"Before the questions of each probe every method takes up to {retune.steps} steps (Adam, rate "
+            f"{retune.rate:g}) on questions of qa_train without any document; they are undone afterwards."
+        )
     if board.first_documents is not None:
         sentences.append(
             f"All scores of answers are on the questions about the first {board.first_documents} documents of each "
@@ -172,6 +181,13 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
 
     return Column(heading, cell, explanation)
 
+
+_FORMAT = (
+    _plain("ended", "ended", "share of answers that the model ends itself, by a newline or an end of text"),
+    _plain("prefix EM", "em_prefix", "share of answers that begin with the shortest gold answer, however they go on"),
+    _plain("answer NLL", "answer_nll", "nats per token of the first gold answer and its end of text"),
+)
+"""Scores that tell what a model knows from the form in which it answers."""
 
 _CHANGES = (
     _plain("current F1", "f1_current", "F1 on questions whose fact has changed along the stream"),

@@ -13,7 +13,9 @@ from reports import (
     base_plots,
     change_plots,
     cost_plots,
+    format_plots,
     memory_plots,
+    month_plots,
     relative_plots,
     score_plots,
     token_plots,
@@ -29,6 +31,8 @@ PARTS = (
     memory_plots,
     relative_plots,
     change_plots,
+    format_plots,
+    month_plots,
     cost_plots,
     token_plots,
     tuning_plots,
@@ -36,6 +40,8 @@ PARTS = (
 NAMES = tuple(name for part in PARTS for name in part.NAMES)
 FORMATS = ("pdf", "svg", "png")
 FILES = tuple(f"{name}.{ending}" for name in NAMES for ending in FORMATS)
+TEXTUAL = tuple(f"{token_plots.DOCUMENT}.{ending}" for ending in FORMATS)
+"""The files of the plot that shows the text of a document."""
 
 _NO_DATE: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},

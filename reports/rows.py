@@ -30,7 +30,7 @@ FLOOR = "closed_book"
 CEILING = "gold_in_prompt"
 """The control that reads each question's document; the top of the scale of knowledge gain."""
 
-ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "recall", *CHANGE_SCORES)
+ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "ended", "recall", *CHANGE_SCORES)
 FIRST = "f1_first_probe"
 """F1 at the first probe, if every probe asks the same questions (``questions: first``)."""
 TEXT_SCORES = ("token_nll", "bits_per_byte")
@@ -43,6 +43,9 @@ SE_DOC = (*ANSWER_SCORES, FIRST, *TEXT_SCORES, *DIFFERENCES)
 
 CHANGED = 0.1
 """Share of the questions at the last probe, on facts that have changed, from which on a board is about changes."""
+
+ALL_ENDED = 0.9995
+"""Share of answers that end by themselves from which on it is 1 to three digits."""
 
 Status = Literal["complete", "incomplete", "diverged", "failed"]
 
@@ -236,6 +239,12 @@ def make_row(
         costs=prices(runs, complete, record),
         records=complete,
     )
+
+
+def some_run_on(rows: Iterable[Row]) -> bool:
+    """True if a share of answers that end by themselves is below 1 in some row, to three digits."""
+    shares = (row.value("ended") for row in rows)
+    return any(share < ALL_ENDED for share in shares if share is not None)
 
 
 def about_changes(rows: Iterable[Row]) -> bool:

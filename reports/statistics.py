@@ -228,6 +228,17 @@ def summarize(items: Sequence[Item]) -> EstimatePair:
     )
 
 
+def mean_over_documents(items: Sequence[Item]) -> Estimate:
+    """The mean over all questions, whatever their streams, with SE_doc. A unit with several seeds is averaged first.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    sample = Sample.of(items)
+    units = list(sample.units.values())
+    return clustered_error([item.value for item in units], [item.document for item in units], None, sample.extra)
+
+
 def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> EstimatePair:
     """Mean of a - b, matched by (stream, unit), with both errors.
 

@@ -42,12 +42,17 @@ WIDTH = 6.9
 """Inches across a page."""
 
 
+def rows_of_panels(count: int) -> tuple[int, int]:
+    """Panels in a row, at most four, and the number of rows; few places remain empty."""
+    across = min((4, 3), key=lambda n: (-count % n, -n)) if count > 4 else count
+    return across, math.ceil(count / across)
+
+
 def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` small panels in rows, with a shared y axis and room for common labels below and left."""
     from matplotlib.figure import Figure
 
-    across = min((4, 3), key=lambda n: (-count % n, -n)) if count > 4 else count
-    down = math.ceil(count / across)
+    across, down = rows_of_panels(count)
     figure = Figure(figsize=(min(WIDTH, 1.2 + 2.1 * across), 0.45 + height * down), layout="constrained")
     grid = list(figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).flat)
     for index, axes in enumerate(grid):
@@ -84,9 +89,9 @@ def label_rows(grid: Sequence[Axes], places: Sequence[float], labels: Sequence[s
         axes.tick_params(axis="y", length=0)
 
 
-def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
-    """A thin line through the means, for comparison."""
-    axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle)
+def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-", label: str = "") -> None:
+    """A thin line through the means, for comparison; ``label`` is for a legend."""
+    axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle, label=label)
 
 
 def band(axes: Axes, points: Points) -> None:

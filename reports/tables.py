@@ -94,12 +94,14 @@ DISPENSABLE = (
         "tune s",
         "state",
         "forgot",
+        "answer NLL",
         "EM",
         "recall",
         "gain",
         "F1 at start",
+        "prefix EM",
     ),
-    *("s/question", "bits/byte", "SE", "s/doc", "token NLL", "total s"),
+    *("s/question", "bits/byte", "SE", "s/doc", "token NLL", "total s", "ended"),
 )
 """Columns that a narrow terminal leaves out, in this order; the files have all of them."""
 

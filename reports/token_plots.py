@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("token_weights", "token_weight_histogram", "token_weights_by_class")
+DOCUMENT = "token_weights"
+NAMES = (DOCUMENT, "token_weight_histogram", "token_weights_by_class")
 
 COLOURS = {"fact": ORANGE, "name": BLUE, "filler": GREY}
 DARK = "#444444"
@@ -45,14 +46,18 @@ TAGS = 10
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots, if a method on the board weights tokens."""
+    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw."""
     if not (all_weights := row_weights(board, runs)):
         return {}
     return {
-        "token_weights": lambda: _document(all_weights),
+        **({DOCUMENT: lambda: _document(all_weights)} if _have_text(all_weights) else {}),
         "token_weight_histogram": lambda: _histogram(all_weights),
         "token_weights_by_class": lambda: _by_class(board, all_weights),
     }
+
+
+def _have_text(all_weights: Sequence[RowWeights]) -> bool:
+    return all(event.pieces for event in select_document(all_weights).values())
 
 
 class Piece(NamedTuple):
@@ -107,7 +112,7 @@ def select_document(all_weights: Sequence[RowWeights]) -> dict[str, TokenEvent]:
 
     def order(position: int) -> tuple[int, bool, int, int]:
         any_event = next(iter(by_position[position].values()))
-        return -len(by_position[position]), "fact" not in any_event.classes, len(any_event.pieces), position
+        return -len(by_position[position]), "fact" not in any_event.classes, len(any_event.weights), position
 
     return by_position[min(by_position, key=order)]
 

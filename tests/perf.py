@@ -1,12 +1,13 @@
 """Throughput of the harness and of bare loops that do the same work, measured in one process: ``make perf``.
 
-Prints ratios, which depend less on the load of the machine than seconds do. Each is the median over repetitions, in
-which the two loops take turns.
+``make perf BASE=smollm2`` measures on another base what depends on its size. Prints ratios, which depend less on the
+load of the machine than seconds do. Each is the median over repetitions, in which the two loops take turns.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, pad
+from torch.nn.utils.rnn import pad_sequence
 
 from bench.answering.answers import answer
 from bench.answering.decoding import Decoding
@@ -96,6 +98,56 @@ def batched_answering(lm: BaseModel, stream: Stream) -> None:
     batched, single, ratio = compare(ours, one_by_one)
     print(f"batched answering             {QUESTIONS / batched:8.1f} questions/s")
     print(f"generate, one by one          {QUESTIONS / single:8.1f} questions/s   ratio {ratio:.2f} (goal 5)")
+
+
+def answering_with_documents(lm: BaseModel, stream: Stream) -> None:
+    """Questions per second with the document in the prompt, and of ``generate`` in batches of its best size.
+
+    Both write at most 16 tokens and end at the same ones. Texts are tokenised before.
+    """
+    lm.restore()
+    pairs = [(entry.document.text, gold.question) for entry in stream.entries for gold in entry.questions]
+    texts, questions = zip(*pairs[: QUESTIONS // 3], strict=True)
+    prompts = build_prompts(lm, questions, Conditioning(text=texts), 16)
+    rows = sorted((prompt.ids.flip(0) for prompt in prompts), key=len, reverse=True)
+
+    def generate(size: int) -> None:
+        with lm.inference():
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
+                ids = pad_sequence(batch, batch_first=True, padding_value=lm.eos_id).flip(1)
+                mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True).flip(1)
+                lm.model.generate(
+                    ids,
+                    attention_mask=mask,
+                    max_new_tokens=16,
+                    do_sample=False,
+                    eos_token_id=sorted(lm.stop_ids),
+                    pad_token_id=lm.eos_id,
+                )
+
+    best = min((8, 16, 32), key=lambda size: seconds(lambda: generate(size)))
+    ours, theirs, ratio = compare(lambda: answer(lm, prompts, Decoding()), lambda: generate(best), repeats=3)
+    print(f"answering with documents      {len(rows) / ours:8.2f} questions/s")
+    print(f"generate, {best:>2} at a time        {len(rows) / theirs:8.2f} questions/s   ratio {ratio:.2f} (goal 1)")
+
+
+def kept_casts(lm: BaseModel, stream: Stream) -> None:
+    """Documents per second that a base in bfloat16 scores, and with all weights cast anew for each document."""
+    lm.restore()
+    documents = [entry.document for entry in stream.entries[: DOCUMENTS // 5]]
+
+    def score(cast_anew: bool) -> None:
+        for document in documents:
+            if cast_anew:
+                for parameter in lm.model.parameters():
+                    _ = parameter.data  # may be written to, for all that the base knows
+            lm.loss(document)
+
+    with torch.no_grad():
+        kept, anew, ratio = compare(lambda: score(False), lambda: score(True), repeats=3)
+    print(f"scoring in bfloat16           {len(documents) / kept:8.2f} documents/s")
+    print(f"weights cast for each         {len(documents) / anew:8.2f} documents/s   ratio {ratio:.2f}")
 
 
 def meta_training(lm: BaseModel, stream: Stream) -> None:
@@ -265,9 +317,18 @@ def top_k(lm: BaseModel, stream: Stream) -> None:
 
 
 def main() -> None:
-    lm = BaseModel.load(str(checkpoint.locate("nano")))
+    base = next(iter(sys.argv[1:]), "nano")
+    folder = str(checkpoint.locate(base))
+    lm = BaseModel.load(folder)
     stream = streams.load(recipe.find("newsworld"), "test", 200, 0, {})
-    print(f"{torch.get_num_threads()} threads, {lm.device.type}, nano, medians of {REPEATS}")
+    print(f"{torch.get_num_threads()} threads, {lm.device.type}, {base}, medians of 3 to {REPEATS}")
+    answering_with_documents(lm, stream)
+    low = BaseModel.load(folder, dtype="bfloat16")
+    print("in bfloat16:")
+    answering_with_documents(low, stream)
+    kept_casts(low, stream)
+    if base != "nano":
+        return
     uniform_through_the_harness(lm, stream)
     batched_answering(lm, stream)
     meta_training(lm, stream)

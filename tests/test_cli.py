@@ -174,6 +174,7 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("check",), "check needs a method's name"),
         (("check", "--explain", "reset_forgot"), "There is no check called 'reset_forgot'"),
         (("train", "nanno"), "Did you mean nano"),
+        (("model", "get", "smolm"), "There is no pretrained base 'smolm' to get"),
         (("report", "--runs", "no/such/folder"), "There is no board"),
         (("streams", "verify", "squadd"), "Did you mean squad"),
         (("run", "default", "--set", "uniform.learning_rate=[1"), "the value is not valid YAML"),
@@ -343,7 +344,7 @@ def test_a_failing_check_points_to_its_explanation(tmp_path: Path, monkeypatch: 
 def test_doctor_lists_what_is_installed() -> None:
     process = bench("doctor")
     assert process.returncode == 0
-    assert "torch" in process.stdout
+    assert "torch" in process.stdout and "smollm2" in process.stdout
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ from reports import plots
 from tests.conftest import ROOT
 from tests.snippets import as_method
 
-PAGES = ("README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/rules.md", "docs/methods.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "datasets/README.md",
+    "docs/rules.md",
+    "docs/methods.md",
+    "docs/performance.md",
+)
 PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
 FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")
 SUFFIXES = {".bib", ".cff", ".csv", ".json", ".jsonl", ".md", ".png", ".py", ".toml", ".txt", ".yaml"}

@@ -37,12 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["bench.harness"] = {*MAY_IMPORT} - {"bench.nano"}
 MAY_IMPORT["bench.conformance"] = {*MAY_IMPORT} - {"bench.nano", "bench.records"}
 MAY_IMPORT["bench.run"] = {*MAY_IMPORT} - {"bench.conformance"}
+MAY_IMPORT["bench.qa_tuning"] = {"bench", "bench.data", "bench.lm", "bench.contract", "bench.answering"}
 MAY_IMPORT["bench.help"] = {*MAY_IMPORT}
 MAY_IMPORT["methods.parts"] = {"bench", "bench.data", "bench.lm", "bench.contract", "bench.answering"}
 MAY_IMPORT["methods"] = {*MAY_IMPORT["methods.parts"], "methods.parts"}
 MAY_IMPORT["reports"] = {"bench", "bench.data", "bench.answering", "bench.records"}
 MODULES = [path for top in ("bench", "methods", "reports") for path in sorted((ROOT / top).rglob("*.py"))]
-WHOLE = {"changing_answers", "language_modelling"}
+WHOLE = {"answer_form", "changing_answers", "language_modelling"}
 """Tests of several modules of their room at once."""
 UNTRACKED = {"runs", "out", "build", "dist", "__pycache__"}
 

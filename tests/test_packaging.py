@@ -126,6 +126,15 @@ def test_a_checkout_that_is_ready_is_not_set_up_again(ready: Path, target: str, 
 
 
 @needs_make
+def test_make_real_gets_the_model_runs_what_needs_no_files_and_names_the_other_texts(ready: Path) -> None:
+    lines = make(ready, "real", "OPTIONS=--streams 2").stdout.splitlines()
+    assert lines[:2] == ["python run_bench.py model get smollm2", "python run_bench.py run real-newsworld --streams 2"]
+    squad = yaml.safe_load((ROOT / "datasets" / "squad" / "dataset.yaml").read_text())
+    text = "\n".join(lines[2:])
+    assert squad["source"]["hub"]["id"] in text and "datasets/realtimeqa" in text and "--data-files FOLDER" in text
+
+
+@needs_make
 def test_a_changed_lock_is_installed(ready: Path) -> None:
     future = (ready / ".venv/.ready").stat().st_mtime + 10
     os.utime(ready / "requirements.lock", (future, future))

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.lm.base_model import BaseModel
 
 CORPUS = ("Who built the mill? Anna built it.", "Where is the ferry? It is in Corvale.", "When? In 1983.")
@@ -112,6 +113,35 @@ EVERY = {**SPLITTING, **MERGING, **OTHERS}
 def base_with(kind: str, dtype: str = "float32") -> BaseModel:
     """A tiny random Llama with a tokenizer of this kind, the same at every call."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=EVERY[kind](), eos_token="</s>", unk_token="<unk>")
+    return _base(tokenizer, dtype)
+
+
+CHATS = {
+    "turns": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "begin first": "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}"
+    "{{ m['content'] | trim }}{{ '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_end|>' }}{% endif %}",
+    "words": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[Q] ' + m['content'] + ' [A]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
+}
+"""Chat templates: ChatML, Llama 3's kind, and Llama 2's kind, which marks turns by words."""
+
+
+def chat_base(template: str | None, prompt: PromptFormat = PLAIN, begin: str | None = "<s>") -> BaseModel:
+    """A tiny random Llama with a byte-level tokenizer that has this chat template and begin-of-text token."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=EVERY["bytes"](),
+        eos_token="</s>",
+        unk_token="<unk>",
+        bos_token=begin,
+        additional_special_tokens=["<s>", "<|im_start|>", "<|im_end|>", "<|eot|>"],
+    )
+    tokenizer.chat_template = template
+    return _base(tokenizer, prompt=prompt)
+
+
+def _base(tokenizer: PreTrainedTokenizerFast, dtype: str = "float32", prompt: PromptFormat = PLAIN) -> BaseModel:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -124,4 +154,4 @@ def base_with(kind: str, dtype: str = "float32") -> BaseModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return BaseModel(LlamaForCausalLM(config), tokenizer, dtype=dtype)
+        return BaseModel(LlamaForCausalLM(config), tokenizer, dtype=dtype, prompt=prompt)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.answering.decoding import Decoding
-from bench.answering.prompt_batch import Prefill, layout
+from bench.answering.prompt_batch import UNANSWERED, Answer, Prefill, layout
 from bench.answering.prompts import Prompt, answer_ids, make_room_for_answer
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel, decode
@@ -43,25 +43,25 @@ def _batches(lm: BaseModel, prompts: Sequence[Prompt], answer_lengths: Sequence[
             yield batch
 
 
-def answer(lm: BaseModel, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
-    """Answer every prompt; the answers are in the order of the prompts, "" for those that remain unanswered.
+def answer(lm: BaseModel, prompts: Sequence[Prompt], decoding: Decoding) -> list[Answer]:
+    """Answer every prompt; the answers are in the order of the prompts, also of those that remain unanswered.
 
     Raises:
         BenchError: a decoding strategy that the installed transformers does not offer.
     """
     if decoding.strategy != "greedy":
         with lm.inference():
-            return ["" if p.unanswered is not None else _beam_search(lm, p, decoding) for p in prompts]
-    answers = [""] * len(prompts)
+            return [UNANSWERED if p.unanswered is not None else _beam_search(lm, p, decoding) for p in prompts]
+    answers = [UNANSWERED] * len(prompts)
     with lm.inference():
         for batch in _batches(lm, prompts, [decoding.max_new_tokens] * len(prompts)):
-            texts = Prefill(lm, [prompts[i] for i in batch]).greedy_answers(decoding.max_new_tokens)
-            for index, text in zip(batch, texts, strict=True):
-                answers[index] = text
+            written = Prefill(lm, [prompts[i] for i in batch]).greedy_answers(decoding.max_new_tokens)
+            for index, own in zip(batch, written, strict=True):
+                answers[index] = own
     return answers
 
 
-def _beam_search(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
+def _beam_search(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> Answer:
     """Answer one prompt by beam search, with ``generate`` of transformers."""
     if prompt.prefix is not None or prompt.key_values is not None or prompt.contrast_prompt is not None:
         raise BenchError(
@@ -89,7 +89,8 @@ def _beam_search(lm: BaseModel, prompt: Prompt, decoding: Decoding) -> str:
             f"Use `decoding: {{strategy: greedy}}` or an older transformers."
         ) from None
     written = output[0, len(prompt.ids) :].tolist()
-    return decode(lm.tokenizer, list(itertools.takewhile(lambda token: token not in lm.stop_ids, written)))
+    kept = list(itertools.takewhile(lambda token: token not in lm.stop_ids, written))
+    return Answer(decode(lm.tokenizer, kept), ended=len(kept) < len(written))
 
 
 def answer_nll(lm: BaseModel, prompts: Sequence[Prompt], golds: Sequence[str]) -> list[float | None]:
@@ -114,7 +115,7 @@ def answer_and_nll(
     golds: Sequence[str],
     decoding: Decoding,
     answering: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[list[str], list[float | None]]:
+) -> tuple[list[Answer], list[float | None]]:
     """Results of :func:`answer` and :func:`answer_nll`; the prompts are read only once for both if possible.
 
     Reading and answering run inside ``answering()``, which is entered once or more. The likelihoods run outside it.
@@ -125,14 +126,14 @@ def answer_and_nll(
         with answering():
             answers = answer(lm, prompts, decoding)
         return answers, answer_nll(lm, prompts, golds)
-    answers = [""] * len(prompts)
+    answers = [UNANSWERED] * len(prompts)
     nll: list[float | None] = [None] * len(prompts)
     with lm.inference():
         for batch in _batches(lm, prompts, [max(decoding.max_new_tokens, len(target)) for target in targets]):
             with answering():
                 prefill = Prefill(lm, [prompts[i] for i in batch])
-                texts = prefill.greedy_answers(decoding.max_new_tokens)
+                written = prefill.greedy_answers(decoding.max_new_tokens)
             values = prefill.mean_nll([targets[i] for i in batch])
-            for index, text, value in zip(batch, texts, values, strict=True):
-                answers[index], nll[index] = text, value
+            for index, own, value in zip(batch, written, values, strict=True):
+                answers[index], nll[index] = own, value
     return answers, nll

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,21 @@ from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row
 
 if TYPE_CHECKING:
     from bench.answering.prompts import Prompt
+
+
+class Answer(NamedTuple):
+    """What the model writes after a prompt.
+
+    ``ended`` is True if it ended the answer itself, by a stop token or a newline, within the tokens it may write; None
+    if the prompt was not read.
+    """
+
+    text: str
+    ended: bool | None
+
+
+UNANSWERED = Answer("", None)
+"""The answer to a prompt that does not fit into the model's window."""
 
 
 def layout(lm: BaseModel, prompt: Prompt) -> Hashable:
@@ -74,17 +89,19 @@ class Prefill:
         self.batch = PromptBatch(lm, prompts)
         self.logits = self.batch.read(1)  # (prompts, 1, V)
 
-    def greedy_answers(self, max_new_tokens: int) -> list[str]:
+    def greedy_answers(self, max_new_tokens: int) -> list[Answer]:
         """Greedy continuation of every prompt until it stops; finished prompts leave the batch."""
         stops = self.lm.stop_ids
         batch, logits = self.batch.copy(), self.logits
         written: list[list[int]] = [[] for _ in logits]
+        ended = [True] * len(written)
         alive = list(range(len(written)))
         for step in range(1, max_new_tokens + 1):
             tokens = logits[:, -1].argmax(-1)  # (prompts alive,)
             going = [k for k, token in enumerate(tokens.tolist()) if token not in stops]
             for k in going:
                 written[alive[k]].append(int(tokens[k]))
+                ended[alive[k]] = step < max_new_tokens
             if not going or step == max_new_tokens:
                 break
             if len(going) < len(alive):
@@ -93,7 +110,7 @@ class Prefill:
                 alive = [alive[k] for k in going]
             batch.extend(tokens[:, None], torch.ones_like(tokens[:, None]))
             logits = batch.read(1)  # (prompts alive, 1, V)
-        return [decode(self.lm.tokenizer, ids) for ids in written]
+        return [Answer(decode(self.lm.tokenizer, ids), end) for ids, end in zip(written, ended, strict=True)]
 
     def mean_nll(self, targets: Sequence[Tensor]) -> list[float]:
         """Mean -log p (nats) over the tokens of each prompt's target."""

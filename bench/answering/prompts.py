@@ -1,7 +1,8 @@
 """Prompts: each question as the model reads it, and the answer as the model should continue it.
 
 The prompt of a question is ``[prefix] begin-of-text [text newline] question``. The answer is `` " " + answer`` and the
-end-of-text token (specification: docs/rules.md).
+end-of-text token (specification: docs/rules.md). An experiment may state another format
+(:mod:`bench.data.prompt_format`): everything that asks or teaches questions takes its tokens from here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.contract.method import Conditioning
-from bench.data.documents import Question
+from bench.data.documents import Document, Question
 from bench.lm.base_model import BaseModel
 from bench.lm.batch import Row
 from bench.lm.probe import Ability
@@ -23,14 +24,15 @@ from bench.lm.probe import Ability
 class Prompt(Row):
     """One question as the model reads it. ``cut`` counts the text tokens that did not fit into the model's window.
 
-    ``question`` is the question's text, which the tokens end with. ``unanswered`` is the reason if it does not fit into
-    the window; then nothing is read.
+    ``question`` is the question's text, without its template. The first ``head`` tokens are those of the format, which
+    are never cut. ``unanswered`` is the reason if the question does not fit into the window; then nothing is read.
 
     With a ``contrast_prompt`` the model answers from (1 + ``contrast``) times the logits after this prompt minus
     ``contrast`` times the logits after that one.
     """
 
     question: str = ""
+    head: int = 1
     cut: int = 0
     contrast_prompt: Prompt | None = None
     contrast: float = 0.0
@@ -42,8 +44,8 @@ def build_prompts(
 ) -> list[Prompt]:
     """Build the prompt of every question, leaving room for ``reserve`` answer tokens.
 
-    If text and question do not fit into the window, the text is cut at its beginning, and the cut tokens are counted.
-    A question that does not fit alone, or after its prefix, remains unanswered.
+    If text and question do not fit into the window, the text is cut at its beginning, and the cut tokens are counted;
+    the words of a template before it stay. A question that does not fit alone, or after its prefix, remains unanswered.
 
     Raises:
         BenchError: key/value prefixes or soft prompts that the base does not read as it reads text.
@@ -56,41 +58,52 @@ def build_prompts(
         value = getattr(conditioning, field)
         if value is not None and len(value) != len(questions):
             raise ValueError(f"Conditioning.{field} has {len(value)} entries for {len(questions)} questions.")
-    begin = torch.tensor([lm.bos_id], device=lm.device)
+    head, tail = (torch.tensor(ids, dtype=torch.long, device=lm.device) for ids in (lm.prompt.head, lm.prompt.tail))
     prompts = []
     for i, question in enumerate(questions):
         text = conditioning.text[i] if conditioning.text is not None else ""
-        ids = lm.encode(f"{text}\n{question.text}" if text else question.text)
+        ids = lm.encode(lm.prompt.text(question.text, text))
         prefix = conditioning.prefix_embeddings[i] if conditioning.prefix_embeddings is not None else None
         key_values = conditioning.prefix_key_values[i] if conditioning.prefix_key_values is not None else None
-        prompt = Prompt(ids, prefix, key_values, question.text)
-        room = lm.window - 1 - prompt.prefix_length - reserve
-        cut = max(0, len(ids) - room)
-        if cut and (alone := len(lm.encode(question.text))) > room:
-            after = f" after a prefix of {prompt.prefix_length} positions" if prompt.prefix_length else ""
-            reason = (
-                f"the question ({alone} tokens{after}) does not fit into a window of {lm.window} tokens with room for "
-                f"an answer of {reserve}"
-            )
-            prompts.append(Prompt(begin, question=question.text, unanswered=reason))
-            continue
-        prompt = replace(prompt, ids=torch.cat([begin, ids[cut:]]), cut=cut)
+        prompt = Prompt(ids, prefix, key_values, question.text, len(head))
+        room = lm.window - len(head) - len(tail) - prompt.prefix_length - reserve
+        cut, kept = max(0, len(ids) - room), 0
+        if cut:
+            alone = len(lm.encode(lm.prompt.text(question.text)))
+            if alone > room:
+                after = f" after a prefix of {prompt.prefix_length} positions" if prompt.prefix_length else ""
+                reason = (
+                    f"the question ({len(head) - 1 + alone + len(tail)} tokens{after}) does not fit into a window of "
+                    f"{lm.window} tokens with room for an answer of {reserve}"
+                )
+                prompts.append(Prompt(head, question=question.text, head=len(head), unanswered=reason))
+                continue
+            kept = min(_opening_tokens(lm, question.text, text), room - alone)
+        prompt = replace(prompt, ids=torch.cat([head, ids[:kept], ids[kept + cut :], tail]), cut=cut)
         if conditioning.contrast is not None:
-            bare_question = Prompt(torch.cat([begin, lm.encode(question.text)]), question=question.text)
+            bare_question = Prompt(question_ids(lm, question.text), question=question.text, head=len(head))
             prompt = replace(prompt, contrast_prompt=bare_question, contrast=conditioning.contrast)
         prompts.append(prompt)
     return prompts
 
 
+def _opening_tokens(lm: BaseModel, question: str, text: str) -> int:
+    """Number of tokens with which the format opens, before those of the text."""
+    end = len(lm.prompt.opening)
+    if end == 0:
+        return 0
+    return sum(stop <= end for _, stop in lm.tokens(Document("", lm.prompt.text(question, text))).offsets)
+
+
 def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Prompt:
-    """Cut the beginning of a prompt, after its first token, until an answer fits; the same prompt if it fits already.
+    """Cut the beginning of a prompt, after its head, until an answer fits; the same prompt if it fits already.
 
     This happens only to gold answers that are longer than the tokens reserved for predictions. A prompt after which an
     answer does not fit even so remains unanswered.
     """
     if prompt.unanswered is not None:
         return prompt
-    if prompt.prefix_length + 1 + answer_tokens > window:
+    if prompt.prefix_length + prompt.head + answer_tokens > window:
         return replace(prompt, unanswered=f"an answer of {answer_tokens} tokens does not fit into a window of {window}")
     excess = max(0, prompt.prefix_length + len(prompt.ids) + answer_tokens - window)
     contrast_prompt = prompt.contrast_prompt
@@ -98,15 +111,26 @@ def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Pro
         contrast_prompt = make_room_for_answer(contrast_prompt, answer_tokens, window)
     if not excess and contrast_prompt is prompt.contrast_prompt:
         return prompt
-    ids = torch.cat([prompt.ids[:1], prompt.ids[1 + excess :]])
+    ids = torch.cat([prompt.ids[: prompt.head], prompt.ids[prompt.head + excess :]])
     return replace(prompt, ids=ids, contrast_prompt=contrast_prompt)
 
 
+def question_ids(lm: BaseModel, question: str) -> Tensor:
+    """Token ids of the prompt of a question without any text, shape (tokens,); ``question`` has no template yet."""
+    head, tail = (torch.tensor(ids, dtype=torch.long, device=lm.device) for ids in (lm.prompt.head, lm.prompt.tail))
+    return torch.cat([head, lm.encode(lm.prompt.text(question)), tail])
+
+
 def answer_ids(lm: BaseModel, questions: Sequence[str], answers: Sequence[str]) -> list[Tensor]:
-    """Token ids with which the model should continue each question: `` " " + answer`` and the end-of-text token."""
-    end = torch.tensor([lm.eos_id], device=lm.device)
-    pairs = zip(questions, answers, strict=True)
-    return [torch.cat([continuation(lm, question, f" {answer}"), end]) for question, answer in pairs]
+    """Token ids with which the model should continue each question's prompt: `` " " + answer`` and end of text.
+
+    ``questions`` are the texts of the questions, without their template.
+    """
+    end, prompt = torch.tensor([lm.prompt.end], device=lm.device), lm.prompt
+    return [
+        torch.cat([continuation(lm, prompt.text_before_answer(question), prompt.answer(answer)), end])
+        for question, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def continuation(lm: BaseModel, text: str, ending: str) -> Tensor:

@@ -11,19 +11,22 @@ from typing import Any, Literal
 import pydantic
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method
 from bench.contract.search import Range, SearchSpace
-from bench.data.documents import Document
+from bench.data.documents import Document, Segment
 from bench.errors import Diverged
 from bench.lm.base_model import BaseModel, TokenBatch
 
 
-def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str, parameters: Iterable[Parameter], learning_rate: float, fused: bool = False
+) -> torch.optim.Optimizer:
     """An optimizer with PyTorch's defaults and a constant rate; only AdamW has weight decay (0.01).
 
+    With ``fused`` each step goes over the parameters once: it takes a quarter of the time, and rounds differently.
     ``adafactor`` neither scales steps by the size of the parameters nor uses relative steps.
     """
     if name == "adafactor":
@@ -36,7 +39,7 @@ def build_optimizer(name: str, parameters: Iterable[Parameter], learning_rate: f
         "adamw": torch.optim.AdamW,
     }
     optimizer: Any = kinds[name]
-    built: torch.optim.Optimizer = optimizer(parameters, lr=learning_rate)
+    built: torch.optim.Optimizer = optimizer(parameters, lr=learning_rate, **({"fused": True} if fused else {}))
     return built
 
 
@@ -66,6 +69,9 @@ class GradientMethod(Method):
             default=None, gt=0, description="largest global gradient norm; null: no clipping"
         )
         dropout: bool = pydantic.Field(default=False, description="use the base's dropout while learning")
+        end_of_text: bool = pydantic.Field(
+            default=False, description="learn the end-of-text token after each document too, with weight 1"
+        )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
@@ -90,7 +96,10 @@ class GradientMethod(Method):
         return parameters
 
     def loss_divisor(self, batch: TokenBatch) -> float:
-        """Divisor of a document's summed loss. Default: its number of tokens, so that the loss is a mean."""
+        """Divisor of a document's summed loss. Default: its number of tokens, so that the loss is a mean.
+
+        With ``end_of_text`` the batch has the end-of-text token.
+        """
         return len(batch)
 
     def reset(self) -> None:
@@ -112,7 +121,10 @@ class GradientMethod(Method):
             self.lm.model.requires_grad_(False)
             for parameter in trainable.values():
                 parameter.requires_grad_(True)
-            self._optimizer = build_optimizer(self.config.optimizer, trainable.values(), self.config.learning_rate)
+            fused = self.lm.dtype != torch.float32  # in float32, steps round as the other optimizers of PyTorch do
+            self._optimizer = build_optimizer(
+                self.config.optimizer, trainable.values(), self.config.learning_rate, fused
+            )
         return self._optimizer
 
     @property
@@ -161,7 +173,11 @@ class GradientMethod(Method):
 
         The first step after a scoring uses the graph of the scoring. Returns the loss (nats).
         """
-        weights, divisor = self.weigh(batch), self.loss_divisor(batch)
+        weights = self.weigh(batch)
+        if self.config.end_of_text and not _continues(batch.document):
+            batch = batch.followed_by(self.lm.eos_id)
+            weights = None if weights is None else functional.pad(weights, (0, 1), value=1.0)
+        divisor = self.loss_divisor(batch)
         position, total = 0, 0.0
         for log_probs in self._log_probs(batch):
             window = slice(position, position + len(log_probs))
@@ -174,14 +190,14 @@ class GradientMethod(Method):
 
     def _log_probs(self, batch: TokenBatch) -> Iterable[Tensor]:
         scored, self.scored = self.scored, None  # a graph can be used once
-        if scored is not None and scored.document is batch.document:
+        if scored is not None and scored.document is batch.document and not self.config.end_of_text:
             return scored.log_probs
         return self.reading.log_probs(self.lm, batch)
 
     @property
     def learns_from_scoring(self) -> bool:
-        """True unless dropout is on: scoring runs without dropout."""
-        return not self.config.dropout
+        """True unless dropout or ``end_of_text`` is on: scoring runs without dropout and without that token."""
+        return not (self.config.dropout or self.config.end_of_text)
 
     def before_scoring(self) -> None:
         """Make the optimizer, so that the right parameters get gradients."""
@@ -212,3 +228,8 @@ class GradientMethod(Method):
                 self.optimizer.state[parameter] = {
                     key: value.item() if key in plain else value.detach().clone() for key, value in own.items()
                 }
+
+
+def _continues(document: Document) -> bool:
+    """True for a segment after which its document goes on."""
+    return isinstance(document, Segment) and not document.last

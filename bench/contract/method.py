@@ -30,7 +30,7 @@ from bench.lm.reading import Reading
 class Conditioning:
     """Input that the model gets with each question: one entry per question in every field that is used.
 
-    - ``text[i]`` is put before question i, separated by a newline;
+    - ``text[i]`` is put before question i, as the experiment's prompt format says: by default, with a newline between;
     - ``prefix_embeddings[i]``, shape (prefix length, hidden size), is a soft prompt before the question's tokens;
     - ``prefix_key_values[i]`` is one (keys, values) pair per layer, each (key/value heads, prefix length, head size).
 

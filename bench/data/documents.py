@@ -26,12 +26,14 @@ class Segment(Document):
 
     ``token_ids`` are its tokens in the tokenisation of the whole document, which may differ from that of ``text``.
     ``offsets`` are their (start, end) characters in ``text``. ``context_ids`` are the document's tokens before the
-    segment, oldest first. A character whose bytes lie on both sides of a cut belongs to the later segment.
+    segment, oldest first. ``last`` is True for the last segment of its document. A character whose bytes lie on both
+    sides of a cut belongs to the later segment.
     """
 
     token_ids: tuple[int, ...] = ()
     offsets: tuple[tuple[int, int], ...] = ()
     context_ids: tuple[int, ...] = ()
+    last: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ import torch
 from bench.answering import metrics
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
+from bench.answering.prompt_batch import Answer
 from bench.answering.prompts import Prompt, build_prompts
+from bench.answering.retune import Retune
+from bench.answering.retuning import retuned
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method, Scored
 from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
@@ -123,6 +126,7 @@ class Loop:
     "first" every probe asks the questions of the first probe, without those that the stream supersedes later. With
     ``documents_per_reset`` = n the method is reset every n documents and then asked the questions about these n, except
     those that later documents of the stream supersede. Together they are the questions asked at the end of the stream.
+    With ``retune`` the model is tuned on the questions of ``qa_train`` before it answers, which is undone afterwards.
     """
 
     method: Method
@@ -134,6 +138,8 @@ class Loop:
     documents_per_reset: int | None = None
     scoring: bool = True
     decoding: Decoding = field(default_factory=Decoding)
+    retune: Retune | None = None
+    qa_train: Sequence[Episode] = ()
     segment: Segmentation = "words"
     seed: int = 0
     hook: Callable[[str, int | None], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
@@ -219,6 +225,7 @@ class Loop:
                     position=position,
                     segment=index,
                     document_id=document.id,
+                    timestamp=document.timestamp,
                     tokens=len(batch),
                     bytes=len(segment.text.encode()),
                     windows=self.method.reading.windows(self.lm, batch),
@@ -300,7 +307,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _answering(self, when: str) -> Iterator[None]:
-        """Context in which questions are answered. The base's weights are the same before and after it.
+        """Context in which questions are answered, after retuning. The base's weights are the same before and after it.
 
         Raises:
             Diverged: a weight is NaN or infinite.
@@ -312,8 +319,11 @@ class Loop:
             if not torch.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
         before = checksum(self.lm)
-        torch.manual_seed(seed_for(self.seed, "answering", when))
         with contextlib.ExitStack() as stack:
+            if self.retune is not None:
+                with self.ledger.phase("answer", 0, count=True):
+                    stack.enter_context(retuned(self.lm, self.qa_train, self.retune, self.seed))
+            torch.manual_seed(seed_for(self.seed, "answering", when))
             with self.hook("answering", self.position), self.ledger.phase("answer", 0, count=True):
                 stack.enter_context(self.method.answering())
             yield
@@ -343,7 +353,7 @@ class Loop:
             with self.hook("condition", self.position):
                 conditioning = self.method.condition(questions)
             prompts = build_prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
-        predictions, likelihoods = self._answer(prompts, first_golds, conditioning.weights)
+        answers, likelihoods = self._answer(prompts, first_golds, conditioning.weights)
         ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(due)]
         outdated = [
             metrics.outdated(item.gold.answers, [old.answers for old in item.earlier], self.segment) for item in due
@@ -354,19 +364,21 @@ class Loop:
                 set=which,
                 question_id=item.gold.question.id,
                 document_id=item.document.id,
+                timestamp=item.document.timestamp,
                 position=item.position,
-                prediction=prediction,
+                prediction=answer.text,
                 answers=item.gold.answers,
                 cut_tokens=prompt.cut,
                 nll=None if nll is None else _finite(nll, "likelihood of an answer"),
+                ended=answer.ended,
                 unanswered=prompt.unanswered,
                 retrieved=rank,
                 earlier=tuple(earlier),
-                stale=metrics.stale(prediction, item.gold.answers, earlier, self.segment),
-                **metrics.score(prediction, item.gold.answers, self.segment),
+                stale=metrics.stale(answer.text, item.gold.answers, earlier, self.segment),
+                **metrics.score(answer.text, item.gold.answers, self.segment),
             )
-            for item, prediction, prompt, nll, rank, earlier in zip(
-                due, predictions, prompts, likelihoods, ranks, outdated, strict=True
+            for item, answer, prompt, nll, rank, earlier in zip(
+                due, answers, prompts, likelihoods, ranks, outdated, strict=True
             )
         ]
         places = sorted(range(len(order)), key=order.__getitem__)
@@ -374,25 +386,25 @@ class Loop:
 
     def _answer(
         self, prompts: Sequence[Prompt], golds: Sequence[str], keys: Sequence[Hashable] | None
-    ) -> tuple[list[str], list[float | None]]:
-        """Predictions and the likelihoods of ``golds``, answered together or, with ``keys``, together for each key."""
+    ) -> tuple[list[Answer], list[float | None]]:
+        """Answers and the likelihoods of ``golds``, answered together or, with ``keys``, together for each key."""
         answering = partial(self.ledger.phase, "answer", 0, count=True)
         with self.lm.mixing(self._mix):
             if keys is None:
                 return answer_and_nll(self.lm, prompts, golds, self.decoding, answering)
-            answers: dict[int, tuple[str, float | None]] = {}
+            results: dict[int, tuple[Answer, float | None]] = {}
             for key in dict.fromkeys(keys):
                 group = [i for i, other in enumerate(keys) if other == key]
                 own, own_golds = [prompts[i] for i in group], [golds[i] for i in group]
                 with contextlib.ExitStack() as stack:
                     with self.hook("using", self.position), answering():
                         stack.enter_context(self.method.using(key))
-                    results = answer_and_nll(self.lm, own, own_golds, self.decoding, answering)
+                    of_group = answer_and_nll(self.lm, own, own_golds, self.decoding, answering)
                     with self.hook("using", self.position):
                         stack.close()
-                answers |= zip(group, zip(*results, strict=True), strict=True)
-        predictions, likelihoods = zip(*(answers[i] for i in range(len(prompts))), strict=True)
-        return list(predictions), list(likelihoods)
+                results |= zip(group, zip(*of_group, strict=True), strict=True)
+        answers, likelihoods = zip(*(results[i] for i in range(len(prompts))), strict=True)
+        return list(answers), list(likelihoods)
 
     def _question(self, which: str, item: DueQuestion) -> Question:
         """The question as the method sees it.

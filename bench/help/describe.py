@@ -8,7 +8,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from bench import paths
 from bench.contract import registry
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from rich.console import RenderableType
 
-CONFIG = "config.json"
-"""The file by which the folder of a base model is known."""
 SUFFIXES = (".py", ".yaml", ".yml")
 """Endings of plug-ins and experiments."""
 
@@ -43,8 +42,8 @@ def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
     if name in paths.datasets():
         return _dataset(recipe.find(name))
     if name in paths.experiments():
-        return _fields(experiment.load(name).model_dump(exclude_none=True))
-    if name in (models := _models()):
+        return _experiment(name)
+    if name in (models := paths.models()):
         return _base_model(paths.MODELS / name)
     if os.path.exists(name):  # False for a name that is too long, too
         return _at(Path(name), plugins)
@@ -54,20 +53,15 @@ def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
     raise BenchError(f"No method, dataset, experiment or base model is named {name!r}.{nearest(name, names)}")
 
 
-def _models() -> list[str]:
-    """Names of the embedded base models."""
-    return sorted(path.parent.name for path in paths.MODELS.glob(f"*/{CONFIG}"))
-
-
 def _at(path: Path, plugins: Sequence[str]) -> RenderableType:
     """The description of what is in a folder or a file."""
-    folder = path.parent if path.name in (paths.RECIPE, CONFIG) else path
+    folder = path.parent if path.name in (paths.RECIPE, *paths.BASES) else path
     if os.path.isfile(folder / paths.RECIPE):
         return _dataset(recipe.read(folder))
-    if os.path.isfile(folder / CONFIG):
+    if any(os.path.isfile(folder / kind) for kind in paths.BASES):
         return _base_model(folder)
     if path.suffix in SUFFIXES[1:]:
-        return _fields(experiment.load(str(path)).model_dump(exclude_none=True))
+        return _experiment(str(path))
     if path.suffix == ".py":
         return _plug_ins([path], plugins)
     if path.is_dir():
@@ -75,8 +69,8 @@ def _at(path: Path, plugins: Sequence[str]) -> RenderableType:
         if files:
             return _plug_ins(files, plugins)
         raise BenchError(
-            f"{path} has neither a {paths.RECIPE} (a dataset), nor a {CONFIG} (a base model), nor a Python file that "
-            f"defines a method. Name a folder that has one of them."
+            f"{path} has neither a {paths.RECIPE} (a dataset), nor a {paths.CONFIG} (a base model), nor a Python file "
+            f"that defines a method. Name a folder that has one of them."
         )
     raise BenchError(f"{path} cannot be described: give a plug-in (.py) or an experiment (.yaml).")
 
@@ -129,6 +123,14 @@ def _method(info: registry.MethodInfo) -> RenderableType:
     return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
 
 
+def _experiment(name: str) -> RenderableType:
+    """Everything that an experiment states or leaves at its default; of the prompt, only what is not the default."""
+    stated = experiment.load(name)
+    values = stated.model_dump(exclude_none=True)
+    values["prompt"] = stated.prompt.model_dump(exclude_defaults=True)
+    return _fields({key: value for key, value in values.items() if key != "prompt" or value})
+
+
 def _dataset(data: recipe.Recipe) -> RenderableType:
     """The recipe, and the streams that are frozen."""
     counts = Counter(path.stem.rpartition("-")[0] for path in (data.folder / "streams").glob("*.json"))
@@ -141,17 +143,18 @@ def _base_model(folder: Path) -> RenderableType:
     """The sizes of a base model, after the check of its files that every run makes; its weights are not loaded.
 
     Raises:
-        BenchError: it cannot be used as a base.
+        BenchError: it cannot be used as a base, or is not there.
     """
     from safetensors import safe_open
     from transformers import AutoConfig
 
     from bench.lm import checkpoint
 
-    checkpoint.check(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    whole = checkpoint.locate(str(folder))
+    checkpoint.check(whole)
+    config = AutoConfig.from_pretrained(whole, trust_remote_code=False)
     parameters = 0
-    for path in folder.glob("*.safetensors"):
+    for path in whole.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     sizes = {
@@ -160,10 +163,13 @@ def _base_model(folder: Path) -> RenderableType:
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden size": getattr(config, "hidden_size", None),
     }
+    embedded = folder.resolve().parent == paths.MODELS
+    name = folder.name if embedded else _place(folder)["folder"]
     return _fields(
         {"architecture": ", ".join(config.architectures or [type(config).__name__]), "parameters": parameters},
         {name: size for name, size in sizes.items() if isinstance(size, int)},
-        {**_place(folder), "use": f"python run_bench.py run EXPERIMENT --model {_place(folder)['folder']}"},
+        {**_place(folder), **({} if whole == folder else {"weights": str(whole)})},
+        {"use": f"python run_bench.py run EXPERIMENT --model {name}"},
     )
 
 
@@ -189,11 +195,9 @@ def _settings(config: MethodConfig, prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def _range(field: FieldInfo) -> str:
-    """The allowed values of a setting: its choices, or its type with the bounds."""
-    choices = get_args(field.annotation)
-    if get_origin(field.annotation) is Literal:
-        return " | ".join(map(str, choices))
-    kinds = [getattr(kind, "__name__", str(kind)) for kind in choices or (field.annotation,)]
+    """The allowed values of a setting: its choices or their pattern, or its type with the bounds."""
+    kind = field.annotation
+    kinds = [_kind(choice) for choice in (get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,))]
     limits = [
         f"{symbol} {getattr(item, attribute)}"
         for item in field.metadata
@@ -201,6 +205,16 @@ def _range(field: FieldInfo) -> str:
         if getattr(item, attribute, None) is not None
     ]
     return " ".join([" or ".join(kinds).replace("NoneType", "null"), *limits])
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words: choices, a pattern (a regular expression), or the name."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    for item in getattr(annotation, "__metadata__", ()):
+        if pattern := getattr(item, "pattern", None):
+            return str(pattern).strip("^$")
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _fields(*groups: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench import PROTOCOL, __version__
+from bench import PROTOCOL, __version__, paths
+from bench.errors import BenchError
 from bench.machine import cpu_name, gpu_driver, package_version, usable_cores
 from bench.paths import ROOT
 from bench.records.provenance import PACKAGES, git_state
@@ -17,6 +18,7 @@ from bench.records.provenance import PACKAGES, git_state
 OPTIONAL = {
     "spacy": "to find salient spans with a trained tagger",
     "ray": "to run on several machines",
+    "gguf": "to convert the pretrained base of model get",
 }
 """The purpose of each package of the extras."""
 LOW_DISK_GIB = 5.0
@@ -37,7 +39,7 @@ class Finding:
 
 def diagnose(runs: Path = Path("runs")) -> list[Finding]:
     """All findings that matter for a run; ``runs`` is the folder of its records."""
-    return [*_project(), *_packages(), *_devices(), *_storage(runs)]
+    return [*_project(), *_packages(), *_devices(), *_models(), *_storage(runs)]
 
 
 def _project() -> Iterator[Finding]:
@@ -78,6 +80,19 @@ def _devices() -> Iterator[Finding]:
         yield Finding("ok", "mps", "Apple GPU")
     elif not torch.cuda.is_available():
         yield Finding("note", "gpu", "none; the default experiment needs none, experiments at paper scale need one")
+
+
+def _models() -> Iterator[Finding]:
+    """The base models whose weights are fetched."""
+    try:
+        from bench.lm import pretrained
+    except ImportError:  # a package is not installed, as another finding says
+        return
+    for name in (name for name in paths.models() if (paths.MODELS / name / paths.SOURCE).is_file()):
+        try:
+            yield Finding("ok", name, str(pretrained.locate(name)))
+        except BenchError as error:
+            yield Finding("note", name, str(error))
 
 
 def _storage(runs: Path) -> Iterator[Finding]:

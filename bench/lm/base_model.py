@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bench.data.documents import Document, Segment
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
 from bench.lm import checkpoint
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
-from bench.lm.precision import DTYPES, autocast, wrap_forward
+from bench.lm.precision import DTYPES, autocast, keep_casts, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
+from bench.lm.prompt_frame import frame
 
 BATCH_TOKENS = 1024
 """Most tokens, padding included, in a batch of texts in :meth:`BaseModel.total_nll`."""
 FALLBACK_WINDOW = 1024
 """Window of models whose configuration has no maximum length (relative or no position encoding)."""
+SOFTMAX_ROWS = 512
+"""Positions whose log-probabilities over the vocabulary are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def followed_by(self, token: int) -> TokenBatch:
+        """The batch with one more token, which has no characters."""
+        ids, end = torch.cat([self.token_ids, self.token_ids.new_tensor([token])]), len(self.document.text)
+        return replace(self, token_ids=ids, offsets=(*self.offsets, (end, end)))
+
     def per_token(self, values: Sequence[float]) -> Tensor:
         """Values of the characters pooled per token, shape (tokens,): the maximum, 0 for a token without characters."""
         largest = [max(values[start:end], default=0.0) for start, end in self.offsets]
@@ -55,34 +65,61 @@ class TokenBatch:
 class BaseModel:
     """A causal language model with its tokenizer, as methods (``self.lm``) and the harness use it.
 
-    Every text is read after one begin-of-text token (the end-of-text token if the tokenizer has no other), so that
-    every token of a document has a probability.
+    Every text is read after one begin-of-text token, so that every token of a document has a probability: the one that
+    ``prompt`` states, or the tokenizer's (its end-of-text token if it has no other).
 
     The weights are in float32, and so are their gradients. If ``dtype`` is another, forward passes of ``model`` run
     under autocast: matrices are multiplied in that type, and activations, logits, keys and values may have it.
+
+    ``window`` is the most tokens that are read at once, if the model could read more. ``stored`` are tensors by name
+    that hold what the model's weights are now: those that do are not copied to be able to :meth:`restore` them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        device: str = "cpu",
+        dtype: str = "float32",
+        prompt: PromptFormat = PLAIN,
+        window: int | None = None,
+        stored: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model: Any = model.to(device).eval()
         self.dtype = DTYPES[dtype]
         if self.dtype != torch.float32:
+            keep_casts(self.model)
             wrap_forward(self.model, self.autocast)
         self.tokenizer: Any = tokenizer
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
-        self.bos_id: int = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.prompt = frame(prompt, tokenizer)
+        self.bos_id: int = self.prompt.begin
         self._mix: MixNextToken | None = None
+        self._most_tokens = window
         self._tensors = dict(self._current_tensors())
-        self._initial_values = {name: value.detach().clone() for name, value in self.named_tensors()}
+        self._initial_values = {
+            name: other
+            if (other := (stored or {}).get(name)) is not None and _same_bits(other, value)
+            else value.detach().clone()
+            for name, value in self.named_tensors()
+        }
 
     @classmethod
     def load(
-        cls, path: str, device: str = "cpu", dtype: str = "float32", abilities: Abilities | None = None
+        cls,
+        path: str,
+        device: str = "cpu",
+        dtype: str = "float32",
+        abilities: Abilities | None = None,
+        prompt: PromptFormat = PLAIN,
+        window: int | None = None,
     ) -> BaseModel:
         """Load a Hugging Face causal language model from a local folder; its ``abilities`` are tried unless given.
 
         Raises:
-            BenchError: what :func:`checkpoint.check`, :func:`checkpoint.check_loaded` or the probe refuses.
+            BenchError: what :func:`checkpoint.check`, :func:`checkpoint.check_loaded` or the probe refuses, or a prompt
+                format that the tokenizer cannot write.
         """
         disable_progress_bar()
         set_verbosity_error()  # what it would warn of is refused
@@ -104,7 +141,8 @@ class BaseModel:
             raise BenchError(f"The model in {path} could not be loaded: {reason} Save it again.") from None
         model, info = model_and_info
         checkpoint.check_loaded(Path(path), model, tokenizer, info)
-        lm = cls(model, tokenizer, device, dtype)
+        stored = checkpoint.mapped_tensors(Path(path)) if device == "cpu" else {}
+        lm = cls(model, tokenizer, device, dtype, prompt, window, stored)
         vars(lm)["abilities"] = abilities or lm.abilities  # with the weights as they are loaded
         return lm
 
@@ -134,13 +172,24 @@ class BaseModel:
         """True inside :meth:`mixing` with a hook."""
         return self._mix is not None
 
-    def read(self, **inputs: Any) -> tuple[Any, Tensor]:
-        """The model's output, and what its output layer read, (B, T, d), which is empty if nothing is mixed."""
-        if self._mix is None:
-            return self.model(**inputs), torch.empty(0)
-        with head_inputs(self.model) as seen:
-            output = self.model(**inputs)
-        return output, seen[-1]
+    def read(self, keep: int | None = None, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V), and what the output layer read, (B, T or more, d), which is empty if nothing is mixed.
+
+        With ``keep`` they are those of the last T = ``keep`` positions, and if the model's ``forward`` takes
+        ``logits_to_keep``, no others are computed.
+        """
+        if keep and self._takes_logits_to_keep:
+            inputs["logits_to_keep"] = keep
+        seen = [torch.empty(0)]
+        with nullcontext() if self._mix is None else head_inputs(self.model) as heads:
+            logits: Tensor = self.model(**inputs).logits
+        before = 0 if keep is None else logits.shape[1] - keep
+        # a slice's gradient is a copy that is padded with zeros
+        return logits[:, before:] if before else logits, (heads or seen)[-1]
+
+    @cached_property
+    def _takes_logits_to_keep(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def mixed(self, logits: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits (T, V) and hidden states after the last T of the ``ids``, mixed; the logits if nothing is mixed."""
@@ -168,8 +217,9 @@ class BaseModel:
 
     @cached_property
     def window(self) -> int:
-        """Maximum context length of the model in tokens, the begin-of-text token included."""
-        return checkpoint.positions(self.model) or FALLBACK_WINDOW
+        """Most tokens that are read at once, the begin-of-text token included."""
+        most = checkpoint.positions(self.model) or FALLBACK_WINDOW
+        return min(most, self._most_tokens or most)
 
     def encode(self, text: str) -> Tensor:
         """Token ids of ``text``, shape (tokens,), on the model's device. No special tokens are added.
@@ -232,6 +282,7 @@ class BaseModel:
                     token_ids=tuple(ids[first : first + size]),
                     offsets=tuple((max(0, a - start), b - start) for a, b in offsets[first : first + size]),
                     context_ids=tuple(ids[max(0, first - self.window) : first]),
+                    last=first + size >= len(ids),
                 )
             )
         return segments
@@ -266,12 +317,11 @@ class BaseModel:
         """
         ids = torch.cat([context_ids, token_ids])
         for start, first, stop in self.windows(len(token_ids), len(context_ids)):
-            output, hidden = self.read(input_ids=ids[None, start : stop - 1], use_cache=False)
-            logits, before = output.logits.flatten(0, 1), first - start - 1
-            predicted = (logits[before:] if before else logits).float()  # a slice's gradient is a zero-padded copy
+            logits, hidden = self.read(stop - first, input_ids=ids[None, start : stop - 1], use_cache=False)
+            predicted = logits.flatten(0, 1)
             if self.mixes:
-                predicted = self.mixed(predicted, hidden[0], ids[start : stop - 1])
-            yield -functional.cross_entropy(predicted, ids[first:stop], reduction="none")
+                predicted = self.mixed(predicted.float(), hidden[0], ids[start : stop - 1])
+            yield _log_probs(predicted, ids[first:stop])
 
     def log_probs(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log-probabilities (nats) of ``ids``, shape (tokens,), after ``context`` (default: begin of text)."""
@@ -290,8 +340,8 @@ class BaseModel:
         parts = [torch.zeros(0, self.model.get_output_embeddings().weight.shape[-1], device=self.device)]
         for start, first, stop in self.windows(len(batch), len(batch.context_ids)):
             with head_inputs(self.model) as seen:
-                self.model(input_ids=ids[None, start : stop - 1], use_cache=False)
-            parts.append(seen[-1][0, first - start - 1 :].float())
+                self.read(stop - first, input_ids=ids[None, start : stop - 1], use_cache=False)
+            parts.append(seen[-1][0, first - stop :].float())
         return torch.cat(parts)
 
     def generate(self, texts: Sequence[str], max_new_tokens: int, temperature: float = 0.0) -> list[str]:
@@ -340,12 +390,12 @@ class BaseModel:
                 del spans[:rows]
                 # padding is on the right, where a causal model does not attend to it
                 ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
-                output, hidden = self.read(input_ids=ids, use_cache=False)
-                for i, (row, source, target) in enumerate(zip(output.logits, inputs, targets, strict=True)):
-                    predicted = row[len(source) - len(target) : len(source)].float()
+                logits, hidden = self.read(input_ids=ids, use_cache=False)
+                for i, (row, source, target) in enumerate(zip(logits, inputs, targets, strict=True)):
+                    predicted = row[len(source) - len(target) : len(source)]
                     if self.mixes:
-                        predicted = self.mixed(predicted, hidden[i, : len(source)], source)
-                    total += functional.cross_entropy(predicted, target, reduction="none").double().sum().item()
+                        predicted = self.mixed(predicted.float(), hidden[i, : len(source)], source)
+                    total -= _log_probs(predicted, target).double().sum().item()
         return total
 
     def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:
@@ -390,7 +440,9 @@ class BaseModel:
             )
         with torch.no_grad():
             for name, value in self.named_tensors():
-                value.copy_(self._initial_values[name])
+                initial = self._initial_values[name]
+                if not _same_bits(value, initial):  # memory that is not written to is shared with other processes
+                    value.copy_(initial)
         self.model.eval()
         self.model.requires_grad_(True)
         self.model.zero_grad(set_to_none=True)
@@ -433,15 +485,34 @@ class BaseModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Ids at which an answer stops: end of text, the ends that ``generate`` of the model knows, and newlines."""
+        """Ids at which an answer stops: end of text, the ends that ``generate`` of the model knows, and newlines.
+
+        Further ones are the begin token that the prompt format states and, in a chat, the end of the assistant's turn.
+        """
         ends = self.model.generation_config.eos_token_id
-        return self.newline_ids | {self.eos_id} | set(ends if isinstance(ends, list) else [ends]) - {None}
+        named = set(ends if isinstance(ends, list) else [ends]) - {None}
+        return self.newline_ids | {self.eos_id} | named | self.prompt.stops
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
         """Ids of the tokens whose text contains a newline."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         return frozenset(i for i, text in enumerate(texts) if "\n" in text)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors on one device have the same type, shape and bits."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(one.element_size(), torch.int64)
+    return torch.equal(one.detach().view(integers), other.detach().view(integers))
+
+
+def _log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities, float32, of these ids (T,) by logits (T, V) of any type, a part of the rows at a time."""
+    parts = zip(logits.split(SOFTMAX_ROWS), ids.split(SOFTMAX_ROWS), strict=True)
+    losses = [functional.cross_entropy(part.float(), targets, reduction="none") for part, targets in parts]
+    return -(losses[0] if len(losses) == 1 else torch.cat(losses))
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -9,7 +9,6 @@ Shapes: B rows, T tokens, P prefix positions, V vocabulary, C hidden size, H key
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -178,9 +177,8 @@ class RereadBatch:
             embedded = self.lm.embeddings(ids)  # (1, tokens so far, C)
             inputs = {"inputs_embeds": torch.cat([prefix.to(embedded)[None], embedded], dim=1)}
         new = keep if self.new is None else self.new[i]
-        output, hidden = self.lm.read(**inputs, use_cache=False)
-        logits = output.logits.float()  # (1, positions, V)
-        logits = logits[:, logits.shape[1] - new :]  # (1, new, V); new may be 0
+        logits, hidden = self.lm.read(new, **inputs, use_cache=False)
+        logits = logits.float()  # (1, new, V); new may be 0
         if self.lm.mixes:
             logits = self.lm.mixed(logits[0], hidden[0], self.ids[i])[None]
         return functional.pad(logits, (0, 0, 0, keep - new))  # (1, keep, V)
@@ -211,9 +209,7 @@ def _forward(
     lm: BaseModel, inputs: Mapping[str, Tensor], mask: Tensor, positions: Tensor, cache: Any, keep: int
 ) -> tuple[Tensor, Tensor]:
     """The logits of :func:`forward`, and the hidden states of :meth:`BaseModel.read`."""
-    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
-    output, hidden = lm.read(
-        **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
+    logits, hidden = lm.read(
+        keep, **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    logits: Tensor = output.logits[:, -keep:].float()  # (B, keep, V)
-    return logits, hidden
+    return logits.float(), hidden

@@ -5,36 +5,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bench import paths
 from bench.errors import BenchError
-from bench.paths import MODELS
+from bench.lm import adapters, pretrained
 
 
 def locate(name: str, setting: str = "--model") -> Path:
     """Folder of a model, from an embedded name (``nano``), a folder or a hub id (downloaded if needed).
 
+    A folder that holds an adapter alone stands for its base with the adapter, which are merged in the user's cache.
     ``setting`` is the option or key that the name comes from, for messages.
 
     Raises:
-        BenchError: no embedded or local model has that name, and the hub does not provide it.
+        BenchError: no embedded or local model has that name, and the hub does not provide it; it has to be fetched
+            first (:func:`pretrained.get`); or it is an adapter that cannot be merged.
     """
-    for folder in (MODELS / name, Path(name)):
-        if os.path.isfile(folder / "config.json"):  # False for a name that is too long, too
-            return folder
+    return _locate(name, setting, ())
+
+
+def _locate(name: str, setting: str, above: tuple[Path, ...]) -> Path:
+    """:func:`locate` a model on which the adapters in the folders ``above`` build."""
+    for folder in (paths.MODELS / name, Path(name)):
+        if os.path.isfile(folder / paths.SOURCE) and folder.resolve().parent == paths.MODELS:
+            return pretrained.locate(folder.name)
+        if any(os.path.isfile(folder / kind) for kind in (paths.CONFIG, paths.ADAPTER)):  # False for a name too long
+            return _merged(folder, above)
     if os.path.isdir(name):
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]))
+        folder = Path(
+            snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"])
+        )
     except Exception as error:  # of many types: bad id, no network, no such repository, gated
-        embedded = ", ".join(sorted(path.name for path in MODELS.iterdir())) if MODELS.is_dir() else "none"
         raise BenchError(
-            f"There is no model {name!r}: it is neither embedded ({embedded}) nor a local folder, and the hub did not "
-            f"provide it ({type(error).__name__}). Give {setting} a folder written by save_pretrained."
+            f"There is no model {name!r}: it is neither embedded ({', '.join(paths.models())}) nor a local folder, and "
+            f"the hub did not provide it ({type(error).__name__}). Give {setting} a folder written by save_pretrained."
         ) from None
+    return _merged(folder, above)
+
+
+def _merged(folder: Path, above: tuple[Path, ...]) -> Path:
+    """A folder with a model as it is; for one with an adapter alone, the folder of its base with the adapter."""
+    if (folder / paths.CONFIG).is_file() or not (folder / paths.ADAPTER).is_file():
+        return folder
+    own = folder.resolve()
+    if own in above:
+        raise BenchError(f"The adapter {folder} builds on itself. Correct base_model_name_or_path in it.")
+    name = adapters.read_config(folder)["base_model_name_or_path"]
+    base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own))
+    return adapters.merged(folder, base, identity(base))
 
 
 def check_device(device: str) -> None:
@@ -103,8 +128,8 @@ def _check_files(folder: Path) -> None:
 
     if (folder / "adapter_config.json").exists():
         raise BenchError(
-            f"{folder} holds a peft adapter (adapter_config.json). Merge it into its base with merge_and_unload, and "
-            f"save the result with save_pretrained in a folder of its own."
+            f"{folder} holds a peft adapter (adapter_config.json) beside a model. Keep the adapter in a folder of its "
+            f"own: given as a model, that folder is merged into its base."
         )
     config = _read_json(folder / "config.json")
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
@@ -201,18 +226,37 @@ def positions(model: Any) -> int | None:
     return count
 
 
+def mapped_tensors(folder: Path) -> dict[str, Any]:
+    """The tensors in a model folder by name, mapped into memory: processes that only read them share one copy."""
+    from safetensors import safe_open
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            tensors.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+    return tensors
+
+
 def identity(folder: Path) -> str:
-    """SHA-256 (hexadecimal) over the configuration, tokenizer and weights in a model folder.
+    """SHA-256 (hexadecimal) over the configuration, tokenizer, chat template and weights in a model folder.
 
     In the hub's cache, files are links to blobs named by their content. The name of the blob counts instead of its
-    content, so that large weights need not be read.
+    content, so that large weights need not be read. Other files are read again in a process only when they changed.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
+        if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
             digest.update(path.name.encode())
             if path.is_symlink() and path.resolve().parent.name == "blobs":
                 digest.update(path.resolve().name.encode())
             else:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+                state = path.stat()
+                digest.update(_content(path.absolute(), (state.st_size, state.st_mtime_ns, state.st_ctime_ns)))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, state: tuple[int, int, int]) -> bytes:
+    """SHA-256 of a file; ``state``, its size and times, tells whether it is still the one that was read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

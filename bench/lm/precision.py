@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
@@ -9,6 +10,9 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Embedding, Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,3 +32,79 @@ def wrap_forward(model: Any, context: Callable[[], AbstractContextManager[Any]])
             return forward(model, *args, **kwargs)
 
     model.forward = MethodType(inside, model)  # bound, so that a copy of the model gets its own
+
+
+class CastWeight(Parameter):
+    """A weight that keeps its last cast to 16 bits until it changes.
+
+    Torch counts the changes of a tensor, except those that are made through ``data`` or by a fused optimizer. So a
+    weight is also cast anew after a step of any optimizer, and as long as somebody holds a ``data`` that was read.
+    """
+
+    _cast: Tensor | None = None
+    _cast_from: tuple[int, int] | None = None
+    _read: tuple[weakref.ref[Tensor], ...] = ()
+
+    @property
+    def data(self) -> Tensor:
+        """The values, without the count of changes."""
+        values: Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        self._cast, self._read = None, (*self._read, weakref.ref(values))
+        return values
+
+    @data.setter
+    def data(self, values: Tensor) -> None:
+        torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
+        self._cast = None
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """The values as ``dtype``, without a gradient."""
+        state = (self._version, self.data_ptr())
+        if self._read:
+            self._read = tuple(values for values in self._read if values() is not None)
+        if self._cast is None or self._cast.dtype != dtype or self._cast_from != state or self._read:
+            with torch.inference_mode(False), torch.no_grad():
+                self._cast, self._cast_from = self.to(dtype), state
+        return self._cast
+
+
+def _forget_casts(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if isinstance(weight, CastWeight):
+                weight._cast = None
+
+
+register_optimizer_step_post_hook(_forget_casts)
+
+
+def keep_casts(model: Any) -> None:
+    """Let the matrices of a model be cast only when they have changed, where autocast would do it at every pass.
+
+    A weight that needs a gradient is left to autocast.
+    """
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim == 2 and not isinstance(module, Embedding):
+            weight.__class__ = CastWeight
+            _use_cast(module)
+
+
+def _use_cast(module: Any) -> None:
+    forward = type(module).forward
+
+    @wraps(forward)
+    def inside(module: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = module._parameters.get("weight")
+        if not isinstance(weight, CastWeight) or (torch.is_grad_enabled() and weight.requires_grad):
+            return forward(module, *args, **kwargs)
+        kind = weight.device.type
+        if not torch.is_autocast_enabled(kind):
+            return forward(module, *args, **kwargs)
+        module._parameters["weight"] = weight.cast(torch.get_autocast_dtype(kind))
+        try:
+            return forward(module, *args, **kwargs)
+        finally:
+            module._parameters["weight"] = weight
+
+    module.forward = MethodType(inside, module)  # bound, so that a copy of the model gets its own

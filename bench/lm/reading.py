@@ -139,8 +139,8 @@ def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers, text: Tensor | N
         cache.update(keys, values, i)
     held = cache.get_seq_length()
     positions = torch.arange(held, held + len(ids), device=lm.device)
-    output, hidden = lm.read(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
-    logits = output.logits[0].float()
+    logits, hidden = lm.read(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
+    logits = logits[0].float()
     if lm.mixes and text is not None:
         logits = lm.mixed(logits, hidden[0], text)
     return logits, tuple((layer.keys.detach(), layer.values.detach()) for layer in cache.layers)

@@ -7,17 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
-import yaml
 
-from bench.errors import BenchError, first_problem
-from bench.files import parse_yaml, read_yaml
-from bench.settings import merged, nested
-
-
-class Settings(pydantic.BaseModel):
-    """Frozen settings; an unknown key is an error."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+from bench.settings import Settings, read_recipe
 
 
 class LossWeights(Settings):
@@ -73,31 +64,6 @@ class NanoConfig(Settings):
         return min((step + 1) / self.warmup, (1 + math.cos(math.pi * step / self.steps)) / 2)
 
 
-def recipe_text(config: NanoConfig) -> str:
-    """The recipe file of a config, in YAML."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
-    return text
-
-
 def load_config(path: Path, assignments: Sequence[str] = ()) -> NanoConfig:
-    """The config in a recipe file, changed by assignments ``key=value`` (dotted key, value in YAML).
-
-    Raises:
-        BenchError: the file does not exist or is not YAML, an assignment has another form, or a key is unknown,
-            missing or wrong.
-    """
-    try:
-        recipe = read_yaml(path)
-    except OSError as error:
-        raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
-    where = str(path)
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not (key and separator):
-            raise BenchError(f"--set takes key=value with a key of {path.name}, got {assignment!r}.")
-        recipe = merged(recipe, nested(key.split("."), parse_yaml(value, f"--set {assignment}: the value")))
-        where = f"--set {' --set '.join(assignments)}"
-    try:
-        return NanoConfig.model_validate(recipe)
-    except pydantic.ValidationError as error:
-        raise BenchError(f"{where}: {first_problem(error, NanoConfig)}") from None
+    """The config in a recipe file; changed and refused as :func:`bench.settings.read_recipe` says."""
+    return read_recipe(NanoConfig, path, assignments)

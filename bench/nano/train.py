@@ -32,8 +32,9 @@ from bench.errors import BenchError, Diverged
 from bench.files import csv_text, read_tensors, write_bytes, write_tensors
 from bench.nano.batches import Batch, Columns, Texts, Writer, build_tokenizer, load_world
 from bench.nano.card import card, measurements
-from bench.nano.config import NanoConfig, recipe_text
+from bench.nano.config import NanoConfig
 from bench.paths import DATASETS, MODELS
+from bench.settings import recipe_text
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -32,7 +32,7 @@ def collect() -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{_release()}-{platform.machine()}",
         "packages": {name: package_version(name) for name in PACKAGES},
         "cpu": cpu_name(),
         **_accelerator(),
@@ -60,9 +60,11 @@ def git_state(root: Path) -> tuple[str | None, str | None]:
 def redact_paths(arguments: Sequence[str]) -> list[str]:
     """A command line without absolute paths: relative to the project or the working folder, else their last part.
 
-    Paths after "=", "," or ":" within an argument are included.
+    Relative paths that leave the working folder lose all but their last part, too. Paths after "=", "," or ":" within
+    an argument are included.
     """
-    return [re.sub(r"(?:(?<=[=,:])|^)(?:~|/(?!/))[^=,:]*", lambda match: _redact(match[0]), text) for text in arguments]
+    path = re.compile(r"(?:(?<=[=,:])|^)(?:~|/(?!/)|\.\./)[^=,:]*")
+    return [path.sub(lambda match: _redact(match[0]), text) for text in arguments]
 
 
 def _redact(path: str) -> str:
@@ -85,6 +87,11 @@ def _accelerator() -> dict[str, str | None]:
     if torch is not None and torch.cuda.is_available():
         device |= {"gpu": torch.cuda.get_device_name(), "gpu_driver": gpu_driver(), "cuda": torch.version.cuda}
     return device
+
+
+def _release() -> str:
+    """The version of the system without what follows the numbers, which whoever built the kernel can choose freely."""
+    return re.match(r"[\d.]*", platform.release())[0]  # type: ignore[index]
 
 
 def _threads() -> int:

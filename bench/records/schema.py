@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from bench.answering.retune import Retune
 from bench.data.arms import Arm
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.data.scripts import Segmentation
 from bench.hashing import digest
 
@@ -36,6 +38,8 @@ class DocumentEvent(_Record):
     segment: Count
     """Segment within the document, from 0 (always 0 if documents are not cut)."""
     document_id: str
+    timestamp: str = ""
+    """ISO date of the document, or ""."""
     tokens: Count
     """Tokens of the document or segment, each scored once if scoring is on."""
     bytes: Count
@@ -56,10 +60,13 @@ class AnswerEvent(_Record):
     """``stream``: a question about a document of the stream; ``anchor``: a question about old knowledge."""
     question_id: str
     document_id: str
+    timestamp: str = ""
+    """ISO date of the question's document, or ""."""
     position: Count
     """Position of the question's document in the stream (for anchors: in the anchor set)."""
     prediction: str
     answers: tuple[str, ...]
+    """The gold answers; none in published records."""
     em: Share
     f1: Share
     em_prefix: Share
@@ -70,25 +77,30 @@ class AnswerEvent(_Record):
     """Tokens of the text before the question that did not fit into the model's window."""
     nll: NonNegative | None
     """Mean -log p (nats) over the tokens of " " + first gold answer + end of text; None if they were not read."""
+    ended: bool | None = None
+    """True if the model ended its answer itself, by a stop token or a newline, within the new tokens it may write;
+    None if it was not asked."""
     unanswered: str | None = None
     """The reason, if the question did not fit into the model's window: it is scored as an empty answer."""
     retrieved: Count | None = None
     """Rank, from 1, of the question's document among those that the method used for it: 0 if it is not among them,
     None if the method names none."""
     earlier: tuple[str, ...] = ()
-    """Answers that were true earlier and are not now, the oldest first; none if the fact has not changed."""
+    """Answers that were true earlier and are not now, the oldest first; none if the fact has not changed, and in
+    published records."""
     stale: Share | None = None
-    """1 if the prediction matches one of ``earlier`` and no present answer, else 0; None without ``earlier``."""
+    """1 if the prediction matches one of ``earlier`` and no present answer, else 0; None for a fact that has not
+    changed."""
 
     @property
     def f1_current(self) -> float | None:
         """F1 if the fact has changed by now, else None."""
-        return self.f1 if self.earlier else None
+        return None if self.stale is None else self.f1
 
     @property
     def f1_unchanged(self) -> float | None:
         """F1 if the fact has not changed by now, else None."""
-        return None if self.earlier else self.f1
+        return self.f1 if self.stale is None else None
 
     @property
     def recall(self) -> float | None:
@@ -112,7 +124,7 @@ class TokenEvent(_Record):
     position: Count
     document_id: str
     pieces: tuple[str, ...]
-    """The text of each token; their concatenation is the document."""
+    """The text of each token; their concatenation is the document. None in published records."""
     weights: tuple[float, ...]
     nll: tuple[NonNegative, ...] | None
     """-log p of each token (nats), before any update on it; None if scoring is off."""
@@ -123,8 +135,8 @@ class TokenEvent(_Record):
 
     @pydantic.model_validator(mode="after")
     def _one_each(self) -> Self:
-        columns = (self.weights, self.nll, self.classes, self.pos)
-        if any(len(column) != len(self.pieces) for column in columns if column is not None):
+        columns = (self.pieces or None, self.nll, self.classes, self.pos)
+        if any(len(column) != len(self.weights) for column in columns if column is not None):
             raise ValueError("weights, nll, classes and pos need one value for each piece")
         return self
 
@@ -158,7 +170,14 @@ class CellSpec(_Record):
     questions: Asked = "seen"
     scoring: bool
     segment_tokens: Annotated[int, pydantic.Field(ge=1)] | None
+    window: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Most tokens that the base reads at once; None: as many as it can."""
+    prompt: PromptFormat = PLAIN
     decoding: dict[str, Any]
+    retune: Retune | None = None
+    """Steps on questions of ``qa_train`` before the questions of each probe; None: no steps."""
+    qa_train_hash: str = ""
+    """Hash of the entries of ``qa_train`` with these questions; "" without such steps."""
     segment: Segmentation = "words"
     """Tokens of F1: words, or characters in scripts without spaces."""
     metrics: dict[str, str]
@@ -236,6 +255,8 @@ class Summary(_Record):
     f1: Share | None
     em_prefix: Share | None
     f1_shortest: Share | None
+    ended: Share | None = None
+    """Share of the answers that the model ended itself, without those to questions that were not asked."""
     answer_nll: NonNegative | None
     token_nll: NonNegative | None
     """Nats per token."""

@@ -7,6 +7,8 @@ name and renamed when it is complete. Tuning records and boards are in ``runs/tu
 Every manifest, tuning record and board holds a digest of its content, and a manifest those of its files of events.
 They are compared whenever a file is read, so that no record is used that was edited, damaged or mixed with another by
 mistake. This is no protection against a forger, who can compute digests.
+
+Whatever is read may also be packed in one file (:mod:`bench.records.packed`), as published records are.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from typing import NoReturn, TypeVar
 import pydantic
 
 from bench.errors import BenchError, first_problem
-from bench.files import write_json
+from bench.files import json_bytes, write_bytes
 from bench.hashing import digest
 from bench.machine import may_be_alive, process_name
+from bench.records import packed
 from bench.records.schema import (
     SCHEMA,
     AnswerEvent,
@@ -61,17 +64,13 @@ def write_run(
     folder = runs / record.id
     partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
     old = runs / f"{partial.name}-old"
-    events = {"documents.jsonl": documents, "answers.jsonl": answers, **({"tokens.jsonl": tokens} if tokens else {})}
-    files = {name: "".join(event.model_dump_json() + "\n" for event in of).encode() for name, of in events.items()}
-    record = record.model_copy(update={"files": {name: _sha256(content) for name, content in files.items()}})
     partial.mkdir()
     try:
-        for name, content in files.items():
+        for name, content in run_files(record, documents, answers, tokens).items():
             with (partial / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _write(partial / MANIFEST, record)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -81,6 +80,25 @@ def write_run(
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
     return folder
+
+
+def run_files(
+    record: RunRecord,
+    documents: Sequence[DocumentEvent],
+    answers: Sequence[AnswerEvent],
+    tokens: Sequence[TokenEvent],
+) -> dict[str, bytes]:
+    """The files of a run by name: its events and, last, the manifest with their digests."""
+    events = {"documents.jsonl": documents, "answers.jsonl": answers, **({"tokens.jsonl": tokens} if tokens else {})}
+    files = {name: "".join(event.model_dump_json() + "\n" for event in of).encode() for name, of in events.items()}
+    record = record.model_copy(update={"files": {name: _sha256(content) for name, content in files.items()}})
+    return {**files, MANIFEST: manifest(record)}
+
+
+def manifest(record: Manifest) -> bytes:
+    """The file of a manifest, tuning record or board: JSON with a digest of the content."""
+    content = record.model_dump(mode="json")
+    return json_bytes({**content, "digest": digest(content)})
 
 
 def sweep(runs: Path) -> None:
@@ -93,12 +111,12 @@ def sweep(runs: Path) -> None:
 
 def write_tuning(runs: Path, record: TuningRecord) -> None:
     """Write a tuning record atomically, replacing an earlier one with the same key."""
-    _write(tuning_path(runs, record.key), record)
+    write_bytes(tuning_path(runs, record.key), manifest(record))
 
 
 def write_board(runs: Path, record: BoardRecord) -> None:
     """Write a board atomically, replacing an earlier one of the same experiment."""
-    _write(_board_path(runs, record.experiment), record)
+    write_bytes(board_path(runs, record.experiment), manifest(record))
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -162,9 +180,9 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     Raises:
         BenchError: there is no such board under ``runs``, or it is damaged, edited or of another schema or experiment.
     """
-    boards = sorted((runs / "boards").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    path = _board_path(runs, experiment) if experiment else boards[-1] if boards else None
-    if path is None or not path.exists():
+    boards = _boards(runs)
+    path = board_path(runs, experiment) if experiment else boards[-1] if boards else None
+    if path is None or path not in boards:
         name = f"of {experiment} " if experiment else ""
         raise BenchError(f"There is no board {name}in {runs}. Run an experiment first: python run_bench.py.")
     board = _read(BoardRecord, path)
@@ -173,31 +191,53 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     return board
 
 
+def is_packed(runs: Path) -> bool:
+    """True if the records are packed in one file. They are then published ones, to which none are added."""
+    return (runs / packed.NAME).exists()
+
+
 def tuning_path(runs: Path, key: str) -> Path:
     """The file of the tuning record with this key."""
     return runs / "tuning" / f"{key}.json"
 
 
-def _board_path(runs: Path, experiment: str) -> Path:
+def board_path(runs: Path, experiment: str) -> Path:
+    """The file of the board of an experiment."""
     return runs / "boards" / f"{experiment}.json"
+
+
+def _boards(runs: Path) -> list[Path]:
+    """The files of the boards, the newest last."""
+    if (files := packed.unpacked(runs)) is not None:
+        return [runs / name for name in files if name.startswith("boards/")]
+    return sorted((runs / "boards").glob("*.json"), key=lambda path: path.stat().st_mtime)
+
+
+def _content(path: Path) -> bytes:
+    """The content of a file ``<runs>/<folder>/<name>``, from the archive if there is one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if (files := packed.unpacked(path.parents[1])) is None:
+        return path.read_bytes()
+    name = f"{path.parent.name}/{path.name}"
+    if name not in files:
+        raise FileNotFoundError(path)
+    return files[name]
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write(path: Path, record: Manifest) -> None:
-    content = record.model_dump(mode="json")
-    write_json(path, {**content, "digest": digest(content)})
-
-
 def _read(kind: type[Kind], path: Path) -> Kind:
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_no_number)
+        content = json.loads(_content(path), parse_constant=_no_number)
         if not isinstance(content, dict):
             raise ValueError
     except FileNotFoundError:
-        raise BenchError(f"{path} is missing. Run the same experiment again: it runs only what is missing.") from None
+        _refuse(path, "is missing.", "Run the same experiment again: it runs only what is missing.")
     except (ValueError, RecursionError):
         refuse(path, "is not readable JSON.")
     stated = content.pop("digest", None)
@@ -219,11 +259,11 @@ def _no_number(name: str) -> NoReturn:
 
 def _read_events(kind: type[Event], path: Path) -> list[Event]:
     written = read_run(path.parent).files.get(path.name)
-    if written is None and not path.exists():
-        return []
     try:
-        content = path.read_bytes()
+        content = _content(path)
     except FileNotFoundError:
+        if written is None:
+            return []
         refuse(path, "is missing.")
     if _sha256(content) != written:
         refuse(path, f"is not the file that was written with {MANIFEST}.")
@@ -243,4 +283,11 @@ def refuse(path: Path, problem: str) -> NoReturn:
         BenchError: always; the message is the path, the ``problem`` as the rest of a sentence, and the remedy.
     """
     what = "it" if path.parent.name in ("tuning", "boards") else "its folder"
-    raise BenchError(f"{path} {problem} Delete {what} and run the same experiment again: it runs only what is missing.")
+    _refuse(path, problem, f"Delete {what} and run the same experiment again: it runs only what is missing.")
+
+
+def _refuse(path: Path, problem: str, remedy: str) -> NoReturn:
+    if is_packed(path.parents[1]):
+        name = f"{path.parent.name}/{path.name}"
+        raise BenchError(f"{path.parents[1] / packed.NAME}: {name} {problem} {packed.REMEDY}")
+    raise BenchError(f"{path} {problem} {remedy}")

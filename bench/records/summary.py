@@ -17,7 +17,16 @@ from bench.records.schema import (
     TuningRecord,
     mean,
 )
-from bench.records.store import MANIFEST, read_answers, read_documents, read_run, read_tuning, refuse, tuning_path
+from bench.records.store import (
+    MANIFEST,
+    is_packed,
+    read_answers,
+    read_documents,
+    read_run,
+    read_tuning,
+    refuse,
+    tuning_path,
+)
 
 
 def summarize(
@@ -43,7 +52,7 @@ def summarize(
         documents=len({event.position for event in documents}),
         questions=len(final),
         unanswered=sum(event.unanswered is not None for event in final),
-        **{name: _mean_of(final, name) for name in (*metrics.ANSWER_SCORES, "recall", *CHANGE_SCORES)},
+        **{name: _mean_of(final, name) for name in (*metrics.ANSWER_SCORES, "ended", "recall", *CHANGE_SCORES)},
         answer_nll=_mean_of(final, "nll"),
         token_nll=nll / tokens if tokens else None,
         bits_per_byte=metrics.bits_per_byte(nll, utf8_bytes) if utf8_bytes else None,
@@ -51,7 +60,7 @@ def summarize(
         anchor_f1=anchors[last],
         anchor_nll_before=anchor_nll_before,
         anchor_nll=anchor_nll,
-        changed=sum(bool(event.earlier) for event in final),
+        changed=sum(event.stale is not None for event in final),
     )
 
 
@@ -63,31 +72,42 @@ def _mean_of(events: Sequence[AnswerEvent], score: str) -> float | None:
 def check_board(runs: Path, board: BoardRecord) -> None:
     """Compute all scores of a board again: of its runs, of its tuning records and of the runs of their trials.
 
+    Published records have neither gold answers nor the events of trials. Their scores of single answers, and the means
+    of trials, are taken as they are.
+
     Raises:
         BenchError: one is another than the record says, or a record is missing or damaged; the message names the file.
     """
+    published = is_packed(runs)
     trials = [run for record in read_tuning(runs, board.tuning) for run in _check_tuning(runs, record)]
-    for record in [*(read_run(runs / run_id) for run_id in board.runs), *trials]:
-        _check_run(runs, record)
+    for record in [*(read_run(runs / run_id) for run_id in board.runs), *([] if published else trials)]:
+        answers = read_answers(runs, record.id)
+        if not published:
+            _check_answers(runs, record, answers)
+        _check_summary(runs, record, answers)
 
 
-def _check_run(runs: Path, record: RunRecord) -> None:
-    """Compute the scores of a run from its predictions and answers, and its summary from its events.
+def _check_answers(runs: Path, record: RunRecord, answers: Sequence[AnswerEvent]) -> None:
+    """Compute the scores of a run's answers from the predictions and the gold answers.
 
     A score is left out if it is from another version of its metric than the present one; ``stale`` is an exact match.
     """
-    answers, segment = read_answers(runs, record.id), record.spec.segment
+    segment = record.spec.segment
     for number, event in enumerate(answers, 1):
+        where = f"is wrong in line {number} (question {event.question_id})"
+        if not event.answers:
+            refuse(runs / record.id / "answers.jsonl", f"{where}: it has no gold answers.")
         scores: dict[str, float | None] = {**metrics.score(event.prediction, event.answers, segment)}
         scores["stale"] = metrics.stale(event.prediction, event.answers, event.earlier, segment)
         for name, value in scores.items():
             recorded, version = getattr(event, name), "em" if name == "stale" else name
             if recorded != value and record.spec.metrics.get(version) == metrics.VERSIONS[version]:
                 problem = f"its {name} is {_shown(recorded)}, but prediction and answers give {_shown(value)}."
-                refuse(
-                    runs / record.id / "answers.jsonl",
-                    f"is wrong in line {number} (question {event.question_id}): {problem}",
-                )
+                refuse(runs / record.id / "answers.jsonl", f"{where}: {problem}")
+
+
+def _check_summary(runs: Path, record: RunRecord, answers: Sequence[AnswerEvent]) -> None:
+    """Compute the summary of a run from its events."""
     if (summary := record.summary) is None:
         return
     expected = summarize(read_documents(runs, record.id), answers, summary.anchor_nll_before, summary.anchor_nll)

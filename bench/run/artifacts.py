@@ -28,6 +28,7 @@ from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, Trainer, training_of
 from bench.contract.method import Method
 from bench.data import recipe
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.data.reader import split_entries, split_hash
 from bench.errors import BenchError
 from bench.files import read_tensors, write_bytes, write_json, write_tensors
@@ -55,7 +56,8 @@ class ArtifactKey(pydantic.BaseModel):
     train_hash: str
     validation_hash: str
     settings: dict[str, Any]
-    """The method's training settings, and what it depends on (:func:`declared_dependencies`)."""
+    """The method's training settings, what it depends on (:func:`declared_dependencies`), the prompt format if it is
+    not the plain one, and the dtype if it is not float32."""
     code: str
     """Hash of the code of the trainer, of the method's file and of the parts that it imports, comments aside."""
 
@@ -63,6 +65,11 @@ class ArtifactKey(pydantic.BaseModel):
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of all fields but the names of dataset and model."""
         return hashing.digest(self.model_dump(mode="json", exclude={"dataset", "model"}))
+
+    @property
+    def in_float32(self) -> ArtifactKey:
+        """The same key for a training in float32."""
+        return self.model_copy(update={"settings": {k: v for k, v in self.settings.items() if k != "dtype"}})
 
     @property
     def folder_name(self) -> str:
@@ -84,7 +91,7 @@ class ArtifactKey(pydantic.BaseModel):
             for key in self.settings.keys() | other.settings.keys()
             if self.settings.get(key) != other.settings.get(key)
         }
-        return fields + [f"training.{key}" for key in sorted(settings)]
+        return fields + [key if key in ("prompt", "dtype") else f"training.{key}" for key in sorted(settings)]
 
 
 def declared_dependencies(kind: type[Method], config: MethodConfig) -> dict[str, str]:
@@ -106,8 +113,10 @@ def key_of(
     dataset: str,
     data_files: Mapping[str, Sequence[str]],
     model: str,
+    prompt: PromptFormat = PLAIN,
+    dtype: str = "float32",
 ) -> ArtifactKey:
-    """The key of the artifact that training this method on this dataset with this base and seed makes.
+    """The key of the artifact that training this method on this data makes with this base, seed, prompts and dtype.
 
     Raises:
         BenchError: the data or the model cannot be found or read.
@@ -126,6 +135,8 @@ def key_of(
         settings={
             **training.model_dump(mode="json", exclude={"base"}),
             **{name.removeprefix("training."): value for name, value in declared_dependencies(kind, config).items()},
+            **({} if prompt == PLAIN else {"prompt": prompt.model_dump(mode="json", exclude_defaults=True)}),
+            **({} if dtype == "float32" else {"dtype": dtype}),
         },
         code=hashing.body_hash([TRAINER, *hashing.closure(Path(inspect.getfile(kind)), _is_outside_bench)]),
     )
@@ -139,13 +150,15 @@ def _is_outside_bench(path: Path) -> bool:
 def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     """The folder of the artifact with this key, in the first of the ``folders`` that has it.
 
+    If none was trained in the key's dtype, one that was trained in float32 serves.
+
     Raises:
         BenchError: there is none; the message says how the nearest one differs, and how to train it.
     """
-    for folder in folders:
-        path = folder / key.folder_name
-        if (path / MANIFEST).is_file():
-            return path
+    for name in (key.folder_name, key.in_float32.folder_name):
+        for folder in folders:
+            if (folder / name / MANIFEST).is_file():
+                return folder / name
     others = [read_key(path).differences(key) for folder in folders for path in folder.glob(f"{key.method}-*")]
     nearest = min(others, key=len, default=None)
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"

@@ -22,6 +22,7 @@ from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Method, validate_config
 from bench.data.arms import documents_per_reset
 from bench.data.documents import episodes
+from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError, Diverged, RunError, text_of
 from bench.harness.integrity import Fingerprint
 from bench.harness.loop import Loop, construct, fit
@@ -33,7 +34,16 @@ from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, T
 from bench.records.store import read_run, write_run
 from bench.run import artifacts
 from bench.run.executor import TaskError, limit_time, retire
-from bench.run.inputs import CellInputs, Sources, artifact_folder, dependencies, inputs_of, offline_entries, train_hash
+from bench.run.inputs import (
+    CellInputs,
+    Sources,
+    artifact_folder,
+    dependencies,
+    inputs_of,
+    offline_entries,
+    qa_train_hash,
+    train_hash,
+)
 
 
 class Cell(pydantic.BaseModel):
@@ -112,14 +122,18 @@ def run_cell(
         with hook("the constructor", None):
             method = construct(kind, lm, validate_config(kind, spec.config), spec.seed, spec.segment_tokens)
         loop = build_loop(spec, method, inputs)
+        if spec.retune is not None:
+            loop.qa_train = episodes(offline_entries("qa_train", sources))
         loop.hook = hook
         if isinstance(method, MetaTrained):
-            if folder := artifact_folder(type(method), method.config, spec.seed, sources, runs):
+            if folder := artifact_folder(
+                type(method), method.config, spec.seed, sources, spec.prompt, spec.dtype, runs
+            ):
                 artifacts.load(folder, method)
                 training = artifacts.cost(folder)
         elif kind.learns_offline(method.config):
             with loop.ledger.phase("fit"), hook("fit", None):
-                fit(method, episodes(offline_entries(kind, sources)))
+                fit(method, episodes(offline_entries(kind.learns_from, sources)))
         loop.run()
         with hook("notes", None):
             notes = json.loads(to_json(method.notes(), inf_nan_mode="strings"))  # JSON has no NaN
@@ -153,16 +167,24 @@ def _limited(seconds: float | None, hook: str, position: int | None) -> Iterator
 def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel, Fingerprint]:
     """The base model, loaded once per process and method and then restored, and its fingerprint when it was loaded."""
     spec = cell.spec
-    lm, fingerprint = _load_base(cell.sources.model, spec.device, spec.dtype, abilities, cell.group)
+    lm, fingerprint = _load_base(
+        cell.sources.model, spec.device, spec.dtype, spec.prompt, spec.window, abilities, cell.group
+    )
     lm.restore()
     return lm, fingerprint
 
 
 @lru_cache(maxsize=1)
 def _load_base(
-    model: str, device: str, dtype: str, abilities: Abilities | None, group: str
+    model: str,
+    device: str,
+    dtype: str,
+    prompt: PromptFormat,
+    window: int | None,
+    abilities: Abilities | None,
+    group: str,
 ) -> tuple[BaseModel, Fingerprint]:
-    lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities)
+    lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities, prompt, window)
     return lm, Fingerprint(lm)
 
 
@@ -182,7 +204,8 @@ def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Pa
     hashes = {
         "stream_hash": inputs.hash,
         "anchor_hash": inputs.anchor_hash,
-        "train_hash": train_hash(kind, config, seed, cell.sources, runs),
+        "train_hash": train_hash(kind, config, seed, cell.sources, cell.spec.prompt, cell.spec.dtype, runs),
+        "qa_train_hash": qa_train_hash(cell.spec.retune, cell.sources),
         "model_hash": _base_hash(cell.sources.model),
         "method_code": hashing.method_hash(kind),
     }
@@ -208,6 +231,7 @@ def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
         questions=spec.questions,
         scoring=spec.scoring,
         decoding=Decoding(**spec.decoding),
+        retune=spec.retune,
         segment=spec.segment,
         seed=spec.seed,
     )

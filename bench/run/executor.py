@@ -21,12 +21,18 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
 from bench import machine
+from bench.errors import BenchError
 from bench.machine import usable_cores
 
 CHECK_SECONDS = 1.0
 """Seconds between checks that the busy workers are alive."""
 GRACE_SECONDS = 2.0
 """Seconds that a worker has to end before it is killed."""
+PROCESS_BYTES = 350 * 2**20
+"""Memory of a worker without a base: its share of Python and the libraries, and what it makes of texts."""
+READING_BYTES, LEARNING_BYTES = 6, 28
+"""Memory for each weight of a base that is read: its float32 value and its cast to 16 bits; and, if all weights learn
+with Adam: gradient, moments, and what a pass keeps."""
 _PRELOADED = ["bench.run.cell", "transformers.modeling_utils", "typer", "rich.console"]
 """Modules that take long to import and that new workers find imported (where processes can be forked safely)."""
 
@@ -68,6 +74,33 @@ class Executor(Protocol):
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Run all tasks and yield one outcome for each, in the order in which they finish."""
         ...
+
+
+def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
+    """Number of workers, at most ``jobs``, that fit into memory with a base of so many weights, and a remark.
+
+    The remark says why there are fewer, and is "" if there are not. It is assumed that all weights learn, but one
+    worker starts if it can at least read the base: methods differ in what they need.
+
+    Raises:
+        BenchError: there is not enough memory to read the base.
+    """
+    least, most = (PROCESS_BYTES + size * weights for size in (READING_BYTES, LEARNING_BYTES))
+    sizes = f"{{}} of memory, and {_gigabytes(available)} are available"
+    if least > available:
+        raise BenchError(
+            f"A worker with this base needs {sizes.format(_gigabytes(least))}. Close other programs, or use a smaller "
+            f"base."
+        )
+    fitting = max(1, min(jobs, available // most))
+    need = sizes.format(f"up to {_gigabytes(most)}")
+    if fitting < jobs:
+        return fitting, f"{fitting} worker{'s' if fitting > 1 else ''} instead of {jobs}: each needs {need}."
+    return jobs, f"Memory may run out: a worker needs {need}." if most > available else ""
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 class LocalPool:

@@ -10,8 +10,10 @@ import pydantic
 
 from bench import paths
 from bench.answering.decoding import Decoding
+from bench.answering.retune import Retune
 from bench.contract.search import Range
 from bench.data.arms import Arm
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml, read_yaml
 from bench.records.schema import Asked
@@ -76,6 +78,9 @@ class AnchorPlan(_Part):
     questions: int = pydantic.Field(default=0, ge=0)
     documents: int = pydantic.Field(default=0, ge=0)
 
+
+SHORTEST_WINDOW = 64
+"""Smallest window that an experiment can state: shorter ones leave no room for a question and its answer."""
 
 Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidator(_different)]
 """Random seeds, each once."""
@@ -142,6 +147,9 @@ class Experiment(_Part):
     )
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    window: int | None = pydantic.Field(
+        default=None, ge=SHORTEST_WINDOW, description="most tokens read at once; null: as many as the model can read"
+    )
     seeds: Seeds = [0]
     orders: int = pydantic.Field(
         default=1, ge=1, description="orders of each stream's documents: its own, and permutations of it"
@@ -162,7 +170,11 @@ class Experiment(_Part):
     scoring: bool = True
     segment_tokens: int | None = pydantic.Field(default=None, ge=1)
     anchor: AnchorPlan = AnchorPlan()
+    prompt: PromptFormat = PLAIN
     decoding: Decoding = Decoding()
+    retune: Retune | None = pydantic.Field(
+        default=None, description="tune the model on questions of qa_train before it answers at each probe"
+    )
 
     @pydantic.field_validator("methods", mode="before")
     @classmethod

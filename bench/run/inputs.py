@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pydantic
 
+from bench.answering.retune import Retune
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import Method
 from bench.data import recipe, streams
 from bench.data.arms import irrelevant_percent, shuffled
 from bench.data.documents import Document, Entry, Stream, stream_hash
+from bench.data.prompt_format import PromptFormat
 from bench.data.reader import DataFiles, split_entries
 from bench.harness.token_notes import notes_tagger
 from bench.hashing import cached_by_content, digest
@@ -83,28 +85,34 @@ def inputs_of(sources: Sources, arm: str) -> CellInputs:
     return CellInputs(stream, documents, anchor)
 
 
-def offline_entries(method: type[Method], sources: Sources) -> tuple[Entry, ...]:
-    """The entries of the split that the method learns from offline, without those of the anchor set.
+def offline_entries(split: str, sources: Sources) -> tuple[Entry, ...]:
+    """The entries of a split that is learned from, without those of the anchor set.
 
     Raises:
         MissingSplit: the dataset, or the files in its place, lack that split.
     """
     held_out = {entry.document.id for entry in inputs_of(sources, "stream").anchor}
-    entries = split_entries(sources.dataset, method.learns_from, sources.data_files)
+    entries = split_entries(sources.dataset, split, sources.data_files)
     return tuple(entry for entry in entries if entry.document.id not in held_out)
 
 
 def artifact_folder(
-    method: type[MetaTrained], config: MethodConfig, seed: int, sources: Sources, runs: Path
+    method: type[MetaTrained],
+    config: MethodConfig,
+    seed: int,
+    sources: Sources,
+    prompt: PromptFormat,
+    dtype: str,
+    runs: Path,
 ) -> Path | None:
     """The folder of the method's trained weights; None without training steps: the learner stays as constructed.
 
     Raises:
-        BenchError: there are none for this base, data, settings and seed.
+        BenchError: there are none for this base, data, settings, prompts and seed.
     """
     if not training_of(config).steps:
         return None
-    key = artifacts.key_of(method, config, seed, sources.dataset, sources.data_files, sources.model)
+    key = artifacts.key_of(method, config, seed, sources.dataset, sources.data_files, sources.model, prompt, dtype)
     return artifacts.find(key, (artifacts.COMMITTED, runs / artifacts.FOLDER))
 
 
@@ -118,9 +126,22 @@ def dependencies(method: type[Method], config: MethodConfig) -> dict[str, str]:
     return {**artifacts.declared_dependencies(method, config), **({"parts of speech": tagger} if tagger else {})}
 
 
-def train_hash(method: type[Method], config: MethodConfig, seed: int, sources: Sources, runs: Path) -> str:
+def train_hash(
+    method: type[Method],
+    config: MethodConfig,
+    seed: int,
+    sources: Sources,
+    prompt: PromptFormat,
+    dtype: str,
+    runs: Path,
+) -> str:
     """Hash of the trained weights, or of the entries that the method learns from offline; "" if it does neither."""
     if issubclass(method, MetaTrained):
-        folder = artifact_folder(method, config, seed, sources, runs)
+        folder = artifact_folder(method, config, seed, sources, prompt, dtype, runs)
         return artifacts.weights_hash(folder) if folder else ""
-    return stream_hash(offline_entries(method, sources)) if method.learns_offline(config) else ""
+    return stream_hash(offline_entries(method.learns_from, sources)) if method.learns_offline(config) else ""
+
+
+def qa_train_hash(retune: Retune | None, sources: Sources) -> str:
+    """Hash of the entries whose questions the model is retuned on; "" without ``retune``."""
+    return "" if retune is None else stream_hash(offline_entries("qa_train", sources))

@@ -13,19 +13,20 @@ from bench.contract import registry
 from bench.contract.method import validate_config
 from bench.data import recipe
 from bench.data.arms import Arm
-from bench.lm import checkpoint
+from bench.lm import checkpoint, prompt_frame
 from bench.paths import ROOT
 from bench.records.schema import CellSpec
 from bench.run.cell import Cell
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
-from bench.run.inputs import Sources, dependencies, inputs_of, train_hash
+from bench.run.inputs import Sources, dependencies, inputs_of, qa_train_hash, train_hash
 
 
 class Planner:
     """Makes the cells of an experiment; ``runs`` is the folder of the records.
 
     Raises:
-        BenchError: the dataset, the base model or a method cannot be found or read.
+        BenchError: the dataset, the base model or a method cannot be found or read, or the base cannot be asked in the
+            experiment's prompt format.
     """
 
     def __init__(self, experiment: Experiment, runs: Path, plugins: Sequence[str] = ()) -> None:
@@ -33,6 +34,7 @@ class Planner:
         self.recipe = recipe.find(experiment.dataset)
         self.base = checkpoint.locate(experiment.model)
         checkpoint.check(self.base, experiment.device)
+        prompt_frame.check(experiment.prompt, self.base)
         self.model_hash = checkpoint.identity(self.base)
         self.harness_code = hashing.code_hash(ROOT / "bench" / "harness" / "loop.py")
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
@@ -65,7 +67,8 @@ class Planner:
         seed = self.seeds(plan)[0] if seed is None else seed
         validated = validate_config(method, config)
         depends_on = dependencies(method, validated)
-        trained = train_hash(method, validated, seed, self.sources(on, 0), self.runs)  # the same on all streams
+        sources = self.sources(on, 0)  # the weights are the same on all streams
+        trained = train_hash(method, validated, seed, sources, experiment.prompt, experiment.dtype, self.runs)
         trial = isinstance(on, TuningPlan)
         for index in range(on.count):
             sources = self.sources(on, index).model_copy(update={"order": order, "prefix": prefix})
@@ -93,7 +96,11 @@ class Planner:
                     questions="seen" if trial else experiment.questions,
                     scoring=on.metric == "token_nll" if isinstance(on, TuningPlan) else experiment.scoring,
                     segment_tokens=experiment.segment_tokens,
+                    window=experiment.window,
+                    prompt=experiment.prompt,
                     decoding=experiment.decoding.model_dump(mode="json"),
+                    retune=experiment.retune,
+                    qa_train_hash=qa_train_hash(experiment.retune, sources),
                     segment=self.recipe.segment,
                     metrics=metrics.VERSIONS,
                     harness_code=self.harness_code,

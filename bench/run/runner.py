@@ -82,6 +82,7 @@ class Runner:
         for plan in filter(None, (experiment.streams, experiment.tuning)):
             self._join_few_files(plan)
         self.overlaps = self._overlaps()
+        self._check_retuning()
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
             self._check_offline_data(entry, config)
@@ -96,7 +97,7 @@ class Runner:
     def _check_base(self) -> None:
         """Load the base, and check that it knows the texts and that every method can run on it."""
         experiment = self.experiment
-        tokenizer, self.abilities = _base(
+        tokenizer, self.abilities, self.weights = _base(
             self.planner.base, self.planner.model_hash, experiment.device, experiment.dtype
         )
         for streams in filter(None, (experiment.streams, experiment.tuning)):
@@ -152,6 +153,8 @@ class Runner:
         uses = [Use(experiment.streams.split, "streams", "of the streams")]
         for plan in experiment.methods:
             uses += uses_of(self.methods[plan.name], validate_config(self.methods[plan.name], plan.config))
+        if experiment.retune is not None:
+            uses.append(Use("qa_train", "learned", "on which every method is retuned"))
         if experiment.tuning and any(map(self.tuner.stated_space, experiment.methods)):
             uses.append(Use(experiment.tuning.split, "selected", "on which methods are tuned"))
         if self.recipe.anchor and (experiment.anchor.questions or experiment.anchor.documents):
@@ -194,15 +197,31 @@ class Runner:
             if arm.startswith("every_") and (documents_per_reset(arm) or 0) >= count and remark not in self.remarks:
                 self.remarks.append(remark)
 
+    def _check_retuning(self) -> None:
+        """Check that there are questions to retune on, if the experiment retunes."""
+        if self.experiment.retune is None:
+            return
+        try:
+            entries = offline_entries("qa_train", self.planner.sources(self.experiment.streams, 0))
+        except MissingSplit as error:
+            raise BenchError(
+                f"retune learns from questions of the qa_train split. {error} Or leave retune out."
+            ) from None
+        if sum(len(entry.questions) for entry in entries) < 2:
+            raise BenchError(
+                f"retune learns from two or more questions of the qa_train split, of which {self.recipe.name} has "
+                f"fewer: provide it with --data-files qa_train=FILE, or leave retune out."
+            )
+
     def _check_offline_data(self, plan: MethodPlan, config: MethodConfig) -> None:
         """Check that the method's trained weights, or the data that it learns from offline, exist."""
-        method = self.methods[plan.name]
+        method, sources = self.methods[plan.name], self.planner.sources(self.experiment.streams, 0)
         if issubclass(method, MetaTrained):
             for seed in self.planner.seeds(plan):
-                artifact_folder(method, config, seed, self.planner.sources(self.experiment.streams, 0), self.runs)
+                artifact_folder(method, config, seed, sources, self.experiment.prompt, self.experiment.dtype, self.runs)
         elif method.learns_offline(config):
             try:
-                offline_entries(method, self.planner.sources(self.experiment.streams, 0))
+                offline_entries(method.learns_from, sources)
             except MissingSplit as error:
                 reason = f"{plan.name} learns offline from the {method.learns_from} split. {error}"
                 if not plan.optional or len(self.experiment.methods) == 1:
@@ -293,10 +312,10 @@ class Runner:
 
 
 @lru_cache(maxsize=8)
-def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities]:
-    """The tokenizer of a base, and what the base can do."""
+def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities, int]:
+    """The tokenizer of a base, what the base can do, and the number of its weights."""
     lm = BaseModel.load(str(folder), device, dtype)
-    return lm.tokenizer, lm.abilities
+    return lm.tokenizer, lm.abilities, sum(weights.numel() for _, weights in lm.named_tensors())
 
 
 def _failure_line(record: RunRecord) -> str:

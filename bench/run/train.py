@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from bench import machine
+from bench.answering.metrics import shortest
+from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract import registry
 from bench.contract.meta_training import MetaTrained, Say, Trainer, training_of
-from bench.contract.method import validate_config
-from bench.data.documents import episodes
+from bench.contract.method import Conditioning, validate_config
+from bench.data.documents import Episode, episodes
 from bench.data.reader import MissingSplit, split_entries
 from bench.errors import BenchError, nearest
-from bench.files import check_writable
+from bench.files import check_writable, curve_table
 from bench.harness.loop import construct
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
@@ -134,9 +139,19 @@ def train(
     overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
     for folder, option in ((out, "--out"), (work, "--work")):
         check_writable(folder, option)
-    key = artifacts.key_of(kind, config, seed, experiment.dataset, experiment.data_files, experiment.model)
+    key = artifacts.key_of(
+        kind,
+        config,
+        seed,
+        experiment.dataset,
+        experiment.data_files,
+        experiment.model,
+        experiment.prompt,
+        experiment.dtype,
+    )
     base = str(checkpoint.locate(training_of(config).base or experiment.model))
-    method = construct(kind, BaseModel.load(base, experiment.device, experiment.dtype), config, seed)
+    lm = BaseModel.load(base, experiment.device, experiment.dtype, prompt=experiment.prompt)
+    method = construct(kind, lm, config, seed)
     assert isinstance(method, MetaTrained)
     splits = [split_entries(experiment.dataset, "train", experiment.data_files)]
     try:
@@ -145,8 +160,49 @@ def train(
         splits.append(())
     file = work / key.folder_name / "checkpoint.safetensors"
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
+    check_prompts(method, trainer.validation[:1])
     trainer.run(say)
     return artifacts.write(out, key, trainer, card(kind, key, trainer))
+
+
+@torch.no_grad()
+def check_prompts(method: MetaTrained, episodes: Sequence[Episode]) -> None:
+    """Check that a method does not learn from bare questions that are asked otherwise in the experiment.
+
+    Raises:
+        BenchError: in its validation on the episodes, the base reads an answer directly after a bare question, although
+            the prompt format puts something around the question.
+    """
+    lm = method.lm
+    rows: list[str] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.extend(f" {' '.join(map(str, row))} " for row in inputs[0].tolist())
+
+    asked = [
+        (question, shortest(golds))
+        for episode in episodes
+        for question, golds in zip(episode.questions, episode.answers, strict=True)
+    ]
+    bare = []
+    for question, gold in asked:
+        [prompt], [answer] = build_prompts(lm, [question], Conditioning(), 0), answer_ids(lm, [question.text], [gold])
+        ids = [lm.bos_id, *lm.encode(question.text).tolist()]
+        if ids != prompt.ids.tolist():
+            bare.append(" ".join(map(str, [*ids, *answer[:-1].tolist()])))
+    if not bare:
+        return
+    hook = lm.model.get_input_embeddings().register_forward_pre_hook(keep)
+    try:
+        with torch.random.fork_rng():
+            method.validate(episodes)
+    finally:
+        hook.remove()
+    if any(f" {text} " in row for text in bare for row in rows):
+        raise BenchError(
+            f"{method.name} learns from bare questions, but the experiment asks them in another format "
+            f"(prompt.question or prompt.chat). Leave out the method, or these settings."
+        )
 
 
 def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
@@ -176,15 +232,7 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
             "columns are means over the steps since the previous validation. `curve.csv` has all rows. Step 0 is the "
             "untrained learner.",
             "",
-            *_curve_table(trainer.curve),
+            *curve_table(trainer.curve),
             "",
         ]
     )
-
-
-def _curve_table(curve: Sequence[Mapping[str, float]]) -> list[str]:
-    """About ten rows of the curve, with the first and the last, as a Markdown table."""
-    columns = list(dict.fromkeys(column for row in curve for column in row))
-    rows = [row for i, row in enumerate(curve) if i % max(1, len(curve) // 9) == 0 or row is curve[-1]]
-    cells = [[f"{row[column]:.4g}" if column in row else "" for column in columns] for row in rows]
-    return [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}", *(f"| {' | '.join(row)} |" for row in cells)]

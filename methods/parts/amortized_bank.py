@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import pydantic
@@ -55,8 +56,8 @@ class AmortizedMemory(MemoryMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
-            if self.config.training.prefix_start == "base":
-                fit_prefix_head(self.prefix, lm)
+            if (start := self.config.training.prefix_start) != "identity":
+                fit_prefix_head(self.prefix, lm, self.projection, intercept=start == "base_affine")
         self.prepare_bank()
 
     @classmethod
@@ -65,7 +66,11 @@ class AmortizedMemory(MemoryMethod):
 
     def build(self) -> nn.Module:
         """Build all networks that are trained."""
-        training, width = self.config.training, self.lm.model.config.hidden_size
+        training, width = self.config.training, self.row_shape[1]
+        self.projection: nn.Module = nn.Identity()
+        if training.width is not None:
+            self.projection = nn.Linear(self.lm.model.config.hidden_size, width, bias=False)
+            nn.init.orthogonal_(self.projection.weight)  # it keeps the angles between embeddings, about
         self.documents = self._amortizer("amortizer")
         self.questions = self.documents if training.shared else self._amortizer("question_encoder")
         self.aggregator = Aggregator(training.blocks, width, training.heads, training.head_width, training.hidden)
@@ -73,11 +78,13 @@ class AmortizedMemory(MemoryMethod):
             self.lm.key_value_shape, training.tokens, width, training.prefix_hidden, training.prefix_positions
         )
         networks = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
-        return nn.ModuleDict(networks if training.shared else {**networks, "questions": self.questions})
+        networks |= {} if training.shared else {"questions": self.questions}
+        networks |= {} if training.width is None else {"projection": self.projection}
+        return nn.ModuleDict(networks)
 
     def _amortizer(self, setting: str) -> Amortizer:
         """Build the amortizer whose T5 checkpoint, if any, is named by ``training.<setting>``."""
-        training, width = self.config.training, self.lm.model.config.hidden_size
+        training, width = self.config.training, self.row_shape[1]
         if (name := training.models()[setting]) is not None:
             return Amortizer(*load_t5(checkpoint.locate(name, f"training.{setting}")), training.tokens, width)
         config = T5Config(
@@ -104,8 +111,9 @@ class AmortizedMemory(MemoryMethod):
 
     @property
     def row_shape(self) -> tuple[int, int]:
-        """(T, hidden size of the base)."""
-        return self.config.training.tokens, self.lm.model.config.hidden_size
+        """(T, width)."""
+        training = self.config.training
+        return training.tokens, training.width or self.lm.model.config.hidden_size
 
     def windows(self, document: Document) -> list[Tensor]:
         """The document's token ids in windows, by the base's tokenizer or that of the amortiser's checkpoint."""
@@ -129,11 +137,12 @@ class AmortizedMemory(MemoryMethod):
         return pad_texts([torch.cat([self._t5_ids(tokenizer, text)[: T5_WINDOW - 1], end]) for text in questions])
 
     def embeddings(self, ids: Tensor) -> Tensor:
-        """The base's unit embeddings."""
-        return unit_embeddings(self.lm, ids)
+        """The base's unit embeddings, projected to the width of the networks."""
+        projected: Tensor = self.projection(unit_embeddings(self.lm, ids))
+        return projected
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode texts as rows (B, T, hidden size)."""
+        """Encode texts as rows (B, T, width)."""
         rows: Tensor = self.documents(ids, mask, self.embed)
         return rows
 
@@ -181,6 +190,8 @@ class AmortizedMemory(MemoryMethod):
         """
         training = self.config.training
         count = max(1, round(training.backprop_ratio * len(episodes)))
+        if training.questions_per_document is not None:
+            episodes = [_with_some_questions(episode, training.questions_per_document) for episode in episodes]
         renaming: AbstractContextManager[None] = nullcontext()
         if training.rename:
             windows = [self.windows(episode.document) for episode in episodes]
@@ -247,3 +258,10 @@ class AmortizedMemory(MemoryMethod):
         hidden = (owners - own[:, None]) % count >= round(count ** max(0.0, growth))  # (questions, entries)
         bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)
         return bias.repeat_interleave(training.tokens, 1)
+
+
+def _with_some_questions(episode: Episode, most: int) -> Episode:
+    """The episode with at most so many of its questions, drawn at random."""
+    chosen = torch.randperm(len(episode.questions))[:most].tolist()
+    questions = tuple(episode.questions[i] for i in chosen)
+    return replace(episode, questions=questions, answers=tuple(episode.answers[i] for i in chosen))

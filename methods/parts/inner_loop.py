@@ -10,7 +10,7 @@ The outer gradient is exact: second order, through all steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Episode
 from bench.lm.base_model import BaseModel, TokenBatch
+from methods.parts.parameters import Subset, select
 
 Parameters = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -42,16 +43,31 @@ def twice_differentiable(lm: BaseModel, dropout: bool = False) -> Iterator[None]
         lm.model.eval()
 
 
-def parameters_of(lm: BaseModel) -> dict[str, Tensor]:
-    """The model's parameters as they are, detached."""
-    return {name: parameter.detach() for name, parameter in lm.model.named_parameters()}
+def parameters_of(lm: BaseModel, subset: Subset = "all") -> dict[str, Tensor]:
+    """The model's parameters of a subset as they are, detached."""
+    return {name: parameter.detach() for name, parameter in select(lm.model, subset)}
 
 
-def logits(lm: BaseModel, parameters: Parameters, ids: Tensor) -> Tensor:
-    """Logits of the model with these parameters, shape (rows, length, vocabulary), in float32 or better."""
-    output: Any = functional_call(lm.model, dict(parameters), (), {"input_ids": ids, "use_cache": False})
+def logits(lm: BaseModel, parameters: Parameters, ids: Tensor, places: Tensor | None = None) -> Tensor:
+    """Logits of the model, shape (rows, length, vocabulary), in float32 or better.
+
+    ``parameters`` take the place of the model's own, as far as they go. With ``places``, a mask (rows, length), the
+    shape is (places, vocabulary); if the output layer does not learn, it computes no others.
+    """
+    with ExitStack() as stack:
+        if places is not None and not _learns(lm.model.get_output_embeddings().weight, lm, parameters):
+            hook = lm.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][places],))
+            stack.callback(hook.remove)
+        output: Any = functional_call(lm.model, dict(parameters), (), {"input_ids": ids, "use_cache": False})
     scores: Tensor = output.logits
+    if places is not None and scores.ndim == 3:
+        scores = scores[places]
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _learns(weight: Tensor, lm: BaseModel, parameters: Parameters) -> bool:
+    """True if ``parameters`` have one in the place of this weight of the model."""
+    return any(parameter is weight for name, parameter in lm.model.named_parameters() if name in parameters)
 
 
 def token_nll(lm: BaseModel, parameters: Parameters, batch: TokenBatch) -> Tensor:
@@ -167,7 +183,7 @@ def answer_loss(lm: BaseModel, parameters: Parameters, episodes: Sequence[Episod
     for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
         scored[i, len(head) : len(row)] = True
     # a causal model does not see padding on the right
-    predicted = logits(lm, parameters, ids[:, :-1])[scored[:, 1:]]  # (answer tokens, vocabulary)
+    predicted = logits(lm, parameters, ids[:, :-1], scored[:, 1:])  # (answer tokens, vocabulary)
     return functional.cross_entropy(predicted, ids[:, 1:][scored[:, 1:]])
 
 

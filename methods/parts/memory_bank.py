@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from bench.answering.metrics import shortest
-from bench.answering.prompts import answer_ids
+from bench.answering.prompts import answer_ids, question_ids
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Conditioning, packed, unpacked
@@ -89,9 +89,8 @@ def answer_logits(
             for tensors in zip(*alone, strict=True)
         )
         return logits, targets, answer_mask
-    begin = torch.tensor([lm.bos_id], device=lm.device)
     ids, mask = pad_texts(
-        [torch.cat([begin, lm.encode(q), a]) for q, a in zip(questions, endings, strict=True)], "left"
+        [torch.cat([question_ids(lm, q), a]) for q, a in zip(questions, endings, strict=True)], "left"
     )  # (B, longest question and answer)
     inputs: dict[str, Tensor] = {"input_ids": ids}
     cache: Any = DynamicCache(config=lm.model.config)

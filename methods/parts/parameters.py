@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
 
+import pydantic
 from torch import nn
 from torch.nn import Parameter
 
 from bench.errors import BenchError
 
-Subset = Literal["all", "embeddings", "mlp", "middle_third", "last_quarter", "norms_and_biases"]
+Top = Annotated[str, pydantic.StringConstraints(pattern=r"^top_[1-9][0-9]*$")]
+"""``top_4``: the parameters of the last 4 blocks, and so on."""
+Subset = Literal["all", "embeddings", "mlp", "middle_third", "last_quarter", "norms_and_biases"] | Top
 """All parameters, the input embeddings (with the output layer only if it is tied to them), those of the blocks' MLPs,
-those of the middle third or the last quarter of the blocks, or all vectors (gains of norms, and biases)."""
+those of the middle third, the last quarter or the last n of the blocks, or all vectors (gains of norms, and biases)."""
 
 
 def select(model: Any, subset: Subset) -> Iterator[tuple[str, Parameter]]:
     """Names and parameters of a subset, in the model's order; tied parameters come once.
 
     Raises:
-        BenchError: the model has no such parameters.
+        BenchError: the model has no such parameters, or fewer blocks than ``top_n`` counts.
     """
     chosen = {id(parameter) for parameter in _parameters(model, subset)}
     if not chosen:
@@ -34,6 +37,29 @@ def blocks(model: Any) -> nn.ModuleList:
     """
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=nn.ModuleList())
+
+
+def top(model: Any, subset: Top) -> list[nn.Module]:
+    """The last n blocks that ``top_n`` names.
+
+    Raises:
+        BenchError: the model has fewer.
+    """
+    layers, count = list(blocks(model)), int(subset.removeprefix("top_"))
+    if count > len(layers):
+        raise BenchError(
+            f"learn={subset} needs {count} blocks, and the base has {len(layers)}; choose a smaller number."
+        )
+    return layers[len(layers) - count :]
+
+
+def blocks_below(model: Any, learning: Iterable[Parameter]) -> list[nn.Module]:
+    """The blocks before the first that has a learning parameter; none if parameters outside the blocks learn."""
+    layers, ids = list(blocks(model)), {id(parameter) for parameter in learning}
+    owned = [{id(parameter) for parameter in block.parameters()} for block in layers]
+    if not ids <= set().union(*owned):
+        return []
+    return layers[: next((i for i, own in enumerate(owned) if own & ids), len(layers))]
 
 
 def parts(block: nn.Module) -> Iterator[nn.Module]:
@@ -59,6 +85,8 @@ def _parameters(model: Any, subset: Subset) -> Iterator[Parameter]:
         yield from (parameter for parameter in model.parameters() if parameter.ndim < 2)
     elif subset == "mlp":
         yield from (p for block in blocks(model) for part in _mlp(block) for p in part.parameters())
+    elif subset.startswith("top_"):
+        yield from (parameter for block in top(model, subset) for parameter in block.parameters())
     else:
         layers = list(blocks(model))
         third, quarter = len(layers) // 3, max(1, len(layers) // 4)

@@ -44,6 +44,12 @@ class AmortizedTraining(TrainingConfig):
     )
     question_encoder: str | None = pydantic.Field(default=None, description="the same for questions")
     shared: bool = pydantic.Field(default=False, description="one network reads both documents and questions")
+    width: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        description="width of the networks and of the vectors, to which a learned projection maps the base's "
+        "embeddings; null: the base's hidden size, without a projection",
+    )
     encoder_layers: int = pydantic.Field(default=6, ge=0, description="encoder layers of a T5 from scratch")
     decoder_layers: int = pydantic.Field(default=6, ge=1, description="decoder layers of a T5 from scratch")
     encoder_heads: int = pydantic.Field(default=8, ge=1, description="attention heads of a T5 from scratch")
@@ -55,10 +61,11 @@ class AmortizedTraining(TrainingConfig):
     hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
     prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
     prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
-    prefix_start: Literal["identity", "base"] = pydantic.Field(
+    prefix_start: Literal["identity", "base", "base_affine"] = pydantic.Field(
         default="identity",
         description="initial prefix head: each slot is the vector itself (identity), or the base's keys and values of "
-        "a token whose embedding is the vector (base; fitted by least squares)",
+        "a token whose embedding is the vector (base; fitted by least squares, base_affine with an intercept: most of "
+        "what a pretrained base keeps of the first token of a text is the same for all tokens)",
     )
     backprop_ratio: float = pydantic.Field(
         default=1.0,
@@ -71,6 +78,9 @@ class AmortizedTraining(TrainingConfig):
         default=None,
         ge=1,
         description="documents per bank; gradients are averaged over the banks of a step; null: one bank per step",
+    )
+    questions_per_document: int | None = pydantic.Field(
+        default=None, ge=1, description="most questions per document and step, drawn at random; null: all"
     )
     dropout: bool = pydantic.Field(default=False, description="dropout in the frozen base while training")
     focus: float = pydantic.Field(
@@ -149,8 +159,10 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_prefix_head(prefix: PrefixHead, lm: BaseModel) -> None:
+def fit_prefix_head(prefix: PrefixHead, lm: BaseModel, project: nn.Module, intercept: bool) -> None:
     """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens.
+
+    The embeddings pass through ``project`` first. With ``intercept`` the map is affine.
 
     The least squares are in float64: in float32 their last bits depend on where in memory the matrices happen to lie.
     """
@@ -164,8 +176,13 @@ def fit_prefix_head(prefix: PrefixHead, lm: BaseModel) -> None:
             for side, states in enumerate((layer_cache.keys, layer_cache.values)):  # (tokens, heads, 1, head size)
                 targets[layer, side, position] = states[:, :, 0].flatten(1).float()
     slots = targets.flatten(0, 2)  # (slots, tokens, heads * head size)
-    embedded = unit_embeddings(lm, ids).expand(len(slots), -1, -1)  # (slots, tokens, width)
-    solution = torch.linalg.lstsq(embedded.double(), slots.double()).solution  # (slots, width, heads * head size)
+    embedded = project(unit_embeddings(lm, ids))  # (tokens, width)
+    inputs = functional.pad(embedded, (0, 1), value=1) if intercept else embedded  # (tokens, inputs)
+    inputs = inputs.expand(len(slots), -1, -1)
+    solution = torch.linalg.lstsq(inputs.double(), slots.double()).solution  # (slots, inputs, heads * head size)
+    if intercept:
+        prefix.nets.second_bias.copy_(solution[:, -1])
+        solution = solution[:, :-1]
     prefix.nets.skip = nn.Parameter(solution.float().contiguous())
     prefix.nets.second.zero_()
 

@@ -33,7 +33,8 @@ FAULTS = {
     "is out of memory": "torch.empty(10**15)",
     "patches the scores": "metrics.score = lambda p, a, *r: dict.fromkeys(metrics.ANSWER_SCORES, 1.0)",
     "patches a score": "metrics.token_f1 = lambda p, a, *r: 1.0",
-    "patches the answers": "loop.answer_and_nll = lambda lm, prompts, golds, *r: (list(golds), [0.0] * len(golds))",
+    "patches the answers": "loop.answer_and_nll = lambda lm, prompts, golds, *r: (\n"
+    "                [loop.Answer(gold, True) for gold in golds], [0.0] * len(golds))",
     "patches the loop": "loop.Loop.score = lambda self, document: loop.Score(0.0, [])",
     "patches the encoding": "self.lm.encode = lambda text: torch.tensor([1])",
     "patches the forward": "self.lm.model.forward = lambda *a, **k: 1 / 0",

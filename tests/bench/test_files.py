@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from bench.errors import BenchError
 from bench.files import (
     check_writable,
+    make_folder,
     parse_yaml,
     read_tensors,
     read_yaml,
@@ -156,6 +158,41 @@ def test_a_read_only_folder_is_named_with_the_option(tmp_path: Path, monkeypatch
 def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b", "--out")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        make_folder(tmp_path / "a" / "b", lambda folder, text=content: (folder / "file").write_text(text))
+    assert (tmp_path / "a" / "b" / "file").read_text() == "first"
+
+
+def test_a_folder_that_fails_is_not_there_and_what_a_killed_process_left_does_not_count(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(tmp_path / "b", interrupted)
+    assert [path.name for path in tmp_path.iterdir()] == [".b.lock"]
+    (tmp_path / ".b.partial").mkdir()
+    (tmp_path / ".b.partial" / "old").touch()
+    make_folder(tmp_path / "b", lambda folder: (folder / "file").write_text("whole"))
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["file"]
+
+
+def test_processes_that_want_one_folder_make_it_once(tmp_path: Path) -> None:
+    made = []
+
+    def write(folder: Path) -> None:
+        made.append(folder)
+        (folder / "file").touch()
+
+    threads = [threading.Thread(target=make_folder, args=(tmp_path / "b", write)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and (tmp_path / "b" / "file").is_file()
 
 
 def test_values_that_are_not_json_leave_the_old_file(path: Path) -> None:

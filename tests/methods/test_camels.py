@@ -12,6 +12,7 @@ from bench import Document, Episode, Question
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from methods.camels import Camels, CamelsTraining
+from methods.parts.parameters import select
 from tests.conftest import TEXT, make_checkpoint
 
 EPISODES = [
@@ -20,6 +21,10 @@ EPISODES = [
 ] + [
     Episode(Document("3", "A fourth text about the mill."), (Question("3", "When?"),), (("1899", "in the year 1899"),))
 ]
+
+
+SHARED = {"weigher_blocks": 1, "weigher_rank": 2, "learn": "top_1"}
+"""A weighting model on the base's first block, while the last learns."""
 
 
 def settings(**changes: object) -> CamelsTraining:
@@ -31,9 +36,10 @@ def settings(**changes: object) -> CamelsTraining:
 def make(lm: BaseModel, control: str = "none", seed: int = 0, **changes: object) -> Camels:
     method = Camels(lm, Camels.Config(control=control, training=settings(**changes)), seed)
     generator = torch.Generator().manual_seed(3)
-    last = method.weigher.head[2]
+    zero = [method.weigher.head[2].weight, *(p for name, p in method.weigher.named_parameters() if ".ups." in name)]
     with torch.no_grad():  # as after some training: the weights differ from token to token
-        last.weight.copy_(torch.randn(last.weight.shape, generator=generator))
+        for parameter in zero:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return method
 
 
@@ -95,7 +101,7 @@ def test_mean_and_bimodal_weights_have_one_and_two_levels(llama_lm: BaseModel) -
     torch.testing.assert_close(make(llama_lm, "bimodal").token_weights(batch), expected)
 
 
-@pytest.mark.parametrize("changes", [{}, {"checkpoint": True}, {"bounded": True, "learn_inner_rate": True}])
+@pytest.mark.parametrize("changes", [{}, {"checkpoint": True}, {"bounded": True, "learn_inner_rate": True}, SHARED])
 def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, changes: dict[str, object]) -> None:
     lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))  # it computes in float64 throughout when asked to
     lm.model.double()
@@ -106,7 +112,9 @@ def test_the_learners_gradient_equals_finite_differences(tmp_path: Path, changes
     method.weigher.double()
     episodes, others = EPISODES[:2], EPISODES[2:]
     method.outer_step(episodes, others)
-    names = ["head.2.weight", "head.0.bias", "body.h.0.mlp.c_fc.weight", "body.wte.weight"]
+    names = ["head.2.weight", "head.0.bias"]
+    names += ["body.lora.downs.0.weight", "body.lora.ups.3.weight"] if changes is SHARED else []
+    names += ["body.h.0.mlp.c_fc.weight", "body.wte.weight"] if changes is not SHARED else []
     names += ["log_rate"] if "learn_inner_rate" in changes else []
     parameters = dict(method.weigher.named_parameters())
     for name in names:
@@ -144,11 +152,35 @@ def test_the_base_is_carried_until_it_is_reset(llama_lm: BaseModel) -> None:
     assert carried["loss"] != pytest.approx(reset["loss"], rel=1e-4)
 
 
-def test_meta_training_leaves_the_base_as_it_was(lm: BaseModel) -> None:
+@pytest.mark.parametrize("changes", [{"dropout": True}, SHARED])
+def test_meta_training_leaves_the_base_as_it_was(lm: BaseModel, changes: dict[str, object]) -> None:
     before, attention = lm.weights_hash(), lm.model.config._attn_implementation
-    make(lm, dropout=True).outer_step(EPISODES, EPISODES)
+    make(lm, **changes).outer_step(EPISODES, EPISODES)
     assert (lm.weights_hash(), lm.model.config._attn_implementation) == (before, attention)
     assert not lm.model.training and all(p.grad is None for p in lm.model.parameters())
+
+
+def test_a_weigher_on_the_base_holds_no_weights_of_it_and_does_not_change_in_the_stream(lm: BaseModel) -> None:
+    method, batch = make(lm, **SHARED), lm.tokens(EPISODES[0].document)
+    assert {name.split(".")[0] for name in method.learner.state_dict()} == {"log_rate", "head", "body"}
+    assert all(name.startswith("body.lora.") for name in method.learner.state_dict() if name.startswith("body"))
+    assert sum(p.numel() for p in method.learner.parameters()) < sum(p.numel() for p in lm.model.parameters())
+    before, hidden = method.token_weights(batch), lm.hidden(EPISODES[0].document)
+    assert len(before.unique()) > 1
+    for episode in EPISODES[1:]:
+        method.observe(episode.document)
+    assert torch.equal(method.token_weights(batch), before)
+    assert not torch.equal(lm.hidden(EPISODES[0].document), hidden)
+    changed = {name for name, value in lm.named_tensors() if not torch.equal(value, lm.pristine(name))}
+    assert changed == {name for name, _ in select(lm.model, "top_1")}
+
+
+@pytest.mark.parametrize("learn", ["all", "top_2", "norms_and_biases"])
+def test_a_weigher_on_blocks_that_learn_is_refused(llama_lm: BaseModel, learn: str) -> None:
+    with pytest.raises(BenchError, match=f"learn={learn} only its first 0 stay.*top_N"):
+        make(llama_lm, weigher_blocks=1, learn=learn)
+    with pytest.raises(pydantic.ValidationError, match="backbone and base null"):
+        settings(weigher_blocks=1, base="nano")
 
 
 def test_validation_is_the_outer_loss_without_a_gradient(llama_lm: BaseModel) -> None:

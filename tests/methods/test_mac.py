@@ -238,8 +238,9 @@ def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> No
     assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in layers for side in (0, 1)])
 
 
-def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel) -> None:
-    method = make(llama_lm, prefix_start="base", tokens=1)
+@pytest.mark.parametrize("start", ["base", "base_affine"])
+def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel, start: str) -> None:
+    method = make(llama_lm, prefix_start=start, tokens=1)
     ids = torch.tensor([17, 4])
     with torch.no_grad():
         layers = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
@@ -254,13 +255,31 @@ def test_the_curriculum_may_last_to_the_end(llama_lm: BaseModel) -> None:
     assert math.isfinite(method.outer_step(EPISODES, [])["loss"])
 
 
-def test_meta_training_lowers_the_loss(llama_lm: BaseModel) -> None:
+@pytest.mark.parametrize("changes", [{}, {"width": 12, "prefix_start": "base", "questions_per_document": 1}])
+def test_meta_training_lowers_the_loss(llama_lm: BaseModel, changes: dict[str, object]) -> None:
     settings = {"steps": 30, "learning_rate": 5e-3, "episodes_per_step": 4, "validate_every": 10}
-    method = make(llama_lm, **settings, shared=True)
+    method = make(llama_lm, **settings, shared=True, **changes)
     trainer = Trainer(method, EPISODES, EPISODES)
     trainer.run()
     losses = [row["validation_loss"] for row in trainer.curve]
     assert min(losses) < losses[0] - 0.5
+
+
+def test_networks_may_be_narrower_than_the_base(llama_lm: BaseModel) -> None:
+    narrow, wide = (make(llama_lm, shared=True, width=width) for width in (12, None))
+    narrow.observe(EPISODES[0].document)
+    assert narrow.bank.shape == (1, SMALL["tokens"], 12) and wide.row_shape[1] == llama_lm.model.config.hidden_size
+    sizes = [sum(p.numel() for p in method.learner.parameters()) for method in (narrow, wide)]
+    assert sizes[0] < sizes[1]
+    assert [t.shape for t in prefixes(narrow)] == [t.shape for t in prefixes(wide)]
+
+
+def test_only_some_questions_of_a_document_may_be_drawn(llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = Episode(EPISODES[0].document, (*QUESTIONS, *QUESTIONS), (("Ann",), ("noon",), ("Bob",), ("dawn",)))
+    method, asked = make(llama_lm, questions_per_document=3), []
+    monkeypatch.setattr(method, "queries", lambda texts, plain=method.queries: asked.append(len(texts)) or plain(texts))
+    method.outer_step([episode, EPISODES[1]], [])
+    assert asked == [3 + min(3, len(EPISODES[1].questions))]
 
 
 def test_one_network_may_encode_documents_and_questions(llama_lm: BaseModel) -> None:

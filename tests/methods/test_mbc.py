@@ -55,7 +55,7 @@ def outputs(method: Mbc, questions: list[Question] = QUESTIONS) -> tuple[list[st
     prompts = build_prompts(method.lm, questions, method.condition(questions), 8)
     answers, nll = answer_and_nll(method.lm, prompts, ["noon"] * len(questions), Decoding(max_new_tokens=8))
     with torch.no_grad():
-        return answers, nll, method.lm.log_probs(method.lm.encode(TEXT[0])).tolist()
+        return [own.text for own in answers], nll, method.lm.log_probs(method.lm.encode(TEXT[0])).tolist()
 
 
 def test_the_nearest_code_is_that_of_least_distance() -> None:

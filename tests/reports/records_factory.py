@@ -100,6 +100,8 @@ def record(
     retrieved: int | None = None,
     early: Mapping[float, Sequence[Sequence[float]]] | None = None,
     changed: Mapping[float, Collection[str]] | None = None,
+    ended: Mapping[float, Collection[str]] | None = None,
+    dates: Sequence[str] = (),
     anchor_before: float | None = None,
     anchor_after: float | None = None,
     **changes: Any,
@@ -109,6 +111,7 @@ def record(
     ``retrieved`` is the rank of the right document for questions with a score above 0; for the others it is 0.
     ``early`` holds the scores at earlier probes; ``anchor_before`` and ``anchor_after`` those of an anchor question.
     ``changed`` names the questions whose fact has changed by each probe; of these, answers with a score of 0 are stale.
+    ``ended`` names the questions whose answer ends by itself at each probe; ``dates`` are those of the documents.
     """
     answers = [
         answer(
@@ -118,6 +121,8 @@ def record(
             i,
             probe=probe,
             retrieved=None if retrieved is None else retrieved * (value > 0),
+            timestamp=dates[i] if dates else "",
+            ended=None if ended is None else f"{i}.{j}" in ended.get(probe, ()),
             **(
                 {"earlier": ("not0",), "stale": float(value == 0)}
                 if f"{i}.{j}" in (changed or {}).get(probe, ())

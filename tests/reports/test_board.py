@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from bench.answering.metrics import score
+from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
 from bench.records.schema import BoardEntry, BoardRecord, DocumentEvent
 from bench.records.store import read_answers, read_documents, read_run, write_board, write_run
@@ -307,6 +309,18 @@ class TestRefusals:
         board(tmp_path, ids)
         with pytest.raises(BenchError, match=r"cannot be on one board; they differ in model \(tiny and other\)\."):
             build(tmp_path)
+
+    def test_of_different_prompts_the_settings_that_differ_are_named(self, tmp_path):
+        prompts = (PLAIN, PromptFormat(begin="<s>", question="Q: {question}\nA:"))
+        cells = [spec(m, ZERO, prompt=prompt) for m, prompt in zip(("uniform", "camels"), prompts, strict=True)]
+        board(tmp_path, [record(tmp_path, cell, [[1.0]]) for cell in cells])
+        differences = r"prompt.begin (None and <s>), prompt.question ({question} and 'Q: {question}\nA:')."
+        with pytest.raises(BenchError, match=re.escape(f"differ in {differences}")):
+            build(tmp_path)
+
+    def test_prompts_that_are_not_the_default_are_below_the_board(self, tmp_path):
+        board(tmp_path, [record(tmp_path, spec("uniform", ZERO, prompt=PromptFormat(begin="<s>")), [[1.0]])])
+        assert "Prompts: begin '<s>'." in tables.render(build(tmp_path), 500).caption
 
     def test_the_size_of_the_streams_counts_but_their_number_does_not(self, tmp_path):
         ids = [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bench.records.schema import CHANGE_SCORES
 from reports import change_plots
 from reports.board import build
+from reports.probes import curves_of
 from tests.reports.records_factory import board, plot_names, record, spec
 
 
@@ -23,7 +25,8 @@ def points(runs):
     """Number of documents seen and mean, by score."""
     (row,) = build(runs).rows
     return {
-        name: [(seen, estimate.mean) for seen, estimate in of] for name, of in change_plots.curves_of(row, runs).items()
+        name: [(seen, estimate.mean) for seen, estimate in of]
+        for name, of in curves_of(row, runs, CHANGE_SCORES).items()
     }
 
 

@@ -100,11 +100,11 @@ def test_contrasted_answers_and_likelihoods_follow_from_the_two_logits(checkpoin
         return 1.7 * logits(full[i], written) - 0.7 * logits(bare[i], written)
 
     prompts = build_prompts(lm, QUESTIONS, conditioning, 10)
-    for i, text in enumerate(answer(lm, prompts, GREEDY)):
+    for i, (text, ended) in enumerate(answer(lm, prompts, GREEDY)):
         written: list[int] = []
         while len(written) < 10 and (token := int(step(i, written).argmax())) not in lm.newline_ids | {lm.eos_id}:
             written.append(token)
-        assert text == decode(lm.tokenizer, written)
+        assert (text, ended) == (decode(lm.tokenizer, written), len(written) < 10)
     ending = [*lm.encode(" an otter").tolist(), lm.eos_id]
     nll = [-step(3, ending[:j]).log_softmax(-1)[token].item() for j, token in enumerate(ending)]
     value = answer_nll(lm, prompts, ["an otter"] * 11)[3]
@@ -183,7 +183,7 @@ def test_a_gold_answer_that_does_not_fit_after_its_prompt_does_not_change_the_an
 def test_greedy_answers_equal_those_of_generate(checkpoint: Path) -> None:
     lm = BaseModel.load(str(checkpoint))
     prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
-    for prompt, text in zip(prompts, answer(lm, prompts, GREEDY), strict=True):
+    for prompt, (text, ended) in zip(prompts, answer(lm, prompts, GREEDY), strict=True):
         output = lm.model.generate(
             prompt.ids[None],
             attention_mask=torch.ones_like(prompt.ids[None]),
@@ -193,6 +193,7 @@ def test_greedy_answers_equal_those_of_generate(checkpoint: Path) -> None:
         )
         expected = lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
         assert text == expected.split("\n")[0].strip()
+        assert ended is bool(lm.stop_ids & set(output[0, len(prompt.ids) :].tolist()))
 
 
 def test_a_soft_prompt_of_token_embeddings_equals_the_tokens(checkpoint: Path) -> None:
@@ -274,7 +275,7 @@ def test_beam_search_equals_that_of_generate(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     prompts = build_prompts(lm, QUESTIONS, Conditioning(), 10)
     answers = answer(lm, prompts, Decoding(strategy="beam", beams=3, max_new_tokens=10))
-    for prompt, text in zip(prompts, answers, strict=True):
+    for prompt, (text, ended) in zip(prompts, answers, strict=True):
         output = lm.model.generate(
             prompt.ids[None],
             attention_mask=torch.ones_like(prompt.ids[None]),
@@ -288,6 +289,7 @@ def test_beam_search_equals_that_of_generate(llama: Path) -> None:
         assert (
             text == lm.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True).split("\n")[0].strip()
         )
+        assert ended is bool(lm.stop_ids & set(output[0, len(prompt.ids) :].tolist()))
     assert answers != answer(lm, prompts, GREEDY), "the beams must make a difference"
 
 

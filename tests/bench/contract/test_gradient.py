@@ -193,3 +193,33 @@ def test_an_empty_document_changes_nothing(lm: BaseModel) -> None:
 def test_a_loss_that_explodes_is_called_diverged(lm: BaseModel) -> None:
     with pytest.raises(Diverged, match="lower learning rate"):
         run(Plain(lm, Plain.Config(optimizer="sgd", learning_rate=1e30)))
+
+
+def test_a_document_can_be_learned_with_its_end_of_text(lm: BaseModel) -> None:
+    document, end = DOCUMENTS[0], torch.tensor([lm.eos_id])
+    ids, begin = lm.encode(document.text), torch.tensor([lm.bos_id])
+    before = weights(lm)
+    for kind, own in ((Plain, torch.ones(len(ids))), (LaterTokens, 2.0 * (torch.arange(len(ids)) >= 2))):
+        lm.restore()
+        token_weights = torch.cat([own, torch.ones(1)])  # that of the end is 1
+        loss = -(lm.log_probs(torch.cat([ids, end]), begin) * token_weights).sum() / (len(ids) + 1)
+        loss.backward()
+        expected = {name: before[name] - 0.1 * p.grad for name, p in lm.model.named_parameters()}
+        method = kind(lm, kind.Config(optimizer="sgd", learning_rate=0.1, end_of_text=True))
+        after = run(method, [document])
+        assert_same(after, {**before, **expected}, atol=1e-6, rtol=1e-4)
+        assert not method.learns_from_scoring, "the end of text is not scored"
+
+
+def test_only_the_last_segment_is_followed_by_an_end_of_text(lm: BaseModel) -> None:
+    class Counts(Plain):
+        name = "counts"
+
+        def loss_divisor(self, batch: TokenBatch) -> float:
+            read.append(batch.token_ids.tolist())
+            return super().loss_divisor(batch)
+
+    read: list[list[int]] = []
+    segments = lm.segments(DOCUMENTS[0], 7)
+    run(Counts(lm, Counts.Config(end_of_text=True)), segments)  # type: ignore[arg-type]
+    assert read == [list(segment.token_ids) for segment in segments[:-1]] + [[*segments[-1].token_ids, lm.eos_id]]

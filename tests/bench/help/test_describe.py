@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from bench.data import recipe, streams
 from bench.errors import BenchError
 from bench.help.describe import describe
+from bench.lm import pretrained
 from tests.conftest import ROOT
 from tests.world import make_dataset, make_experiment
 
@@ -97,6 +99,9 @@ def test_an_experiment_is_described_by_its_file(tmp_path: Path, llama: Path) -> 
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude={"decoding"})))
     assert "split: test documents: 5 count: 2" in described(path)
+    assert "prompt" not in described(path)
+    path.write_text(yaml.safe_dump({**plan.model_dump(mode="json"), "prompt": {"begin": "<s>"}}))
+    assert "prompt: begin: <s>" in described(path) and "{question}" not in described(path)
 
 
 @pytest.mark.parametrize("place", ["folder", "file"])
@@ -114,6 +119,18 @@ def test_an_embedded_base_model_is_described_by_its_name() -> None:
     text = described("nano-plain")
     assert f"parameters: {sum(value.numel() for value in values.values())} window: 1024" in text
     assert "folder: bench/models/nano-plain card: bench/models/nano-plain/README.md use: python run_bench.py" in text
+
+
+def test_a_base_that_is_fetched_is_described_or_its_command_is_named(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OAB_CACHE", str(tmp_path))
+    with pytest.raises(BenchError, match=r"python run_bench\.py model get smollm2"):
+        describe("smollm2")
+    shutil.copytree(llama, pretrained.folder("smollm2"))
+    assert f"weights: {pretrained.folder('smollm2')} use: python run_bench.py run EXPERIMENT --model smollm2" in (
+        described("smollm2")
+    )
 
 
 def test_a_base_model_that_cannot_be_used_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.conformance import fixtures
 from bench.data.documents import Document
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
+from bench.lm.mixing import head_inputs
 from tests import tiny_tokenizers
 from tests.conftest import TEXT, make_checkpoint
 
@@ -281,3 +283,82 @@ def test_a_method_s_own_writing_is_greedy_or_sampled_with_the_seed_and_never_lea
         samples.append(lm.generate(texts[:1], 8, temperature=2.0))
     assert samples[0] == samples[1] != samples[2]
     assert lm.generate([], 8) == []
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@torch.no_grad()
+def test_only_the_logits_that_are_used_are_computed_and_they_are_those_of_all(
+    tmp_path: Path, architecture: str
+) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, architecture)))
+    ids = torch.arange(40) % len(lm.tokenizer)
+    expected = lm.log_probs(ids)[30:]
+    with head_inputs(lm.model) as seen:
+        found = lm.log_probs(ids[30:], torch.cat([torch.tensor([lm.bos_id]), ids[:30]]))
+    assert [inputs.shape[1] for inputs in seen] == [10]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    forward = type(lm.model).forward
+    lm.model.forward = lambda input_ids, use_cache: forward(lm.model, input_ids=input_ids, use_cache=use_cache)
+    vars(lm).pop("_takes_logits_to_keep")
+    assert torch.equal(lm.log_probs(ids[30:], torch.cat([torch.tensor([lm.bos_id]), ids[:30]])), found)
+
+
+def test_log_probabilities_do_not_depend_on_how_many_are_computed_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "llama")))
+    ids, results = torch.arange(40) % len(lm.tokenizer), []
+    for rows in (512, 7):
+        monkeypatch.setattr("bench.lm.base_model.SOFTMAX_ROWS", rows)
+        log_probs = lm.log_probs(ids)
+        (gradient,) = torch.autograd.grad(log_probs.sum(), [lm.model.get_output_embeddings().weight])
+        results.append((log_probs, gradient))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("window", "expected"), [(24, 24), (1000, 64)])
+def test_a_window_limits_what_is_read_at_once(tmp_path: Path, window: int | None, expected: int) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "llama", window=64)), window=window)
+    assert lm.window == expected
+    document, read = Document("d", " ".join(TEXT * 4)), []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        lm.loss(document)
+        for segment in lm.segments(document, 8):
+            lm.loss(segment)
+    assert max(read) == expected
+
+
+def test_a_loaded_base_is_restored_from_its_file_and_shares_what_does_not_change(tmp_path: Path) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "llama")))
+    before = lm.weights_hash()
+    name, weight = next(iter(lm.named_tensors()))
+    with torch.no_grad():
+        weight[0] = 0.0
+        weight[1] = -0.0
+    version, other = weight._version, lm.model.lm_head.weight._version
+    lm.restore()
+    assert lm.weights_hash() == before
+    assert weight._version > version and (
+        lm.model.lm_head.weight is weight or lm.model.lm_head.weight._version == other
+    )
+    if Path("/proc/self/maps").exists():
+        spans = [
+            [int(end, 16) for end in line.split()[0].split("-")]
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith("model.safetensors")
+        ]
+        assert any(start <= lm.pristine(name).data_ptr() < end for start, end in spans)
+
+
+@torch.no_grad()
+def test_zeros_are_restored_with_their_sign() -> None:
+    lm = fixtures.base_model()
+    weight = lm.model.lm_head.weight.zero_()
+    zeros = BaseModel(lm.model, lm.tokenizer)
+    weight.neg_()
+    zeros.restore()
+    assert not weight.signbit().any()

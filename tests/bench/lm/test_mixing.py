@@ -87,7 +87,7 @@ def test_answers_and_their_likelihoods_are_mixed_likewise(
         answers, likelihoods = answer(lm, prompts, Decoding(max_new_tokens=6)), answer_nll(lm, prompts, golds)
         with pytest.raises(BenchError, match="Beam search does not support methods with mix_next_token"):
             answer(lm, prompts, Decoding(strategy="beam", beams=2))
-    for prompt, text, gold, nll in zip(prompts, answers, golds, likelihoods, strict=True):
+    for prompt, (text, ended), gold, nll in zip(prompts, answers, golds, likelihoods, strict=True):
         ids, written = prompt.ids, []
         for _ in range(6):
             token = int(slow_log_probs(lm, ids, hook)[-1].argmax())
@@ -96,6 +96,7 @@ def test_answers_and_their_likelihoods_are_mixed_likewise(
             written.append(token)
             ids = torch.cat([ids, torch.tensor([token])])
         assert text == lm.tokenizer.decode(written, skip_special_tokens=True).split("\n")[0].strip()
+        assert ended is (len(written) < 6)
         target = torch.cat([lm.encode(f"{prompt.question} {gold}")[len(prompt.ids) - 1 :], torch.tensor([lm.eos_id])])
         whole = torch.cat([prompt.ids, target])
         mixture = slow_log_probs(lm, whole[:-1], hook)[-len(target) :]

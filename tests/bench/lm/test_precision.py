@@ -177,3 +177,63 @@ def test_weights_are_cast_once_for_many_answers(learning: bool) -> None:
         lm.model.lm_head.weight.zero_()
     _, nll = answer_and_nll(lm, prompts, TEXT, Decoding(max_new_tokens=8))
     assert nll == pytest.approx([torch.tensor(float(len(lm.tokenizer))).log().item()] * 3), "no cast is kept for later"
+
+
+@torch.no_grad()
+def change(weight: Any, how: str) -> None:
+    if how == "in place":
+        weight.mul_(2)
+    elif how == "through data":
+        weight.data.mul_(2)
+    elif how == "by an optimizer":
+        weight.grad = -weight
+        torch.optim.SGD([weight], lr=1.0, fused=True).step()
+        weight.grad = None
+    else:
+        weight.data = weight * 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "how"),
+    [("llama", how) for how in ("in place", "through data", "by an optimizer", "replaced")] + [("gpt2", "in place")],
+)
+def test_a_weight_is_cast_again_only_when_it_has_changed(tmp_path: Any, architecture: str, how: str) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, architecture)), dtype="bfloat16")
+    name, weight = next((n, p) for n, p in lm.model.named_parameters() if "mlp" in n and p.ndim == 2)
+    document = Document("d", TEXT[0])
+    with torch.no_grad(), Casts() as casts:
+        before = lm.loss(document)
+        casts.shapes.clear()
+        assert lm.loss(document) == before and weight.shape not in casts.shapes
+        change(weight, how)
+        after = lm.loss(document)
+        assert weight.shape in casts.shapes and after != before, name
+        casts.shapes.clear()
+        lm.loss(document)
+        assert weight.shape not in casts.shapes
+    assert lm.loss(document) == after, "with gradients, autocast casts the weights"
+
+
+@torch.no_grad()
+def test_values_that_somebody_holds_may_change_at_any_time() -> None:
+    lm, document = fixtures.base_model("bfloat16"), Document("d", TEXT[0])
+    lm.loss(document)
+    held = lm.model.lm_head.weight.data
+    losses = set()
+    for _ in range(3):
+        held.mul_(2)
+        losses.add(lm.loss(document).item())
+    assert len(losses) == 3
+
+
+def test_a_frozen_weight_passes_the_gradient_on() -> None:
+    lm, document = fixtures.base_model("bfloat16"), Document("d", TEXT[0])
+    first = next(parameter for name, parameter in lm.model.named_parameters() if "norm" in name)
+    gradients = []
+    for frozen in (False, True):
+        lm.model.requires_grad_(not frozen)
+        first.requires_grad_(True)
+        lm.loss(document).backward()
+        gradients.append(first.grad)
+        first.grad = None
+    assert torch.equal(*gradients), "the kept casts are those that autocast makes"

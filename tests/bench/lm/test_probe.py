@@ -73,7 +73,7 @@ def assert_answers_equal_the_reference(lm: BaseModel, prompts: Sequence[Prompt],
     targets = answer_ids(lm, QUESTIONS, GOLDS)
     answers, nll = answer_and_nll(lm, prompts, GOLDS, Decoding(max_new_tokens=STEPS))
     expected = [reference(lm, ids, target) for ids, target in zip(texts, targets, strict=True)]
-    assert answers == [answer for answer, _ in expected]
+    assert [own.text for own in answers] == [text for text, _ in expected]
     assert nll == pytest.approx([value for _, value in expected], abs=1e-4)
 
 

@@ -20,8 +20,9 @@ from bench.files import write_tensors
 from bench.nano import train
 from bench.nano.batches import Columns, Writer, build_tokenizer, load_world
 from bench.nano.card import card, measurements
-from bench.nano.config import NanoConfig, load_config, recipe_text
+from bench.nano.config import NanoConfig, load_config
 from bench.paths import MODELS
+from bench.settings import recipe_text
 
 FOLDER = train.RECIPE.parent
 NAMES = ("nano", "nano-plain")

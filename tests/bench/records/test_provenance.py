@@ -79,10 +79,11 @@ def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_
         f"{tmp_path}/runs",
         "--set",
         "a.b=/data/c.json",
+        "test=../data/d.json",
         "org/model",
         "runs/a",
         "https://a/b",
     ]
     assert provenance.redact_paths(command) == [
-        "run_bench.py", "runs", "--set", "a.b=c.json", "org/model", "runs/a", "https://a/b",
+        "run_bench.py", "runs", "--set", "a.b=c.json", "test=d.json", "org/model", "runs/a", "https://a/b",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.records.store import read_run
 from bench.run import artifacts
@@ -102,6 +103,40 @@ def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_the
     shifts = [read_run(tmp_path / cell.id).notes["shift"] for cell in result.cells]
     assert shifts == pytest.approx([0.5, 0.5], rel=0.01), "two steps of Adam, stored in bfloat16"
     assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
+
+
+def test_another_prompt_format_needs_other_weights_and_an_impossible_one_is_refused_first(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    folder = train(plan(), tmp_path, plugin)
+    assert "prompt" not in artifacts.read_key(folder).settings, "the plain format does not count in the key"
+    asked = plan()
+    asked.prompt = PromptFormat(question="Q: {question} A:")
+    with pytest.raises(BenchError, match=r"no trained weights.*\(the nearest differs in prompt\)"):
+        Runner(asked, tmp_path, [plugin])
+    other = train(asked, tmp_path, plugin)
+    assert artifacts.read_key(other).settings["prompt"] == {"question": "Q: {question} A:"}
+    assert Runner(asked, tmp_path, [plugin]).planner.cells(asked.methods[0], {})
+    asked.prompt = PromptFormat(begin="<|nowhere|>")
+    with pytest.raises(BenchError, match=r"^prompt\.begin: the base's tokenizer has no token '<\|nowhere\|>'\."):
+        Runner(asked, tmp_path, [plugin])
+    with pytest.raises(BenchError, match=r"^prompt\.begin: "):
+        train(asked, tmp_path, plugin)
+
+
+def test_weights_of_the_experiments_dtype_come_before_those_of_float32(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    keys, rounded = [], plan()
+    rounded.dtype = "bfloat16"
+    for trained in (plan(), rounded):
+        folder = train(trained, tmp_path, plugin)
+        (folder / artifacts.WEIGHTS).write_bytes(trained.dtype.encode())  # so that their hashes differ
+        cells = Runner(rounded, tmp_path, [plugin]).planner.cells(rounded.methods[0], {})
+        assert {cell.spec.train_hash for cell in cells} == {artifacts.weights_hash(folder)}
+        keys.append(artifacts.read_key(folder))
+    assert "dtype" not in keys[0].settings and keys[1].settings["dtype"] == "bfloat16"
+    assert keys[0].differences(keys[1]) == ["dtype"] and keys[1].in_float32 == keys[0]
 
 
 def test_without_training_steps_the_learner_runs_as_it_is_constructed(

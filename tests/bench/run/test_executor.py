@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.machine import usable_cores
+from bench.errors import BenchError
+from bench.machine import available_memory, usable_cores
 from bench.run import executor
-from bench.run.executor import LocalPool, Outcome, Task
+from bench.run.executor import LocalPool, Outcome, Task, affordable_jobs
 from tests.conftest import ROOT
 
 JOBS = """
@@ -246,3 +247,25 @@ def test_an_interrupted_or_killed_parent_leaves_no_process_behind(jobs: Path, en
     assert wait_until(lambda: all(map(has_ended, servers))), "nor the process that forks the workers"
     if ending == signal.SIGINT:
         assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize(
+    ("available", "jobs", "remark"),
+    [
+        (20.0, 4, ""),
+        (13.0, 4, ""),
+        (12.0, 3, "3 workers instead of 4: each needs up to 3.2 GB of memory, and 12.0 GB are available."),
+        (4.0, 1, "1 worker instead of 4: each needs up to 3.2 GB of memory, and 4.0 GB are available."),
+        (2.0, 1, "1 worker instead of 4: each needs up to 3.2 GB of memory, and 2.0 GB are available."),
+    ],
+)
+def test_there_are_as_many_workers_as_fit_into_memory(available: float, jobs: int, remark: str) -> None:
+    assert affordable_jobs(4, 10**8, int(available * 1e9)) == (jobs, remark)
+
+
+def test_a_base_that_cannot_be_read_is_refused_and_one_that_may_not_learn_is_remarked_on() -> None:
+    with pytest.raises(BenchError, match=r"needs 1\.0 GB of memory, and 0\.5 GB are available\. Close other programs"):
+        affordable_jobs(4, 10**8, 5 * 10**8)
+    remark = "Memory may run out: a worker needs up to 3.2 GB of memory, and 2.0 GB are available."
+    assert affordable_jobs(1, 10**8, 2 * 10**9) == (1, remark)
+    assert 0 < available_memory() < 2**50

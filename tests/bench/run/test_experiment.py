@@ -139,6 +139,9 @@ def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
         ),
         ("alow_overlap: true\n", "Did you mean allow_overlap"),
         ("allow_overlap: 3\n", "allow_overlap = 3: Input should be a valid boolean"),
+        ("prompt: {question: 'Q:'}\n", "prompt.question = 'Q:': the template must contain {question} once"),
+        ("prompt: {beginning: <s>}\n", "prompt.beginning: unknown key. Did you mean begin"),
+        ("prompt: chat\n", "prompt = 'chat': Input should be a mapping"),
     ],
 )
 def test_a_wrong_experiment_is_refused_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import PROTOCOL
 from bench.conformance import suite
 from bench.contract import registry
+from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
+from bench.lm.base_model import BaseModel
 from bench.records.schema import mean
 from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning
 from bench.records.summary import check_board
+from bench.run.cell import load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
+from bench.run.inputs import inputs_of
 from bench.run.runner import Runner
 from bench.run.search import explore
 from tests.conftest import ROOT
@@ -565,6 +570,34 @@ def test_the_irrelevant_arm_asks_the_same_questions_after_more_documents(
     assert not Runner(experiment, tmp_path).run(executor := Inline()).failed and not executor.keys, "the same again"
 
 
+@torch.no_grad()
+def test_every_question_is_asked_in_the_prompt_format_of_the_experiment(
+    plan: Callable[..., Experiment], llama: Path, tmp_path: Path
+) -> None:
+    lm = BaseModel.load(str(llama))
+    begin = next(token for token, i in lm.tokenizer.get_vocab().items() if i not in (lm.bos_id, lm.eos_id))
+    prompt = {"begin": begin, "document": "Read: {document}\n", "question": "Q: {question} A:"}
+    streams = {"split": "test", "documents": 2, "count": 1}
+    experiment = plan("closed_book", "gold_in_prompt", prompt=prompt, streams=streams, tuning=None)
+    result = Runner(experiment, tmp_path).run(Inline())
+    start = torch.tensor([lm.tokenizer.get_vocab()[begin]])
+    for cell in result.cells:
+        assert cell.spec.prompt == PromptFormat(**prompt)
+        entries = inputs_of(cell.sources, "stream").stream.entries
+        for event in (event for event in read_answers(tmp_path, cell.id) if event.set == "stream"):
+            text, gold = entries[event.position].document.text, entries[event.position].questions[0]
+            before = f"Read: {text}\n" if cell.spec.method == "gold_in_prompt" else ""
+            ids = lm.encode(f"{before}Q: {gold.question.text} A:")
+            answer = torch.cat([lm.encode(f" {gold.answers[0]}"), torch.tensor([lm.eos_id])])
+            assert event.nll == pytest.approx(-lm.log_probs(answer, torch.cat([start, ids])).mean().item(), abs=1e-5)
+        for document in read_documents(tmp_path, cell.id):
+            text = entries[document.position].document.text
+            assert document.nll == pytest.approx(-lm.log_probs(lm.encode(text), start).sum().item(), rel=1e-5)
+    plain = Runner(plan("closed_book", streams=streams, tuning=None), tmp_path).planner
+    (entry,) = plain.experiment.methods
+    assert plain.cells(entry, {})[0].comparability_key != result.cells[0].comparability_key
+
+
 def test_for_retention_the_board_asks_the_first_questions_and_trials_ask_all(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
@@ -702,6 +735,7 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
     ]
     other_board = [
         plan("uniform", dtype="bfloat16"),
+        plan("uniform", window=64),
         plan("uniform", probes=(0.5, 1.0)),
         plan("uniform", scoring=False),
         plan("uniform", decoding={"max_new_tokens": 8}),
@@ -714,6 +748,19 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
     for changed in other_board:
         assert first(changed).key != base.key
         assert first(changed).comparability_key != base.comparability_key
+
+
+def test_a_cell_reads_no_more_at_once_than_the_window_of_the_experiment(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    windows = {}
+    for window in (None, 64, 10**6):
+        experiment = plan("closed_book", window=window)
+        cell = next(iter(Runner(experiment, tmp_path).planner.cells(experiment.methods[0], {})))
+        windows[window] = load_base(cell)[0].window
+    assert windows == {None: windows[None], 64: 64, 10**6: windows[None]} and windows[None] > 64
+    with pytest.raises(ValueError, match="greater than or equal to 64"):
+        plan("closed_book", window=63)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from bench import Conditioning, Document, Episode, MethodConfig, Question
+from bench.answering.prompts import answer_ids, build_prompts
+from bench.contract.meta_training import MetaTrained, TrainingConfig
+from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.paths import MODELS
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
-from bench.run.train import train, train_target
+from bench.run.train import check_prompts, train, train_target
+from tests.tiny_tokenizers import CHATS, CORPUS, chat_base
 from tests.world import make_dataset, make_experiment
 
 CMT = {"name": "cmt", "config": {"training": {"steps": 1}}}
@@ -75,3 +83,56 @@ def test_what_does_not_fit_the_recipe_of_the_embedded_model_is_refused(
     with pytest.raises(BenchError, match=message):
         train_target("nano", "default", overrides, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Answers(MetaTrained):
+    """Validates by the likelihood of answers, after prompts of its own or of the harness."""
+
+    name = "answers"
+    paper = "none"
+    own_prompts = False
+
+    class Config(MethodConfig):
+        training: TrainingConfig = TrainingConfig()
+
+    learner = nn.Linear(1, 1)
+
+    def observe(self, document: Document) -> None:
+        pass
+
+    def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+        return {}
+
+    def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        [question], [golds] = episodes[0].questions, episodes[0].answers
+        self.lm.hidden(Document("q", question.text))  # a method may read a bare question for other ends
+        [prompt], [answer] = (
+            build_prompts(self.lm, [question], Conditioning(), 0),
+            answer_ids(self.lm, [question.text], list(golds)),
+        )
+        bare = torch.cat([torch.tensor([self.lm.bos_id]), self.lm.encode(question.text)])
+        return {"loss": -self.lm.log_probs(answer, bare if self.own_prompts else prompt.ids).mean().item()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "differs"),
+    [
+        (PromptFormat(), False),
+        (PromptFormat(begin="<|im_end|>"), False),
+        (PromptFormat(document="Read: {document} "), False),
+        (PromptFormat(question="{question} A:"), True),
+        (PromptFormat(chat=True), True),
+    ],
+)
+def test_a_method_that_learns_from_bare_questions_is_refused_if_they_are_asked_otherwise(
+    prompt: PromptFormat, differs: bool
+) -> None:
+    method = Answers(chat_base(CHATS["turns"], prompt))
+    episodes = [Episode(Document("d", CORPUS[0]), (Question("q", "Who built the mill?"),), (("Anna",),))]
+    check_prompts(method, episodes)
+    method.own_prompts = True
+    if differs:
+        with pytest.raises(BenchError, match=r"^answers learns from bare questions.*Leave out the method, or"):
+            check_prompts(method, episodes)
+    else:
+        check_prompts(method, episodes)

@@ -17,7 +17,8 @@ class ReplacesAnswers(Method):
             return
 
         def replaced(lm, prompts, golds, *arguments):
-            return list(golds), original(lm, prompts, golds, *arguments)[1]
+            answers, likelihoods = original(lm, prompts, golds, *arguments)
+            return [own._replace(text=gold) for own, gold in zip(answers, golds, strict=True)], likelihoods
 
         replaced.is_replaced = True
         loop.answer_and_nll = replaced

@@ -175,7 +175,8 @@ class ReplacesDecoding(Method):
         if not hasattr(honest, "repeats"):
 
             def repeat(lm: Any, prompts: Any, golds: Any, *options: Any) -> Any:
-                return list(golds), honest(lm, prompts, golds, *options)[1]
+                answers, likelihoods = honest(lm, prompts, golds, *options)
+                return [own._replace(text=gold) for own, gold in zip(answers, golds, strict=True)], likelihoods
 
             repeat.repeats = True  # type: ignore[attr-defined]
             loop.answer_and_nll = repeat

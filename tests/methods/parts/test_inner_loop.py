@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from bench.data.documents import Document, Episode, Question
 from bench.lm.base_model import BaseModel, TokenBatch
+from methods.parts.depth import reading_once
 from methods.parts.inner_loop import (
     InnerLoop,
     InnerStep,
@@ -26,6 +27,7 @@ from methods.parts.inner_loop import (
     token_nll,
     twice_differentiable,
 )
+from methods.parts.parameters import Subset, blocks_below, select
 from tests.conftest import TEXT, make_checkpoint
 
 RATE = 0.05
@@ -117,8 +119,9 @@ def test_one_step_on_a_bigram_table_has_the_gradient_derived_by_hand(llama: Path
     assert np.abs(expected).max() > 0
 
 
-def plainly_unrolled(lm: BaseModel, weights: list[Tensor]) -> Tensor:
+def plainly_unrolled(lm: BaseModel, weights: list[Tensor], subset: Subset) -> Tensor:
     """The outer loss with every step written out, in the modules' own tensors instead of functional calls."""
+    learning = parameters_of(lm, subset)
     names = [name for name, _ in lm.model.named_parameters()]
     owners = [(lm.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
     shared = {
@@ -141,7 +144,10 @@ def plainly_unrolled(lm: BaseModel, weights: list[Tensor]) -> Tensor:
             log_probs = lm.model(input_ids=ids[None, :-1], use_cache=False).logits[0].log_softmax(-1)
             loss = -(w * log_probs.gather(1, ids[1:, None])[:, 0]).sum() / len(document)
             slopes = torch.autograd.grad(loss, values, create_graph=True, allow_unused=True)
-            values = [v if s is None else v - RATE * s for v, s in zip(values, slopes, strict=True)]
+            values = [
+                v if s is None or name not in learning else v - RATE * s
+                for name, v, s in zip(names, values, slopes, strict=True)
+            ]
         put(values)
         total, count = torch.zeros((), dtype=torch.float64), 0
         for episode in EPISODES:
@@ -162,14 +168,22 @@ def outer_loss(lm: BaseModel, theta: Parameters) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpoint_steps", [False, True])
-def test_three_steps_equal_a_plainly_unrolled_graph(lm: BaseModel, checkpoint_steps: bool) -> None:
+@pytest.mark.parametrize("subset", ["all", "top_1"])
+def test_three_steps_equal_a_plainly_unrolled_graph(lm: BaseModel, checkpoint_steps: bool, subset: Subset) -> None:
     weights = [w.requires_grad_() for w in random_weights(lm)]
+    texts_below: list[Any] = []
+    below = blocks_below(lm.model, (parameter for _, parameter in select(lm.model, subset)))
     with twice_differentiable(lm):
-        expected_loss = plainly_unrolled(lm, weights)
+        expected_loss = plainly_unrolled(lm, weights, subset)
         expected = torch.autograd.grad(expected_loss, weights)
-        losses, gradients, _ = InnerLoop(lm, RATE).outer_gradient(
-            parameters_of(lm), steps(lm, weights), partial(outer_loss, lm), checkpoint_steps
-        )
+        for block in below:
+            next(block.children()).register_forward_hook(lambda *_: texts_below.append(None))
+        with lm.frozen(), reading_once(lm, below):
+            losses, gradients, last = InnerLoop(lm, RATE).outer_gradient(
+                parameters_of(lm, subset), steps(lm, weights), partial(outer_loss, lm), checkpoint_steps
+            )
+    assert set(last) == {name for name, _ in select(lm.model, subset)}
+    assert len(texts_below) == len(below) * 4, "three documents and a batch of questions, each read once"
     assert losses["loss"] == pytest.approx(expected_loss.item(), rel=1e-9)
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())

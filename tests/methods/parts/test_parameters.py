@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.parameters import blocks, is_attention, parts, select
+from methods.parts.parameters import blocks, blocks_below, is_attention, parts, select
 from tests.tiny_models import tiny_model
 
 MLP = {"gpt2": ".mlp.", "llama": ".mlp.", "gpt_neox": ".mlp."}
@@ -67,6 +67,20 @@ def test_thirds_and_quarters_count_blocks(count: int, middle: list[int], last: l
     model.heads = nn.ModuleList([nn.Linear(2, 2)] if count > 1 else [])
     assert names(model, "middle_third") == {f"layers.{i}.weight" for i in middle}
     assert names(model, "last_quarter") == {f"layers.{i}.weight" for i in last}
+
+
+def test_the_top_blocks_are_counted_from_the_last(model: Any) -> None:
+    last = {id(parameter) for parameter in blocks(model)[-1].parameters()}
+    assert names(model, "top_1") == {name for name, p in model.named_parameters() if id(p) in last}
+    assert names(model, "top_1") < names(model, "top_2") < names(model, "all")
+    with pytest.raises(BenchError, match="learn=top_3 needs 3 blocks, and the base has 2"):
+        list(select(model, "top_3"))
+
+
+@pytest.mark.parametrize(("subset", "count"), [("top_1", 1), ("top_2", 0), ("embeddings", 0), ("all", 0)])
+def test_blocks_below_are_those_before_all_that_learns(model: Any, subset: Any, count: int) -> None:
+    below = blocks_below(model, (parameter for _, parameter in select(model, subset)))
+    assert below == list(blocks(model))[:count]
 
 
 def test_a_model_without_such_parameters_is_rejected(model: Any) -> None:

@@ -1,0 +1,159 @@
+"""Retuning: steps on closed-book questions before the questions of a probe, undone after they are answered.
+
+The procedure is that of the code of Hu et al. (2023), with a limit on the steps: Adam without weight decay at a
+constant rate, batches of 16 questions in a new order in each epoch, and early stopping on held-out questions, here by
+their loss, there by the F1 of decoded answers. The loss is the mean -log p over the tokens of the shortest gold answers
+and their ends of text. Dropout is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+from torch.nn.utils.rnn import pad_sequence
+
+from bench.answering.metrics import shortest
+from bench.answering.prompts import answer_ids, build_prompts
+from bench.answering.retune import Retune
+from bench.contract.method import Conditioning
+from bench.data.documents import Episode
+from bench.lm.base_model import BaseModel
+from bench.seeds import seed_for
+
+BATCH = 16
+"""Questions in a step (16 in the CaMeLS code, where 64 was intended)."""
+HELD_OUT = 64
+"""Most held-out questions; at most half of all."""
+VALIDATE_EVERY = 16
+"""Steps between two computations of the held-out loss. It is also computed before the first step and after the last."""
+PATIENCE = 3
+"""Computations in a row without a new lowest loss after which the steps end."""
+
+Weights = Mapping[str, Tensor]
+"""Copies of the base's tensors by name."""
+
+
+def one_each(episodes: Sequence[Episode]) -> list[Episode]:
+    """An episode for each question."""
+    return [
+        Episode(episode.document, (question,), (answers,))
+        for episode in episodes
+        for question, answers in zip(episode.questions, episode.answers, strict=True)
+    ]
+
+
+@contextmanager
+def retuned(lm: BaseModel, episodes: Sequence[Episode], retune: Retune, seed: int) -> Iterator[None]:
+    """Context in which the model is tuned, from its present weights, on the questions of ``episodes``.
+
+    All weights of the base learn. Whatever a method has added to the model (adapters, hooks) takes part in the forward
+    pass and stays as it is. On exit the base's weights, gradients and ``requires_grad`` are as before, bit for bit.
+    The same weights are tuned in the same way for the same ``seed``. With fewer than two questions nothing is tuned.
+    """
+    questions = one_each(episodes)
+    generator = torch.Generator().manual_seed(seed_for(seed, "retune"))
+    order = torch.randperm(len(questions), generator=generator).tolist()
+    held_out = [questions[i] for i in order[: min(HELD_OUT, len(order) // 2)]]
+    if not held_out:
+        yield
+        return
+    before = _weights(lm)
+    state = [(p, p.requires_grad, p.grad) for p in lm.model.parameters()]
+    try:
+        best = _tune(lm, before, _batches([questions[i] for i in order[len(held_out) :]], generator), held_out, retune)
+        if best is not None:
+            _set_weights(lm, best)
+            del best
+        yield
+    finally:
+        _set_weights(lm, before)
+        for parameter, flag, gradient in state:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+def _tune(
+    lm: BaseModel, before: Weights, batches: Iterator[list[Episode]], held_out: list[Episode], retune: Retune
+) -> Weights | None:
+    """Take the steps; returns the weights with the lowest held-out loss, None if they are the last ones."""
+    learning = [tensor for _, tensor in lm.named_tensors() if isinstance(tensor, Parameter)]
+    lm.model.eval()
+    lm.model.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(learning, lr=retune.rate)
+    best: Weights | None = before
+    lowest, waited = _mean_loss(lm, held_out), 0
+    for step in range(1, retune.steps + 1):
+        # of the base's weights only: an adapter's tensors need not be parameters of the model
+        gradients = torch.autograd.grad(answer_loss(lm, next(batches)), learning, allow_unused=True)
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        del gradients
+        if step % VALIDATE_EVERY == 0 or step == retune.steps:
+            loss = _mean_loss(lm, held_out)
+            if loss < lowest:
+                lowest, waited = loss, 0
+                best = None if step == retune.steps else _weights(lm)
+            elif (waited := waited + 1) == PATIENCE:
+                break
+    return best
+
+
+def _batches(questions: list[Episode], generator: torch.Generator) -> Iterator[list[Episode]]:
+    """Endless batches, in a new order in each epoch."""
+    while True:
+        for batch in torch.randperm(len(questions), generator=generator).split(BATCH):
+            yield [questions[i] for i in batch.tolist()]
+
+
+def _mean_loss(lm: BaseModel, episodes: list[Episode]) -> float:
+    """The answers' loss: a mean over batches, weighted by their number of questions."""
+    batches = [episodes[i : i + BATCH] for i in range(0, len(episodes), BATCH)]
+    with lm.inference():
+        return sum(answer_loss(lm, batch).item() * len(batch) for batch in batches) / len(episodes)
+
+
+def answer_loss(lm: BaseModel, episodes: Sequence[Episode]) -> Tensor:
+    """Mean -log p (nats) over the tokens of all answers (the shortest of each question) and their ends of text.
+
+    The questions are read closed book, right-padded in one batch. Questions are cut at their end if they do not fit
+    into the window with the answer. Differentiable if gradients are enabled.
+    """
+    questions = [question for episode in episodes for question in episode.questions]
+    golds = [shortest(answers) for episode in episodes for answers in episode.answers]
+    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [question.text for question in questions], golds)]
+    prompts = build_prompts(lm, questions, Conditioning(), 0)
+    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
+    rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)  # (questions, longest)
+    scored = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
+        scored[i, len(head) : len(row)] = True
+    # a causal model does not see padding on the right
+    logits = lm.model(input_ids=ids[:, :-1], use_cache=False).logits.float()[
+        scored[:, 1:]
+    ]  # (answer tokens, vocabulary)
+    return functional.cross_entropy(logits, ids[:, 1:][scored[:, 1:]])
+
+
+def _weights(lm: BaseModel) -> Weights:
+    """The present weights; those that have not changed are the base's own copy."""
+    pristine = ((name, tensor.detach(), lm.pristine(name)) for name, tensor in lm.named_tensors())
+    return {name: own if _same_bits(own, tensor) else tensor.clone() for name, tensor, own in pristine}
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())  # 0 and -0 are equal
+
+
+@torch.no_grad()
+def _set_weights(lm: BaseModel, weights: Weights) -> None:
+    for name, tensor in lm.named_tensors():
+        tensor.copy_(weights[name])

@@ -1,0 +1,99 @@
+"""Plot of what the base knows already: closed-book F1 by the month of the document."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.board import Board
+from reports.rows import FLOOR, Row, final_answers, run_of
+from reports.statistics import Item, mean_over_documents
+from reports.style import BLUE, GREY, Drawings, Points, line, open_circles, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("f1_by_month",)
+
+MONTHS = 3
+"""Fewest months of documents for which there is a plot."""
+
+LABELS = 5
+"""Most labels on the axis of months."""
+
+Items = Mapping[int, Sequence[Item]]
+"""The scored questions on the documents of each month, in the order of time; months count from the year 0."""
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plot, if closed book is on the board and its questions are on documents of several months.
+
+    The board's reference, if it is complete, is a second line.
+    """
+    rows = {row.method: row for row in reversed(board.rows) if row.arm == "stream" and row.status == "complete"}
+    items = {name: items_of(rows[name], runs) for name in (FLOOR, board.reference) if name in rows}
+    if len(items.get(FLOOR, ())) < MONTHS:
+        return {}
+    return {"f1_by_month": lambda: _by_month({title(rows[name]): of for name, of in items.items()})}
+
+
+def items_of(row: Row, runs: Path) -> Items:
+    """The F1 of a row's answers at the last probe by the month of the document, for documents that have one."""
+    items: dict[int, list[Item]] = defaultdict(list)
+    for record in row.records:
+        for event in final_answers(runs, record):
+            if (month := month_of(event.timestamp)) is not None:
+                items[month].append(Item.of(run_of(record), event.question_id, event.document_id, event.f1))
+    return dict(sorted(items.items()))
+
+
+def month_of(timestamp: str) -> int | None:
+    """The month of an ISO date; None if there is none."""
+    year, _, rest = timestamp.partition("-")
+    return 12 * int(year) + int(rest[:2]) - 1 if rest else None
+
+
+def name_of(month: int) -> str:
+    """Year and month, such as 2024-07."""
+    return f"{month // 12}-{month % 12 + 1:02}"
+
+
+def estimates(items: Items) -> Points:
+    """The mean over each month's questions, with an error over their documents."""
+    return [(month, mean_over_documents(scored)) for month, scored in items.items()]
+
+
+def _by_month(items: Mapping[str, Items]) -> Figure:
+    """F1 by month, above the number of questions in each. The first row is closed book."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 2.6), layout="constrained")
+    scores, sizes = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 0.3]})
+    curves = {label: estimates(of) for label, of in items.items()}
+    floor, *others = curves
+    open_circles(scores, curves[floor], BLUE, floor)
+    for label in others:
+        line(scores, curves[label], GREY, label=label)
+    # the interval of a month with two documents may be wider than all values: such a bar leaves the picture
+    highest = max(estimate.mean for points in curves.values() for _, estimate in points)
+    top = min(1.03, 1.6 * highest or 1.03)
+    scores.set_ylim(-0.03 * top, top)  # room for markers at 0
+    scores.set_ylabel("answer F1")
+    handles, names = scores.get_legend_handles_labels()
+    scores.legend(handles[::-1], names[::-1], frameon=False, fontsize=7)  # lines with bars come last there
+    counts = [len({(item.stream, item.unit) for item in scored}) for scored in items[floor].values()]
+    sizes.bar(list(items[floor]), counts, width=0.7, color=GREY)
+    sizes.set_ylabel("questions")
+    ticks = _ticks(min(items[floor]), max(items[floor]))
+    sizes.set_xticks(ticks, list(map(name_of, ticks)))
+    figure.supxlabel("month of the document (95\u00a0% interval over documents)", fontsize=8)
+    return figure
+
+
+def _ticks(first: int, last: int) -> Sequence[int]:
+    """Months from ``first`` to ``last``, at most :data:`LABELS`: all, or those that begin a quarter, a year or so."""
+    steps = itertools.chain((1, 2, 3, 6), itertools.count(12, 12))
+    return next(ticks for step in steps if len(ticks := range(-(-first // step) * step, last + 1, step)) <= LABELS)
