@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from bench.answering.metrics import shortest
 from bench.contract.method import Conditioning
-from bench.data.documents import Document, Question
+from bench.data.documents import Document, Episode, Question
 from bench.lm.base_model import BaseModel
 from bench.lm.batch import Row
 from bench.lm.probe import Ability
@@ -119,6 +121,26 @@ def question_ids(lm: BaseModel, question: str) -> Tensor:
     """Token ids of the prompt of a question without any text, shape (tokens,); ``question`` has no template yet."""
     head, tail = (torch.tensor(ids, dtype=torch.long, device=lm.device) for ids in (lm.prompt.head, lm.prompt.tail))
     return torch.cat([head, lm.encode(lm.prompt.text(question)), tail])
+
+
+def closed_book_rows(lm: BaseModel, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
+    """The questions of the episodes without a document, each followed by its shortest answer and end of text.
+
+    Token ids (questions, longest), padded on the right, which a causal model does not see; and a mask of the same shape
+    that is True for the tokens of the answers. An answer, then a question, is cut at its end where both do not fit into
+    the window.
+    """
+    questions = [question for episode in episodes for question in episode.questions]
+    golds = [shortest(answers) for episode in episodes for answers in episode.answers]
+    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [question.text for question in questions], golds)]
+    prompts = build_prompts(lm, questions, Conditioning(), 0)
+    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
+    rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)
+    answers = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
+        answers[i, len(head) : len(row)] = True
+    return ids, answers
 
 
 def answer_ids(lm: BaseModel, questions: Sequence[str], answers: Sequence[str]) -> list[Tensor]:

@@ -14,14 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
-from torch.nn.utils.rnn import pad_sequence
 
-from bench.answering.metrics import shortest
-from bench.answering.prompts import answer_ids, build_prompts
+from bench.answering.prompts import closed_book_rows
 from bench.answering.retune import Retune
-from bench.contract.method import Conditioning
 from bench.data.documents import Episode
-from bench.lm.base_model import BaseModel
+from bench.lm.base_model import BaseModel, same_bits
 from bench.seeds import seed_for
 
 BATCH = 16
@@ -123,34 +120,17 @@ def _mean_loss(lm: BaseModel, episodes: list[Episode]) -> float:
 def answer_loss(lm: BaseModel, episodes: Sequence[Episode]) -> Tensor:
     """Mean -log p (nats) over the tokens of all answers (the shortest of each question) and their ends of text.
 
-    The questions are read closed book, right-padded in one batch. Questions are cut at their end if they do not fit
-    into the window with the answer. Differentiable if gradients are enabled.
+    The rows are those of :func:`closed_book_rows`. Differentiable if gradients are enabled.
     """
-    questions = [question for episode in episodes for question in episode.questions]
-    golds = [shortest(answers) for episode in episodes for answers in episode.answers]
-    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [question.text for question in questions], golds)]
-    prompts = build_prompts(lm, questions, Conditioning(), 0)
-    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
-    rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
-    ids = pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)  # (questions, longest)
-    scored = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
-        scored[i, len(head) : len(row)] = True
-    # a causal model does not see padding on the right
-    logits = lm.model(input_ids=ids[:, :-1], use_cache=False).logits.float()[
-        scored[:, 1:]
-    ]  # (answer tokens, vocabulary)
+    ids, scored = closed_book_rows(lm, episodes)  # (questions, longest)
+    logits = lm.model(input_ids=ids[:, :-1], use_cache=False).logits.float()[scored[:, 1:]]  # (answer tokens, V)
     return functional.cross_entropy(logits, ids[:, 1:][scored[:, 1:]])
 
 
 def _weights(lm: BaseModel) -> Weights:
     """The present weights; those that have not changed are the base's own copy."""
     pristine = ((name, tensor.detach(), lm.pristine(name)) for name, tensor in lm.named_tensors())
-    return {name: own if _same_bits(own, tensor) else tensor.clone() for name, tensor, own in pristine}
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())  # 0 and -0 are equal
+    return {name: own if same_bits(own, tensor) else tensor.clone() for name, tensor, own in pristine}
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class BaseModel:
         self._tensors = dict(self._current_tensors())
         self._initial_values = {
             name: other
-            if (other := (stored or {}).get(name)) is not None and _same_bits(other, value)
+            if (other := (stored or {}).get(name)) is not None and same_bits(other, value)
             else value.detach().clone()
             for name, value in self.named_tensors()
         }
@@ -441,7 +441,7 @@ class BaseModel:
         with torch.no_grad():
             for name, value in self.named_tensors():
                 initial = self._initial_values[name]
-                if not _same_bits(value, initial):  # memory that is not written to is shared with other processes
+                if not same_bits(value, initial):  # memory that is not written to is shared with other processes
                     value.copy_(initial)
         self.model.eval()
         self.model.requires_grad_(True)
@@ -500,7 +500,7 @@ class BaseModel:
         return frozenset(i for i, text in enumerate(texts) if "\n" in text)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
     """True if two tensors on one device have the same type, shape and bits."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False

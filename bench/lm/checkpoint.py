@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import paths
 from bench.errors import BenchError
+from bench.hashing import path_hash
 from bench.lm import adapters, pretrained
 
 
@@ -258,5 +259,4 @@ def identity(folder: Path) -> str:
 @lru_cache(maxsize=64)
 def _content(path: Path, state: tuple[int, int, int]) -> bytes:
     """SHA-256 of a file; ``state``, its size and times, tells whether it is still the one that was read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return bytes.fromhex(path_hash(path))

@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from bench.answering.metrics import shortest
-from bench.answering.prompts import answer_ids, build_prompts
-from bench.contract.method import Conditioning
+from bench.answering.prompts import closed_book_rows
 from bench.data.documents import Episode
 from bench.lm.base_model import BaseModel, TokenBatch
 from methods.parts.parameters import Subset, select
@@ -172,17 +170,7 @@ def _values(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 def answer_loss(lm: BaseModel, parameters: Parameters, episodes: Sequence[Episode]) -> Tensor:
     """Mean -log p (nats) over the tokens of all answers (the shortest of each question) and their ends of text."""
-    questions = [question for episode in episodes for question in episode.questions]
-    prompts = build_prompts(lm, questions, Conditioning(), 0)
-    golds = [shortest(answers) for episode in episodes for answers in episode.answers]
-    endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [q.text for q in questions], golds)]
-    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
-    rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)  # (questions, longest)
-    scored = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
-        scored[i, len(head) : len(row)] = True
-    # a causal model does not see padding on the right
+    ids, scored = closed_book_rows(lm, episodes)  # (questions, longest)
     predicted = logits(lm, parameters, ids[:, :-1], scored[:, 1:])  # (answer tokens, vocabulary)
     return functional.cross_entropy(predicted, ids[:, 1:][scored[:, 1:]])
 

@@ -92,6 +92,18 @@ def test_a_model_that_was_taught_its_answers_has_almost_no_loss_on_them(kind: st
     assert max(nll) < 0.05
 
 
+def assert_learners_read_alike(
+    lm: BaseModel, questions: list[str], golds: list[str], expected: list[float | None]
+) -> None:
+    """Check that those who learn from answers have the likelihoods of the harness."""
+    bank = memory_bank.answer_nll(lm, questions, golds, memory_bank.Prefix())
+    assert bank.tolist() == pytest.approx(expected, abs=1e-5)
+    for question, gold, value in zip(questions, golds, expected, strict=True):
+        episode = Episode(Document("d", CORPUS[0]), (Question("q", question),), ((gold,),))
+        loss = inner_loop.answer_loss(lm, inner_loop.parameters_of(lm), [episode])
+        assert loss.item() == pytest.approx(value, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["prepend", "pieces that merge '? '", "bytes"])
 @torch.no_grad()
 def test_all_users_read_the_answers_that_the_harness_reads(kind: str) -> None:
@@ -99,12 +111,7 @@ def test_all_users_read_the_answers_that_the_harness_reads(kind: str) -> None:
     questions, golds = [question for question, _ in PAIRS], [gold for _, gold in PAIRS]
     prompts = build_prompts(lm, [Question(str(i), text) for i, text in enumerate(questions)], Conditioning(), 16)
     expected = answer_nll(lm, prompts, golds)
-    bank = memory_bank.answer_nll(lm, questions, golds, memory_bank.Prefix())
-    assert bank.tolist() == pytest.approx(expected, abs=1e-5)
-    for question, gold, value in zip(questions, golds, expected, strict=True):
-        episode = Episode(Document("d", CORPUS[0]), (Question("q", question),), ((gold,),))
-        loss = inner_loop.answer_loss(lm, inner_loop.parameters_of(lm), [episode])
-        assert loss.item() == pytest.approx(value, abs=1e-5)
+    assert_learners_read_alike(lm, questions, golds, expected)
 
 
 def first_tokens(lm: BaseModel, count: int) -> tuple[list[int], str]:
@@ -189,12 +196,7 @@ def test_likelihoods_in_a_format_are_those_of_the_whole_text(name: str) -> None:
         for prompt, ids in zip(prompts, answer_ids(lm, questions, golds), strict=True)
     ]
     assert answer_nll(lm, prompts, golds) == pytest.approx(expected, abs=1e-5)
-    bank = memory_bank.answer_nll(lm, questions, golds, memory_bank.Prefix())
-    assert bank.tolist() == pytest.approx(expected, abs=1e-5)
-    for question, gold, value in zip(questions, golds, expected, strict=True):
-        episode = Episode(Document("d", CORPUS[0]), (Question("q", question),), ((gold,),))
-        loss = inner_loop.answer_loss(lm, inner_loop.parameters_of(lm), [episode])
-        assert loss.item() == pytest.approx(value, abs=1e-5)
+    assert_learners_read_alike(lm, questions, golds, expected)
 
 
 @pytest.mark.parametrize("name", ["begin", "templates", "turns", "words"])
