@@ -20,8 +20,7 @@ from reports.style import (
     answer_f1,
     band,
     bar,
-    f1,
-    f1_error,
+    board_error,
     from_zero,
     heading,
     label_rows,
@@ -29,6 +28,7 @@ from reports.style import (
     name_axes,
     panels,
     readable,
+    score,
     title,
 )
 
@@ -97,11 +97,11 @@ def _controls(board: Board, methods: Sequence[Family]) -> Figure:
     for axes, family in zip(grid, methods, strict=True):
         for y, arm in enumerate(arms):
             if row := family.rows.get(arm):
-                bar(axes, y, f1(board, row), BLUE if arm == "stream" else GREY, filled=not row.note)
+                bar(axes, y, score(board, row), BLUE if arm == "stream" else GREY, filled=not row.note)
         heading(axes, family.label)
     label_rows(grid, range(len(arms)), [readable(arm) for arm in arms], margin=0.6)
     grid[0].set_xlim(left=0)
-    notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR,), vertical=True)]
+    notes = [board_error(board), *_draw_controls(board, grid, (FLOOR,), vertical=True)]
     name_axes(figure, f"{answer_f1(board)} ({'; '.join(notes)})", "")
     return figure
 
@@ -110,11 +110,11 @@ def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
     """One small panel for each method: F1 on the same questions by the number of documents held."""
     figure, grid = panels(len(methods))
     for axes, family in zip(grid, methods, strict=True):
-        band(axes, [(documents, f1(board, row)) for documents, row in family.contexts()])
+        band(axes, [(documents, score(board, row)) for documents, row in family.contexts()])
         heading(axes, family.label)
     ticks = sorted({documents for family in methods for documents, _ in family.contexts()})
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
-    notes = [f1_error(board), *_draw_controls(board, grid, (FLOOR, CEILING))]
+    notes = [board_error(board), *_draw_controls(board, grid, (FLOOR, CEILING))]
     from_zero(grid[0])
     name_axes(figure, f"documents held at question time ({'; '.join(notes)})", answer_f1(board))
     return figure
@@ -129,7 +129,7 @@ def _draw_controls(board: Board, grid: Sequence[Axes], methods: Sequence[str], v
             continue
         for axes in grid:
             (axes.axvline if vertical else axes.axhline)(
-                f1(board, row).mean, color=GREY, linewidth=0.8, linestyle=style, zorder=0
+                score(board, row).mean, color=GREY, linewidth=0.8, linestyle=style, zorder=0
             )
         legend.append(f"{word}: {readable(method)}")
     return legend

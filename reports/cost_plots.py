@@ -1,4 +1,4 @@
-"""The plots of costs: F1 by the total cost of a stream, and state and time of each method."""
+"""The plots of costs: F1, or bits per byte, by the total cost of a stream, and state and time of each method."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reports.style import (
     WIDTH,
     Drawings,
     answer_f1,
-    f1,
-    f1_error,
+    board_error,
     label_rows,
     readable,
+    score,
     wrap_labels,
 )
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("f1_by_cost", "cost_by_method")
+NAMES = ("f1_by_cost", "bits_per_byte_by_cost", "cost_by_method")
 
 TOTALS = {"total_flops": "floating-point operations", "total_seconds": "seconds"}
 
@@ -44,42 +44,44 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A method's total cost on one stream, and its F1."""
+    """A method's total cost on one stream, and its score: F1 or, where no questions are asked, bits per byte."""
 
     label: str
     cost: float
-    f1: Estimate
+    score: Estimate
     control: bool
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots, if a method on the board has an F1 or a cost above 0."""
+    """The plots, if a method on the board has a score or a cost above 0."""
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
     plots = {}
     if any(points(board, total) for total in TOTALS):
-        plots[NAMES[0]] = lambda: _draw_f1(board)
+        plots[NAMES[0] if board.headline == "f1" else NAMES[1]] = lambda: _draw_scores(board)
     if any(row.costs.get(name) for row in rows for name in LABELS):
-        plots[NAMES[1]] = lambda: _draw_costs(rows)
+        plots[NAMES[2]] = lambda: _draw_costs(rows)
     return plots
 
 
 def points(board: Board, total: str) -> list[Point]:
-    """The methods with an F1 and this total, in the board's order, unless all costs are 0."""
-    rows = [row for row in board.rows if row.arm == "stream" and "f1" in row.scores and total in row.costs]
-    found = [Point(readable(row.label), row.costs[total], f1(board, row), row.control) for row in rows]
+    """The methods with a score and this total, in the board's order, unless all costs are 0."""
+    name = "f1" if board.headline == "f1" else "bits_per_byte"
+    rows = [row for row in board.rows if row.arm == "stream" and name in row.scores and total in row.costs]
+    found = [Point(readable(row.label), row.costs[total], score(board, row, name), row.control) for row in rows]
     return found if any(point.cost for point in found) else []
 
 
-def pareto_front(methods: Sequence[Point]) -> list[Point]:
+def pareto_front(methods: Sequence[Point], lower_is_better: bool = False) -> list[Point]:
     """The methods, without controls, than which none is both cheaper and better, by cost."""
+    sign = -1 if lower_is_better else 1
     front: list[Point] = []
-    for point in sorted(methods, key=lambda point: (point.cost, -point.f1.mean)):
-        if not point.control and (not front or point.f1.mean > front[-1].f1.mean):
+    for point in sorted(methods, key=lambda point: (point.cost, -sign * point.score.mean)):
+        if not point.control and (not front or sign * point.score.mean > sign * front[-1].score.mean):
             front.append(point)
     return front
 
 
-def _draw_f1(board: Board) -> Figure:
+def _draw_scores(board: Board) -> Figure:
     """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line."""
     from matplotlib.figure import Figure
 
@@ -90,20 +92,20 @@ def _draw_f1(board: Board) -> Figure:
     bottom = 0.45 / (height + 0.3)
     figure.subplots_adjust(left=0.07, right=0.985, top=1 - 0.08 / height, bottom=bottom + 0.03, hspace=0.28)
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
-        _panel(axes, methods)
+        _panel(axes, methods, lower_is_better=board.headline != "f1")
         axes.set_xlabel(TOTALS[total], labelpad=1)
-        axes.set_ylabel(answer_f1(board))
+        axes.set_ylabel(answer_f1(board) if board.headline == "f1" else "bits per byte")
     figure.text(
         0.5,
         0.015,
-        f"total cost of one stream, offline costs included (bars: {f1_error(board)}; dashed: Pareto front)",
+        f"total cost of one stream, offline costs included (bars: {board_error(board)}; dashed: Pareto front)",
         ha="center",
         fontsize=8,
     )
     return figure
 
 
-def _panel(axes: Axes, methods: Sequence[Point]) -> None:
+def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) -> None:
     lowest, highest = min(point.cost for point in methods if point.cost), max(point.cost for point in methods)
     first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
     zero = 10.0 ** (first - 1)  # the place of a cost of 0 on the logarithmic axis
@@ -115,19 +117,24 @@ def _panel(axes: Axes, methods: Sequence[Point]) -> None:
         axes.set_xticks([zero, *(10.0**power for power in decades)], ["0", *(f"$10^{{{power}}}$" for power in decades)])
     spread = math.log10(highest / min(places))
     axes.set_xlim(min(places) / 10 ** (0.06 * spread + 0.1), highest * 10 ** (0.12 * spread + 0.1))
-    ends = [point.f1.mean + side * (point.f1.half_width() or 0) for point in methods for side in (-1, 1)]
-    axes.set_ylim(min(0.0, *ends), 1.08 * max(ends) or 1)
-    front = pareto_front(methods)
-    steps = [(point.cost or zero, point.f1.mean) for point in front]
+    ends = [point.score.mean + side * (point.score.half_width() or 0) for point in methods for side in (-1, 1)]
+    if lower_is_better:
+        margin = 0.15 * (max(ends) - min(ends)) or 0.1
+        axes.set_ylim(min(ends) - margin, max(ends) + margin)
+    else:
+        axes.set_ylim(min(0.0, *ends), 1.08 * max(ends) or 1)
+    front = pareto_front(methods, lower_is_better)
+    steps = [(point.cost or zero, point.score.mean) for point in front]
     if steps:
-        steps = [(steps[0][0], axes.get_ylim()[0]), *steps, (axes.get_xlim()[1], steps[-1][1])]
+        worst = axes.get_ylim()[1 if lower_is_better else 0]
+        steps = [(steps[0][0], worst), *steps, (axes.get_xlim()[1], steps[-1][1])]
         axes.step(*zip(*steps, strict=True), where="post", color=BLUE, linewidth=0.7, linestyle=DASHED, zorder=1)
     for point, x in zip(methods, places, strict=True):
         colour = GREY if point.control else BLUE
         axes.errorbar(
             x,
-            point.f1.mean,
-            yerr=point.f1.half_width() or 0,
+            point.score.mean,
+            yerr=point.score.half_width() or 0,
             fmt="o",
             color=colour,
             markersize=4,
@@ -153,13 +160,13 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
     for (x, y), (next_x, next_y) in itertools.pairwise(steps):
         taken += [around((x, y), (next_x, y), 0.5), around((next_x, min(y, next_y)), (next_x, max(y, next_y)), 0.5)]
     for point, x in zip(methods, places, strict=True):
-        mean, half = point.f1.mean, point.f1.half_width() or 0
+        mean, half = point.score.mean, point.score.half_width() or 0
         taken += [around((x, mean - half), (x, mean + half), 1), around((x, mean), (x, mean), 3)]
     for point, x in zip(methods, places, strict=True):
         text = axes.text(0, 0, point.label, fontsize=6.5, color=GREY if point.control else "black", va="center")
         size = text.get_window_extent()
         width, height = size.width + 2 * scale, size.height
-        at_x, at_y = to_pixels((x, point.f1.mean))
+        at_x, at_y = to_pixels((x, point.score.mean))
         candidates = []
         for dx, dy in _OFFSETS:
             left = at_x + dx * scale - (width if dx < 0 else 0)
@@ -173,7 +180,7 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         (start, y), (end, _) = axes.transData.inverted().transform([(box.x0, at_y + dy * scale), (box.x1, at_y)])
         text.set_position((start, y))
         if math.hypot(dx, dy) > 12:
-            axes.plot([x, start if dx >= 0 else end], [point.f1.mean, y], color=GREY, linewidth=0.4, zorder=0)
+            axes.plot([x, start if dx >= 0 else end], [point.score.mean, y], color=GREY, linewidth=0.4, zorder=0)
 
 
 _OFFSETS = sorted(

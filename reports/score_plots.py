@@ -22,14 +22,14 @@ from reports.style import (
     answer_f1,
     band,
     bar,
-    f1,
-    f1_error,
+    board_error,
     heading,
     label_rows,
     line,
     name_axes,
     panels,
     readable,
+    score,
     stream_error_name,
     title,
     wrap_labels,
@@ -113,7 +113,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(3.4, 0.57 + height * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        estimate = f1(board, row)
+        estimate = score(board, row)
         if row.label in off_scale:
             axes.annotate(
                 f"{estimate.mean:.2f}",
@@ -134,7 +134,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row.as_good_as_best else "normal")
     axes.set_xlim(0, limit)
-    figure.supxlabel(f"{answer_f1(board)} ({f1_error(board)})\nbold: as good as the best", fontsize=8)
+    figure.supxlabel(f"{answer_f1(board)} ({board_error(board)})\nbold: as good as the best", fontsize=8)
     return figure
 
 
@@ -222,5 +222,5 @@ def _binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]
 
 
 def _top(board: Board, row: Row) -> float:
-    estimate = f1(board, row)
+    estimate = score(board, row)
     return estimate.mean + (estimate.half_width() or 0)

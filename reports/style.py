@@ -156,9 +156,9 @@ def readable(label: str) -> str:
     return label.replace("_", " ")
 
 
-def f1(board: Board, row: Row) -> Estimate:
-    """A row's F1 with the board's error."""
-    return row.estimate("f1", board.error) or row.scores["f1"][0]
+def score(board: Board, row: Row, name: str = "f1") -> Estimate:
+    """A score of a row with the board's error."""
+    return row.estimate(name, board.error) or row.scores[name][0]
 
 
 def answer_f1(board: Board) -> str:
@@ -167,8 +167,8 @@ def answer_f1(board: Board) -> str:
     return "answer F1" if first is None else f"answer F1 on the first {first} documents"
 
 
-def f1_error(board: Board) -> str:
-    """Name of the error bars that :func:`f1` has."""
+def board_error(board: Board) -> str:
+    """Name of the error bars that :func:`score` has."""
     return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "95\u00a0% interval over documents"
 
 

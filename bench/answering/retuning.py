@@ -2,12 +2,13 @@
 
 The procedure is that of the code of Hu et al. (2023), with a limit on the steps: Adam without weight decay at a
 constant rate, batches of 16 questions in a new order in each epoch, and early stopping on held-out questions, here by
-their loss, there by the F1 of decoded answers. The loss is the mean -log p over the tokens of the shortest gold answers
-and their ends of text. Dropout is off.
+their loss, there by the F1 of decoded answers. Fewer than 16 steps are all taken, and no question is held out. The loss
+is the mean -log p over the tokens of the shortest gold answers and their ends of text. Dropout is off.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch.nn import Parameter, functional
 
 from bench.answering.prompts import closed_book_rows
 from bench.answering.retune import Retune
+from bench.contract.gradient import build_optimizer
 from bench.data.documents import Episode
 from bench.lm.base_model import BaseModel, same_bits
 from bench.seeds import seed_for
@@ -26,7 +28,10 @@ BATCH = 16
 HELD_OUT = 64
 """Most held-out questions; at most half of all."""
 VALIDATE_EVERY = 16
-"""Steps between two computations of the held-out loss. It is also computed before the first step and after the last."""
+"""Steps between two computations of the held-out loss. It is also computed before the first step and after the last.
+
+With fewer steps it would cost more than they do.
+"""
 PATIENCE = 3
 """Computations in a row without a new lowest loss after which the steps end."""
 
@@ -52,12 +57,13 @@ def retuned(lm: BaseModel, episodes: Sequence[Episode], retune: Retune, seed: in
     The same weights are tuned in the same way for the same ``seed``. With fewer than two questions nothing is tuned.
     """
     questions = one_each(episodes)
-    generator = torch.Generator().manual_seed(seed_for(seed, "retune"))
-    order = torch.randperm(len(questions), generator=generator).tolist()
-    held_out = [questions[i] for i in order[: min(HELD_OUT, len(order) // 2)]]
-    if not held_out:
+    if len(questions) < 2:
         yield
         return
+    generator = torch.Generator().manual_seed(seed_for(seed, "retune"))
+    order = torch.randperm(len(questions), generator=generator).tolist()
+    size = min(HELD_OUT, len(order) // 2) if retune.steps >= VALIDATE_EVERY else 0
+    held_out = [questions[i] for i in order[:size]]
     before = _weights(lm)
     state = [(p, p.requires_grad, p.grad) for p in lm.model.parameters()]
     try:
@@ -82,9 +88,9 @@ def _tune(
     lm.model.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(learning, lr=retune.rate)
-    best: Weights | None = before
-    lowest, waited = _mean_loss(lm, held_out), 0
+    optimizer = build_optimizer("adam", learning, retune.rate, fused=lm.dtype != torch.float32)
+    best: Weights | None = before if held_out else None
+    lowest, waited = _mean_loss(lm, held_out) if held_out else math.inf, 0
     for step in range(1, retune.steps + 1):
         # of the base's weights only: an adapter's tensors need not be parameters of the model
         gradients = torch.autograd.grad(answer_loss(lm, next(batches)), learning, allow_unused=True)
@@ -93,7 +99,7 @@ def _tune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         del gradients
-        if step % VALIDATE_EVERY == 0 or step == retune.steps:
+        if held_out and (step % VALIDATE_EVERY == 0 or step == retune.steps):
             loss = _mean_loss(lm, held_out)
             if loss < lowest:
                 lowest, waited = loss, 0

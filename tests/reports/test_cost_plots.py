@@ -30,6 +30,15 @@ def test_the_front_has_the_methods_than_which_none_is_cheaper_and_better():
     assert cost_plots.pareto_front(methods[:1]) == []
 
 
+def test_where_lower_is_better_the_front_has_those_below_all_cheaper_ones():
+    methods = [point("free", 0.0, 1.2), point("cheap", 2.0, 1.0), point("worse", 3.0, 1.1), point("dear", 9.0, 0.9)]
+    assert [method.label for method in cost_plots.pareto_front(methods, lower_is_better=True)] == [
+        "free",
+        "cheap",
+        "dear",
+    ]
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
     from matplotlib.figure import Figure

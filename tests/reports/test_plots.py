@@ -20,7 +20,7 @@ def write(runs, out):
 def test_the_same_records_give_the_same_bytes(tmp_path):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
     modules = (base_plots, change_plots, format_plots, month_plots, relative_plots)  # they have tests of their own
-    special = {name for module in modules for name in module.NAMES}
+    special = {"bits_per_byte_by_cost", *(name for module in modules for name in module.NAMES)}
     for name in ("a", "b"):
         assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - special
     for name in plots.file_names(build(tmp_path / "runs"), tmp_path / "runs"):
@@ -46,7 +46,7 @@ def test_text_streams_have_no_question_plots_and_old_files_are_removed(tmp_path)
     (tmp_path / "out/f1_by_method.svg").write_text("of an earlier board")
     runs = tmp_path / "runs"
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
-    expected = {"token_nll_by_position", "token_nll_gain_by_position", "cost_by_method"}
+    expected = {"token_nll_by_position", "token_nll_gain_by_position", "bits_per_byte_by_cost", "cost_by_method"}
     assert write(runs, tmp_path / "out") == expected
     assert {path.name for path in (tmp_path / "out").iterdir()} == plots.file_names(build(runs), runs)
     assert len(plots.file_names(build(runs), runs)) == len(expected) * len(plots.FORMATS)
@@ -54,7 +54,7 @@ def test_text_streams_have_no_question_plots_and_old_files_are_removed(tmp_path)
 
 def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):
     board(tmp_path, [record(tmp_path, spec("uniform", "test-2-0"), nll=[2.0, 3.0])])
-    assert write(tmp_path, tmp_path / "out") == {"token_nll_by_position", "cost_by_method"}
+    assert write(tmp_path, tmp_path / "out") == {"token_nll_by_position", "bits_per_byte_by_cost", "cost_by_method"}
 
 
 def test_without_scoring_there_is_no_nll_plot(tmp_path):

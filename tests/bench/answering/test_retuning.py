@@ -95,25 +95,46 @@ def test_the_same_seed_tunes_the_same_weights_in_the_same_way(lm: BaseModel) -> 
     assert same(tuned[0], tuned[1]) and not same(tuned[0], tuned[2])
 
 
-def test_a_step_is_one_of_adam_on_the_questions_not_held_out(lm: BaseModel) -> None:
-    questions = one_each(EPISODES[:2])  # four, of which half are held out
+def test_steps_are_those_of_adam_on_batches_of_all_questions(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retuning, "BATCH", 2)
+    questions = one_each(EPISODES[:2])  # four, so that two steps are an epoch
     candidates = []
-    for batch in itertools.combinations(questions, 2):
+    for first in itertools.combinations(range(4), 2):
         lm.restore()
         bare = torch.optim.Adam(lm.model.parameters(), lr=1e-4)
-        answer_loss(lm, batch).backward()
-        bare.step()
+        for batch in (first, [i for i in range(4) if i not in first]):
+            bare.zero_grad()
+            answer_loss(lm, [questions[i] for i in batch]).backward()
+            bare.step()
         candidates.append(weights(lm))
     lm.restore()
-    with retuned(lm, EPISODES[:2], Retune(steps=1, rate=1e-4), seed=3):
+    with retuned(lm, EPISODES[:2], Retune(steps=2, rate=1e-4), seed=3):
         tuned = weights(lm)
     distances = [max((tuned[name] - other[name]).abs().max().item() for name in tuned) for other in candidates]
     assert sum(distance < 1e-6 for distance in distances) == 1
 
 
+def test_half_of_few_questions_is_held_out_of_16_steps_or_more(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: dict[str, set[str]] = {"learned": set(), "held out": set()}
+    original = retuning.answer_loss
+
+    def seen(lm: BaseModel, batch: list[Episode]) -> Tensor:
+        texts["learned" if torch.is_grad_enabled() else "held out"] |= {e.questions[0].text for e in batch}
+        return original(lm, batch)
+
+    monkeypatch.setattr(retuning, "answer_loss", seen)
+    with retuned(lm, EPISODES, Retune(steps=15, rate=1e-4), seed=3):
+        pass
+    assert (len(texts["learned"]), len(texts["held out"])) == (10, 0)
+    texts["learned"].clear()
+    with retuned(lm, EPISODES, Retune(steps=16, rate=1e-4), seed=3):
+        pass
+    assert (len(texts["learned"]), len(texts["held out"])) == (5, 5) and not texts["learned"] & texts["held out"]
+
+
 def test_steps_that_raise_the_held_out_loss_are_dropped(lm: BaseModel) -> None:
     before = weights(lm)
-    with retuned(lm, EPISODES, Retune(steps=6, rate=10.0), seed=3):
+    with retuned(lm, EPISODES, Retune(steps=16, rate=10.0), seed=3):
         assert same(weights(lm), before)
 
 
