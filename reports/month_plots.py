@@ -21,6 +21,9 @@ NAMES = ("f1_by_month",)
 MONTHS = 3
 """Fewest months of documents for which there is a plot."""
 
+LONGEST = 24
+"""Most months that are shown one by one; a longer time is shown by quarter, since a month has few questions."""
+
 LABELS = 5
 """Most labels on the axis of months."""
 
@@ -33,11 +36,14 @@ def drawings(board: Board, runs: Path) -> Drawings:
 
     The board's reference, if it is complete, is a second line.
     """
-    rows = {row.method: row for row in reversed(board.rows) if row.arm == "stream" and row.status == "complete"}
+    complete = [row for row in reversed(board.rows) if row.arm == "stream" and row.status == "complete"]
+    rows = {**{row.method: row for row in complete}, **{row.label: row for row in complete}}
     items = {name: items_of(rows[name], runs) for name in (FLOOR, board.reference) if name in rows}
     if len(items.get(FLOOR, ())) < MONTHS:
         return {}
-    return {"f1_by_month": lambda: _by_month({title(rows[name]): of for name, of in items.items()})}
+    width = 1 if max(items[FLOOR]) - min(items[FLOOR]) < LONGEST else 3
+    curves = {title(rows[name]): merged(of, width) for name, of in items.items()}
+    return {"f1_by_month": lambda: _by_month(curves, width)}
 
 
 def items_of(row: Row, runs: Path) -> Items:
@@ -48,6 +54,14 @@ def items_of(row: Row, runs: Path) -> Items:
             if (month := month_of(event.timestamp)) is not None:
                 items[month].append(Item.of(run_of(record), event.question_id, event.document_id, event.f1))
     return dict(sorted(items.items()))
+
+
+def merged(items: Items, months: int) -> Items:
+    """The same by so many months, each named by its first one."""
+    bins: dict[int, list[Item]] = defaultdict(list)
+    for month, scored in items.items():
+        bins[month - month % months] += scored
+    return bins
 
 
 def month_of(timestamp: str) -> int | None:
@@ -66,8 +80,8 @@ def estimates(items: Items) -> Points:
     return [(month, mean_over_documents(scored)) for month, scored in items.items()]
 
 
-def _by_month(items: Mapping[str, Items]) -> Figure:
-    """F1 by month, above the number of questions in each. The first row is closed book."""
+def _by_month(items: Mapping[str, Items], width: int) -> Figure:
+    """F1 by ``width`` months, above the number of questions in each. The first row is closed book."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4, 2.6), layout="constrained")
@@ -85,11 +99,12 @@ def _by_month(items: Mapping[str, Items]) -> Figure:
     handles, names = scores.get_legend_handles_labels()
     scores.legend(handles[::-1], names[::-1], frameon=False, fontsize=7)  # lines with bars come last there
     counts = [len({(item.stream, item.unit) for item in scored}) for scored in items[floor].values()]
-    sizes.bar(list(items[floor]), counts, width=0.7, color=GREY)
+    sizes.bar(list(items[floor]), counts, width=0.7 * width, color=GREY)
     sizes.set_ylabel("questions")
     ticks = _ticks(min(items[floor]), max(items[floor]))
     sizes.set_xticks(ticks, list(map(name_of, ticks)))
-    figure.supxlabel("month of the document (95\u00a0% interval over documents)", fontsize=8)
+    unit = "month" if width == 1 else "quarter"
+    figure.supxlabel(f"{unit} of the document (95\u00a0% interval over documents)", fontsize=8)
     return figure
 
 

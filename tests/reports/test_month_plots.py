@@ -48,6 +48,14 @@ def test_the_plot_shows_the_questions_of_each_month(tmp_path):
     assert [text.get_text() for text in scores.get_legend().get_texts()] == ["closed book", "uniform"]
 
 
+def test_more_than_two_years_are_shown_by_quarter(tmp_path):
+    dates = ("2022-01-31", "2022-03-01", "2022-04-01", "2023-12-31", "2024-01-01", "2024-02-01")
+    board(tmp_path, [record(tmp_path, spec("closed_book", "test-6-0"), ((1.0,),) * 6, dates=dates)])
+    figure = month_plots.drawings(build(tmp_path), tmp_path)["f1_by_month"]()
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [2, 1, 1, 2]
+    assert figure.get_supxlabel().startswith("quarter of the document")
+
+
 @pytest.mark.parametrize(
     ("method", "dates"),
     [("closed_book", ("2024-06-01", "2024-07-01") * 3), ("closed_book", ()), ("uniform", DATES)],
