@@ -57,15 +57,20 @@ def drawings(board: Board, runs: Path) -> Drawings:
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
     plots = {}
     if any(points(board, total) for total in TOTALS):
-        plots[NAMES[0] if board.headline == "f1" else NAMES[1]] = lambda: _draw_scores(board)
+        plots[f"{_scored(board)}_by_cost"] = lambda: _draw_scores(board)
     if any(row.costs.get(name) for row in rows for name in LABELS):
-        plots[NAMES[2]] = lambda: _draw_costs(rows)
+        plots["cost_by_method"] = lambda: _draw_costs(rows)
     return plots
+
+
+def _scored(board: Board) -> str:
+    """Name of the score of the points: the headline or, on boards of text alone, what no tokenizer changes."""
+    return "f1" if board.headline == "f1" else "bits_per_byte"
 
 
 def points(board: Board, total: str) -> list[Point]:
     """The methods with a score and this total, in the board's order, unless all costs are 0."""
-    name = "f1" if board.headline == "f1" else "bits_per_byte"
+    name = _scored(board)
     rows = [row for row in board.rows if row.arm == "stream" and name in row.scores and total in row.costs]
     found = [Point(readable(row.label), row.costs[total], score(board, row, name), row.control) for row in rows]
     return found if any(point.cost for point in found) else []
@@ -85,16 +90,17 @@ def _draw_scores(board: Board) -> Figure:
     """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line."""
     from matplotlib.figure import Figure
 
-    panels = {total: points(board, total) for total in TOTALS if points(board, total)}
+    panels = {total: found for total in TOTALS if (found := points(board, total))}
+    lower_is_better = _scored(board) == "bits_per_byte"
     height = 2.7 * len(panels)
     figure = Figure(figsize=(WIDTH, height + 0.3))  # no layout engine: labels are placed on the final axes
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     bottom = 0.45 / (height + 0.3)
     figure.subplots_adjust(left=0.07, right=0.985, top=1 - 0.08 / height, bottom=bottom + 0.03, hspace=0.28)
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
-        _panel(axes, methods, lower_is_better=board.headline != "f1")
+        _panel(axes, methods, lower_is_better)
         axes.set_xlabel(TOTALS[total], labelpad=1)
-        axes.set_ylabel(answer_f1(board) if board.headline == "f1" else "bits per byte")
+        axes.set_ylabel("bits per byte" if lower_is_better else answer_f1(board))
     figure.text(
         0.5,
         0.015,
