@@ -56,7 +56,8 @@ class Tuning:
 
     Two thirds of the trials cover the space, the rest is around the best of these, first beyond the edges at which it
     is. Either part runs on the first third of each stream; the best third that scores above the method without
-    documents goes on to whole streams. With a ``limit``, candidates that observe with more operations per token are
+    documents goes on to whole streams; if none of it still does there, as after steps that are too large for long, the
+    next best ones follow. With a ``limit``, candidates that observe with more operations per token are
     dropped, and others take their place.
     """
 
@@ -115,10 +116,15 @@ class Tuning:
                     self.others += trial.cells
         self.done += new
         if prefix is not None:
-            going_on = self._survivors(new, prefix)
-            for trial in going_on:
-                trial.cells += self.make_cells(trial.settings, "stream", None)
-            yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
+            ranked = self._ranked(new, prefix)
+            share = max(1, math.ceil(len(new) / ETA))
+            for start in range(0, max(1, len(ranked)), share):  # the floor is measured even if no trial is left
+                going_on = ranked[start : start + share]
+                for trial in going_on:
+                    trial.cells += self.make_cells(trial.settings, "stream", None)
+                yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
+                if any(self._is_above(trial, self.floor()) for trial in going_on):
+                    break
 
     def _floor_cells(self, prefix: int | None) -> list[Cell]:
         """The cells of the method without documents, which need no NLL of text."""
@@ -136,17 +142,21 @@ class Tuning:
         spent = [operations_per_token(self.runs, cell) for cell in trial.cells]
         return all(operations <= SLACK * self.limit for operations in spent if operations is not None)
 
-    def _survivors(self, trials: Sequence[Trial], prefix: int) -> list[Trial]:
-        """The best third of the trials that score above the floor; the best one if none does."""
+    def _is_above(self, trial: Trial, floor: float | None) -> bool:
+        """True if a trial has a score, and F1 above the floor."""
+        score = self.measure(trial).score
+        return score is not None and (self.metric != "f1" or floor is None or score > floor)
+
+    def _ranked(self, trials: Sequence[Trial], prefix: int) -> list[Trial]:
+        """The trials that score above the floor, best first; only the best one if none does."""
         floor = self.floor(prefix)
         merits = []
         for index, trial in enumerate(trials):
             score, nll, *_ = self.measure(trial)
             if score is not None:
-                merits.append((tuning.merit(self.metric, score, nll, floor), -index, score))
-        merits.sort(reverse=True)
-        above = [item for item in merits if self.metric != "f1" or floor is None or item[2] > floor] or merits[:1]
-        return [trials[-index] for _, index, _ in above[: math.ceil(len(trials) / ETA)]]
+                merits.append((tuning.merit(self.metric, score, nll, floor), -index))
+        ranked = [trials[-index] for _, index in sorted(merits, reverse=True)]
+        return [trial for trial in ranked if self._is_above(trial, floor)] or ranked[:1]
 
     def measure(self, trial: Trial) -> tuning.Measurement:
         """The scores of a trial that has run."""

@@ -164,6 +164,19 @@ def test_trials_that_diverge_count_and_are_not_chosen(world: World) -> None:
     assert best is not None and best.settings["rate"] < 0.25
 
 
+@pytest.mark.parametrize("broken", [0.0, None])
+def test_if_the_best_of_the_first_part_break_on_whole_streams_the_next_ones_follow(
+    world: World, broken: float | None
+) -> None:
+    rates = sorted((settings["rate"] for settings in explore(SPACE, DEFAULTS, 5)), reverse=True)
+    world.score = lambda settings, prefix: settings["rate"] if prefix or settings["rate"] <= rates[2] else broken
+    search, (_, second, third, *_) = world.tune()
+    assert [settings["rate"] for settings in settings_of(second, None)] == rates[:2], "the largest rates learn fastest"
+    assert [settings["rate"] for settings in settings_of(third, None)] == rates[2:4]
+    best = search.best()
+    assert best is not None and 0 < best.settings["rate"] <= rates[2]
+
+
 def test_if_every_trial_diverges_the_rest_covers_the_space(world: World) -> None:
     world.score = lambda *_: None
     search, _ = world.tune()

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from bench import Document, Method
 
+SAME = 1e-3
+"""Distance below which two contexts are the same."""
+
 
 class NearestToken(Method):
     """Mixes in the token that followed the most similar context of the stream."""
@@ -24,6 +27,9 @@ class NearestToken(Method):
     def mix_next_token(self, log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
         if not len(self.tokens):
             return log_probs
-        nearest = self.tokens[torch.cdist(hidden, self.keys).argmin(1)]  # (T,)
+        distances = torch.cdist(hidden, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
+        # equal contexts, such as all first tokens, differ by rounding: of these the first one
+        is_nearest = distances <= distances.min(1, keepdim=True).values + SAME  # (T, stored tokens)
+        nearest = self.tokens[is_nearest.int().argmax(1)]  # (T,)
         vote = torch.zeros_like(log_probs).scatter_(1, nearest[:, None], 0.5)
         return torch.logaddexp(log_probs - torch.tensor(2.0).log(), vote.log())
