@@ -48,7 +48,7 @@ attack: $(READY)
 lock:
 	@rm -rf .venv-lock
 	@$(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade setuptools torch==2.13.0 ".[test]"
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade hatchling torch==2.13.0 ".[test]"
 	@{ echo "# Everything needed to run and test, exactly. Made by: make lock"; .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude online-adaptation-bench | sed 's/+[a-z0-9.]*$$//' | grep -v '^nvidia-\|^triton'; } > requirements.lock
 	@rm -rf .venv-lock
 

@@ -7,19 +7,29 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from bench.errors import BenchError, RunError
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # before any other package called bench
+import bench
+
+if Path(bench.__path__[0]) != Path(sys.path[0], "bench"):
+    raise ImportError(f"Another package called bench is loaded, from {bench.__path__[0]}: import run_bench before it.")
+from bench.errors import BenchError, RunError, nearest
+from bench.terminal import visible
 
 if TYPE_CHECKING:
+    from bench import Results
     from bench.run.experiment import Experiment
-    from bench.run.runner import Progress
+    from bench.run.runner import Runner
+else:
+    Results = object  # for typer, which evaluates the annotations of commands: the class takes long to import
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 new_app = typer.Typer(no_args_is_help=True, help="Write a skeleton to start from.")
@@ -28,14 +38,32 @@ model_app = typer.Typer(no_args_is_help=True, help="Get a pretrained base model.
 app.add_typer(new_app, name="new")
 app.add_typer(model_app, name="model")
 app.add_typer(streams_app, name="streams")
-console = Console()
-error_console = Console(stderr=True, soft_wrap=True)
+
+
+class Terminal(Console):
+    """A console on which no text is obeyed: neither its control characters nor its names of emojis."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, with control characters made visible."""
+        return super().render_str(visible(text), **options)
+
+
+console = Terminal()
+error_console = Terminal(stderr=True, soft_wrap=True)
 INTERRUPTED = 130
 """Exit code of an interrupt, as typer sets it."""
 
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="a file with your own methods (repeatable)")]
 Runs = Annotated[Path, typer.Option(help="folder of the records")]
 Out = Annotated[Path, typer.Option(help="folder for tables and plots")]
+Reference = Annotated[
+    str | None, typer.Option(help="method or row from which paired differences are taken (default: uniform)")
+]
+Track = Annotated[str | None, typer.Option(help="log the board to tensorboard or wandb (the extra [track])")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run and what it would take; run nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
 DataFiles = Annotated[
     list[str] | None,
@@ -52,26 +80,32 @@ def default(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="fewer and shorter streams, fewer trials, one seed")] = False,
+    dry_run: DryRun = False,
+    version: Annotated[bool, typer.Option("--version", help="print the versions of program and rules")] = False,
 ) -> None:
     """Compare methods that keep a language model up to date on a stream of documents.
 
     Without a command: run what is missing of the default experiment, print the board, write out/.
     """
+    if version:
+        console.print(f"online-adaptation-bench {bench.__version__}, protocol {bench.PROTOCOL}", highlight=False)
+        raise typer.Exit
     if context.invoked_subcommand is None:
         from bench.run.experiment import load
         from bench.run.overrides import Overrides
 
         fewer = Overrides(streams=2, documents=60, validation_documents=30, trials=3, seed=0)
         overrides = fewer if quick else Overrides()
-        experiment = load("default")
-        overrides.apply(experiment)
-        experiment.name = "quick" if quick else experiment.name
-        _run(experiment, Path("runs"), Path("out"), remarks=overrides.remarks())
+        experiment = overrides.vary(load("default"), "quick" if quick else None)
+        _run(experiment, Path("runs"), Path("out"), remarks=overrides.remarks(), dry_run=dry_run)
 
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")],
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")],
+    name: Annotated[
+        str | None, typer.Option(help="name of this variation, EXPERIMENT+NAME (default: a hash of what is changed)")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
     model: Annotated[str | None, typer.Option(help="an embedded name, a local folder, or a hub id")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
@@ -95,8 +129,12 @@ def run(
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
     out: Out = Path("out"),
-) -> None:
+    track: Track = None,
+    reference: Reference = None,
+    dry_run: DryRun = False,
+) -> Results | None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
+    from bench import load_results
     from bench.run.experiment import EqualCompute, load
     from bench.run.overrides import Overrides
     from reports.board import REFERENCE
@@ -116,9 +154,13 @@ def run(
         methods=_names(methods),
         assignments=set_ or [],
     )
-    experiment = load(name)
-    overrides.apply(experiment)
-    _run(experiment, runs, out, jobs, _paths(plugin), overrides.remarks(), hook_timeout)
+    varied = overrides.vary(load(experiment), name)
+    planned = [plan.name for plan in varied.methods]
+    if reference is not None and reference.partition(" ")[0] not in planned:
+        raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
+    remarks, plugins = overrides.remarks(), _paths(plugin)
+    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference)
+    return None if dry_run else load_results(runs, varied.name)
 
 
 def _run(
@@ -129,6 +171,9 @@ def _run(
     plugins: Sequence[str] = (),
     remarks: Sequence[str] = (),
     hook_timeout: float | None = None,
+    track: str | None = None,
+    dry_run: bool = False,
+    reference: str | None = None,
 ) -> None:
     from bench.records.store import is_packed
 
@@ -137,21 +182,31 @@ def _run(
 
     from bench.files import check_writable
     from bench.machine import available_memory, usable_cores
+    from bench.run import display
     from bench.run.executor import LocalPool, affordable_jobs
+    from bench.run.progress import Progress
     from bench.run.runner import Runner
+    from reports import tracking
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
-        runners = [Runner(one, runs, plugins, remarks, hook_timeout) for one in experiment.on_each_base()]
-    check_writable(runs, "--runs")
-    check_writable(out, "--out")
+        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run) for one in experiment.on_each_base()]
     jobs = jobs or experiment.default_jobs or usable_cores()
     if experiment.device == "cpu":
         jobs, remark = affordable_jobs(jobs, max(runner.weights for runner in runners), available_memory())
         if remark:
             console.print(remark, markup=False)
-    with LocalPool(jobs) as pool, _progress() as progress:
+    if dry_run:
+        return _print_plan(runners, jobs)
+    check_writable(runs, "--runs")
+    check_writable(out, "--out")
+    if track is not None:
+        tracking.check(track)
+    with LocalPool(jobs) as pool, display.following(console) as show:
+        progress = Progress(show, jobs)
+        for runner in runners:
+            runner.expect(progress)
         results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
-    _report(runs, out, experiment.name)
+    _report(runs, out, experiment.name, track, reference)
     if failures := [line for result in results for line in result.failures]:
         reasons = "".join(f"\n  {line}" for line in failures)
         raise RunError(f"{len(failures)} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
@@ -159,18 +214,20 @@ def _run(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="methods, datasets, experiments or models (default: all)")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="methods, datasets, experiments, models or boards (default: all)")
+    ] = None,
     plugin: Plugins = None,
+    runs: Runs = Path("runs"),
 ) -> None:
-    """List methods, datasets, experiments and embedded base models."""
+    """List methods, datasets, experiments, embedded base models and the boards at hand."""
     from rich.markup import escape
     from rich.table import Table
 
     from bench import paths
     from bench.contract import registry
-    from bench.errors import nearest
 
-    kinds = ("methods", "datasets", "experiments", "models")
+    kinds = ("methods", "datasets", "experiments", "models", "boards")
     if kind is not None and kind not in kinds:
         raise BenchError(f"There is no list of {kind!r}.{nearest(kind, kinds)}")
     if kind in (None, "methods"):
@@ -182,7 +239,14 @@ def list_(
         console.print(table)
     for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments), ("models", paths.models)):
         if kind in (None, title):
-            console.print(f"[bold]{title}[/bold]  {', '.join(names())}")
+            console.print(f"[bold]{title}[/bold]  {escape(', '.join(names()))}")
+    if kind == "boards" or (kind is None and runs.exists()):  # the import takes a tenth of a second
+        from bench.records import boards
+
+        if known := boards.names(runs):
+            console.print(f"[bold]boards[/bold]  {escape(', '.join(known))}")
+        elif kind == "boards":
+            console.print(f"There are no boards in {runs}.", markup=False)
 
 
 @app.command()
@@ -198,17 +262,35 @@ def describe(
 
 @app.command()
 def report(
-    experiment: Annotated[str | None, typer.Argument(help="its board (default: the experiment run last)")] = None,
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]...", help="its board (default: the experiment run last); with --html, several"
+        ),
+    ] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("out"),
+    html: Annotated[bool, typer.Option("--html", help="write leaderboard.html only, with all these boards")] = False,
     check: Annotated[bool, typer.Option("--check", help="change nothing, check scores, fail if out/ is old")] = False,
+    track: Track = None,
+    reference: Reference = None,
 ) -> None:
     """Rebuild every table and plot from the records."""
-    if check:
+    named: list[str | None] = [*(experiments or [])] or [None]
+    experiment, *others = named
+    if html:
+        import reports
+
+        if check:
+            raise BenchError("--check is about all files of one board: leave --html out.")
+        _print_line(f"Wrote {reports.write_page(runs, out, named, reference)}")
+    elif others:
+        raise BenchError("Tables and plots are of one board: name one experiment, or add --html for one page of all.")
+    elif check:
         import reports
         from bench.records.store import is_packed
 
-        stale = reports.stale(runs, out, experiment)
+        stale = reports.stale(runs, out, experiment, reference)
         if stale:
             raise RunError(f"Out of date with the records: {', '.join(stale)}. Run python run_bench.py report.")
         console.print("Everything is up to date with the records.")
@@ -218,7 +300,95 @@ def report(
                 soft_wrap=True,
             )
     else:
-        _report(runs, out, experiment)
+        _report(runs, out, experiment, track, reference)
+
+
+@app.command()
+def rescore(
+    metric: Annotated[str, typer.Argument(help="f1, em, em_prefix or f1_shortest, or a file for evaluate.load")],
+    experiment: Annotated[str | None, typer.Argument(help="its board (default: the experiment run last)")] = None,
+    runs: Runs = Path("runs"),
+    out: Out = Path("out"),
+) -> None:
+    """Score the stored answers with another metric, without a model."""
+    from reports import rescoring
+
+    rescored = rescoring.rescore(runs, metric, experiment)
+    console.print(rescoring.render(rescored))
+    _print_line(f"Wrote {rescoring.write(rescored, metric, out)}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="a row (its label or method), or a board: see docs/compare.md")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another row, or another board")],
+    experiment: Annotated[
+        list[str] | None, typer.Option(help="board of the rows (repeatable; default: the experiment run last)")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="f1, em, token_nll, ... (default: that of the board)")] = None,
+    questions: Annotated[int, typer.Option(min=0, help="show so many questions that each of the two wins")] = 0,
+    resolve: Annotated[
+        float | None, typer.Option(min=1e-6, help="say how many streams or documents would resolve such a gap")
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="draw the differences: compare.pdf, .svg and .png")] = False,
+    runs: Runs = Path("runs"),
+    out: Out = Path("out"),
+) -> None:
+    """Compare two methods, folders of records or commits, question by question."""
+    from reports import compare as comparing
+    from reports import compare_plot, compare_tables
+
+    comparison = comparing.compare(a, b, runs, experiment or (), score)
+    parts = compare_tables.render(comparison)
+    parts += compare_tables.questions(comparison, questions) if questions else []
+    parts += compare_tables.plan_sentences(comparison, resolve) if resolve is not None else []
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
+    if plot:
+        console.print(f"Wrote {', '.join(map(str, compare_plot.write(comparison, out)))}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    row: Annotated[str, typer.Argument(help="a row's label, or the method of a single row")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the ZIP file to write")],
+    experiment: Annotated[str | None, typer.Option(help="its board (default: the experiment run last)")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write the records of a row, with the arms of its method, to a file for somebody else's board."""
+    from bench.records import submission
+    from reports import board
+
+    groups, record = board.load(runs, experiment)
+    chosen = board.named(groups, row, record.experiment)
+    with_arms = [group for group in groups if board.is_arm_of(group, chosen)]
+    ids = [run.id for group in with_arms for run in group.records]
+    submission.export(runs, record.experiment, chosen.label, ids, output)
+    console.print(
+        f"Wrote {output} ({output.stat().st_size / 1e6:.2f} MB): {', '.join(group.label for group in with_arms)}. "
+        f"For another board: python run_bench.py import {output}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="a file that export has written")],
+    experiment: Annotated[str | None, typer.Option(help="the board (default: that of the file's experiment)")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Check a row that somebody else exported, and add it to a board, marked as imported."""
+    from bench.records import submission
+
+    row = submission.add(file, runs, experiment)
+    console.print(
+        f"Every score follows from the predictions, and the questions and gold answers are those of the board. The row "
+        f"is in {row.folder}, marked {row.mark}. "
+        f"Next: python run_bench.py report {row.folder.parent.name} --runs {runs}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command()
@@ -240,25 +410,31 @@ def publish(
     )
 
 
-def _report(runs: Path, out: Path, experiment: str | None) -> None:
+def _report(
+    runs: Path, out: Path, experiment: str | None, track: str | None = None, reference: str | None = None
+) -> None:
     import reports
+    from bench.records import boards
     from bench.records.store import is_packed
-    from reports import bases, tables
+    from reports import bases, tables, tracking
 
-    board = reports.write_all(runs, out, experiment)
+    board = reports.write_all(runs, out, experiment, reference)
     for one in (board, *board.bases):
         console.print(tables.render(one))
         for remark in one.remarks:
-            console.print(f"Note: {remark}", soft_wrap=True)
+            _print_line(f"Note: {remark}")
     if board.bases:
         console.print(bases.render(board))
         for comparison in bases.comparisons(board):
             for sentence in comparison.sentences():
-                console.print(sentence, soft_wrap=True)
+                _print_line(sentence)
     weighted = any("tokens.jsonl" in record.files for row in board.rows for record in row.records)
     if weighted and is_packed(runs):
         console.print("Note: published records have no texts: the plot token_weights is not drawn.")
-    console.print(f"Tables and plots are in {out}{'' if str(out).endswith('/') else '/'}")
+    folder = boards.folder(out, board.experiment)
+    _print_line(f"Tables and plots are in {folder}{'' if str(folder).endswith('/') else '/'}")
+    if track is not None:
+        _print_line(tracking.track(board, runs, out, track))
 
 
 @app.command()
@@ -276,7 +452,7 @@ def check(
 
     if explain:
         text = explanations.overview() if target is None else explanations.explain(target)
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        _print_line(text)
         return
     if target is None:
         raise BenchError(
@@ -284,7 +460,7 @@ def check(
         )
     failed: dict[str, None] = {}
     for verdict in process.check(target, _paths(plugin)):
-        console.print(verdict.line(), soft_wrap=True, markup=False, highlight=False)
+        _print_line(verdict.line())
         if not verdict.passed:
             failed[verdict.check] = None
     if failed:
@@ -304,7 +480,7 @@ def new_method(
 
     path = skeleton.new_method(name, folder)
     target = name if folder == Path("methods") else path
-    console.print(f"Wrote {path}. Next: python run_bench.py check {target}", soft_wrap=True)
+    _print_line(f"Wrote {path}. Next: python run_bench.py check {target}")
 
 
 @app.command()
@@ -344,7 +520,7 @@ def train(
     )
     paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line)
     for path in paths:
-        console.print(f"Wrote {path}", soft_wrap=True)
+        _print_line(f"Wrote {path}")
 
 
 @app.command("tune-qa")
@@ -379,7 +555,7 @@ def tune_qa(
         if not (name and separator and os.path.isdir(folder)):
             raise BenchError(f"--data-files takes DATASET=FOLDER here, got {assignment!r}.")
         files[name] = {split: [path] for split, path in _split_files(Path(folder)).items()}
-    console.print(f"Wrote {tune.tune(settings, files, out, work, device, _print_line)}", soft_wrap=True)
+    _print_line(f"Wrote {tune.tune(settings, files, out, work, device, _print_line)}")
 
 
 @model_app.command("get")
@@ -402,7 +578,7 @@ def streams_build(
     from bench.data import recipe, streams
 
     for path in streams.build_all(recipe.find(dataset), _data_files(data_files)):
-        console.print(f"Wrote {path.name}")
+        _print_line(f"Wrote {path.name}")
 
 
 @streams_app.command("verify")
@@ -411,7 +587,7 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
     from bench.data import recipe, streams
 
     for line in streams.verify(recipe.find(dataset), _data_files(data_files)):
-        console.print(line)
+        _print_line(line)
 
 
 @app.command()
@@ -420,11 +596,24 @@ def doctor() -> None:
     from bench.help import doctor as diagnosis
 
     for finding in diagnosis.diagnose():
-        console.print(str(finding), soft_wrap=True, markup=False, highlight=False)
+        _print_line(str(finding))
 
 
 def _print_line(line: str) -> None:
-    print(line, flush=True)
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_plan(runners: Sequence[Runner], jobs: int) -> None:
+    """Print what a run would do: the cells of each method, those that are there, and what the others would take."""
+    from bench.run import display
+    from bench.run.pace import Pace
+
+    pace = Pace()
+    outlooks = {runner: runner.look_ahead(pace) for runner in runners}
+    for runner, of_base in outlooks.items():
+        console.print(display.plan(runner.experiment, of_base, pace))
+    for line in display.totals([one for of_base in outlooks.values() for one in of_base], pace, jobs):
+        _print_line(line)
 
 
 def _paths(option: list[Path] | None) -> list[str]:
@@ -473,26 +662,6 @@ def _split_files(folder: Path) -> dict[str, str]:
     return files
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A progress bar with the time left on a terminal, one line per cell elsewhere."""
-    if not console.is_terminal:
-        yield lambda activity, done, total: print(f"{activity}: {done} of {total} cells", flush=True)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, object] = {}
-
-        def show(activity: str, done: int, total: int) -> None:
-            if done == 0:
-                tasks[activity] = bars.add_task(activity, total=total)
-            bars.update(tasks[activity], completed=done)  # type: ignore[arg-type]
-
-        yield show
-
-
 def main() -> None:
     """Run the command line. Exit codes: 2 for a wrong request, 1 for a failed run, 130 for an interrupt."""
     for stream in (sys.stdout, sys.stderr):
@@ -523,7 +692,7 @@ def main() -> None:
 
 def _print_error(error: Exception, cause: Exception | None = None) -> None:
     if "--debug" in sys.argv:
-        traceback.print_exception(cause or error)
+        error_console.print("".join(traceback.format_exception(cause or error)), markup=False, highlight=False)
     error_console.print(f"Error: {error}", markup=False, highlight=False)
 
 

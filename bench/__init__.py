@@ -1,7 +1,7 @@
 """online-adaptation-bench: one harness, fixed streams, every method a small plug-in.
 
-A method author imports ``Method``, ``GradientMethod``, ``Conditioning`` and whatever else a method needs from here.
-Names are loaded on first use, so that ``import bench`` stays cheap (no torch).
+A method author imports ``Method``, ``GradientMethod``, ``Conditioning`` and whatever else a method needs from here, and
+a reader of results ``load_results``. Names are loaded on first use, so that ``import bench`` stays cheap (no torch).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.lm.base_model import BaseModel, TokenBatch
     from bench.lm.reading import Reading
     from bench.seeds import seed_for
+    from reports.frames import Results, load_results
 
 PROTOCOL = "2.0"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
@@ -43,6 +44,10 @@ _HOMES = {
     "seed_for": "bench.seeds",
 }
 
+_FOR_READERS = {"Results": "reports.frames", "load_results": "reports.frames"}
+"""Names for readers of results, apart from ``_HOMES``: no module of bench and no method may use them, and the hash of a
+method's code, which follows ``_HOMES``, must not change with a table."""
+
 __all__ = [
     "PROTOCOL",
     "BaseModel",
@@ -56,8 +61,10 @@ __all__ = [
     "Question",
     "Range",
     "Reading",
+    "Results",
     "SearchSpace",
     "TokenBatch",
+    "load_results",
     "packed",
     "seed_for",
     "unpacked",
@@ -65,6 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    home = _HOMES.get(name) or _FOR_READERS.get(name)
+    if home is not None:
+        return getattr(import_module(home), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -126,7 +126,7 @@ def comparisons(board: Board) -> list[Comparison]:
 
 
 def write(board: Board, out: Path) -> list[Path]:
-    """Write ``bases.md``, ``.json`` and ``.csv`` under ``out``, or remove old ones if the board has no further bases.
+    """Write ``bases.md``, ``.json`` and ``.csv`` under ``out``, if the board has further bases.
 
     Returns:
         The paths of the files written.
@@ -135,8 +135,6 @@ def write(board: Board, out: Path) -> list[Path]:
         BenchError: as :func:`lines`.
     """
     if not board.bases:
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
         return []
     rows = [_fields(board, line) for line in lines(board)]
     flat = [

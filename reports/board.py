@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bench.answering.retune import Retune
 from bench.data.arms import irrelevant_percent
 from bench.data.prompt_format import PLAIN, PromptFormat
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest
+from bench.records import boards, imported
+from bench.records.comparability import differences, listed
 from bench.records.schema import (
-    NOT_COMPARED,
     BoardEntry,
     BoardRecord,
-    CellSpec,
     RunRecord,
     TuningRecord,
     documents_seen,
     first_probe,
 )
-from bench.records.store import read_board, read_run, read_tuning
+from bench.records.store import read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import break_even
@@ -91,36 +91,94 @@ def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], BoardR
     Raises:
         BenchError: there is no such board, a record is missing or unreadable, or the records are not comparable.
     """
-    board = read_board(runs, experiment)
+    board = boards.read(runs, experiment)
     records = [read_run(runs / run_id) for run_id in board.runs]
     if not records:
         raise BenchError(f"The experiment {board.experiment} has no runs. Give it at least one method.")
     _check_comparable(records)
+    own = labelled(grouped(records, runs), board.entries)
+    others, remarks = _imported(runs, board.experiment, own)
+    return [*own, *others], board.model_copy(update={"remarks": [*board.remarks, *remarks]})
+
+
+def grouped(records: Iterable[RunRecord], runs: Path) -> list[Group]:
+    """The records by method, config and arm, without labels."""
     by_row: dict[tuple[str, str, str], list[RunRecord]] = defaultdict(list)
     for record in records:
         spec = record.spec
         by_row[spec.method, json.dumps(spec.config, sort_keys=True), spec.arm].append(record)
-    groups = [Group(method, json.loads(config), arm, tuple(rs)) for (method, config, arm), rs in by_row.items()]
-    return groups, board
+    return [Group(method, json.loads(config), arm, tuple(rs), runs) for (method, config, arm), rs in by_row.items()]
 
 
-def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE) -> Board:
+def labelled(groups: Sequence[Group], entries: Sequence[BoardEntry] = ()) -> list[Group]:
+    """The groups with their labels; without the entries of a board no setting counts as set by hand."""
+    if not entries:
+        ids = [record.id for group in groups for record in group.records]
+        entries = [BoardEntry(method="", runs=ids, tuning=None, hand_set=[])]
+    labels = _labels(groups, entries)
+    return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
+
+
+def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """The imported rows of a board that fit to its own rows, and remarks on them and on those that do not fit."""
+    records = [record for group in own for record in group.records]
+    streams = {record.spec.stream for record in records}
+    key, groups, remarks = records[0].comparability_key, [], []
+    for row in imported.rows(runs, experiment):
+        if any(record.comparability_key != key for record in row.records):
+            what = listed(differences(row.records[0].spec, records[0].spec))
+            remarks.append(f"The imported row {row.folder.name} is left out: it differs from the board in {what}.")
+        elif any((runs / run_id).is_dir() for run_id in row.board.runs):
+            remarks.append(f"The imported row {row.folder.name} is left out: its cells were run here since.")
+        else:
+            for group in grouped((record for record in row.records if record.spec.stream in streams), row.folder):
+                entry = entry_of(group, row.board.entries)
+                label = f"{_label(group, [*own, group], entry.hand_set)} [imported {row.mark}]"
+                groups.append(replace(group, label=label, imported=row))
+    if groups:
+        facts = dict.fromkeys(f"{group.imported.mark}, {_origin(group.records)}" for group in groups if group.imported)
+        remarks.append(
+            f"Imported rows were measured by others ({'; '.join(facts)}). Their scores follow from their predictions "
+            f"and this board's gold answers; the rest is as reported."
+        )
+    return groups, remarks
+
+
+def _origin(records: Sequence[RunRecord]) -> str:
+    """The commit and the machine of runs, as far as they say."""
+    of_runs = [record.provenance for record in records]
+    commits = {str(of["commit"])[:8] + "-dirty" * bool(of.get("dirty")) for of in of_runs if of.get("commit")}
+    machines = {str(machine) for of in of_runs if (machine := of.get("gpu") or of.get("cpu"))}
+    return " on ".join([f"commit {' and '.join(sorted(commits)) or 'unknown'}", *sorted(machines)])
+
+
+def build(runs: Path, experiment: str | None = None, reference: str | None = None) -> Board:
     """The board of an experiment (default: the most recent one): rows by headline score, controls last.
 
+    ``reference`` is the label or the method of the row from which paired differences are taken, by default the first
+    complete row of :data:`REFERENCE`, if there is one.
+
     Raises:
-        BenchError: as :func:`load`, or a tuning record is missing or unreadable.
+        BenchError: as :func:`load`, a tuning record is missing or unreadable, or ``reference`` is no complete row.
     """
     groups, record = load(runs, experiment)
     first = groups[0].records[0]
     streams = tuple(sorted({run.spec.stream for group in groups for run in group.records}))
     tuning = read_tuning(runs, dict.fromkeys(record.tuning))
     entries = []
-    for group, label in zip(groups, _labels(groups, record.entries), strict=True):
-        items = read_items(runs, group)
-        entries.append((make_row(runs, group, label, items, len(streams), record.entries, tuning), items))
+    for group in groups:
+        items = read_items(group.runs, group)
+        if group.imported is None:
+            row = make_row(runs, group, group.label, items, len(streams), record.entries, tuning)
+        else:
+            own = group.imported.board
+            tried = read_tuning(group.runs, dict.fromkeys(own.tuning))
+            row = make_row(group.runs, group, group.label, items, len(streams), own.entries, tried)
+            row = replace(row, entries=(), imported=group.imported.mark)
+        entries.append((row, items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, "SE_stream" if len(streams) > 1 else "SE_doc")
-    reference_row = next((row for row, _ in entries if (row.method, row.arm) == (reference, "stream")), None)
+    reference_row = _reference([row for row, _ in entries], reference, record.experiment)
     rows = [
         replace(
             row,
@@ -129,7 +187,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
             overlap=bool(record.overlaps),
             scores={
                 **row.scores,
-                **_difference(row, items, entries, headline, reference),
+                **_difference(row, items, entries, headline, reference_row),
                 **_gain(row, items, entries),
                 **_relative(row, items, entries),
             },
@@ -155,7 +213,7 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         model=first.spec.model,
         streams=streams,
         headline=headline,
-        reference=reference,
+        reference=REFERENCE if reference is None or reference_row is None else reference_row.label,
         rows=tuple(rows),
         tuning=tuple(tuning),
         remarks=(
@@ -172,6 +230,42 @@ def build(runs: Path, experiment: str | None = None, reference: str = REFERENCE)
         first_documents=_first_documents(groups),
         bases=tuple(build(runs, name, reference) for name in record.bases),
     )
+
+
+def is_arm_of(group: Group, other: Group) -> bool:
+    """True if a group is the other one or, if that is on the stream itself, the same method on another arm."""
+    alike = (group.method, group.config, group.imported) == (other.method, other.config, other.imported)
+    return alike and other.arm in ("stream", group.arm)
+
+
+Named = TypeVar("Named", Row, Group)
+
+
+def named(rows: Sequence[Named], name: str, experiment: str) -> Named:
+    """The row with this label or, if there is none, the only row of this method on the stream itself.
+
+    Raises:
+        BenchError: there is no such row, or there are several; the message names the nearest ones.
+    """
+    found = [row for row in rows if row.label == name]
+    found = found or [row for row in rows if (row.method, row.arm) == (name, "stream")]
+    if not found:
+        raise BenchError(f"There is no row {name!r} on the board {experiment}.{nearest(name, [r.label for r in rows])}")
+    if len(found) > 1:
+        labels = ", ".join(repr(row.label) for row in found)
+        raise BenchError(f"{name} has {len(found)} rows on the board {experiment}: name one of {labels}.")
+    return found[0]
+
+
+def _reference(rows: Sequence[Row], name: str | None, experiment: str) -> Row | None:
+    """The row from which paired differences are taken."""
+    if name is None:
+        complete = (row for row in rows if (row.method, row.arm, row.status) == (REFERENCE, "stream", "complete"))
+        return next(complete, None)
+    row = named(rows, name, experiment)
+    if row.status != "complete":
+        raise BenchError(f"{row.title} is not complete on the board {experiment}: name another --reference.")
+    return row
 
 
 def _rank(row: Row, headline: Headline) -> float:
@@ -227,7 +321,7 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
         if other.comparability_key != first.comparability_key:
             raise BenchError(
                 f"{first.id} and {other.id} cannot be on one board; they differ in "
-                f"{', '.join(_differences(first.spec, other.spec)) or 'what their keys are computed from'}. "
+                f"{listed(differences(first.spec, other.spec))}. "
                 f"Run the experiment again."
             )
     first_runs: dict[tuple[str, str, int], RunRecord] = {}
@@ -238,24 +332,6 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
                 f"{earlier.id} and {record.id} saw different documents under the name {record.spec.stream}. "
                 f"Run the experiment again."
             )
-
-
-def _differences(a: CellSpec, b: CellSpec) -> list[str]:
-    left, right = (
-        {**spec.model_dump(exclude=NOT_COMPARED), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b)
-    )
-    return [change for key in left for change in _changes(key, left[key], right[key])]
-
-
-def _changes(key: str, left: object, right: object) -> list[str]:
-    """What differs in a field of two specs; of a mapping, only the keys that differ."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        keys = {**left, **right}
-        return [change for name in keys for change in _changes(f"{key}.{name}", left.get(name), right.get(name))]
-    if left == right:
-        return []
-    values = (repr(value) if isinstance(value, str) and value.split() != [value] else value for value in (left, right))
-    return [key if key.endswith(("_code", "_hash")) else f"{key} ({' and '.join(map(str, values))})"]
 
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
@@ -288,9 +364,9 @@ def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
 Scores = dict[str, tuple[Estimate, ...]]
 
 
-def _difference(row: Row, items: Items, entries: Entries, headline: Headline, reference: str) -> Scores:
+def _difference(row: Row, items: Items, entries: Entries, headline: Headline, reference: Row | None) -> Scores:
     """The paired difference from the reference. Other arms score other documents, so only their answers are paired."""
-    other = find(entries, reference)
+    other = next((of for candidate, of in entries if candidate is reference), None)
     paired = row.status == "complete" and (headline == "f1" or row.arm == "stream")
     if other is None or other is items or not paired or headline not in items:
         return {}

@@ -9,18 +9,20 @@ from bench.data.arms import irrelevant_percent
 from bench.data.prompt_format import PLAIN
 from reports.board import Board
 from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes, some_run_on
-from reports.statistics import ErrorKind, show_error
+from reports.statistics import ErrorKind, Estimate, show_error
 
 SE = "SE"
 """Heading of the column with the standard error of the headline score."""
 
 
 class Column(NamedTuple):
-    """A column: its heading, the text of its cell in a row, and its explanation in the caption."""
+    """A column: its heading, the text of its cell in a row, its explanation in the caption, and the number it shows."""
 
     heading: str
     cell: Callable[[Row], str]
     explanation: str = ""
+    value: Callable[[Row], Estimate | float | None] = lambda row: None
+    """The number behind the text: an estimate if its error is shown with it; None without a number."""
 
 
 def columns(board: Board) -> list[Column]:
@@ -156,7 +158,7 @@ def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> C
         estimate = row.estimate(name, kind)
         return "" if estimate is None else str(estimate)
 
-    return Column(heading, cell, explanation)
+    return Column(heading, cell, explanation, lambda row: row.estimate(name, kind))
 
 
 def _error(heading: str, name: str, kind: ErrorKind) -> Column:
@@ -164,13 +166,18 @@ def _error(heading: str, name: str, kind: ErrorKind) -> Column:
         estimate = row.estimate(name, kind)
         return "" if estimate is None else show_error(estimate.se)
 
-    return Column(heading, cell)
+    def value(row: Row) -> float | None:
+        estimate = row.estimate(name, kind)
+        return None if estimate is None else estimate.se
+
+    return Column(heading, cell, value=value)
 
 
 _RANK = Column(
     "rank",
     lambda row: "" if row.standing is None else str(row.standing),
     "ranks that the method can have, by the tests behind the bold type",
+    lambda row: None if row.standing is None else row.standing.low,
 )
 
 
@@ -179,7 +186,7 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
         value = row.value(name)
         return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
-    return Column(heading, cell, explanation)
+    return Column(heading, cell, explanation, lambda row: row.value(name))
 
 
 _FORMAT = (
@@ -197,20 +204,27 @@ _CHANGES = (
 
 
 def _cost(heading: str, name: str, text: Callable[[float], str], explanation: str = "") -> Column:
-    return Column(heading, lambda row: text(row.costs[name]) if name in row.costs else "", explanation)
+    return Column(
+        heading,
+        lambda row: text(row.costs[name]) if name in row.costs else "",
+        explanation,
+        lambda row: row.costs.get(name),
+    )
 
 
 def _count(name: str, rows: Sequence[Row]) -> Column:
     """The column of the field ``name``, a count; empty if no row has several."""
     several = any(getattr(row, name) > 1 for row in rows)
-    return Column(name, lambda row: str(getattr(row, name)) if several else "")
+    return Column(name, lambda row: str(getattr(row, name)) if several else "", value=lambda row: getattr(row, name))
 
 
 def _trials(row: Row) -> str:
     return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
 
 
-_TRIALS = Column("trials", _trials, "configurations tried on validation streams")
+_TRIALS = Column(
+    "trials", _trials, "configurations tried on validation streams", lambda row: row.trials if row.tuned else None
+)
 
 
 def _number(value: float) -> str:

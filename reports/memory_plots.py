@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.records.imported import home
 from bench.records.schema import RunRecord, documents_seen
 from bench.records.store import read_answers
 from reports.board import Board
@@ -104,7 +105,7 @@ def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
 def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
     documents = record.summary.documents if record.summary else 0
     run = run_of(record)
-    for event in read_answers(runs, record.id):
+    for event in read_answers(home(runs, record.id), record.id):
         if event.set == "stream":
             seen = documents_seen(event.probe, documents)
             yield ProbeAnswer(run, seen, seen - 1 - event.position, event.f1, event.recall)

@@ -51,26 +51,28 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 
 
 def write(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Draw all plots that have data, and remove old files of the others; returns the files written."""
+    """Draw all plots that have data; returns the files written."""
+    drawings = _drawings(board, runs)
+    return save({name: drawings[name] for name in NAMES if name in drawings}, out)
+
+
+def save(drawings: Drawings, out: Path) -> list[Path]:
+    """Draw plots in the project's style, in all formats; returns the files written."""
     import matplotlib
 
     written = []
     style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # independent of the user's configuration
-    drawings = _drawings(board, runs)
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a document can contain any character
-        for name in NAMES:
-            figure = drawings[name]() if name in drawings else None
+        for name, draw in drawings.items():
+            figure = draw()
             for ending in FORMATS:
                 path = out / f"{name}.{ending}"
-                if figure is not None:
-                    picture = io.BytesIO()
-                    figure.savefig(picture, format=ending, dpi=300, metadata=_NO_DATE[ending])
-                    figure.set_layout_engine("none")  # one layout for all formats halves the time
-                    write_bytes(path, picture.getvalue())
-                    written.append(path)
-                else:
-                    path.unlink(missing_ok=True)
+                picture = io.BytesIO()
+                figure.savefig(picture, format=ending, dpi=300, metadata=_NO_DATE[ending])
+                figure.set_layout_engine("none")  # one layout for all formats halves the time
+                write_bytes(path, picture.getvalue())
+                written.append(path)
     return written
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench.records.imported import home
 from bench.records.schema import documents_seen
 from bench.records.store import read_answers
 from reports.rows import Row, run_of
@@ -26,7 +27,7 @@ def curves_of(row: Row, runs: Path, scores: Sequence[str]) -> Mapping[str, Point
     items: dict[tuple[str, int], list[Item]] = defaultdict(list)
     for record in row.records:
         documents = record.summary.documents if record.summary else 0
-        for event in read_answers(runs, record.id):
+        for event in read_answers(home(runs, record.id), record.id):
             for name in scores:
                 value = getattr(event, name)
                 if event.set == "stream" and value is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.answering import metrics
+from bench.records.imported import ImportedRow, home
 from bench.records.schema import (
     CHANGE_SCORES,
     AnswerEvent,
@@ -89,6 +90,8 @@ class Row:
     """Shares of streams, seeds, orders and the rest in the spread of the headline score; empty if there are none."""
     overlap: bool = False
     """True if the experiment allows splits that share documents, and they do."""
+    imported: str = ""
+    """The mark of an imported row, which its label has, too; "" for a row that was run here."""
 
     @property
     def as_good_as_best(self) -> bool:
@@ -118,6 +121,12 @@ class Group:
     config: Mapping[str, Any]
     arm: str
     records: tuple[RunRecord, ...]
+    runs: Path
+    """Folder of the records."""
+    label: str = ""
+    """The label of the row (:attr:`Row.label`)."""
+    imported: ImportedRow | None = None
+    """Where the row is from, if it was imported."""
 
     def complete(self) -> tuple[RunRecord, ...]:
         """The records of the streams on which no run failed, and on which every seed and order ran."""
@@ -131,7 +140,7 @@ class Group:
 
 def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
     """A run's answers on the stream's questions at its last probe."""
-    answers = [event for event in read_answers(runs, record.id) if event.set == "stream"]
+    answers = [event for event in read_answers(home(runs, record.id), record.id) if event.set == "stream"]
     last = max((event.probe for event in answers), default=None)
     return [event for event in answers if event.probe == last]
 

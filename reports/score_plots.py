@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.records.imported import home
 from bench.records.schema import RunRecord
 from bench.records.store import read_documents
 from reports.board import Board
@@ -202,7 +203,7 @@ def _answer_values(runs: Path, record: RunRecord) -> Iterable[Value]:
 
 def _text_values(runs: Path, record: RunRecord) -> Iterable[Value]:
     """Total NLL and number of tokens of each scored document or, if documents are cut, segment."""
-    events = ((event, event.nll) for event in read_documents(runs, record.id) if event.nll is not None)
+    events = ((event, event.nll) for event in read_documents(home(runs, record.id), record.id) if event.nll is not None)
     cut = record.spec.segment_tokens is not None
     return (
         Value(record.spec.stream, i if cut else event.position, nll, event.tokens)

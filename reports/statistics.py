@@ -13,11 +13,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.errors import BenchError
+from bench.seeds import seed_for
 from reports.spread import Run, Runs, Term, seed_term
 
 ErrorKind = Literal["SE_stream", "SE_doc"]
@@ -273,6 +275,178 @@ def difference(a: Sample, b: Sample, kind: ErrorKind) -> Estimate:
     )
 
 
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates of one kind, as of several data sets, each with the same weight.
+
+    It is about these data sets, not about others that might have been chosen. Degrees of freedom are Satterthwaite's.
+
+    Raises:
+        ValueError: there are no estimates.
+    """
+    count = len(estimates)
+    if not count:
+        raise ValueError("A mean of estimates needs at least one.")
+    mean, n = _mean([estimate.mean for estimate in estimates]), sum(estimate.n for estimate in estimates)
+    terms = [Term((e.se / count) ** 2, e.degrees) for e in estimates if e.se is not None]
+    own, *further = terms if len(terms) == count else [None]
+    return _estimate(mean, own, [term for term in further if term is not None], estimates[0].kind, n)
+
+
+RESAMPLES = 9999
+"""Resamples of the bootstrap, and of the permutation test if there are more permutations."""
+
+Array = npt.NDArray[Any]
+
+
+class Pairs(NamedTuple):
+    """What two rows have in each independent unit, a stream or a document; three arrays of the shape (units,).
+
+    The paired difference of their means is (a - b).sum() / weights.sum().
+    """
+
+    a: Array
+    b: Array
+    weights: Array
+
+
+def pairs(a: Sample, b: Sample, kind: ErrorKind) -> Pairs:
+    """The units of :func:`difference` with this error, which both samples have."""
+    if kind == "SE_stream":
+        return Pairs(
+            np.array(list(a.by_stream.values())), np.array(list(b.by_stream.values())), np.ones(len(a.by_stream))
+        )
+    documents: dict[str, int] = {}
+    weights = _stream_weights(list(a.units.values()))
+    index = [documents.setdefault(unit.document, len(documents)) for unit in a.units.values()]
+    columns = (
+        [weight * unit.value for weight, unit in zip(weights, a.units.values(), strict=True)],
+        [weight * b.units[key].value for weight, key in zip(weights, a.units, strict=True)],
+        weights,
+    )
+    return Pairs(*(np.bincount(index, weights=column) for column in columns))
+
+
+def bootstrap_interval(parts: Sequence[Pairs], level: float = 0.95) -> tuple[float, float] | None:
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of the paired difference; None for one unit.
+
+    Whole units are drawn with replacement. With several parts, as of several data sets, units are drawn within each,
+    and the interval is that of the mean of the differences. Seeds are those that ran: they are not drawn.
+    """
+    from scipy.stats import bootstrap
+
+    if min(len(part.weights) for part in parts) < 2:
+        return None
+
+    def statistic(*draws: Array, axis: int) -> Array:
+        of_parts = [
+            (part.a - part.b)[draw].sum(axis) / part.weights[draw].sum(axis)
+            for part, draw in zip(parts, draws, strict=True)
+        ]
+        return np.asarray(sum(of_parts) / len(parts))
+
+    mean = float(statistic(*(np.arange(len(part.weights)) for part in parts), axis=0))
+    spread = max(float(np.ptp((part.a - part.b) / part.weights)) for part in parts)
+    if spread < NOTHING:  # the acceleration is 0 / 0
+        return mean, mean
+    found = bootstrap(
+        [np.arange(len(part.weights)) for part in parts],
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed_for("bootstrap")),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def permutation_p_value(parts: Sequence[Pairs]) -> float | None:
+    """Two-sided p-value of the null hypothesis that in each unit the two rows could be swapped; None for one unit.
+
+    The statistic is the paired difference, with several parts the mean of their differences. All swaps are tried if
+    they are at most :data:`RESAMPLES` (:func:`is_exact`), else as many random ones. Seeds are those that ran.
+    """
+    from scipy.stats import permutation_test
+
+    a, b = (np.concatenate([getattr(part, name) / part.weights.sum() for part in parts]) for name in ("a", "b"))
+    if len(a) < 2:
+        return None
+    found = permutation_test(
+        (a, b),
+        lambda x, y, axis: (x - y).sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        rng=np.random.default_rng(seed_for("permutation")),
+    )
+    return float(found.pvalue)
+
+
+def is_exact(units: int) -> bool:
+    """True if a permutation test of so many units tries all swaps."""
+    return 1 << units <= RESAMPLES
+
+
+BATCH = 200
+"""Resamples at a time: they are as many arrays of units."""
+POWER = 0.8
+"""Share of repetitions in which a planned comparison shall find the gap."""
+LEVEL = 0.05
+"""Two-sided level of the planned test."""
+MOST_UNITS = 20_000
+"""The largest plan that is made."""
+
+
+class Plan(NamedTuple):
+    """How many streams or documents would resolve a gap between two rows."""
+
+    kind: ErrorKind
+    """Which of the two the units are."""
+    units: int
+    """Units at hand."""
+    smallest: float
+    """The smallest gap that these resolve."""
+    needed: int | None
+    """Units that resolve the gap; None if not even :data:`MOST_UNITS` do, as when the seeds spread too much."""
+    range: tuple[int | None, int | None]
+    """The same for the ends of the 95 % interval of the variance between units, which is itself an estimate."""
+
+
+def plan(a: Sample, b: Sample, gap: float, kind: ErrorKind) -> Plan | None:
+    """The units that a paired t test at :data:`LEVEL` needs to find a true difference ``gap`` with :data:`POWER`.
+
+    The power is that of the noncentral t distribution (Cohen 1988, section 2), without the tail of the wrong sign. The
+    variance between units is the observed one. What the seeds add stays as it is: new streams bring no new seeds. None
+    for one unit, or if the rows differ by the same amount in all units.
+    """
+    from scipy.special import stdtrit
+    from scipy.stats import chi2, nct
+
+    own = difference(Sample(a.units, None), Sample(b.units, None), kind)
+    if own.se is None or own.se < NOTHING:
+        return None
+    extra, degrees, variance = [*a.extra, *b.extra], own.n - 1, own.se**2 * own.n
+    counts = np.arange(2, MOST_UNITS + 1)
+
+    def power(size: Array | float, units: Array | int, variance: float) -> Array:
+        terms = [Term(variance / units, units - 1), *extra]  # type: ignore[arg-type]
+        total = sum(term.variance for term in terms)
+        satterthwaite = total**2 / sum(term.variance**2 / term.degrees for term in terms)
+        return np.asarray(nct.sf(stdtrit(satterthwaite, 1 - LEVEL / 2), satterthwaite, size / np.sqrt(total)))
+
+    def needed(variance: float) -> int | None:
+        for part in np.array_split(counts, len(counts) // 500):  # not by halving: with seeds it can fall again
+            if (found := power(gap, part, variance) >= POWER).any():
+                return int(part[found.argmax()])
+        return None
+
+    gaps = own.se * np.arange(1, 10_001) / 100  # in steps of a hundredth of the error
+    smallest = gaps[(power(gaps, own.n, variance) >= POWER).argmax()]
+    low, high = (needed(variance * degrees / float(chi2.ppf(q, degrees))) for q in (0.975, 0.025))
+    return Plan(kind, own.n, float(smallest), needed(variance), (low, high))
+
+
 def ratio(numerators: Runs, denominators: Runs) -> Estimate:
     """Ratio of two means over the same runs, with SE_stream by linearisation (Cochran 1977, section 6.4).
 
@@ -320,11 +494,16 @@ def show_error(error: float | None, digits: int = 3) -> str:
 
 def _over_documents(units: Sequence[Item], extra: Sequence[Term]) -> Estimate:
     """The mean of the stream means of ``units`` with SE_doc: all streams have the same weight."""
+    weights = _stream_weights(units)
+    return clustered_error([item.value for item in units], [item.document for item in units], weights, extra)
+
+
+def _stream_weights(units: Sequence[Item]) -> list[float]:
+    """Weights of the units that sum to 1 in each stream."""
     totals: dict[str, float] = defaultdict(float)
     for item in units:
         totals[item.stream] += item.weight
-    weights = [item.weight / totals[item.stream] for item in units]
-    return clustered_error([item.value for item in units], [item.document for item in units], weights, extra)
+    return [item.weight / totals[item.stream] for item in units]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.files import csv_text, write_bytes, write_json
+from bench.terminal import visible
 from reports.board import Board
 from reports.columns import Column, caption, columns
 from reports.prices import COSTS
@@ -34,6 +35,7 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "status": row.status,
         "note": row.note,
         "overlap": row.overlap,
+        "imported": row.imported,
         "streams": row.streams,
         "seeds": row.seeds,
         "orders": row.orders,
@@ -122,28 +124,28 @@ def render(board: Board, width: int | None = None) -> Table:
 
 def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
-    table.title, table.title_justify = f"{board.experiment}: {board.dataset}, {board.model}", "left"
+    table.title = Text(visible(f"{board.experiment}: {board.dataset}, {board.model}"), "table.title")
+    table.title_justify = "left"
     more = f" {left_out} more column{'s' * (left_out > 1)} in leaderboard.md." if left_out else ""
-    table.caption = escape(caption(board, selection) + more)
+    table.caption = Text(visible(caption(board, selection) + more), "table.caption")
     for column in selection:
         heading = "\n".join(column.heading.rsplit(" ", 1))
         cells = [heading, *map(column.cell, board.rows)]
         width = max(len(line) for text in cells for line in text.split("\n"))
         if column is selection[0]:
-            table.add_column(heading, overflow="fold", min_width=min(width, LABEL_WIDTH))
+            table.add_column(Text(heading), overflow="fold", min_width=min(width, LABEL_WIDTH))
         else:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+            table.add_column(Text(visible(heading)), justify="right", no_wrap=True, min_width=width)
     for previous, row in zip([None, *board.rows], board.rows, strict=False):
         if previous is not None and row.control and not previous.control:
             table.add_section()
-        cells = [escape(column.cell(row)) for column in selection]
-        if row.as_good_as_best:
-            cells[:2] = [f"[bold]{cell}[/bold]" for cell in cells[:2]]
-        table.add_row(*cells, style="dim" if row.control else "")
+        styles = ["bold" if row.as_good_as_best and index < 2 else "" for index in range(len(selection))]
+        texts = [Text(visible(column.cell(row)), style) for column, style in zip(selection, styles, strict=True)]
+        table.add_row(*texts, style="dim" if row.control else "")
     return table
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.data.arms import documents_per_reset
 from bench.files import csv_text, write_bytes
+from bench.records.imported import home
 from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
 from reports.board import Board
@@ -102,7 +103,7 @@ def row_weights(board: Board, runs: Path) -> list[RowWeights]:
             continue  # there every document is weighted as the first of a stream
         events: dict[str, list[TokenEvent]] = defaultdict(list)
         for record in sorted(row.records, key=lambda record: (record.spec.stream, record.spec.seed)):
-            if token_events := read_tokens(runs, record.id):
+            if token_events := read_tokens(home(runs, record.id), record.id):
                 events[record.spec.stream] += token_events
         if events:
             streams = [_stream_weights(stream_events) for stream_events in events.values()]
@@ -111,16 +112,14 @@ def row_weights(board: Board, runs: Path) -> list[RowWeights]:
 
 
 def write(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Write the table of token weights, or remove an old one if there are none; returns the files written."""
+    """Write the table of token weights, if there are any; returns the files written."""
     all_weights = row_weights(board, runs)
     if not all_weights:
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
         return []
-    texts = {"token_weights.md": _markdown(board, all_weights), "token_weights.csv": _csv(all_weights)}
-    for name, text in texts.items():
-        write_bytes(out / name, text.encode())
-    return [out / name for name in texts]
+    paths = [out / name for name in FILES]
+    for path, text in zip(paths, (_markdown(board, all_weights), _csv(all_weights)), strict=True):
+        write_bytes(path, text.encode())
+    return paths
 
 
 def _stream_weights(events: Sequence[TokenEvent]) -> StreamWeights:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -50,8 +54,9 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
 
 
 def board(out: Path) -> list[dict[str, object]]:
-    """The rows of a board, without measurements of time and memory."""
-    rows = json.loads((out / "leaderboard.json").read_text())["rows"]
+    """The rows of the only board under ``out``, without measurements of time and memory."""
+    (path,) = out.rglob("leaderboard.json")
+    rows = json.loads(path.read_text())["rows"]
     measured = ("seconds", "bytes", "break_even")
     return [{k: v for k, v in row.items() if not any(name in k for name in measured)} for row in rows]
 
@@ -265,24 +270,99 @@ def test_a_terminal_prints_a_question_mark_for_what_its_encoding_lacks(
 
 def test_quick_is_the_default_with_fewer_streams_trials_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[Experiment, list[str]]] = []
-    monkeypatch.setattr(run_bench, "_run", lambda experiment, *_, remarks=(): runs.append((experiment, list(remarks))))
+
+    def note(experiment: Experiment, *_: object, remarks: Sequence[str] = (), **__: object) -> None:
+        runs.append((experiment, list(remarks)))
+
+    monkeypatch.setattr(run_bench, "_run", note)
     for arguments in (["--quick"], []):
         run_bench.app(arguments, standalone_mode=False)
     (quick, remarks), (default, none) = runs
-    assert (quick.name, default.name) == ("quick", "default")
+    assert (quick.name, default.name) == ("default+quick", "default")
     assert quick.tuning is not None and default.tuning is not None
     assert (quick.streams.count, quick.tuning.trials, quick.seeds) == (2, 3, [0])
     assert (default.streams.count, default.tuning.trials) == (8, 8)
     assert all(plan.seeds is None for plan in quick.methods) and any(plan.seeds for plan in default.methods)
     assert (
-        remarks == ["Changed for this run: seed 0, count 2, documents 60, validation_documents 30, trials 3."]
+        remarks == ["Changed for this run: seed 0, streams 2, documents 60, validation_documents 30, trials 3."]
         and none == []
     )
+
+
+def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(experiment: Path, tmp_path: Path) -> None:
+    folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    arguments = ("run", str(experiment), "--methods", "closed_book")
+
+    def files(*parts: str) -> dict[str, bytes]:
+        paths = (path for path in tmp_path.joinpath(*parts).iterdir() if path.is_file())
+        return {path.name: path.read_bytes() for path in paths}
+
+    assert bench("run", str(experiment), *folders).returncode == 0
+    before = files("out"), files("runs", "boards")
+    hashed = bench(*arguments, "--streams", "1", *folders)
+    named = bench(*arguments, "--name", "mine", *folders)
+    assert hashed.returncode == named.returncode == 0, hashed.stderr + named.stderr
+    assert (files("out"), {name: files("runs", "boards")[name] for name in before[1]}) == before
+    (variation,) = (path.name for path in (tmp_path / "out").iterdir() if path.is_dir() and "mine" not in path.name)
+    assert re.fullmatch(r"keepers\+[0-9a-f]{4}", variation)
+    for name, process in ((variation, hashed), ("keepers+mine", named)):
+        assert files("out", name).keys() >= {"leaderboard.md", "f1_by_method.png"}
+        assert f"Tables and plots are in {tmp_path}/out/{name}/" in process.stdout
+    assert "keepers+mine: keepers" in bench("report", *folders).stdout, "the latest one"
+    assert "keepers: keepers" in bench("report", "keepers", *folders).stdout
+    assert bench("report", variation, *folders, "--check").returncode == 0
+    wrong = bench("report", "keepers+min", *folders)
+    assert wrong.returncode == 2 and "Did you mean keepers+mine" in wrong.stderr
+    listed = bench("list", "boards", *folders[:2])
+    assert listed.stdout.split() == ["boards", "keepers,", f"{variation},", "keepers+mine"], "the newest last"
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(experiment: Path, tmp_path: Path) -> None:
+    folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    process = bench("run", str(experiment), *folders, "--dry-run")
+    assert process.returncode == 0, process.stderr
+    rows = [line.split() for line in process.stdout.splitlines()]
+    assert ["closed_book", "0", "0", "2", "0", "?", "?"] in rows
+    assert "Nothing was run." in process.stdout and "Time and memory are unknown" in process.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+EVIL = "\x1b[31mred\x07\x9b2J"
+
+
+def test_no_control_character_reaches_the_terminal(tmp_path: Path, llama: Path) -> None:
+    """Not those of the names of models, files and methods, of predictions, or of errors of a method."""
+    model = tmp_path / f"llama{EVIL}"
+    shutil.copytree(llama, model)
+    plugin = tmp_path / f"evil{EVIL}.py"
+    source = PLUGIN.replace("Fails on the third document.", "Fails \\x1b[31m\\x9b2J").replace("cannot read this", EVIL)
+    plugin.write_text(source, encoding="utf-8")
+    plan = make_experiment(make_dataset(tmp_path / "keepers"), model, ["closed_book", "raises"])
+    path = tmp_path / "evil.yaml"
+    path.write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude={"decoding"})))
+    folders = ("--runs", str(tmp_path / f"runs{EVIL}"), "--out", str(tmp_path / f"out{EVIL}"))
+    processes = [
+        bench("run", str(path), "--plugin", str(plugin), *folders),
+        bench("run", str(path), "--plugin", str(plugin), *folders, "--dry-run"),
+        bench("report", EVIL, *folders),
+        bench("list", "methods", "--plugin", str(plugin)),
+        bench("list", EVIL),
+        bench("describe", str(plugin)),
+        bench("--debug", "describe", EVIL),
+        bench("run", "default", f"--{EVIL}"),
+        bench("run", "default", "--streams", EVIL),
+    ]
+    assert [process.returncode for process in processes] == [1, 0, 2, 0, 2, 0, 2, 2, 2]
+    for process in processes:
+        text = process.stdout + process.stderr
+        assert not {character for character in text if unicodedata.category(character) == "Cc"} - {"\n"}, text
+    assert "llama␛[31mred␇�2J" in processes[0].stdout and "ValueError: ␛[31mred" in processes[0].stderr
 
 
 def test_options_of_tuning_and_seeds_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Experiment] = []
     monkeypatch.setattr(run_bench, "_run", lambda experiment, *_, **__: runs.append(experiment))
+    monkeypatch.setattr("bench.load_results", lambda *_: None, raising=False)
     run_bench.app(["run", "default", "--trials", "2", "--seed", "4", "--equal-compute", "3"], standalone_mode=False)
     (experiment,) = runs
     assert experiment.tuning is not None and experiment.tuning.trials == 2

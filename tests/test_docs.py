@@ -33,6 +33,8 @@ PAGES = (
     "docs/rules.md",
     "docs/methods.md",
     "docs/performance.md",
+    "docs/compare.md",
+    "docs/analysis.md",
 )
 PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
 FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")
@@ -162,7 +164,7 @@ def run(command: str, folder: Path) -> str:
 def default_board(clone: Path) -> dict[tuple[str, str], dict[str, float]]:
     """The embedded default with fewer streams, trials and seeds, run in the copy."""
     run("python run_bench.py --quick", clone)
-    board = json.loads((clone / "out" / "leaderboard.json").read_text())
+    board = json.loads((clone / "out" / "default+quick" / "leaderboard.json").read_text())
     return {(row["label"], row["arm"]): row for row in board["rows"]}
 
 
@@ -206,10 +208,10 @@ def test_memories_answer_from_their_documents(
         assert row["f1"] - closed >= 5 * row["f1_se_doc"] > 0, name
     run(
         "python run_bench.py run memory-controls --methods generative_adapter,cmt,mac --streams 2 --documents 60 "
-        "--validation-documents 30 --trials 3 --seed 0 --out memories",
+        "--validation-documents 30 --trials 3 --seed 0 --name memories",
         clone,
     )
-    board = json.loads((clone / "memories" / "leaderboard.json").read_text())["rows"]
+    board = json.loads((clone / "out" / "memory-controls+memories" / "leaderboard.json").read_text())["rows"]
     for name in ("generative_adapter", "cmt", "mac"):
         f1 = {row["arm"]: row["f1"] for row in board if row["label"].split(" on ")[0] == name}
         assert f1["gold_only"] >= f1["stream"] > f1["shuffled"], (name, f1)
@@ -232,15 +234,16 @@ def test_meta_learned_weights_find_the_facts_and_raise_f1(
     (clone / "controls.yaml").write_text(yaml.safe_dump(experiment))
     run(
         "python run_bench.py run controls.yaml --streams 2 --documents 60 --validation-documents 30 --trials 3 "
-        "--seed 0 --out controls",
+        "--seed 0 --name few",
         clone,
     )
-    rows = {row["label"]: row for row in json.loads((clone / "controls" / "leaderboard.json").read_text())["rows"]}
+    out = clone / "out" / "controls+few"
+    rows = {row["label"]: row for row in json.loads((out / "leaderboard.json").read_text())["rows"]}
     shuffled = rows["camels (control=shuffled)"]
     assert camels["f1"] - shuffled["f1"] > 0.5 * camels["f1_vs_reference"], (
         "weights in random order keep too much of the gain"
     )
-    with (clone / "controls" / "token_weights.csv").open() as file:
+    with (out / "token_weights.csv").open() as file:
         areas = {row["label"]: float(row["auc"]) for row in csv.DictReader(file)}
     assert areas["camels"] >= 0.9
     assert areas["camels (control=shuffled)"] == pytest.approx(0.5, abs=0.05)
@@ -250,8 +253,8 @@ def test_meta_learned_weights_find_the_facts_and_raise_f1(
 def test_the_readme_shows_the_default_board(clone: Path) -> None:
     """Its cheapest rows, at least, with all streams, trials and seeds."""
     methods = ["closed_book", "gold_in_prompt", "bm25", "cmt"]
-    run(f"python run_bench.py run default --methods {','.join(methods)} --runs whole --out whole", clone)
-    rows_of_run = json.loads((clone / "whole" / "leaderboard.json").read_text())["rows"]
+    run(f"python run_bench.py run default --methods {','.join(methods)} --runs whole --name cheapest", clone)
+    rows_of_run = json.loads((clone / "out" / "default+cheapest" / "leaderboard.json").read_text())["rows"]
     assert [row["label"] for row in rows_of_run] == ["bm25", "cmt", "gold_in_prompt", "closed_book"]
     board = re.search(r"<!-- board -->\n(.*?)<!-- /board -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert board is not None

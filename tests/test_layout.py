@@ -22,6 +22,7 @@ SMALL = {
     "bench.machine",
     "bench.hashing",
     "bench.settings",
+    "bench.terminal",
 }
 """The small files of bench, which every room may import; together they are the room ``bench``."""
 MAY_IMPORT: dict[str, set[str]] = {
@@ -72,7 +73,7 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
                 module = f"{node.module}.{alias.name}"
                 is_module = (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
                 is_package = (ROOT / Path(*module.split("."))).is_dir()
-                face = bench._HOMES.get(alias.name) if node.module == "bench" else None
+                face = {**bench._HOMES, **bench._FOR_READERS}.get(alias.name) if node.module == "bench" else None
                 yield face or (module if is_module or is_package else str(node.module))
 
 
@@ -111,6 +112,8 @@ def test_imports_run_one_way(path: Path) -> None:
         ("bench.errors", "from bench.data.reader import load_split"),
         ("bench.conformance.suite", "from bench.run.cell import run"),
         ("bench.run.cell", "from reports import statistics"),
+        ("bench.run.cell", "from bench import load_results"),
+        ("methods.uniform", "from bench import load_results"),
         ("methods.parts.words", "from methods.tfidf import Tfidf"),
         ("methods.uniform", "from bench.harness.loop import Loop"),
         ("reports.board", "from bench.run import runner"),

@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from setuptools import find_packages
 
 import bench
 from bench.help import doctor
@@ -31,16 +32,103 @@ def test_the_lock_pins_exact_versions_that_any_machine_can_install() -> None:
 def test_the_lock_holds_all_that_is_needed_to_run_and_test() -> None:
     locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK}
     needed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
+    needed += PROJECT["build-system"]["requires"]  # make installs the project without build isolation
     for requirement in map(Requirement, needed):
         version = locked.get(canonicalize_name(requirement.name))
         assert version is not None and requirement.specifier.contains(version), str(requirement)
 
 
-def test_the_datasets_folder_is_not_a_package() -> None:
-    find = PROJECT["tool"]["setuptools"]["packages"]["find"]
-    packages = find_packages(str(ROOT), include=find["include"])
-    assert {name.partition(".")[0] for name in packages} == {"bench", "methods", "reports"}
-    assert {"bench.data", "methods.parts"} < set(packages) and not find["namespaces"]
+LARGEST_WHEEL = 100 * 10**6
+"""Bytes that a package index takes by default."""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the tree, built without network."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), "."]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of a fresh environment outside any clone with the wheel, and the packages of this one."""
+    folder = tmp_path_factory.mktemp("fresh")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    install = ["-m", "pip", "--python", str(scripts / "python"), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([sys.executable, *install, str(wheel)], check=True, capture_output=True)
+    here = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ours, theirs = (
+        subprocess.run([python, "-c", here], check=True, capture_output=True, text=True).stdout.strip()
+        for python in (sys.executable, str(scripts / "python"))
+    )
+    Path(theirs, "shared.pth").write_text(f"{ours}\n")
+    return scripts
+
+
+def call(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [str(word) for word in command], cwd=cwd, env={**outside, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_a_run_reads(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    folders = ("bench", "methods", "reports", "datasets")
+    tracked = [name for name in listed.stdout.splitlines() if name.split("/")[0] in folders and (ROOT / name).is_file()]
+    needed = {name for name in tracked if not name.startswith("reports/results/")} | {"run_bench.py", "CITATIONS.bib"}
+    packed = {name for name in names if ".dist-info/" not in name}
+    assert packed == {f"online_adaptation_bench/{name}" for name in needed} | {"online_adaptation_bench.pth"}
+    assert wheel.stat().st_size < LARGEST_WHEEL
+
+
+@pytest.mark.slow
+def test_the_installed_command_finds_methods_data_models_and_trained_weights_from_any_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    version = call(installed / "oab", "--version", cwd=tmp_path).stdout
+    assert version == f"online-adaptation-bench {bench.__version__}, protocol {bench.PROTOCOL}\n"
+    plan = ("run", "default", "--streams", "1", "--documents", "5", "--dry-run")
+    done = call(installed / "oab", *plan, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "camels" in done.stdout and "gold_in_prompt" in done.stdout
+    code = "import bench, datasets; print(bench.__file__, hasattr(datasets, 'load_dataset'))"
+    file, is_hugging_face = call(installed / "python", "-c", code, cwd=tmp_path).stdout.split()
+    assert Path(file).is_relative_to(installed.parent) and is_hugging_face == "True"
+
+
+@pytest.mark.slow
+def test_another_package_called_bench_does_not_come_before_the_installed_one(installed: Path, tmp_path: Path) -> None:
+    other = tmp_path / "bench"
+    other.mkdir()
+    (other / "__init__.py").write_text("")
+    code = "from run_bench import run; import bench; print(bench.PROTOCOL)"
+    for command in (("oab", "--version"), ("python", "-c", code)):
+        done = call(installed / command[0], *command[1:], cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0 and bench.PROTOCOL in done.stdout, done.stderr
+
+
+def test_another_package_called_bench_that_is_loaded_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").write_text("")
+    search = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = call(sys.executable, "-c", "import bench, run_bench", cwd=tmp_path, PYTHONPATH=search)
+    assert done.returncode != 0 and f"is loaded, from {tmp_path / 'bench'}: import run_bench before it." in done.stderr
+
+
+def test_the_datasets_folder_is_not_beside_hugging_faces_package() -> None:
+    target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(target["only-include"]) == set(target["sources"]) == {"bench", "methods", "reports", "datasets"}
+    assert all(place == f"online_adaptation_bench/{name}" for name, place in target["sources"].items())
 
 
 def test_the_doctor_knows_every_extra() -> None:

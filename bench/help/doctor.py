@@ -19,6 +19,8 @@ OPTIONAL = {
     "spacy": "to find salient spans with a trained tagger",
     "ray": "to run on several machines",
     "gguf": "to convert the pretrained base of model get",
+    "tensorboard": "for --track tensorboard",
+    "wandb": "for --track wandb",
 }
 """The purpose of each package of the extras."""
 LOW_DISK_GIB = 5.0

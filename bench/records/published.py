@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bench.data.documents import document_id
 from bench.errors import BenchError
 from bench.files import write_bytes
-from bench.records import packed
+from bench.records import boards, packed
 from bench.records.schema import AnswerEvent, BoardRecord, Manifest, RunRecord, TokenEvent
 from bench.records.store import (
     MANIFEST,
@@ -23,7 +23,6 @@ from bench.records.store import (
     is_packed,
     manifest,
     read_answers,
-    read_board,
     read_documents,
     read_run,
     read_tokens,
@@ -50,13 +49,13 @@ def publish(runs: Path, experiment: str, to: Path) -> Path:
     """
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records: publish those that the runs themselves have written.")
-    own = read_board(runs, experiment)
-    boards = [*(read_board(runs, name) for name in own.bases), own]  # by default the last one is read
-    for board in boards:
+    own = boards.read(runs, experiment)
+    all_boards = [*(boards.read(runs, name) for name in own.bases), own]  # by default the last one is read
+    for board in all_boards:
         check_board(runs, board)
-    files = {**_trials(runs, boards), **_runs(runs, boards)}
+    files = {**_trials(runs, all_boards), **_runs(runs, all_boards)}
     files = {name: files[name] for name in sorted(files, key=lambda name: name.split("/")[::-1])}  # like beside like
-    for board in boards:
+    for board in all_boards:
         files[_name(runs, board_path(runs, board.experiment))] = manifest(_without_paths(board, board.experiment))
     path = to / experiment / packed.NAME
     write_bytes(path, packed.pack(files))

@@ -45,6 +45,10 @@ REMEDY = "Delete the artifact's folder, and train again."
 TRAINER = Path(inspect.getfile(Trainer))
 
 
+class MissingWeights(BenchError):
+    """A method has no trained weights for what is asked; the message says how to train them."""
+
+
 class ArtifactKey(pydantic.BaseModel):
     """Everything that the trained weights depend on. ``dataset`` and ``model`` are names for readers."""
 
@@ -153,7 +157,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     If none was trained in the key's dtype, one that was trained in float32 serves.
 
     Raises:
-        BenchError: there is none; the message says how the nearest one differs, and how to train it.
+        MissingWeights: there is none; the message says how the nearest one differs, and how to train it.
     """
     for name in (key.folder_name, key.in_float32.folder_name):
         for folder in folders:
@@ -162,7 +166,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     others = [read_key(path).differences(key) for folder in folders for path in folder.glob(f"{key.method}-*")]
     nearest = min(others, key=len, default=None)
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
-    raise BenchError(
+    raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
         f"{difference}. Train them: python run_bench.py train {key.method}, with the same --experiment, --model, "
         f"--dataset, --seed and --set as here."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ from bench.records import provenance
 from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
 from bench.records.store import read_run, write_run
 from bench.run import artifacts
-from bench.run.executor import TaskError, limit_time, retire
+from bench.run.executor import TaskError, limit_time, retire, tell
 from bench.run.inputs import (
     CellInputs,
     Sources,
@@ -93,6 +95,7 @@ def run(
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
     """
+    tell(Moment("starting"))
     record = run_cell(Cell.model_validate(cell), Path(runs), hook_timeout, abilities)
     if record.status != "complete":
         retire()
@@ -115,7 +118,7 @@ def run_cell(
     kind = registry.load_method(spec.method, sources.plugins)
     inputs = inputs_of(sources, spec.arm)
     check_unchanged(cell, kind, inputs, runs)
-    hook = partial(_limited, hook_timeout)
+    hook = _Hooks(hook_timeout, len(inputs.documents))
     loop: Loop | None = None
     training = Tally(seconds=0, flops=0, peak_bytes=0)
     try:
@@ -151,17 +154,48 @@ def run_cell(
     return record
 
 
-@contextlib.contextmanager
-def _limited(seconds: float | None, hook: str, position: int | None) -> Iterator[None]:
-    """Limit the time of the block, a call of one of the method's hooks."""
-    if seconds is None:
-        yield
-        return
-    limit_time(seconds, (hook, position))
-    try:
-        yield
-    finally:
-        limit_time(None)
+Activity = Literal["starting", "learning offline", "reading", "answering"]
+ACTIVITIES: Mapping[str, Activity] = {"fit": "learning offline", "observe": "reading", "condition": "answering"}
+"""What a cell does when it calls a hook of its method."""
+TELL_SECONDS = 0.2
+"""Seconds between two moments of reading that a cell tells: telling each would take time."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a running cell does, told to the process that started it."""
+
+    activity: Activity
+    document: int = 0
+    """Number of the document in the stream, from 1; 0 before the first one."""
+    documents: int = 0
+
+
+class _Hooks:
+    """Context of each call of one of the method's hooks: it limits the time, and tells what the cell does."""
+
+    def __init__(self, seconds: float | None, documents: int) -> None:
+        self.seconds, self.documents = seconds, documents
+        self._told = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, hook: str, position: int | None) -> Iterator[None]:
+        self._tell(hook, position)
+        if self.seconds is None:
+            yield
+            return
+        limit_time(self.seconds, (hook, position))
+        try:
+            yield
+        finally:
+            limit_time(None)
+
+    def _tell(self, hook: str, position: int | None) -> None:
+        activity, now = ACTIVITIES.get(hook), time.monotonic()
+        if activity is None or (activity == "reading" and now < self._told + TELL_SECONDS):
+            return
+        self._told = now
+        tell(Moment(activity, 0 if position is None else position + 1, self.documents))
 
 
 def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel, Fingerprint]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
@@ -33,7 +34,7 @@ PROCESS_BYTES = 350 * 2**20
 READING_BYTES, LEARNING_BYTES = 6, 28
 """Memory for each weight of a base that is read: its float32 value and its cast to 16 bits; and, if all weights learn
 with Adam: gradient, moments, and what a pass keeps."""
-_PRELOADED = ["bench.run.cell", "transformers.modeling_utils", "typer", "rich.console"]
+_PRELOADED = ["bench.run.cell", "transformers.modeling_utils"]
 """Modules that take long to import and that new workers find imported (where processes can be forked safely)."""
 
 
@@ -68,11 +69,19 @@ class Outcome:
     error: TaskError | None = None
 
 
+@dataclass(frozen=True)
+class Note:
+    """What the running task with this key told last (:func:`tell`)."""
+
+    key: str
+    content: Any
+
+
 class Executor(Protocol):
     """Anything that can run tasks."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Run all tasks and yield one outcome for each, in the order in which they finish."""
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
+        """Run all tasks and yield one outcome for each, in the order in which they finish; notes may come before it."""
         ...
 
 
@@ -129,7 +138,7 @@ class LocalPool:
         while self._idle:
             self._idle.pop().stop()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
         waiting = list(tasks)
         workers: list[_Worker] = []
@@ -142,6 +151,9 @@ class LocalPool:
                 for worker in list(workers):
                     outcome = worker.outcome()
                     if outcome is None:
+                        if worker.note is not None:
+                            note, worker.note = worker.note, None
+                            yield note
                         continue
                     task = _take(waiting, {worker.group}) if worker.reusable else None
                     if task is not None:
@@ -188,10 +200,19 @@ class _Limit:
     activity: Any
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Message of a worker: what it does now."""
+
+    content: Any
+
+
 class _Worker:
     """One worker, seen from this process. It has at most one task at a time."""
 
     task: Task
+    note: Note | None = None
+    """The last note of the task, until it is passed on."""
 
     def __init__(self, group: str, threads: int) -> None:
         forks = sys.platform == "linux"
@@ -203,7 +224,7 @@ class _Worker:
         self.pipe, worker_end = context.Pipe()
         arguments = (worker_end, threads, {**os.environ, **counts})
         self.process = context.Process(target=_work, args=arguments, daemon=True)
-        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _interrupts_blocked():
+        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
             self.process.start()
         worker_end.close()
         self.reusable = True
@@ -211,7 +232,7 @@ class _Worker:
 
     def assign(self, task: Task) -> None:
         """Send a task to the process."""
-        self.task = task
+        self.task, self.note = task, None
         self._limit = _Limit(None, None)
         with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
             self.pipe.send(task)
@@ -227,11 +248,14 @@ class _Worker:
         alive = self.process.is_alive()
         try:
             while self.pipe.poll():
-                received: _Limit | tuple[Outcome, bool] = self.pipe.recv()
-                if not isinstance(received, _Limit):
+                received: _Limit | _Told | tuple[Outcome, bool] = self.pipe.recv()
+                if isinstance(received, _Limit):
+                    self._limit, self._limited_since = received, time.monotonic()
+                elif isinstance(received, _Told):
+                    self.note = Note(self.task.key, received.content)
+                else:
                     outcome, self.reusable = received
                     return outcome
-                self._limit, self._limited_since = received, time.monotonic()
         except (EOFError, OSError):
             alive = False
         if alive and self.seconds_left() > 0:
@@ -260,6 +284,20 @@ def _cause_of_death(code: int | None) -> str:
     name = signal.Signals(-code).name
     hint = " (the system may have run out of memory; try fewer --jobs)" if name == "SIGKILL" else ""
     return f"The worker process was ended by {name}{hint}."
+
+
+@contextlib.contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Hide the script of this process from a new one, which would else run it again to import it as ``__main__``.
+
+    Tasks name their modules. A script that starts a pool can so do without the guard ``if __name__ == "__main__"``.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextlib.contextmanager
@@ -303,6 +341,15 @@ def limit_time(seconds: float | None, activity: Any = None) -> None:
     """
     if _pipe is not None:
         _pipe.send(_Limit(seconds, activity))
+
+
+def tell(content: Any) -> None:
+    """Let the pool pass on what this worker does now (picklable), as a :class:`Note`.
+
+    Outside a pool's worker nothing is done.
+    """
+    if _pipe is not None:
+        _pipe.send(_Told(content))
 
 
 def retire() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.hashing import digest
+from bench.records import boards
 from bench.run.experiment import EqualCompute, Experiment
+
+HASH_LENGTH = 4
+"""Characters of the hash in the name of a variation."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,6 @@ class Overrides:
             BenchError: a value is out of bounds, an assignment has a wrong form or another method, or the size of the
                 validation streams is set although nothing is tuned.
         """
-        if self.equal_compute is not None:
-            experiment.name += f"-compute-{self.equal_compute.steps}"
         experiment.override(self._fields())
         experiment.streams.override(self._sizes())
         for option, key, value in (
@@ -67,6 +72,21 @@ class Overrides:
         for assignment in self.assignments:
             experiment.set(assignment)
 
+    def vary(self, experiment: Experiment, name: str | None = None) -> Experiment:
+        """A copy of the experiment with the changes: a variation with a board of its own, unless nothing differs.
+
+        The board is named after the experiment and a hash of what differs or, if it is given, the ``name``.
+
+        Raises:
+            BenchError: as :meth:`apply`, or the name has characters that names must not have.
+        """
+        if name is not None and not re.fullmatch(r"[\w-]+", name):
+            raise BenchError(f"--name {name!r}: a name has letters, digits, _ and - only.")
+        varied = experiment.model_copy(deep=True)
+        self.apply(varied)
+        suffix = name or _hash_of_changes(experiment, varied)
+        return varied.model_copy(update={"name": boards.variation(varied.name, suffix)} if suffix else {})
+
     def remarks(self) -> list[str]:
         """The changes, for the board: one sentence without absolute paths, or nothing. The board shows the methods."""
         files = ", ".join(Path(path).name for paths in self.data_files.values() for path in paths)
@@ -77,7 +97,8 @@ class Overrides:
             seed=self.seed,
             device=self.device,
             dtype=self.dtype,
-            **self._sizes(),
+            streams=self.streams,
+            documents=self.documents,
             validation_documents=self.validation_documents,
             trials=self.trials,
             equal_compute=self.equal_compute and self.equal_compute.steps,
@@ -98,6 +119,19 @@ class Overrides:
 
     def _sizes(self) -> dict[str, Any]:
         return _set_options(count=self.streams, documents=self.documents)
+
+
+def _hash_of_changes(before: Experiment, after: Experiment) -> str:
+    """A short hash of the settings of ``after`` that ``before`` does not have, or "" if there are none."""
+    old, new = map(_settings, (before, after))
+    changes = {key: new.get(key) for key in old.keys() | new.keys() if new.get(key) != old.get(key)}
+    return digest(changes)[:HASH_LENGTH] if changes else ""
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings of an experiment that are not defaults; the order of its methods does not count."""
+    settings = experiment.model_dump(mode="json", exclude={"name", "description"}, exclude_defaults=True)
+    return {**settings, "methods": sorted(settings["methods"], key=lambda plan: json.dumps(plan, sort_keys=True))}
 
 
 def _set_options(**options: Any) -> dict[str, Any]:

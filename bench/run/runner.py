@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.contract import registry
 from bench.contract.config import MethodConfig
@@ -23,20 +23,24 @@ from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
+from bench.run.artifacts import MissingWeights
 from bench.run.cell import Cell, dead_worker_record
-from bench.run.executor import Executor, Task
+from bench.run.executor import Executor, Note, Task
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
+from bench.run.outlook import Forecaster, Outlook, load
+from bench.run.pace import Load, Pace
 from bench.run.planner import Planner
+from bench.run.progress import Job, Progress, Purpose
 from bench.run.roles import Use, overlaps, uses_of
 from bench.run.tuner import Tuner
 from bench.settings import dotted
 
-Progress = Callable[[str, int, int], None]
-"""Called with (activity, cells done, cells in total)."""
-
 COVERAGE_DOCUMENTS = 200
 """Documents of a split, with their questions and answers, whose characters the base's tokenizer must know."""
+
+MOST_ROUNDS = 2**31
+"""More rounds than any search for settings has."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Runner:
     """Plans and runs one experiment, of which it makes a copy. All records go under ``runs``.
 
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.
+    With ``look_only`` it can only look ahead. Methods may then lack trained weights, which :meth:`look_ahead` says.
 
     Raises:
         BenchError: the request is wrong in any respect; raised on construction, before any work.
@@ -69,11 +74,13 @@ class Runner:
         plugins: Sequence[str] = (),
         remarks: Sequence[str] = (),
         hook_timeout: float | None = None,
+        look_only: bool = False,
     ) -> None:
         self.experiment = experiment = experiment.model_copy(deep=True)
         for cache in (split_data, split_hash, inputs_of):
             cache.cache_clear()  # the data may have changed since this process read them for another experiment
         self.runs, self.hook_timeout, self.remarks = runs, hook_timeout, list(remarks)
+        self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
         self.planner = Planner(experiment, runs, plugins)
         self.tuner = Tuner(self.planner, self.remarks)
@@ -83,9 +90,15 @@ class Runner:
             self._join_few_files(plan)
         self.overlaps = self._overlaps()
         self._check_retuning()
+        self._untrained: dict[int, str] = {}
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
-            self._check_offline_data(entry, config)
+            try:
+                self._check_offline_data(entry, config)
+            except MissingWeights as error:
+                if not look_only:
+                    raise
+                self._untrained[id(entry)] = str(error)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
         self.tuner.check_limit()
@@ -230,8 +243,33 @@ class Runner:
                 settings = ", ".join(f"{key}={value}" for key, value in plan.config.items())
                 self.remarks.append(f"Left out ({settings}): {reason}")
 
-    def run(self, executor: Executor, progress: Progress = lambda *_: None) -> Result:
+    def look_ahead(self, pace: Pace) -> list[Outlook]:
+        """What is ahead of each method of the experiment, by the records that are there; ``pace`` learns from these."""
+        pace.read(self.runs, dict.fromkeys(plan.name for plan in self.experiment.methods))
+        forecaster = Forecaster(self.planner, self.tuner, self.runs)
+        cell, limit = self.tuner.limit_cell(), None
+        if cell is not None and cell.is_done(self.runs):
+            limit = self.tuner.limit(cell)
+        return [
+            forecaster.outlook(
+                plan,
+                self.tuner.start(plan, space, limit) if (space := self.spaces[id(plan)]) else None,
+                self._untrained.get(id(plan), ""),
+            )
+            for plan in self.experiment.methods
+        ]
+
+    def expect(self, progress: Progress) -> None:
+        """State what is ahead, so that the progress is that of the whole plan from the beginning."""
+        outlooks = self.look_ahead(progress.pace)
+        self._outlooks = {id(plan): outlook for plan, outlook in zip(self.experiment.methods, outlooks, strict=True)}
+        for part, outlook in self._outlooks.items():
+            progress.expect(part, outlook.after(0))
+
+    def run(self, executor: Executor, progress: Progress | None = None) -> Result:
         """Run what is missing: first the trials and the cells that are not tuned, then the tuned cells.
+
+        ``progress`` follows the cells; :meth:`expect` tells it before what is ahead.
 
         Raises:
             OSError: the folder of the records cannot be written.
@@ -239,24 +277,30 @@ class Runner:
         """
         self.runs.mkdir(parents=True, exist_ok=True)
         sweep(self.runs)
-        plans = self.experiment.methods
+        plans, progress = self.experiment.methods, progress or Progress()
         limit = None
         if (cell := self.tuner.limit_cell()) is not None:
-            self._execute(executor, [cell], "measuring the limit on operations", progress)
+            measured = next(plan for plan in plans if plan.name == cell.spec.method)
+            self._execute(executor, [_Batch("tuning", measured, [cell], self._ahead(measured, 0))], progress)
             limit = self.tuner.limit(cell)
         tunings = {id(plan): self.tuner.start(plan, space, limit) for plan in plans if (space := self.spaces[id(plan)])}
-        waiting = [cell for plan in plans if id(plan) not in tunings for cell in self.planner.cells(plan, plan.config)]
-        rounds = [tuning.rounds() for tuning in tunings.values()]
-        while rounds:
-            batches = [next(one, None) for one in rounds]
-            rounds = [one for one, batch in zip(rounds, batches, strict=True) if batch is not None]
-            trials = [cell for batch in batches for cell in batch or ()]
-            self._execute(executor, trials + waiting, "tuning and running", progress)
+        untuned = [plan for plan in plans if id(plan) not in tunings]
+        waiting = [_Batch("running", plan, self.planner.cells(plan, plan.config), ()) for plan in untuned]
+        searches = [(plan, tunings[id(plan)].rounds()) for plan in plans if id(plan) in tunings]
+        for number in itertools.count(1):
+            batches = [(plan, next(rounds, None)) for plan, rounds in searches]
+            if all(cells is None for _, cells in batches):
+                break
+            trials = [
+                _Batch("tuning", plan, cells or (), self._ahead(plan, MOST_ROUNDS if cells is None else number))
+                for plan, cells in batches
+            ]
+            self._execute(executor, trials + waiting, progress)
             waiting = []  # these fill the first round
         records = {id(plan): self.tuner.choose(plan, tunings[id(plan)]) for plan in plans if id(plan) in tunings}
         chosen = {key: record.chosen for key, record in records.items()}
         cells = {id(plan): self.planner.cells(plan, chosen.get(id(plan), plan.config)) for plan in plans}
-        self._execute(executor, [cell for some in cells.values() for cell in some], "running", progress)
+        self._execute(executor, [_Batch("running", plan, cells[id(plan)], ()) for plan in plans], progress)
         board = BoardRecord(
             experiment=self.experiment.name,
             entries=[
@@ -281,8 +325,19 @@ class Runner:
         everything = tuple(cell for some in cells.values() for cell in some)
         return Result(everything, tuple(board.remarks), failures)
 
-    def _execute(self, executor: Executor, cells: Sequence[Cell], activity: str, progress: Progress) -> None:
-        missing = {cell.id: cell for cell in cells if cell.id not in self._attempts and not cell.is_done(self.runs)}
+    def _ahead(self, plan: MethodPlan, rounds: int) -> Sequence[Load]:
+        """The cells of a method that are to come after so many rounds of tuning, if :meth:`expect` has looked ahead."""
+        return self._outlooks[id(plan)].after(rounds) if id(plan) in self._outlooks else ()
+
+    def _execute(self, executor: Executor, batches: Sequence[_Batch], progress: Progress) -> None:
+        missing: dict[str, Cell] = {}
+        jobs: dict[str, Job] = {}
+        for purpose, plan, cells, ahead in batches:
+            progress.expect(id(plan), ahead)
+            for cell in cells:
+                if cell.id not in self._attempts and not cell.is_done(self.runs):
+                    missing[cell.id] = cell
+                    jobs[cell.id] = Job(purpose, self.tuner.label(plan), cell.spec.arm, cell.spec.stream, load(cell))
         self._attempts |= missing.keys()
         if not missing:
             return
@@ -300,15 +355,28 @@ class Runner:
             )
             for key, cell in missing.items()
         ]
-        progress(activity, 0, len(tasks))
-        for done, outcome in enumerate(executor.run(tasks), 1):
+        progress.begin(jobs)
+        for outcome in executor.run(tasks):
+            if isinstance(outcome, Note):
+                progress.note(outcome.key, outcome.content)
+                continue
             if outcome.error is not None:
                 if outcome.error.kind == "raised":
                     raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
                 cell = missing[outcome.key]
                 method = self.methods[cell.spec.method]
                 write_run(self.runs, dead_worker_record(cell, method, outcome.error))
-            progress(activity, done, len(tasks))
+            progress.end(outcome.key, read_run(self.runs / outcome.key))
+
+
+class _Batch(NamedTuple):
+    """Cells of one method that run together."""
+
+    purpose: Purpose
+    plan: MethodPlan
+    cells: Sequence[Cell]
+    ahead: Sequence[Load]
+    """The cells of the method that are to come after these."""
 
 
 @lru_cache(maxsize=8)

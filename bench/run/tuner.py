@@ -162,10 +162,10 @@ class Tuner:
         assert self.experiment.tuning is not None
         trials = [tuning.record(trial, plan.config) for trial in tuning.done]
         if failed := sum(trial["score"] is None for trial in trials):
-            self.remarks.append(f"{failed} of {len(trials)} tuning trials of {self._label(plan)} diverged or failed.")
+            self.remarks.append(f"{failed} of {len(trials)} tuning trials of {self.label(plan)} diverged or failed.")
         if len(trials) < tuning.trials:
             self.remarks.append(
-                f"{self._label(plan)} was tuned with {len(trials)} of {tuning.trials} trials: there are no other "
+                f"{self.label(plan)} was tuned with {len(trials)} of {tuning.trials} trials: there are no other "
                 f"settings to try{' within the limit on operations' if tuning.limit is not None else ''}."
             )
         best = tuning.best()
@@ -200,7 +200,7 @@ class Tuner:
         for key in at_edge(tuning.space, tried, best, tuning.width):
             bounds = [getattr(bound, side, None) for bound in fields[key].metadata for side in ("ge", "le")]
             if best[key] not in bounds:
-                self.edges.append(f"{key}={best[key]:g} of {self._label(plan)}")
+                self.edges.append(f"{key}={best[key]:g} of {self.label(plan)}")
 
     def edge_remarks(self) -> list[str]:
         """One remark on all best values at an edge."""
@@ -208,7 +208,7 @@ class Tuner:
             return []
         return [f"Best at the edge of what was tried, so that a wider range may do better: {', '.join(self.edges)}."]
 
-    def _label(self, plan: MethodPlan) -> str:
+    def label(self, plan: MethodPlan) -> str:
         """The method's name, with the settings in which this entry differs from others of the same method."""
         configs = [other.config for other in self.experiment.methods if other.name == plan.name]
         settings = [

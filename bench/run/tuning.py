@@ -86,6 +86,16 @@ class Tuning:
         """Share of a range that is near the best value, or near an end: what each of the first trials stands for."""
         return 1 / max(2, self.first)
 
+    def plan(self) -> list[tuple[int, int | None]]:
+        """The most candidates of each round, and the first documents on which they run; more rounds with a limit."""
+        rounds: list[tuple[int, int | None]] = []
+        for count in filter(None, (self.first, self.trials - self.first)):
+            prefix = self._prefix(count)
+            rounds.append((count, prefix))
+            if prefix is not None:
+                rounds.append((math.ceil(count / ETA), None))
+        return rounds
+
     def rounds(self) -> Rounds:
         """The search, as rounds of cells."""
         draws = self.trials * DRAWS
@@ -101,7 +111,7 @@ class Tuning:
 
         Candidates that are tried or dropped are removed from ``waiting``.
         """
-        prefix = self.prefix if count > 1 or self.limit is not None else None
+        prefix = self._prefix(count)
         new: list[Trial] = []
         while waiting and len(new) < count:
             batch = [Trial(settings) for settings in waiting[: count - len(new)]]
@@ -125,6 +135,10 @@ class Tuning:
                 yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
                 if any(self._is_above(trial, self.floor()) for trial in going_on):
                     break
+
+    def _prefix(self, count: int) -> int | None:
+        """The first documents on which so many candidates begin; None if they run on whole streams at once."""
+        return self.prefix if count > 1 or self.limit is not None else None
 
     def _floor_cells(self, prefix: int | None) -> list[Cell]:
         """The cells of the method without documents, which need no NLL of text."""

@@ -114,6 +114,7 @@ def test_the_check_covers_the_comparison_and_the_boards_of_all_bases(tmp_path):
     (out / "bases.md").write_text("changed")
     (out / "plain" / "leaderboard.csv").unlink()
     assert sorted(reports.stale(runs, out)) == ["bases.md", "plain/leaderboard.csv"]
+    reports.write_all(runs, out)
     reports.write_all(runs, out, "demo-plain")
     assert not [name for name in bases.FILES if (out / name).exists()], "of an earlier experiment"
     reports.write_all(runs, out, "demo")

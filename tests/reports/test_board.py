@@ -68,6 +68,36 @@ def test_paired_difference_to_the_reference(tmp_path):
     assert rows(tmp_path, reference="camels")["uniform"].value("f1_vs_reference") == pytest.approx(-0.1)
 
 
+def test_the_reference_can_be_any_complete_row_by_its_label(tmp_path):
+    ids = [
+        name
+        for rate, level in ((1, 0.2), (2, 0.5))
+        for name in pair(tmp_path, "slow", (level, level + 0.1), config={"rate": rate})
+    ]
+    board(
+        tmp_path, [*ids, *pair(tmp_path, "uniform", (0.1, 0.2)), record(tmp_path, spec("bad", ZERO), status="diverged")]
+    )
+    built = build(tmp_path, reference="slow (rate=2)")
+    found = {row.label: row.value("f1_vs_reference") for row in built.rows}
+    assert found == {
+        "slow (rate=1)": pytest.approx(-0.3),
+        "slow (rate=2)": None,
+        "uniform": pytest.approx(-0.4),
+        "bad": None,
+    }
+    assert built.reference == "slow (rate=2)"
+    assert "F1 vs slow (rate=2)" in tables.write(built, tmp_path / "out")[2].read_text()
+    costs = next(row.costs for row in built.rows if row.label == "uniform")
+    assert costs["break_even_documents"] == 0, "it costs as much as the reference"
+    for name, message in (
+        ("slow", "slow has 2 rows on the board demo"),
+        ("slwo (rate=2)", "Did you mean slow"),
+        ("bad", r"bad \[diverged on 1 of 2\] is not complete on the board demo: name another --reference"),
+    ):
+        with pytest.raises(BenchError, match=message):
+            build(tmp_path, reference=name)
+
+
 def test_knowledge_gain_needs_both_controls(tmp_path):
     ids = pair(tmp_path, "uniform", (0.3, 0.3)) + pair(tmp_path, "uniform", (0.1, 0.1), "placebo")
     board(tmp_path, ids)

@@ -41,9 +41,7 @@ def test_a_report_reads_each_record_once(tmp_path, monkeypatch):
     assert sorted(names) == sorted(read_board(tmp_path / "runs").runs)
 
 
-def test_text_streams_have_no_question_plots_and_old_files_are_removed(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/f1_by_method.svg").write_text("of an earlier board")
+def test_text_streams_have_no_question_plots(tmp_path):
     runs = tmp_path / "runs"
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
     expected = {"token_nll_by_position", "token_nll_gain_by_position", "bits_per_byte_by_cost", "cost_by_method"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -14,9 +15,18 @@ from bench.errors import BenchError
 from reports.spread import Run
 from reports.statistics import (
     Item,
+    Pairs,
+    Sample,
+    bootstrap_interval,
     clustered_error,
+    difference,
+    is_exact,
+    mean_of,
     mean_over_streams,
     paired_difference,
+    pairs,
+    permutation_p_value,
+    plan,
     ratio,
     roc_auc,
     show,
@@ -284,3 +294,151 @@ class TestShow:
     @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5))
     def test_never_plus_minus_zero(self, mean, se, digits):
         assert not show(mean, se, digits).endswith("± 0." + "0" * digits)
+
+
+def effects(rng, streams=4, documents=25, shift=0.0):
+    """Two rows of a simulation: documents have effects of their own on the difference, whose true mean is ``shift``."""
+    a, b = [], []
+    for k in range(streams):
+        for d in range(documents):
+            effect = shift + rng.normal(0, 1)
+            for q in range(1 + d % 3):
+                base = rng.normal(0, 3)
+                a.append(Item(f"s{k}", f"d{d}q{q}", f"s{k}d{d}", base + effect + rng.normal(0, 0.5)))
+                b.append(Item(f"s{k}", f"d{d}q{q}", f"s{k}d{d}", base))
+    return Sample.of(a), Sample.of(b)
+
+
+class TestPairs:
+    def test_the_totals_give_the_paired_difference_over_streams_and_over_documents(self):
+        a, b = effects(np.random.default_rng(0), shift=0.4)
+        for kind in ("SE_stream", "SE_doc"):
+            of = pairs(a, b, kind)
+            assert (of.a - of.b).sum() / of.weights.sum() == pytest.approx(difference(a, b, kind).mean)
+            assert len(of.weights) == difference(a, b, kind).n
+
+    def test_the_units_of_a_document_in_two_streams_are_one(self):
+        a = Sample.of([Item("s0", "q", "d", 1.0), Item("s1", "q", "d", 0.0), Item("s1", "r", "e", 1.0)])
+        b = Sample.of([item._replace(value=0.0) for item in a.units.values()])
+        of = pairs(a, b, "SE_doc")
+        assert of.weights.tolist() == [1.5, 0.5] and of.a.tolist() == [1.0, 0.5]  # each stream has a weight of 1
+
+
+class TestBootstrap:
+    def test_its_width_is_that_of_the_cluster_robust_error(self):
+        a, b = effects(np.random.default_rng(1), documents=60)
+        low, high = bootstrap_interval([pairs(a, b, "SE_doc")])
+        assert (high - low) / 2 == pytest.approx(1.96 * difference(a, b, "SE_doc").se, rel=0.05)
+
+    def test_it_is_the_interval_of_a_loop_that_draws_whole_documents(self):
+        rng = np.random.default_rng(2)
+        a, b = effects(rng)
+        of = pairs(a, b, "SE_doc")
+        means = []
+        for _ in range(4000):
+            draw = rng.integers(len(of.weights), size=len(of.weights))
+            means.append((of.a - of.b)[draw].sum() / of.weights[draw].sum())
+        low, high = bootstrap_interval([of])
+        assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.03)
+
+    def test_95_percent_interval_covers_95_percent_and_drawing_questions_does_not(self):
+        rng = np.random.default_rng(3)
+        clustered, plain = [], []
+        for _ in range(100):
+            a, b = effects(rng, documents=15, shift=0.3)
+            of = pairs(a, b, "SE_doc")
+            clustered.append(bootstrap_interval([of]))
+            single = [(item.value, b.units[key].value) for key, item in a.units.items()]
+            ones = np.ones(len(single))
+            plain.append(bootstrap_interval([Pairs(*np.array(single).T, ones)]))
+        assert 0.90 <= coverage(clustered, 0.3) <= 0.99
+        assert coverage(plain, 0.3) < coverage(clustered, 0.3)
+
+    def test_several_parts_give_the_interval_of_the_mean_of_their_differences(self):
+        rng = np.random.default_rng(4)
+        first, second = (pairs(*effects(rng, shift=shift), "SE_doc") for shift in (0.0, 1.0))
+        low, high = bootstrap_interval([first, second])
+        middle = np.mean([(of.a - of.b).sum() / of.weights.sum() for of in (first, second)])
+        assert low < middle < high
+        assert high - low < max(np.ptp(bootstrap_interval([of])) for of in (first, second))
+
+    def test_no_spread_and_a_single_unit(self):
+        same = Pairs(np.ones(5), np.full(5, 0.5), np.ones(5))
+        assert bootstrap_interval([same]) == (0.5, 0.5)
+        assert bootstrap_interval([Pairs(np.ones(1), np.zeros(1), np.ones(1))]) is None
+
+
+class TestPermutation:
+    def test_all_swaps_of_few_units_are_tried(self):
+        of = Pairs(np.array([0.5, 0.4, 0.7, 0.2]), np.array([0.1, 0.3, 0.4, 0.3]), np.ones(4))
+        gaps = of.a - of.b
+        sums = [abs(np.dot(signs, gaps)) for signs in itertools.product((1, -1), repeat=4)]
+        expected = np.mean([value >= abs(gaps.sum()) - 1e-12 for value in sums])
+        assert is_exact(4) and permutation_p_value([of]) == pytest.approx(expected) == pytest.approx(6 / 16)
+
+    def test_random_swaps_of_many_units_are_close_to_the_normal_approximation(self):
+        a, b = effects(np.random.default_rng(5), documents=40, shift=0.2)
+        of = pairs(a, b, "SE_doc")
+        z = (of.a - of.b).sum() / np.sqrt(((of.a - of.b) ** 2).sum())
+        assert not is_exact(len(of.a))
+        assert permutation_p_value([of]) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.01)
+
+    def test_equal_rows_are_rejected_in_5_percent_of_cases(self):
+        rng = np.random.default_rng(6)
+        p_values = [permutation_p_value([pairs(*effects(rng, documents=3), "SE_doc")]) for _ in range(120)]
+        assert np.mean(np.array(p_values) < 0.05) <= 0.1
+        assert 0.4 <= np.mean(p_values) <= 0.6
+
+    def test_a_single_unit_has_no_test(self):
+        assert permutation_p_value([Pairs(np.ones(1), np.zeros(1), np.ones(1))]) is None
+
+
+class TestMeanOf:
+    def test_hand_computed(self):
+        first, second = stream_error([0.1, 0.3]), stream_error([0.5, 0.7, 0.9])
+        mean = mean_of([first, second])
+        assert mean.mean == pytest.approx((0.2 + 0.7) / 2)
+        assert mean.se == pytest.approx(math.sqrt(0.01 + 0.04 / 3) / 2)
+        variances = 0.01 / 4, 0.04 / 3 / 4
+        assert mean.degrees == pytest.approx(sum(variances) ** 2 / (variances[0] ** 2 / 1 + variances[1] ** 2 / 2))
+        assert mean.n == 5
+
+    def test_one_without_an_error_leaves_none(self):
+        assert mean_of([stream_error([0.1, 0.3]), stream_error([0.5])]).se is None
+
+
+class TestPlan:
+    def test_the_planned_streams_find_the_gap_in_80_percent_of_simulated_repetitions(self):
+        rng = np.random.default_rng(7)
+        items = [Item(f"s{k}", "q", f"d{k}", value) for k, value in enumerate(rng.normal(0, 0.05, 8))]
+        a, b = Sample.of(items), Sample.of([item._replace(value=0.0) for item in items])
+        found = plan(a, b, 0.04, "SE_stream")
+        spread = float(np.std([item.value for item in items], ddof=1))
+        repetitions = rng.normal(0.04, spread, (4000, found.needed))
+        assert np.mean(stats.ttest_1samp(repetitions, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.05)
+        fewer = rng.normal(0.04, spread, (4000, found.needed - 1))
+        assert np.mean(stats.ttest_1samp(fewer, 0, axis=1).pvalue < 0.05) < 0.82
+        assert found.units == 8 and found.range[0] < found.needed < found.range[1]
+
+    def test_the_smallest_gap_at_hand_needs_the_units_at_hand(self):
+        a, b = effects(np.random.default_rng(8))
+        for kind in ("SE_stream", "SE_doc"):
+            found = plan(a, b, 1.0, kind)
+            assert plan(a, b, found.smallest, kind).needed == found.units
+            assert plan(a, b, found.smallest / 2, kind).needed > found.units
+
+    def test_more_streams_do_not_help_against_the_spread_of_seeds(self):
+        def items(rows):
+            return [Item(f"s{k}", "q", f"d{k}", v, seed=s) for k, row in enumerate(rows) for s, v in enumerate(row)]
+
+        a = Sample.of(items([(0.1, 0.5), (0.12, 0.5), (0.1, 0.48)]))
+        b = Sample.of(items([(0.2,), (0.21,), (0.2,)]))
+        assert plan(a, b, 0.05, "SE_stream").needed is None
+        single = Sample(a.units, None)
+        assert plan(single, b, 0.05, "SE_stream").needed is not None
+
+    def test_rows_that_differ_by_the_same_amount_need_no_plan(self):
+        items = [Item(f"s{k}", "q", f"d{k}", 0.1 * k) for k in range(3)]
+        a, b = Sample.of(items), Sample.of([item._replace(value=item.value - 0.1) for item in items])
+        assert plan(a, b, 0.1, "SE_stream") is None
+        assert plan(Sample.of(items[:1]), Sample.of(items[:1]), 0.1, "SE_doc") is None

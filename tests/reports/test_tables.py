@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -90,6 +91,14 @@ def test_the_terminal_never_cuts_a_cell(built, width):
     assert max(map(len, text.splitlines())) <= width
     note = re.search(r"\b(1 more column|(?!1 )\d+ more columns) in leaderboard\.md", " ".join(text.split()))
     assert (note is not None) == (width < 250)
+
+
+def test_names_on_the_terminal_are_text_and_not_obeyed(built):
+    names = {"model": "m[/red]\x1b[2J", "dataset": "d[bold]\x9b", "experiment": "demo+:smile:"}
+    rows = (replace(built.rows[0], label="uniform[/x]\x07"), *built.rows[1:])
+    text = printed(replace(built, rows=rows, **names), 250)
+    assert "demo+:smile:: d[bold]�, m[/red]␛[2J" in text and "uniform[/x]␇" in text
+    assert not {"\x1b", "\x9b", "\x07"} & set(text)
 
 
 def test_errors_are_named_and_explained(built):

@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.records import packed, published, store
 from bench.records.schema import BoardRecord
 from bench.records.summary import check_board, summarize
-from reports import plots
+from reports import plots, written
 from reports.board import build
 from tests.reports.records_factory import answer, board, realistic, record, spec, token_event, tuning_record
 
@@ -25,7 +25,8 @@ DRAWN = ("f1_by_position", "token_nll_by_position", "cost_by_method", "token_wei
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != written.NAME)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def archive(folder: Path) -> dict[str, bytes]:
@@ -194,7 +195,7 @@ def test_texts_with_slashes_are_no_paths(tmp_path: Path) -> None:
 
 def test_incomplete_and_published_records_are_not_published(folder: Path) -> None:
     runs = folder.parents[1] / "runs"
-    with pytest.raises(BenchError, match="There is no board of another"):
+    with pytest.raises(BenchError, match=r"There is no board 'another' in .* Known: demo\."):
         published.publish(runs, "another", folder)
     with pytest.raises(BenchError, match="holds published records: publish those that the runs"):
         published.publish(folder, "demo", folder)

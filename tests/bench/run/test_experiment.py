@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,11 +71,42 @@ def test_trials_and_equal_compute_are_changes_for_one_command(write: Write) -> N
     experiment = load("default")
     overrides.apply(experiment)
     assert experiment.tuning is not None and experiment.tuning.trials == 3
-    assert experiment.name == "default-compute-5", "a board of its own"
     assert experiment.equal_compute == EqualCompute(method="uniform", steps=5)
     assert overrides.remarks() == ["Changed for this run: trials 3, equal_compute 5."]
     with pytest.raises(BenchError, match="--trials: ours tunes nothing"):
         Overrides(trials=3).apply(load(write("ours", "[closed_book]")))
+
+
+class TestVariations:
+    def test_without_a_change_the_experiment_keeps_its_name(self) -> None:
+        default = load("default")
+        same = Overrides(streams=default.streams.count, model=default.model, device="cpu").vary(default)
+        assert same == default
+
+    def test_a_change_gives_a_name_with_a_hash_of_what_differs(self) -> None:
+        changes = [{"streams": 1}, {"streams": 2}, {"documents": 1}, {"methods": ["bm25"]}, {"seed": 5}, {"trials": 1}]
+        names = [Overrides(**change).vary(load("default")).name for change in changes]  # type: ignore[arg-type]
+        assert len(set(names)) == len(changes)
+        assert all(re.fullmatch(r"default\+[0-9a-f]{4}", name) for name in names)
+        assert names == [Overrides(**change).vary(load("default")).name for change in changes]  # type: ignore[arg-type]
+
+    def test_the_order_of_the_methods_does_not_count(self) -> None:
+        one, other = (Overrides(methods=names).vary(load("default")) for names in (["bm25", "cmt"], ["cmt", "bm25"]))
+        assert one.name == other.name and one.methods == other.methods[::-1]
+
+    def test_a_name_takes_the_place_of_the_hash(self) -> None:
+        default = load("default")
+        assert Overrides().vary(default, "monday").name == Overrides(streams=1).vary(default, "monday").name
+        assert Overrides().vary(default, "monday").name == "default+monday" and default == load("default")
+
+    @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "a+b", "a.b", "\x1b"])
+    def test_a_name_that_is_no_word_is_refused(self, name: str) -> None:
+        with pytest.raises(BenchError, match="letters, digits, _ and -"):
+            Overrides().vary(load("default"), name)
+
+    def test_further_bases_have_boards_of_the_variation(self) -> None:
+        varied = Overrides(streams=1).vary(load("bases"), "few")
+        assert [one.name for one in varied.on_each_base()][:2] == ["bases+few", "bases+few-nano-plain"]
 
 
 @pytest.mark.parametrize(

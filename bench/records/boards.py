@@ -1,0 +1,45 @@
+"""Boards by name. That of an experiment has its name; a variation of the experiment is ``<experiment>+<suffix>``.
+
+A variation thus never takes the place of the experiment's own board, nor of its tables and plots.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.errors import BenchError, nearest
+from bench.records import store
+from bench.records.schema import BoardRecord
+
+MARK = "+"
+
+
+def variation(experiment: str, suffix: str) -> str:
+    """Name of the board of a variation."""
+    return f"{experiment}{MARK}{suffix}"
+
+
+def folder(out: Path, name: str) -> Path:
+    """The folder of a board's tables and plots: ``out`` or, for a variation, the folder of its name in there."""
+    return out / name if MARK in name else out
+
+
+def names(runs: Path) -> list[str]:
+    """The names of all boards under ``runs``, the newest last.
+
+    Raises:
+        BenchError: published records are damaged.
+    """
+    return [path.stem for path in store._boards(runs)]
+
+
+def read(runs: Path, name: str | None = None) -> BoardRecord:
+    """Read a board, by default the newest one.
+
+    Raises:
+        BenchError: there is no board of that name (with the nearest names), or it is damaged or of another schema.
+    """
+    known = names(runs)
+    if name is not None and known and name not in known:
+        raise BenchError(f"There is no board {name!r} in {runs}.{nearest(name, known)}")
+    return store.read_board(runs, name)

@@ -1,0 +1,305 @@
+"""A row for somebody else's board: one ZIP file with its records and their hashes, and the checks before it is taken.
+
+The file holds what a folder of records would hold for the row alone: the manifests and events of its runs, its tuning
+record with the runs of its trials, and a board; and ``submission.json`` with the SHA-256 of each. Equal records give
+equal files.
+
+A row is taken only if every score follows from the predictions and gold answers beside it, if its questions, gold
+answers and documents are those of the board that it is for, and if its cells are comparable with that board's. What
+cannot be checked is taken as reported: that the method made the predictions, likelihoods, costs, and what a method says
+about itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import pydantic
+
+from bench.errors import BenchError, first_problem
+from bench.files import json_bytes, replacing
+from bench.machine import process_name
+from bench.records import boards, imported
+from bench.records.comparability import differences, listed
+from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TuningRecord
+from bench.records.store import (
+    MANIFEST,
+    PARTIAL,
+    board_path,
+    is_packed,
+    manifest,
+    read_answers,
+    read_documents,
+    read_run,
+    read_tuning,
+    tuning_path,
+)
+from bench.records.summary import check_board
+
+FORMAT: Literal[1] = 1
+CONTENTS = "submission.json"
+MEMBER = re.compile(
+    r"\w[\w.+=-]{0,200}/(?:run\.json|(?:documents|answers|tokens)\.jsonl)|(?:tuning|boards)/\w[\w.+=-]{0,200}\.json"
+)
+"""Names that files in a submission can have."""
+MOST_FILES = 20_000
+MOST_BYTES = 2**30
+"""Of all files together, unpacked."""
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+class Contents(pydantic.BaseModel):
+    """``submission.json``: what the file holds."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    format: Literal[1] = FORMAT
+    experiment: str
+    row: str
+    """The label of the row on the board from which it comes."""
+    files: dict[str, str]
+    """SHA-256 of each file by its name."""
+
+
+def export(runs: Path, experiment: str, label: str, run_ids: Sequence[str], to: Path) -> None:
+    """Write the row of these runs, which must be on the board of the experiment, to a file, atomically.
+
+    Raises:
+        BenchError: a record is missing or damaged, a score is wrong, a run has no results, or the records under
+            ``runs`` are published ones.
+    """
+    if is_packed(runs):
+        raise BenchError(f"{runs} holds published records, without gold answers: export from those of the runs.")
+    whole = boards.read(runs, experiment)
+    if not set(run_ids) <= set(whole.runs):
+        raise BenchError(f"{label} was not run here, but imported: pass on the file that it came from.")
+    board = _of_row(whole, run_ids)
+    check_board(runs, board)
+    for run_id in run_ids:
+        if (status := read_run(runs / run_id).status) != "complete":
+            raise BenchError(f"{label} is not exported: its run {run_id} has {status}. Run the experiment again.")
+    files = dict(_files(runs, board))
+    files[_name(runs, board_path(runs, experiment))] = manifest(board)
+    hashes = {name: _sha256(content) for name, content in files.items()}
+    contents = Contents(experiment=experiment, row=label, files=hashes)
+    with replacing(to) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {CONTENTS: json_bytes(contents.model_dump()), **files}.items():
+            entry = zipfile.ZipInfo(name, NO_DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+
+
+def _of_row(board: BoardRecord, run_ids: Sequence[str]) -> BoardRecord:
+    """The board with these runs alone."""
+    entries = [
+        entry.model_copy(update={"runs": [run for run in entry.runs if run in run_ids]}) for entry in board.entries
+    ]
+    return BoardRecord(
+        experiment=board.experiment,
+        entries=[entry for entry in entries if entry.runs],
+        remarks=[],
+        overlaps=board.overlaps,
+    )
+
+
+def _files(runs: Path, board: BoardRecord) -> Iterator[tuple[str, bytes]]:
+    """The files of the board's runs, of its tuning records, and of the runs of their trials."""
+    tuning = read_tuning(runs, dict.fromkeys(board.tuning))
+    trials = [run_id for record in tuning for run_id in _runs_of_trials(record)]
+    for run_id in dict.fromkeys([*board.runs, *trials]):
+        for name in (*read_run(runs / run_id).files, MANIFEST):
+            yield f"{run_id}/{name}", (runs / run_id / name).read_bytes()
+    for record in tuning:
+        path = tuning_path(runs, record.key)
+        yield _name(runs, path), path.read_bytes()
+
+
+def add(file: Path, runs: Path, experiment: str | None = None) -> imported.ImportedRow:
+    """Check a file that :func:`export` wrote, and add its row to a board: by default that of the same experiment.
+
+    Nothing is written if a check fails, and no file is ever written over.
+
+    Raises:
+        BenchError: the file is no submission, is damaged or was changed, a score in it is wrong, its answers are to
+            other questions than those of the board, or it is not comparable with the board; or there is no such board,
+            or the row is there already.
+    """
+    if is_packed(runs):
+        raise BenchError(f"{runs} holds published records, to which none are added: name another folder with --runs.")
+    contents, files, digest = _read(file)
+    own = boards.read(runs, experiment or contents.experiment)
+    place = runs / imported.FOLDER / own.experiment
+    folder = place / f"{re.sub('[^a-zA-Z0-9]+', '_', contents.row)[:60].strip('_')}-{digest[:8]}"
+    partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
+    try:
+        for name, content in files.items():
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        try:
+            row = _check(partial, runs, own)
+        except BenchError as error:
+            raise BenchError(f"{file} is refused: {imported.reason_of(error, partial)}") from None
+        _check_new(row, runs, own, file)
+        place.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return next(one for one in imported.rows(runs, own.experiment) if one.folder == folder)
+
+
+def _read(file: Path) -> tuple[Contents, Mapping[str, bytes], str]:
+    """The files in a submission, whose names, number, sizes and hashes are as they should be, and its own hash."""
+    if not file.is_file():
+        raise BenchError(f"There is no file {file}.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if CONTENTS not in names:
+                _refuse(file, f"it holds no {CONTENTS}, so it is not a row that export has written")
+            if len(names) > MOST_FILES or sum(entry.file_size for entry in entries) > MOST_BYTES:
+                _refuse(file, f"it holds more than {MOST_FILES:,} files or {MOST_BYTES >> 20:,} MiB")
+            if len(set(names)) < len(names):
+                _refuse(file, "it holds a file twice")
+            if strange := [name for name in names if name != CONTENTS and not MEMBER.fullmatch(name)]:
+                _refuse(file, f"it holds {strange[0][:200]!r}, which is no file of a row")
+            files = {}
+            for entry in entries:
+                with archive.open(entry) as stream:
+                    files[entry.filename] = stream.read(entry.file_size + 1)  # no more than it says
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+        _refuse(file, f"it is cut short, damaged or no ZIP file ({error})")
+    try:
+        contents = Contents.model_validate_json(files.pop(CONTENTS))
+    except pydantic.ValidationError as error:
+        _refuse(file, f"{CONTENTS} is not valid. {first_problem(error, Contents).rstrip('.')}")
+    hashes = {name: _sha256(content) for name, content in files.items()}
+    for name in sorted({*hashes, *contents.files}):
+        if hashes.get(name) != contents.files.get(name):
+            found = "has been changed since it was exported" if name in hashes else "is missing"
+            _refuse(file, f"{name} {found if name in contents.files else 'is not in its list'}")
+    return contents, files, _sha256(json.dumps(hashes, sort_keys=True).encode())
+
+
+def _check(folder: Path, runs: Path, own: BoardRecord) -> imported.ImportedRow:
+    """Check unpacked records by themselves and against the board that they are for."""
+    names = [path.stem for path in (folder / "boards").glob("*.json")]
+    if len(names) != 1:
+        raise BenchError(f"it holds {len(names)} boards, and a row has one.")
+    board = boards.read(folder)
+    records = [read_run(folder / run_id) for run_id in board.runs]
+    if not records or len({(record.spec.method, json.dumps(record.spec.config)) for record in records}) != 1:
+        raise BenchError("it holds no run of its row, or runs of several methods or settings.")
+    check_board(folder, board)
+    tuning = read_tuning(folder, board.tuning)
+    if {record.method for record in tuning} - {records[0].spec.method}:
+        raise BenchError("its tuning record is of another method.")
+    named = {run_id for record in tuning for run_id in _runs_of_trials(record)}
+    found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
+    if strays := sorted(found - {*board.runs} - named):
+        raise BenchError(f"the run {strays[0]} belongs to nothing in it.")
+    ours = [record for run_id in own.runs if (record := read_run(runs / run_id)).status == "complete"]
+    if not ours:
+        raise BenchError(f"the board {own.experiment} has no complete run to compare it with.")
+    for record in records:
+        if record.comparability_key != ours[0].comparability_key:
+            what = listed(differences(record.spec, ours[0].spec))
+            raise BenchError(f"it is not comparable with the board {own.experiment}; they differ in {what}.")
+        if record.status != "complete":
+            raise BenchError(f"its run {record.id} has {record.status}.")
+    for run_id in sorted(found):
+        if read_run(folder / run_id).spec.metrics != ours[0].spec.metrics:
+            raise BenchError(f"its run {run_id} has other versions of the metrics than the board {own.experiment}.")
+    _check_streams(folder, records, runs, ours)
+    return imported.ImportedRow(folder, board, tuple(records))
+
+
+def _check_streams(folder: Path, records: Sequence[RunRecord], runs: Path, ours: Sequence[RunRecord]) -> None:
+    """Compare documents, questions and gold answers with those of the board's own runs on the same streams."""
+    streams = {record.spec.stream for record in ours}
+    if missing := sorted(streams - {record.spec.stream for record in records}):
+        raise BenchError(
+            f"it has no run on the board's stream {missing[0]} ({len(missing)} of {len(streams)} missing)."
+        )
+    for record in records:
+        spec = record.spec
+        alike = [own for own in ours if own.spec.stream == spec.stream]
+        if not alike:
+            continue  # the board does not show this stream
+        same = [own for own in alike if (own.spec.arm, own.spec.order) == (spec.arm, spec.order)]
+        theirs = _asked(read_answers(folder, record.id), whole=bool(same))
+        if same and same[0].spec.stream_hash != spec.stream_hash:
+            raise BenchError(f"its run {record.id} is on other documents than the board's {same[0].id}.")
+        if same and _seen(read_documents(folder, record.id)) != _seen(read_documents(runs, same[0].id)):
+            raise BenchError(f"the documents of {record.id} are not those of {same[0].id}, or are in another order.")
+        own = (same or alike)[0]
+        expected = _asked(read_answers(runs, own.id), whole=bool(same))
+        for key in (*expected, *theirs):
+            if theirs.get(key) != expected.get(key):
+                what = "its gold answers" if key in theirs and key in expected else "the questions that are answered"
+                raise BenchError(f"{record.id} is not on the board's questions: {what} differ at question {key[-1]}.")
+
+
+def _asked(answers: Sequence[AnswerEvent], whole: bool) -> Mapping[tuple[object, ...], tuple[object, ...]]:
+    """The documents and gold answers of the questions: at all probes, or those on the stream at the last probe only.
+
+    Other arms and orders have these in common.
+    """
+    if whole:
+        return {
+            (event.set, event.probe, event.question_id): (
+                event.document_id,
+                event.timestamp,
+                event.answers,
+                event.earlier,
+            )
+            for event in answers
+        }
+    on_stream = [event for event in answers if event.set == "stream"]
+    last = max((event.probe for event in on_stream), default=None)
+    return {(event.question_id,): (event.document_id, event.answers) for event in on_stream if event.probe == last}
+
+
+def _seen(documents: Sequence[DocumentEvent]) -> list[tuple[int, str, str]]:
+    """The documents in order; a method may cut them into segments of its own."""
+    return list(dict.fromkeys((event.position, event.document_id, event.timestamp) for event in documents))
+
+
+def _check_new(row: imported.ImportedRow, runs: Path, own: BoardRecord, file: Path) -> None:
+    """Refuse a row whose cells are there, as one's own or as imported ones."""
+    ids = set(row.board.runs)
+    if mine := sorted(run_id for run_id in ids if (runs / run_id).is_dir()):
+        raise BenchError(f"{file} is not imported: {runs / mine[0]} is the same cell, from a run of your own.")
+    for other in imported.rows(runs, own.experiment):
+        if ids & set(other.board.runs):
+            raise BenchError(f"{file} is not imported: its row is on the board {own.experiment}, from {other.folder}.")
+
+
+def _runs_of_trials(tuning: TuningRecord) -> list[str]:
+    return [*tuning.runs, *(run_id for trial in tuning.trials for run_id in trial["runs"])]
+
+
+def _refuse(file: Path, problem: str) -> NoReturn:
+    raise BenchError(f"{file} is refused: {problem}. Ask for it to be exported again.")
+
+
+def _name(runs: Path, path: Path) -> str:
+    return path.relative_to(runs).as_posix()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,126 @@
+"""What is ahead of the methods of an experiment: cells to run, as far as their records are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from bench.contract.meta_training import MetaTrained
+from bench.contract.method import validate_config
+from bench.run.cell import Cell
+from bench.run.experiment import MethodPlan, StreamPlan
+from bench.run.inputs import inputs_of
+from bench.run.pace import Load, base_of, load_of
+from bench.run.planner import Planner
+from bench.run.tuner import Tuner
+from bench.run.tuning import Tuning
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is ahead of one method."""
+
+    label: str
+    """The method, with the settings in which it differs from other entries of the same method."""
+    learning: str
+    """What the method has learned or learns before a stream, in words; "" if nothing."""
+    rounds: tuple[tuple[Load, ...], ...]
+    """Cells of each round of tuning that are to run; the first ones that are known exactly may be there already."""
+    board: tuple[Load, ...]
+    """Cells on the test streams that are to run."""
+    cached_tuning: int
+    """Cells of tuning whose records are there."""
+    cached_board: int
+    problem: str = ""
+    """The reason why the method cannot run yet."""
+
+    def after(self, rounds: int) -> Sequence[Load]:
+        """The cells that are to run after so many rounds of tuning."""
+        return [*chain.from_iterable(self.rounds[rounds:]), *self.board]
+
+    @property
+    def tuning(self) -> int:
+        """Number of cells of tuning that are to run, at most."""
+        return sum(map(len, self.rounds))
+
+
+def load(cell: Cell) -> Load:
+    """The load of a cell."""
+    return load_of(cell.spec, len(inputs_of(cell.sources, cell.spec.arm).stream.entries))
+
+
+class Forecaster:
+    """Looks ahead, as far as the records under ``runs`` allow it; nothing is run or written."""
+
+    def __init__(self, planner: Planner, tuner: Tuner, runs: Path) -> None:
+        self.planner, self.tuner, self.runs = planner, tuner, runs
+        self.experiment = planner.experiment
+
+    def outlook(self, plan: MethodPlan, tuning: Tuning | None, problem: str = "") -> Outlook:
+        """What is ahead of a method with the search for its settings, which is used up, or None if it is not tuned."""
+        rounds: list[list[Load]] = []
+        cached = 0
+        chosen: Mapping[str, object] | None = plan.config
+        if tuning is not None and not problem:
+            rounds, cached, chosen = self._tuning(plan, tuning)
+        elif tuning is not None:
+            rounds, chosen = self._planned(plan, tuning), None
+        cells = None if chosen is None or problem else self.planner.cells(plan, chosen)
+        missing = self._missing(cells) if cells is not None else self._expected_on_board(plan)
+        return Outlook(
+            label=self.tuner.label(plan),
+            learning=self._learning(plan, bool(problem)),
+            rounds=tuple(map(tuple, rounds)),
+            board=tuple(missing),
+            cached_tuning=cached,
+            cached_board=0 if cells is None else len({cell.id for cell in cells}) - len(missing),
+            problem=problem,
+        )
+
+    def _tuning(self, plan: MethodPlan, tuning: Tuning) -> tuple[list[list[Load]], int, Mapping[str, object] | None]:
+        """The cells to run in each round, the number of those that are there, and the settings if all are there."""
+        planned, cells = self._planned(plan, tuning), dict[str, Cell]()
+        for index, batch in enumerate(tuning.rounds()):
+            cells |= {cell.id: cell for cell in batch}
+            missing = self._missing(batch)
+            planned[index : index + 1] = [missing]
+            if missing:
+                return planned, len(cells) - len(missing), None
+        best = tuning.best()
+        return [], len(cells), {**plan.config, **({} if best is None else best.settings)}
+
+    def _planned(self, plan: MethodPlan, tuning: Tuning) -> list[list[Load]]:
+        """The cells of each round of tuning, before anything is known of the scores."""
+        on = self.experiment.tuning
+        assert on is not None
+        rounds, with_floor = [], set()
+        for count, prefix in tuning.plan():
+            arms = ["stream"] * count
+            if on.metric == "f1" and prefix not in with_floor:
+                arms.append("empty")
+            with_floor.add(prefix)
+            rounds.append([load for arm in arms for load in self._expected(plan, on, arm, prefix)])
+        return rounds
+
+    def _expected_on_board(self, plan: MethodPlan) -> list[Load]:
+        runs = len(self.planner.seeds(plan)) * self.experiment.orders
+        return [load for arm in plan.arms for load in self._expected(plan, self.experiment.streams, arm) * runs]
+
+    def _expected(self, plan: MethodPlan, on: StreamPlan, arm: str, prefix: int | None = None) -> list[Load]:
+        """The load on each stream, with settings that are not chosen yet."""
+        base = base_of(self.planner.model_hash, self.experiment.device, self.experiment.dtype)
+        sources = (self.planner.sources(on, index) for index in range(on.count))
+        sizes = [prefix or len(inputs_of(source, "stream").stream.entries) for source in sources]
+        return [Load(base, plan.name, arm, on.split, None, size) for size in sizes]
+
+    def _missing(self, cells: Sequence[Cell]) -> list[Load]:
+        return [load(cell) for cell in {cell.id: cell for cell in cells}.values() if not cell.is_done(self.runs)]
+
+    def _learning(self, plan: MethodPlan, untrained: bool) -> str:
+        method = self.planner.methods[plan.name]
+        config = validate_config(method, plan.config)
+        if issubclass(method, MetaTrained):
+            return "weights missing" if untrained else "weights there"
+        return f"fits on {method.learns_from}" if method.learns_offline(config) else ""

@@ -1,0 +1,117 @@
+"""What a row opens to: the command that makes it, settings, tuning, each run's scores and costs, and provenance."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from bench.records import tuning
+from bench.records.schema import Costs, RunRecord, TuningRecord
+from bench.settings import dotted
+from reports.board import Board
+from reports.prices import COSTS
+from reports.rows import SCORES, Row
+
+RUN_SCORES = ("f1", "em", "recall", "token_nll", "bits_per_byte", "answer_nll", "anchor_f1")
+PHASES = ("training", "fit", "score", "observe", "answer")
+
+
+def facts(board: Board, row: Row) -> dict[str, Any]:
+    """The details of a row as plain data."""
+    tuned = next((one for one in board.tuning if (one.method, one.chosen) == (row.method, row.config)), None)
+    return {
+        "commands": list(dict.fromkeys(map(_command, row.records))),
+        "settings": _settings(row, tuned),
+        "tuning": None if tuned is None else _tuning(tuned),
+        "scores": [
+            [name, estimate.mean, estimate.half_width(), estimate.se, estimate.kind]
+            for name in SCORES
+            for estimate in row.scores.get(name, ())
+        ],
+        "prices": [[name, row.costs[name]] for name in COSTS if name in row.costs],
+        "spread": dict(row.spread),
+        "runs": [_run(record) for record in row.records],
+        "provenance": _provenance(row),
+        "remarks": [*_noted(row), *(remark for remark in board.remarks if row.label in remark)],
+    }
+
+
+def _command(record: RunRecord) -> str:
+    """The recorded command line, after the commit's checkout if the commit is known."""
+    words = record.provenance.get("command") or []
+    commit = record.provenance.get("commit")
+    checkout = f"git checkout {commit}\n" if commit else ""
+    return f"{checkout}python {shlex.join(words)}" if words else ""
+
+
+def _settings(row: Row, tuned: TuningRecord | None) -> list[list[Any]]:
+    """Each setting by its dotted name, with its value and its source."""
+    by_tuning = set(tuned.space) if tuned else set()
+    return [
+        [name, value, "by hand" if name in row.hand_set else "tuned" if name in by_tuning else "default"]
+        for name, value in dotted(row.config).items()
+    ]
+
+
+def _tuning(record: TuningRecord) -> dict[str, Any]:
+    """The trials: the tuned settings of each, its score, and whether it ran on whole streams."""
+    names = list(record.space)
+    configs = [dotted(trial["config"]) for trial in record.trials]
+    return {
+        "metric": record.metric,
+        "floor": record.floor,
+        "names": names,
+        "chosen": tuning.best(record.metric, record.floor, record.trials),
+        "trials": [
+            {
+                "values": [config.get(name) for name in names],
+                "score": trial["score"],
+                "documents": trial["documents"],
+                "whole": trial["whole"],
+            }
+            for trial, config in zip(record.trials, configs, strict=True)
+        ],
+    }
+
+
+def _run(record: RunRecord) -> dict[str, Any]:
+    summary = record.summary
+    return {
+        "stream": record.spec.stream,
+        "seed": record.spec.seed,
+        "order": record.spec.order,
+        "id": record.id,
+        "scores": {name: value for name in RUN_SCORES if (value := getattr(summary, name, None)) is not None},
+        "seconds": {} if record.costs is None else _seconds(record.costs),
+    }
+
+
+def _seconds(costs: Costs) -> dict[str, float]:
+    return {phase: getattr(costs, phase).seconds for phase in PHASES}
+
+
+def _provenance(row: Row) -> list[list[str]]:
+    """Facts on the code, the packages and the machine; several values if the runs differ."""
+    values: dict[str, dict[str, None]] = {}
+    for record in row.records:
+        facts = {**record.provenance, "device": record.spec.device, "dtype": record.spec.dtype}
+        for name, text in _flat(facts):
+            values.setdefault(name, {})[text] = None
+        for name in ("model_hash", "harness_code", "method_code", "train_hash", "comparability_key"):
+            text = getattr(record.spec, name)
+            values.setdefault(name.replace("_", " "), {})[text or "none"] = None
+    started = sorted(values.pop("started", {}))
+    dates = [["started", " to ".join(dict.fromkeys([started[0], started[-1]]))]] if started else []
+    return [*([name, ", ".join(texts)] for name, texts in values.items()), *dates]
+
+
+def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The known facts but the command, which stands elsewhere, by dotted name."""
+    for name, value in dotted(facts).items():
+        if value is not None and name != "command":
+            yield name.removeprefix("packages."), str(value)
+
+
+def _noted(row: Row) -> list[str]:
+    return list(dict.fromkeys(remark for record in row.records for remark in record.notes.get("remarks", ())))

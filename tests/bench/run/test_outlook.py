@@ -1,0 +1,134 @@
+"""What is ahead of a run: cells, those that are there, and what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.run.executor import Outcome, Task
+from bench.run.experiment import Experiment
+from bench.run.outlook import Outlook
+from bench.run.pace import Pace
+from bench.run.progress import Progress, State
+from bench.run.runner import Runner
+from tests.world import Inline, make_dataset, make_experiment
+
+TUNED = {"name": "uniform", "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}}
+BY_F1 = {"documents": 4, "count": 2, "metric": "f1", "trials": 4}
+
+
+@pytest.fixture(scope="module")
+def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
+
+
+@pytest.fixture
+def plan(keepers: Path, llama: Path) -> Callable[..., Experiment]:
+    return lambda *methods, **changes: make_experiment(keepers, llama, methods, **changes)
+
+
+def ahead(experiment: Experiment, runs: Path) -> list[Outlook]:
+    return Runner(experiment, runs).look_ahead(Pace())
+
+
+def cells(outlook: Outlook) -> tuple[int, int, int, int]:
+    """Cells of tuning to run and there, cells of the board to run and there."""
+    return outlook.tuning, outlook.cached_tuning, len(outlook.board), outlook.cached_board
+
+
+def test_nothing_is_there_before_the_first_run_and_nothing_is_written(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    closed, tuned = ahead(
+        plan("closed_book", {**TUNED, "seeds": [0, 1], "arms": ["stream", "placebo"]}, tuning=BY_F1), tmp_path / "runs"
+    )
+    assert (closed.label, cells(closed)) == ("closed_book", (0, 0, 2, 0))
+    # three trials and the floor on 2 of 4 documents of two streams, the best of them and the floor on all, one trial
+    assert [len(loads) for loads in tuned.rounds] == [(3 + 1) * 2, (1 + 1) * 2, 1 * 2]
+    assert [sorted({load.documents for load in loads}) for loads in tuned.rounds] == [[2], [4], [4]]
+    assert cells(tuned) == (14, 0, 2 * 2 * 2, 0)
+    assert {(load.split, load.documents) for load in tuned.board} == {("test", 5)}
+    assert len(tuned.after(1)) == 6 + 8 and len(tuned.after(3)) == 8
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_complete_is_all_there(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = plan("closed_book", TUNED, tuning=BY_F1)
+    Runner(experiment, tmp_path).run(executor := Inline())
+    closed, tuned = ahead(experiment, tmp_path)
+    assert cells(closed) == (0, 0, 0, 2)
+    assert cells(tuned) == (0, len(executor.keys) - 4, 0, 2)
+
+
+def test_a_run_that_was_interrupted_goes_on_from_the_cells_that_are_there(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = plan(TUNED, tuning=BY_F1)
+    Runner(experiment, tmp_path).run(executor := Inline())
+    first, *_ = executor.keys
+    shutil.rmtree(tmp_path / first)
+    (tuned,) = ahead(experiment, tmp_path)
+    assert [len(loads) for loads in tuned.rounds] == [1, 4, 2], "what comes after a gap is not known to be there"
+    assert cells(tuned) == (7, 7, 2, 0)
+
+
+def test_methods_without_trained_weights_are_named_and_not_run(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = plan("closed_book", {"name": "mac", "space": {}})
+    with pytest.raises(BenchError, match="mac has no trained weights"):
+        Runner(experiment, tmp_path)
+    closed, mac = Runner(experiment, tmp_path, look_only=True).look_ahead(Pace())
+    assert (closed.problem, closed.learning) == ("", "")
+    assert mac.problem.startswith("mac has no trained weights") and "run_bench.py train mac" in mac.problem
+    assert (mac.learning, cells(mac)) == ("weights missing", (0, 0, 2, 0))
+
+
+def test_what_is_learned_before_a_stream_is_said(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    untrained = {"name": "mac", "config": {"training": {"steps": 0}}, "space": {}}
+    fitted = {"name": "tfidf", "space": {}}
+    assert [outlook.learning for outlook in ahead(plan(untrained, fitted), tmp_path)] == [
+        "weights there",
+        "fits on train",
+    ]
+
+
+@pytest.mark.parametrize("tuning", [BY_F1, {**BY_F1, "trials": 1}, {**BY_F1, "metric": "token_nll"}])
+def test_the_progress_of_a_run_counts_every_cell_once(
+    plan: Callable[..., Experiment], tmp_path: Path, tuning: dict[str, object]
+) -> None:
+    states: list[State] = []
+    experiment = plan("closed_book", TUNED, {"name": "bm25", "space": {"k": [1, 2]}}, tuning=tuning)
+    runner, progress = Runner(experiment, tmp_path), Progress(states.append)
+    runner.expect(progress)
+    runner.run(executor := Inline(), progress)
+    assert [state.done for state in states if state.exact][-1] == states[-1].total == len(set(executor.keys))
+    assert states[0].total >= states[-1].total, "the beginning states the most"
+    assert states[-1].exact and states[-1].share == 1 and states[-1].left == pytest.approx(0)
+    assert {state.total - state.done for state in states[1:]} >= {0}
+
+
+def test_cells_tell_what_they_do_while_they_run(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    from bench.run.executor import LocalPool, Note
+
+    class Recorder(LocalPool):
+        notes: list[Note]
+
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
+            for item in super().run(tasks):
+                if isinstance(item, Note):
+                    self.notes.append(item)
+                yield item
+
+    states: list[State] = []
+    with Recorder(1) as pool:
+        pool.notes = []
+        result = Runner(plan("closed_book"), tmp_path).run(pool, Progress(states.append))
+    moments = [note.content for note in pool.notes]
+    assert {note.key for note in pool.notes} == {cell.id for cell in result.cells}
+    assert {moment.activity for moment in moments} <= {"starting", "reading", "answering"}
+    assert {moment.documents for moment in moments if moment.activity != "starting"} <= {5}
+    running = {(job.purpose, job.method, job.stream) for state in states for job, _ in state.running}
+    assert running == {("running", "closed_book", f"test-5-{k}") for k in range(2)}
