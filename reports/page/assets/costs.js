@@ -76,7 +76,7 @@ function costSection(board, b) {
         limited && Plot.ruleX([Math.max(budget, floor)], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.line(front, { x: "x", y: "score", curve: "step-after", stroke: "var(--warm)" }),
         Plot.ruleX(points.filter((p) => p.half != null), { x: "x", y1: (p) => p.score - p.half, y2: (p) => p.score + p.half, stroke: colour }),
-        Plot.dot(points, { x: "x", y: "score", r: 4, stroke: colour, fill: (p) => (p.row.ranks ? colour(p) : "var(--surface)"), href: (p) => `#row-${b}-${p.place}`, ariaLabel: (p) => p.row.label, tabindex: -1 }),
+        Plot.dot(points, { x: "x", y: "score", r: 4, stroke: colour, fill: (p) => (p.row.ranks ? colour(p) : "var(--surface)") }),
         ...["start", "end"].map((anchor) => Plot.text(named.filter((p) => (p.x < middle) === (anchor === "start")), { x: "x", y: "score", text: (p) => chartName(p.row), textAnchor: anchor, dx: anchor === "start" ? 7 : -7, dy: -9, fill: "currentColor", stroke: "var(--surface)", strokeWidth: 3 })),
         Plot.tip(points, Plot.pointer({ x: "x", y: "score", title: (p) => `${p.row.label}\n${board.score} ${withError(p.score, p.half)}\n${name} ${short(p.cost)}`, fill: "var(--surface)" })),
       ],

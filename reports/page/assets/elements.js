@@ -81,6 +81,7 @@ function grid(caption, headings, rows) {
 function chart(description, { marks, ...options }) {
   const style = { background: "transparent", color: "inherit", fontSize: "12px", overflow: "visible" };
   const figure = Plot.plot({ style, ...options, marks: marks.filter(Boolean) });
+  for (const part of figure.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // parts of one image
   figure.setAttribute("role", "img");
   figure.setAttribute("aria-label", description);
   return figure;

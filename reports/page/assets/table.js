@@ -48,7 +48,7 @@ function rankCell(ranks, rivals) {
 
 function labelCell(row, b, r) {
   return el("span", {}, rowLink(b, r),
-    row.best && el("span", { class: "badge", title: "No method is significantly better." }, "as good as the best"));
+    row.best && [" ", el("span", { class: "badge", title: "No method is significantly better." }, "as good as the best")]);
 }
 
 function makeTable(board, b) {
@@ -83,7 +83,11 @@ function makeTable(board, b) {
     layout: { topStart: "search", topEnd: null, bottomStart: board.rows.length > 50 ? ["info", "pageLength"] : null, bottomEnd: board.rows.length > 50 ? "paging" : null },
     language: { search: "Search methods", emptyTable: "no rows", zeroRecords: "No row has all of this." },
     createdRow: (node, row) => node.classList.add(...[row.control && "control", row.best && "best"].filter(Boolean)),
-    drawCallback() { // controls stay apart, in every order
+    drawCallback() { // controls stay apart, in every order, so the order that a reader chose is the second one
+      const api = new DataTable.Api(table);
+      const [chosen, direction] = api.order().find(([column]) => column > 0) ?? [];
+      for (const heading of api.columns(":visible").header().toArray()) heading.removeAttribute("aria-sort");
+      if (direction) api.column(chosen).header().setAttribute("aria-sort", `${direction}ending`);
       const first = table.tBodies[0].querySelector("tr.control");
       if (first) first.before(el("tr", { class: "divider" }, el("th", { colspan: table.tHead.rows[0].cells.length, scope: "rowgroup" }, "Controls")));
     },

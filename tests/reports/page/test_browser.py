@@ -1,0 +1,256 @@
+"""The page in a browser: no error, no request, and everything that a reader can do. Needs Chromium."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.board import Board, build
+from reports.page import write
+from reports.ranks import Standing
+from reports.statistics import Estimate
+from tests.reports import records_factory as factory
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("needs Chromium (apt-get install chromium)", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+pytestmark = pytest.mark.slow
+Open = Callable[..., Any]
+HOSTILE = "<img src=x onerror=\"document.title='attacked'\"></table>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Opens a file; by the end there must have been no error and no request for anything else."""
+    problems: list[str] = []
+
+    def open_file(path: Path, **settings: Any) -> Any:
+        page = browser.new_page(**{"viewport": {"width": 1300, "height": 900}, **settings})
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else problems.append(sent.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("table.board tbody tr")
+        return page
+
+    yield open_file
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two boards, with methods, control arms, tuning, token weights and probes."""
+    runs = tmp_path_factory.mktemp("runs")
+    factory.realistic(runs, streams=4, documents=12, questions=2)
+    levels = {"uniform": 0.9, "lora": 0.5, "closed_book": 0.1}
+    ids = [
+        factory.record(
+            runs,
+            factory.spec(name, f"test-2-{k}", model="other"),
+            [[level], [1 - level]],
+            [level, 2.0],
+            costs=factory.costs(10 * level),
+        )
+        for name, level in levels.items()
+        for k in range(3)
+    ]
+    factory.board(runs, ids, "other", remarks=[HOSTILE])
+    return write([build(runs, "demo"), build(runs, "other")], runs, tmp_path_factory.mktemp("out"))
+
+
+def methods(page: Any, board: int = 0) -> list[str]:
+    """The labels in the table of a board, in order, with "Controls" where these begin."""
+    cells = page.locator(f"#board-{board} table.board tbody tr > :first-child")
+    texts = [text.replace("as good as the best", "").replace("\u200b", "") for text in cells.all_inner_texts()]
+    return [" ".join(text.split()) for text in texts]
+
+
+def test_columns_sort_and_controls_stay_apart(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    by_score = methods(page)
+    divider = by_score.index("Controls")
+    assert by_score[0].startswith("memory_of_amortized_contexts") and by_score[divider + 1].startswith("gold_in_prompt")
+    heading = page.locator("#board-0 table.board th", has_text="method").first
+    heading.locator("[role=button]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#board-0 th[aria-sort=ascending]")
+    by_name = methods(page)
+    assert by_name != by_score and by_name[:divider] == sorted(by_name[:divider]) and by_name[divider] == "Controls"
+
+
+def test_error_bars_are_drawn_and_rank_intervals_shown(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    first = page.locator("#board-0 table.board tbody tr").first
+    assert first.locator("svg.interval .error").count() >= 2 and first.locator(".ranks i").count() == 1
+    assert "as good as the best" in first.inner_text()
+
+
+def test_filters_leave_what_they_name(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    pick = page.locator("#filters")
+    pick.get_by_label("Method").select_option("camels")
+    assert {name.split(" ")[0] for name in methods(page)} == {"camels", "Controls"}
+    pick.get_by_label("Arm").select_option("placebo")
+    assert methods(page) == ["Controls", "camels on placebo"]
+    pick.get_by_label("Arm").select_option("")
+    pick.get_by_label("Controls").select_option("1")
+    assert methods(page) == ["camels"]
+    pick.get_by_label("Base").select_option("other")
+    assert not page.locator("#board-0").is_visible() and page.locator("#board-1").is_visible()
+
+
+def test_a_budget_ranks_again_among_what_it_affords(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    costs = page.locator("#board-1 .costs")
+    ranking = costs.locator(".ranking tbody tr")
+    assert costs.locator(".chart svg").count() >= 1 and "no limit" in costs.inner_text() and ranking.count() == 2
+    costs.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    assert "at most" in costs.locator("output").inner_text() and ranking.count() == 0
+
+
+def test_a_row_opens_by_keyboard_to_command_settings_runs_and_trials(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    link = page.locator("#board-0 table.board a", has_text="camels").first
+    link.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("dialog[open]")
+    text = dialog.inner_text()
+    for heading in ("Command", "Runs", "Tuning", "Settings", "Scores", "Costs", "Provenance"):
+        assert heading in text
+    assert "camels-stream-test-12-0-" in text and "trials on the validation streams" in text
+    assert dialog.locator("svg").count() >= 2
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_a_question_opens_to_the_answers_of_every_method(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    section = page.locator("#board-0 details.section", has_text="Questions and answers")
+    section.locator("summary").click()
+    section.get_by_label("Search questions").fill("11.1")
+    link = section.locator("tbody a").first
+    assert link.inner_text() == "11.1"
+    link.click()
+    text = page.locator("dialog[open]").inner_text()
+    assert "at the end" in text
+    for method in ("closed_book", "camels", "uniform", "gold_in_prompt"):
+        assert method in text.replace("\u200b", "")
+
+
+def test_a_document_opens_to_its_token_weights_and_losses(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    section = page.locator("#board-0 details.section", has_text="Documents and token weights")
+    section.locator("summary").click()
+    section.locator("select").select_option(index=1)
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert dialog.locator("table tbody tr").count() > 0 and "NLL per token" in dialog.inner_text()
+
+
+def test_texts_are_shown_and_not_run(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    assert HOSTILE in page.locator("#board-1").inner_text()
+    assert page.locator("img").count() == 0 and page.title().startswith("Leaderboard")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_there_is_no_serious_violation_of_accessibility(open_page: Open, made: Path, scheme: str) -> None:
+    page = open_page(made, color_scheme=scheme)
+    for address in ("", "#row-0-0", "#question-0-0", "#document-0-0"):
+        page.evaluate(f"location.hash = '{address}'")
+        page.wait_for_timeout(200)
+        found = axe.Axe().run(page).response["violations"]
+        wrong = [
+            (one["id"], one["nodes"][0]["html"][:150]) for one in found if one["impact"] in ("serious", "critical")
+        ]
+        assert wrong == [], address
+
+
+def test_a_phone_scrolls_only_inside_tables(open_page: Open, made: Path) -> None:
+    page = open_page(made, viewport={"width": 390, "height": 844})
+    for address in ("", "#row-0-0", "#question-0-0"):
+        page.evaluate(f"location.hash = '{address}'")
+        page.wait_for_timeout(100)
+        for name in ("documentElement", "querySelector('dialog')"):
+            assert page.evaluate(f"document.{name}.scrollWidth <= innerWidth"), (address, name)
+
+
+def test_printing_shows_all_rows_and_no_buttons(open_page: Open, made: Path) -> None:
+    page = open_page(made)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not page.locator("#theme").is_visible() and not page.locator("#filters").is_visible()
+    assert len(page.pdf()) > 10_000
+
+
+def test_the_theme_changes(open_page: Open, made: Path) -> None:
+    page = open_page(made, color_scheme="light")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.get_by_role("button", name="Dark theme").click()
+    assert page.evaluate(colour) != light
+    page.get_by_role("button", name="Light theme").click()
+    assert page.evaluate(colour) == light
+
+
+def large(runs: Path, rows: int, questions: int) -> Board:
+    """A board with this many questions, and this many rows: copies of one."""
+    rng = random.Random(0)
+    scores = [[[rng.random() for _ in range(5)] for _ in range(questions // 10)] for _ in range(2)]
+    ids = [
+        factory.record(runs, factory.spec(name, f"test-{questions // 10}-{k}"), scores[k], [1.0])
+        for name in ("uniform", "lora", "closed_book")
+        for k in range(2)
+    ]
+    factory.board(runs, ids)
+    board = build(runs)
+    like = next(row for row in board.rows if not row.control)
+    copies = [
+        replace(
+            like,
+            label=f"copy {i}",
+            scores={**like.scores, "f1": (Estimate(rng.random(), 0.02, "SE_stream", 2, 1),)},
+            standing=Standing(1 + i // 10, rows),
+            costs={**like.costs, "total_seconds": 10 * 1000 ** rng.random()},
+            records=(),
+        )
+        for i in range(rows - len(board.rows))
+    ]
+    return replace(board, rows=(*board.rows, *copies))
+
+
+def test_five_hundred_rows_and_ten_thousand_questions_stay_fluid(open_page: Open, tmp_path: Path) -> None:
+    path = write([large(tmp_path, rows=500, questions=10_000)], tmp_path, tmp_path / "out")
+    start = time.monotonic()
+    page = open_page(path)
+    page.get_by_label("Search methods").fill("copy 490")
+    page.wait_for_function("document.querySelectorAll('#board-0 table.board tbody tr').length <= 2")
+    ready = time.monotonic() - start
+    start = time.monotonic()
+    page.locator("#board-0 summary", has_text="Questions and answers").click()
+    page.get_by_label("Search questions").fill("499.4")
+    page.wait_for_function("document.querySelectorAll('#board-0 details.section tbody tr').length <= 3")
+    found = time.monotonic() - start
+    print(f"interactive after {ready:.2f} s, a question found after {found:.2f} s")
+    assert ready < 6 and found < 6, "2 s each on an idle machine"
+    page.locator("#board-0 details.section tbody a").first.click()
+    assert "closed_book" in page.locator("dialog[open]").inner_text().replace("\u200b", "")
