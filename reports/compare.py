@@ -316,7 +316,6 @@ def _facts(group: Group) -> Mapping[str, str]:
         facts: dict[str, Any] = {
             "method": spec.method,
             "arm": spec.arm,
-            **dotted(spec.config),
             "seed": spec.seed,
             "order": spec.order,
             "code of the method": spec.method_code[:8],
@@ -328,7 +327,9 @@ def _facts(group: Group) -> Mapping[str, str]:
             "commit": commit and f"{commit[:8]}{' with changes' * bool(of.get('dirty'))}",
             **{f"package {name}": version for name, version in (of.get("packages") or {}).items()},
         }
-        for name, value in facts.items():
+        settings = dotted(spec.config).items()
+        named = {f"{name} (setting)" if name in facts else name: value for name, value in settings}
+        for name, value in {"method": spec.method, **named, **facts}.items():
             if value not in (None, ""):
                 values[name][str(value)] = None
     return {name: ", ".join(sorted(of)) for name, of in values.items()}

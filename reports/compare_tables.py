@@ -148,7 +148,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     if any(sample.seeds is not None for pair in comparison.pairs for sample in pair.samples):
         yield "t intervals include what the seeds add; the bootstrap and the permutations are about the seeds that ran."
     if left_out := max(pair.left_out for pair in comparison.pairs):
-        yield f"{left_out} streams that only one of the two has are left out."
+        yield f"Streams that only one of the two has are left out: {left_out}."
     yield from comparison.remarks
 
 

@@ -206,12 +206,23 @@ def test_what_differs_in_the_settings_is_shown(tmp_path: Path) -> None:
     assert "What differs" in text_of(comparison)
 
 
+def test_a_setting_with_the_name_of_another_fact_does_not_hide_it(tmp_path: Path) -> None:
+    ids = [
+        record(tmp_path, spec(method, "test-3-0", config=config), scores[0])
+        for method, config, scores in (("good", {"method": "lucene", "seed": 5}, A), ("bad", {}, B))
+    ]
+    board(tmp_path, ids)
+    settings = compare("good", "bad", tmp_path).pairs[0].settings()
+    assert ("method", "good", "bad") in settings
+    assert ("method (setting)", "lucene", None) in settings and ("seed (setting)", "5", None) in settings
+
+
 def test_streams_that_only_one_has_are_left_out_and_counted(tmp_path: Path) -> None:
     make(tmp_path / "a", {"good": A})
     make(tmp_path / "b", {"good": B[:2]})
     comparison = compare(str(tmp_path / "a"), str(tmp_path / "b"), tmp_path)
     assert comparison.pairs[0].estimate.mean == pytest.approx(np.mean(gaps()[:2]))
-    assert "1 streams that only one of the two has are left out." in text_of(comparison)
+    assert "Streams that only one of the two has are left out: 1." in text_of(comparison)
 
 
 def test_seeds_are_part_of_the_t_interval_and_the_reader_is_told(tmp_path: Path) -> None:
