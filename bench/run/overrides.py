@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.data import recipe
 from bench.errors import BenchError
 from bench.hashing import digest
 from bench.records import boards
@@ -129,8 +130,13 @@ def _hash_of_changes(before: Experiment, after: Experiment) -> str:
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """The settings of an experiment that are not defaults; the order of its methods does not count."""
-    settings = experiment.model_dump(mode="json", exclude={"name", "description"}, exclude_defaults=True)
+    """The settings of an experiment that are not defaults; the order of its methods does not count.
+
+    Files count only if they replace those of the data set: without any of its own it needs them to be run at all.
+    """
+    source = recipe.find(experiment.dataset).source
+    ignored = {"name", "description", *(() if source and source.files else ("data_files",))}
+    settings = experiment.model_dump(mode="json", exclude=ignored, exclude_defaults=True)
     return {**settings, "methods": sorted(settings["methods"], key=lambda plan: json.dumps(plan, sort_keys=True))}
 
 

@@ -90,6 +90,11 @@ class TestVariations:
         assert all(re.fullmatch(r"default\+[0-9a-f]{4}", name) for name in names)
         assert names == [Overrides(**change).vary(load("default")).name for change in changes]  # type: ignore[arg-type]
 
+    def test_files_are_a_change_if_they_replace_those_of_the_data_set(self) -> None:
+        files = {"test": ["a.json"]}
+        assert Overrides(data_files=files).vary(load("real-squad")).name == "real-squad"
+        assert Overrides(data_files=files).vary(load("default")).name != "default"
+
     def test_the_order_of_the_methods_does_not_count(self) -> None:
         one, other = (Overrides(methods=names).vary(load("default")) for names in (["bm25", "cmt"], ["cmt", "bm25"]))
         assert one.name == other.name and one.methods == other.methods[::-1]
