@@ -62,6 +62,10 @@ Out = Annotated[Path, typer.Option(help="folder for tables and plots")]
 Reference = Annotated[
     str | None, typer.Option(help="method or row from which paired differences are taken (default: uniform)")
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="columns of the printed, Markdown and LaTeX table, separated by commas, such as f1,rank,nll"),
+]
 Track = Annotated[str | None, typer.Option(help="log the board to tensorboard or wandb (the extra [track])")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run and what it would take; run nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
@@ -131,6 +135,7 @@ def run(
     out: Out = Path("out"),
     track: Track = None,
     reference: Reference = None,
+    columns: Columns = None,
     dry_run: DryRun = False,
 ) -> Results | None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
@@ -138,7 +143,10 @@ def run(
     from bench.run.experiment import EqualCompute, load
     from bench.run.overrides import Overrides
     from reports.board import REFERENCE
+    from reports.columns import check
 
+    chosen = _names(columns, "column")
+    check(chosen)
     overrides = Overrides(
         model=model,
         dataset=dataset,
@@ -151,7 +159,7 @@ def run(
         streams=streams,
         documents=documents,
         validation_documents=validation_documents,
-        methods=_names(methods),
+        methods=_names(methods, "method"),
         assignments=set_ or [],
     )
     varied = overrides.vary(load(experiment), name)
@@ -159,7 +167,7 @@ def run(
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
     remarks, plugins = overrides.remarks(), _paths(plugin)
-    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference)
+    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
     return None if dry_run else load_results(runs, varied.name)
 
 
@@ -174,6 +182,7 @@ def _run(
     track: str | None = None,
     dry_run: bool = False,
     reference: str | None = None,
+    columns: Sequence[str] = (),
 ) -> None:
     from bench.records.store import is_packed
 
@@ -206,7 +215,7 @@ def _run(
         for runner in runners:
             runner.expect(progress)
         results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
-    _report(runs, out, experiment.name, track, reference)
+    _report(runs, out, experiment.name, track, reference, columns)
     if failures := [line for result in results for line in result.failures]:
         reasons = "".join(f"\n  {line}" for line in failures)
         raise RunError(f"{len(failures)} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
@@ -274,8 +283,10 @@ def report(
     check: Annotated[bool, typer.Option("--check", help="change nothing, check scores, fail if out/ is old")] = False,
     track: Track = None,
     reference: Reference = None,
+    columns: Columns = None,
 ) -> None:
     """Rebuild every table and plot from the records."""
+    chosen = _names(columns, "column")
     named: list[str | None] = [*(experiments or [])] or [None]
     experiment, *others = named
     if html:
@@ -283,6 +294,8 @@ def report(
 
         if check:
             raise BenchError("--check is about all files of one board: leave --html out.")
+        if chosen:
+            raise BenchError("--columns is for the tables, and the page shows all columns: leave one of the two out.")
         _print_line(f"Wrote {reports.write_page(runs, out, named, reference)}")
     elif others:
         raise BenchError("Tables and plots are of one board: name one experiment, or add --html for one page of all.")
@@ -290,7 +303,7 @@ def report(
         import reports
         from bench.records.store import is_packed
 
-        stale = reports.stale(runs, out, experiment, reference)
+        stale = reports.stale(runs, out, experiment, reference, chosen)
         if stale:
             raise RunError(f"Out of date with the records: {', '.join(stale)}. Run python run_bench.py report.")
         console.print("Everything is up to date with the records.")
@@ -300,7 +313,7 @@ def report(
                 soft_wrap=True,
             )
     else:
-        _report(runs, out, experiment, track, reference)
+        _report(runs, out, experiment, track, reference, chosen)
 
 
 @app.command()
@@ -411,16 +424,21 @@ def publish(
 
 
 def _report(
-    runs: Path, out: Path, experiment: str | None, track: str | None = None, reference: str | None = None
+    runs: Path,
+    out: Path,
+    experiment: str | None,
+    track: str | None = None,
+    reference: str | None = None,
+    columns: Sequence[str] = (),
 ) -> None:
     import reports
     from bench.records import boards
     from bench.records.store import is_packed
     from reports import bases, tables, tracking
 
-    board = reports.write_all(runs, out, experiment, reference)
+    board = reports.write_all(runs, out, experiment, reference, columns)
     for one in (board, *board.bases):
-        console.print(tables.render(one))
+        console.print(tables.render(one, names=columns))
         for remark in one.remarks:
             _print_line(f"Note: {remark}")
     if board.bases:
@@ -620,11 +638,11 @@ def _paths(option: list[Path] | None) -> list[str]:
     return [str(path) for path in option or []]
 
 
-def _names(option: str | None) -> list[str]:
-    """The names in a list separated by commas, or [] if the option is not given."""
+def _names(option: str | None, kind: str) -> list[str]:
+    """The names of a kind, a list separated by commas, or [] if the option is not given."""
     names = [name.strip() for name in (option or "").split(",") if name.strip()]
     if option is not None and not names:
-        raise BenchError("--methods names no method: separate the names by commas, or leave the option out.")
+        raise BenchError(f"--{kind}s names no {kind}: separate the names by commas, or leave the option out.")
     return names
 
 

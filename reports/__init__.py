@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from reports.board import Board
 
 
-def write_all(runs: Path, out: Path, experiment: str | None = None, reference: str | None = None) -> Board:
+def write_all(
+    runs: Path, out: Path, experiment: str | None = None, reference: str | None = None, columns: Sequence[str] = ()
+) -> Board:
     """Build the board of an experiment (default: the most recent one) and write all tables and plots under ``out``.
 
     Those of a variation are in a folder of its name there (:func:`bench.records.boards.folder`). The boards on further
     base models are in folders named after these. What the last report wrote there and is outdated is removed.
-    ``reference`` is the row from which paired differences are taken (:func:`reports.board.build`).
+    ``reference`` is the row from which paired differences are taken (:func:`reports.board.build`); ``columns`` are the
+    names of those of the Markdown and the LaTeX table (:func:`reports.columns.columns`).
 
     Raises:
-        BenchError: there is no such board or reference, or its records are unreadable or not comparable.
+        BenchError: there is no such board, reference or column, or its records are unreadable or not comparable.
     """
     from bench.records import boards
     from reports import bases, board, page, plots, tables, token_weights, written
@@ -28,7 +31,7 @@ def write_all(runs: Path, out: Path, experiment: str | None = None, reference: s
     root = boards.folder(out, built.experiment)
     paths = []
     for one, folder in _folders(built, root):
-        paths += tables.write(one, folder)
+        paths += tables.write(one, folder, columns)
         paths += token_weights.write(one, runs, folder)
         paths += plots.write(one, runs, folder)
     paths.append(page.write([built, *built.bases], runs, root))
@@ -50,10 +53,13 @@ def write_page(runs: Path, out: Path, experiments: Sequence[str | None], referen
     return page.write([shown for one in built for shown in (one, *one.bases)], runs, out)
 
 
-def stale(runs: Path, out: Path, experiment: str | None = None, reference: str | None = None) -> list[str]:
+def stale(
+    runs: Path, out: Path, experiment: str | None = None, reference: str | None = None, columns: Sequence[str] = ()
+) -> list[str]:
     """Files under ``out``, relative to it, that are missing or do not match the records, or are of an earlier report.
 
-    Tables are compared byte by byte. Plots are only checked for presence: their bytes depend on matplotlib's version.
+    Tables and captions are compared byte by byte. Plots are only checked for presence: their bytes depend on
+    matplotlib's version.
     Before that, all scores are computed again from the predictions, the answers and the events in the records. The
     plots that published records have no texts for may be there, from the records of the runs.
 
@@ -76,7 +82,8 @@ def stale(runs: Path, out: Path, experiment: str | None = None, reference: str |
     expected: list[Path] = []
     for one, folder in _folders(built, root):
         with tempfile.TemporaryDirectory() as temporary:
-            texts = [*tables.write(one, Path(temporary)), *token_weights.write(one, runs, Path(temporary))]
+            texts = [*tables.write(one, Path(temporary), columns), *token_weights.write(one, runs, Path(temporary))]
+            texts += plots.write_captions(one, runs, Path(temporary))
             texts += bases.write(one, Path(temporary))
             if one is built:
                 texts.append(page.write([one, *one.bases], runs, Path(temporary)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.data.arms import documents_per_reset, irrelevant_percent
 from reports.board import Board
@@ -16,30 +16,38 @@ from reports.style import (
     DASHED,
     DOTTED,
     GREY,
+    OTHERS,
     Drawings,
+    Key,
+    Plot,
     answer_f1,
     band,
     bar,
     board_error,
+    compare,
     from_zero,
-    heading,
+    intervals,
     label_rows,
+    legend,
     log_ticks,
     name_axes,
     panels,
-    readable,
     score,
-    title,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = ("controls", "f1_by_context")
 
-ARMS = ("gold_only", "stream", "shuffled", "empty", "placebo")
-"""The arms in the plot ``controls``, from the top."""
+ARMS = {
+    "gold_only": "the document of the question alone",
+    "stream": "all documents",
+    "shuffled": "another document alone",
+    "empty": "no document",
+    "placebo": "other documents without the answers",
+}
+"""The arms in the plot ``controls``, from the top, with what the method observes before a question."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,53 @@ class Family:
         return sorted(by_size.items(), key=lambda pair: pair[0])
 
 
+class Control(NamedTuple):
+    """The line of a control in each panel."""
+
+    name: str
+    word: str
+    """What its style is called."""
+    style: Any
+    f1: float
+
+    @property
+    def key(self) -> Key:
+        """Its key in the legend."""
+        return self.name, GREY, self.style
+
+    @property
+    def note(self) -> str:
+        """Its key in words."""
+        return f"{self.word}: {self.name}"
+
+
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots of the methods that have control arms."""
     methods = families(board)
     with_controls = [family for family in methods if family.rows.keys() & {"gold_only", "shuffled", "empty"}]
     with_resets = [family for family in methods if any(arm.startswith("every_") for arm in family.rows)]
-    draw: dict[str, Callable[[], Figure]] = {}
+    plots: dict[str, Plot] = {}
     if with_controls:
-        draw["controls"] = lambda: _controls(board, with_controls)
+        plots["controls"] = Plot(
+            lambda: _controls(board, with_controls),
+            "Answer F1 of a method and of its control arms on the same questions",
+            [
+                f"arms: {', '.join(f'{arm} ({ARMS[arm]})' for arm in _drawn(with_controls))}",
+                intervals("bars", board_error(board)),
+                *(control.note for control in _lines(board, (FLOOR,))),
+            ],
+        )
     if with_resets:
-        draw["f1_by_context"] = lambda: _contexts(board, with_resets)
-    return draw
+        plots["f1_by_context"] = Plot(
+            lambda: _contexts(board, with_resets),
+            "Answer F1 on the same questions by the number of documents held when they are asked",
+            [
+                intervals("bands", board_error(board)),
+                *(control.note for control in _lines(board, (FLOOR, CEILING))),
+                "light lines: the other panels" if len(with_resets) > 1 else "",
+            ],
+        )
+    return plots
 
 
 def families(board: Board) -> list[Family]:
@@ -85,51 +129,60 @@ def families(board: Board) -> list[Family]:
 
 def _label(by_arm: Mapping[str, Row]) -> str:
     if "stream" in by_arm:
-        return title(by_arm["stream"])
+        return by_arm["stream"].title
     arm, row = next(iter(by_arm.items()))
-    return readable(row.label.removesuffix(f" on {arm}"))
+    return row.label.removesuffix(f" on {arm}")
+
+
+def _drawn(methods: Sequence[Family]) -> list[str]:
+    """The arms that have a bar."""
+    return [arm for arm in ARMS if any(arm in family.rows for family in methods)]
 
 
 def _controls(board: Board, methods: Sequence[Family]) -> Figure:
     """One small panel for each method with a bar for each of its arms."""
-    arms = [arm for arm in ARMS if any(arm in family.rows for family in methods)]
-    figure, grid = panels(len(methods), height=0.35 + 0.16 * len(arms))
+    arms = _drawn(methods)
+    figure, grid = panels([family.label for family in methods], height=0.35 + 0.16 * len(arms))
     for axes, family in zip(grid, methods, strict=True):
         for y, arm in enumerate(arms):
             if row := family.rows.get(arm):
                 bar(axes, y, score(board, row), BLUE if arm == "stream" else GREY, filled=not row.note)
-        heading(axes, family.label)
-    label_rows(grid, range(len(arms)), [readable(arm) for arm in arms], margin=0.6)
-    grid[0].set_xlim(left=0)
-    notes = [board_error(board), *_draw_controls(board, grid, (FLOOR,), vertical=True)]
-    name_axes(figure, f"{answer_f1(board)} ({'; '.join(notes)})", "")
+    label_rows(grid, range(len(arms)), arms, margin=0.6)
+    grid[0].set_xlim(0, 1.25 * grid[0].get_xlim()[1])  # room for the values
+    controls = _lines(board, (FLOOR,))
+    for axes in grid:
+        for control in controls:
+            axes.axvline(control.f1, color=GREY, linewidth=0.8, linestyle=control.style, zorder=0)
+    legend(figure, [control.key for control in controls])
+    name_axes(figure, answer_f1(board), "", [board_error(board)])
     return figure
 
 
 def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
     """One small panel for each method: F1 on the same questions by the number of documents held."""
-    figure, grid = panels(len(methods))
-    for axes, family in zip(grid, methods, strict=True):
-        band(axes, [(documents, score(board, row)) for documents, row in family.contexts()])
-        heading(axes, family.label)
+    figure, grid = panels([family.label for family in methods])
+    curves = [[(documents, score(board, row)) for documents, row in family.contexts()] for family in methods]
+    for axes, points in zip(grid, curves, strict=True):
+        band(axes, points)
+    compare(grid, curves)
     ticks = sorted({documents for family in methods for documents, _ in family.contexts()})
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
-    notes = [board_error(board), *_draw_controls(board, grid, (FLOOR, CEILING))]
+    controls = _lines(board, (FLOOR, CEILING))
+    for axes in grid:
+        for control in controls:
+            axes.axhline(control.f1, color=GREY, linewidth=0.8, linestyle=control.style, zorder=0)
     from_zero(grid[0])
-    name_axes(figure, f"documents held at question time ({'; '.join(notes)})", answer_f1(board))
+    legend(figure, [*(control.key for control in controls), *([OTHERS] if len(methods) > 1 else [])])
+    name_axes(figure, "documents held at question time", answer_f1(board), [board_error(board)])
     return figure
 
 
-def _draw_controls(board: Board, grid: Sequence[Axes], methods: Sequence[str], vertical: bool = False) -> list[str]:
-    """Draw the F1 of these controls as lines, if the board has them; returns a legend entry for each line."""
-    legend = []
+def _lines(board: Board, controls: Sequence[str]) -> list[Control]:
+    """The lines of these controls, as far as the board has them."""
     rows = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores}
-    for method, style, word in zip(methods, (DASHED, DOTTED), ("dashed", "dotted"), strict=False):
-        if (row := rows.get(method)) is None:
-            continue
-        for axes in grid:
-            (axes.axvline if vertical else axes.axhline)(
-                score(board, row).mean, color=GREY, linewidth=0.8, linestyle=style, zorder=0
-            )
-        legend.append(f"{word}: {readable(method)}")
-    return legend
+    styles = (("dashed", DASHED), ("dotted", DOTTED))
+    return [
+        Control(name, word, style, score(board, rows[name]).mean)
+        for name, (word, style) in zip(controls, styles, strict=False)
+        if name in rows
+    ]

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from reports.bases import Line, comparisons, lines, rank
 from reports.board import Board
-from reports.style import GREY, ORANGE, Drawings, readable
+from reports.style import GREY, ORANGE, Drawings, Plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("ranks_by_base",)
+
+INVERTED = "in a pair that differs significantly on two bases, in opposite order"
+"""What the methods in orange are."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
@@ -21,7 +24,10 @@ def drawings(board: Board, runs: Path) -> Drawings:
     if not board.bases:
         return {}
     competing = [line for line in lines(board) if all(row.standing is not None for row in line.rows)]
-    return {"ranks_by_base": lambda: _slopes(board, competing)} if len(competing) > 1 else {}
+    if len(competing) < 2:
+        return {}
+    caption = "Rank of every competing method on each base model; a line is a method"
+    return {"ranks_by_base": Plot(lambda: _slopes(board, competing), caption, [f"orange: {INVERTED}"])}
 
 
 def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
@@ -49,11 +55,11 @@ def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
     axes.set_xticks(range(len(boards)), [one.model for one in boards])
     axes.xaxis.tick_top()
     right = axes.secondary_yaxis("right")
-    axes.set_yticks(range(len(competing)), [f"{readable(label)}  {ranks[label][0]}" for label in orders[0]])
-    right.set_yticks(range(len(competing)), [f"{ranks[label][-1]}  {readable(label)}" for label in orders[-1]])
+    axes.set_yticks(range(len(competing)), [f"{label}  {ranks[label][0]}" for label in orders[0]])
+    right.set_yticks(range(len(competing)), [f"{ranks[label][-1]}  {label}" for label in orders[-1]])
     for side in (axes, right):
         side.tick_params(length=0, pad=6)
         for spine in side.spines.values():
             spine.set_visible(False)
-    figure.supxlabel("rank (orange: in a pair that differs significantly on both, in opposite order)", fontsize=7)
+    figure.supxlabel(f"rank (orange: {INVERTED})", fontsize=7)
     return figure

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bench.errors import BenchError
-from bench.files import csv_text, write_bytes, write_json
+from bench.files import write_bytes, write_json
 from bench.records.schema import NOT_COMPARED
+from bench.terminal import visible
 from reports.agreement import DECIMALS, Agreement, Scores, agreement
 from reports.board import Board, Headline
+from reports.markup import markdown, pipes, spreadsheet
 from reports.rows import Row
 from reports.statistics import show
-from reports.tables import pipes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,24 +158,26 @@ def write(board: Board, out: Path) -> list[Path]:
             "rows": rows,
         },
     )
-    write_bytes(table, csv_text(flat).encode())
+    write_bytes(table, spreadsheet(flat).encode())
     return [markdown, json, table]
 
 
 def render(board: Board) -> Table:
     """The comparison for a terminal: the score and the rank of each method on each base."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     headings = _headings(board)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
-    table.title, table.title_justify, table.caption = escape(_title(board)), "left", escape(_caption(board))
+    table.title, table.title_justify = Text(visible(_title(board)), "table.title"), "left"
+    table.caption = Text(visible(_caption(board)), "table.caption")
     table.add_column(headings[0], overflow="fold")
     for heading in headings[1:]:
-        table.add_column(escape(heading), justify="right")
+        table.add_column(Text(visible(heading)), justify="right")
     for line in lines(board):
-        table.add_row(*map(escape, _cells(board, line)), style="dim" if line.rows[0].control else "")
+        cells = (Text(visible(cell)) for cell in _cells(board, line))
+        table.add_row(*cells, style="dim" if line.rows[0].control else "")
     return table
 
 
@@ -300,13 +303,12 @@ def _caption(board: Board) -> str:
 
 def _markdown(board: Board) -> str:
     headings = _headings(board)
-    text = [f"# {_title(board)}", "", pipes(headings), pipes(["---", *["---:"] * (len(headings) - 1)])]
+    text = [f"# {markdown(_title(board))}", "", pipes(headings), pipes(["---", *["---:"] * (len(headings) - 1)])]
     for line in lines(board):
-        cells = [cell.replace("|", "\\|") for cell in _cells(board, line)]
-        text.append(pipes([f"*{cells[0]}*" if line.rows[0].control else cells[0], *cells[1:]]))
-    text += ["", _caption(board)]
+        text.append(pipes(_cells(board, line), ["*" * line.rows[0].control]))
+    text += ["", markdown(_caption(board))]
     for comparison in comparisons(board):
-        text += ["", " ".join(comparison.sentences())]
+        text += ["", markdown(" ".join(comparison.sentences()))]
         if comparison.inversions:
             names = [f"better on {one.model}" for one in (comparison.first, comparison.other)]
             text += ["", pipes([*names, "significant on both"]), pipes(["---"] * 3)]

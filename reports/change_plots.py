@@ -15,13 +15,14 @@ from reports.style import (
     GREY,
     ORANGE,
     Drawings,
+    Plot,
     Points,
-    heading,
+    intervals,
+    legend,
     name_axes,
     open_circles,
     panels,
     stream_error_name,
-    title,
 )
 
 if TYPE_CHECKING:
@@ -45,23 +46,28 @@ def drawings(board: Board, runs: Path) -> Drawings:
     if not about_changes(board.rows):
         return {}
     rows = [row for row in board.rows if row.arm == "stream" and row.method not in (FLOOR, CEILING)]
-    curves = {title(row): curves_of(row, runs, CHANGE_SCORES) for row in rows if probes(row) > 1}
-    return {"evolving": lambda: _evolving(board, curves)} if curves else {}
+    curves = {row.title: curves_of(row, runs, CHANGE_SCORES) for row in rows if probes(row) > 1}
+    if not curves:
+        return {}
+    caption = (
+        "Facts that change along the stream, at each probe by the number of documents seen: F1 on facts that have "
+        "changed by then, the share of these answers that were true earlier (stale), and F1 on facts that have not"
+    )
+    notes = [intervals("bars", stream_error_name(len(board.streams)))]
+    return {"evolving": Plot(lambda: _evolving(board, curves), caption, notes)}
 
 
 def _evolving(board: Board, curves: Mapping[str, Mapping[str, Points]]) -> Figure:
     """One small panel for each method, on shared axes."""
-    figure, grid = panels(len(curves))
+    figure, grid = panels([*curves])
     ticks = sorted({x for of in curves.values() for points in of.values() for x, _ in points})
     apart = 0.015 * (ticks[-1] - ticks[0])
-    for axes, (label, of) in zip(grid, curves.items(), strict=True):
+    for axes, of in zip(grid, curves.values(), strict=True):
         for place, name in enumerate(CHANGE_SCORES):  # side by side, so that no interval hides another
             points = [(x + (place - 1) * apart, estimate) for x, estimate in of[name]]
-            open_circles(axes, points, COLOURS[name], LABELS[name])
-        heading(axes, label)
+            open_circles(axes, points, COLOURS[name])
     grid[0].set_xticks(ticks)
     grid[0].set_ylim(-0.03, 1.03)  # room for markers at 0 and 1
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, fontsize=7)
-    name_axes(figure, f"documents seen ({stream_error_name(len(board.streams))})", "F1, or share of answers")
+    legend(figure, [(LABELS[name], COLOURS[name], "-") for name in CHANGE_SCORES])
+    name_axes(figure, "documents seen", "F1, or share of answers", [stream_error_name(len(board.streams))])
     return figure

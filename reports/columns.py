@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from bench.data.arms import irrelevant_percent
 from bench.data.prompt_format import PLAIN
+from bench.errors import BenchError
+from bench.records.schema import CHANGE_SCORES
 from reports.board import Board
 from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes, some_run_on
 from reports.statistics import ErrorKind, Estimate, show_error
 
-SE = "SE"
-"""Heading of the column with the standard error of the headline score."""
+NAMES = (
+    *("method", "f1", "se", "rank", FIRST, "relative_f1", "f1_vs_reference", "em", "ended", "em_prefix", "answer_nll"),
+    *(*CHANGE_SCORES, "recall", "knowledge_gain", "token_nll", "token_nll_vs_reference", "bits_per_byte"),
+    *("seeds", "orders", "forgetting", "training_seconds", "fit_seconds", "tuning_seconds", "seconds_per_document"),
+    *("seconds_per_question", "total_seconds", "flops_per_document", "total_flops", "state_bytes"),
+    *("break_even_documents", "trials"),
+)
+"""Names by which columns are chosen: those of ``leaderboard.csv``, besides ``se`` and ``rank``."""
+ALIASES = {"nll": "token_nll"}
 
 
 class Column(NamedTuple):
-    """A column: its heading, the text of its cell in a row, its explanation in the caption, and the number it shows."""
+    """A column: names, the text of its cell in a row, its explanation in the caption, and the number it shows."""
 
+    name: str
     heading: str
     cell: Callable[[Row], str]
     explanation: str = ""
@@ -25,37 +35,68 @@ class Column(NamedTuple):
     """The number behind the text: an estimate if its error is shown with it; None without a number."""
 
 
-def columns(board: Board) -> list[Column]:
-    """The columns that have a value in at least one row, without those that are 0 in all rows."""
+def check(names: Iterable[str]) -> None:
+    """Check names by which columns are chosen.
+
+    Raises:
+        BenchError: there is no column of a name; the message has all names.
+    """
+    for name in names:
+        if ALIASES.get(name, name) not in NAMES:
+            raise BenchError(f"There is no column {name!r}. The columns are {', '.join(NAMES)}.")
+
+
+def columns(board: Board, names: Sequence[str] = ()) -> list[Column]:
+    """The method and the columns of these names, in this order, also those without a value.
+
+    Without names: all that have a value in at least one row and are not 0 in all rows, as far as they fit to the board.
+
+    Raises:
+        BenchError: as :func:`check`.
+    """
+    check(names)
+    every = {column.name: column for column in _every(board)}
+    if names:
+        return [every[name] for name in dict.fromkeys(["method", *(ALIASES.get(name, name) for name in names)])]
+    unfit = {name for name in ("seeds", "orders") if all(getattr(row, name) == 1 for row in board.rows)}
+    unfit |= {"bits_per_byte"} if board.headline == "f1" else set()
+    unfit |= set() if some_run_on(board.rows) else {column.name for column in _FORMAT}
+    unfit |= set() if about_changes(board.rows) else {column.name for column in _CHANGES}
+    filled = (column for column in every.values() if {*map(column.cell, board.rows)} not in ({""}, {"0"}))
+    return [column for column in filled if column.name not in unfit]
+
+
+def _every(board: Board) -> list[Column]:
+    """The columns of :data:`NAMES`, with the headline score first."""
     reference, kind = board.reference, board.error
     nll = "nats per token, scored before any update on the token"
-    if board.headline == "f1":
-        scores = [
-            _score(board.f1_name, "f1", kind),
-            _error(SE, "f1", kind),
-            _RANK,
-            _plain("F1 at start", FIRST),
-            _score("relative F1", "relative_f1", "SE_stream", _relative(board)),
-            _score(f"F1 vs {reference}", "f1_vs_reference", kind, f"paired difference from {reference}"),
-            _plain("EM", "em"),
-            *(_FORMAT if some_run_on(board.rows) else ()),
-            *(_CHANGES if about_changes(board.rows) else ()),
-            _plain("recall", "recall", "share of questions that were given their own document"),
-            _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
-            _plain("token NLL", "token_nll", nll),
-        ]
-    else:
-        scores = [
-            _score("token NLL", "token_nll", kind, nll),
-            _error(SE, "token_nll", kind),
-            _RANK,
-            _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, f"paired difference from {reference}"),
-            _score("bits/byte", "bits_per_byte", kind),
-        ]
-    candidates = [
-        *scores,
-        _count("seeds", board.rows),
-        _count("orders", board.rows),
+    difference = f"paired difference from {reference}"
+    spread = [_error("SE", board.headline, kind), _RANK]
+    answers = [
+        _score(board.f1_name, "f1", kind),
+        *(spread if board.headline == "f1" else ()),
+        _plain("F1 at start", FIRST),
+        _score("relative F1", "relative_f1", "SE_stream", _relative(board)),
+        _score(f"F1 vs {reference}", "f1_vs_reference", kind, difference),
+        _plain("EM", "em"),
+        *_FORMAT,
+        *_CHANGES,
+        _plain("recall", "recall", "share of questions that were given their own document"),
+        _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
+    ]
+    texts = [
+        _plain("token NLL", "token_nll", nll)
+        if board.headline == "f1"
+        else _score("token NLL", "token_nll", kind, nll),
+        *(spread if board.headline == "token_nll" else ()),
+        _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, difference),
+        _score("bits/byte", "bits_per_byte", kind),
+    ]
+    return [
+        Column("method", "method", lambda row: row.title),
+        *(answers + texts if board.headline == "f1" else texts + answers),
+        _count("seeds"),
+        _count("orders"),
         _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
         _cost("train s", "training_seconds", _number, "seconds to train the weights that it loads"),
         _cost("fit s", "fit_seconds", _number, "seconds to learn offline within a run"),
@@ -77,9 +118,14 @@ def columns(board: Board) -> list[Column]:
             _number,
             f"documents from which on its total seconds are at most those of {reference}",
         ),
+        Column(
+            "trials",
+            "trials",
+            _trials,
+            "configurations tried on validation streams",
+            lambda row: row.trials if row.tuned else None,
+        ),
     ]
-    filled = [column for column in candidates if {*map(column.cell, board.rows)} not in ({""}, {"0"})]
-    return [Column("method", lambda row: row.title), *filled, _TRIALS]
 
 
 def _relative(board: Board) -> str:
@@ -92,10 +138,15 @@ def _relative(board: Board) -> str:
 
 def caption(board: Board, selection: Sequence[Column]) -> str:
     """The caption of a board: dataset, model, meaning of the errors, and explanations of the columns."""
+    return " ".join([f"{board.dataset}, {board.model}.", *notes(board, selection)])
+
+
+def notes(board: Board, selection: Sequence[Column]) -> list[str]:
+    """Sentences on what the errors, the columns and the bold type mean."""
+    interval = any("±" in column.cell(row) for column in selection for row in board.rows)
     sentences = [
-        f"{board.dataset}, {board.model}.",
         *_questions(board),
-        *_errors(board, any(column.heading == SE for column in selection)),
+        *_errors(board, interval, any(column.name == "se" for column in selection)),
         *(f"{column.heading}: {column.explanation}." for column in selection if column.explanation),
     ]
     if any(row.as_good_as_best for row in board.rows):
@@ -106,7 +157,7 @@ def caption(board: Board, selection: Sequence[Column]) -> str:
         )
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _questions(board: Board) -> list[str]:
@@ -132,8 +183,8 @@ def _questions(board: Board) -> list[str]:
     return sentences
 
 
-def _errors(board: Board, shows_se: bool) -> list[str]:
-    """Sentences that say which error stands in which column, and why."""
+def _errors(board: Board, shows_interval: bool, shows_se: bool) -> list[str]:
+    """Sentences that say which error stands in which column, and why; none if no error is shown."""
     from scipy.special import stdtr
 
     count, name = len(board.streams), board.streams[0].rpartition("-")[0]
@@ -147,8 +198,8 @@ def _errors(board: Board, shows_se: bool) -> list[str]:
             f"there is no SE_stream."
         )
         se = "SE is SE_doc, the standard error over questions, clustered by document."
-    sentences = [interval, *([se] if shows_se else [])]
-    if any(row.seeds > 1 for row in board.rows):
+    sentences = [*([interval] if shows_interval else []), *([se] if shows_se else [])]
+    if sentences and any(row.seeds > 1 for row in board.rows):
         sentences.append("Errors include the seeds, for rows that have several.")
     return sentences
 
@@ -158,7 +209,7 @@ def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> C
         estimate = row.estimate(name, kind)
         return "" if estimate is None else str(estimate)
 
-    return Column(heading, cell, explanation, lambda row: row.estimate(name, kind))
+    return Column(name, heading, cell, explanation, lambda row: row.estimate(name, kind))
 
 
 def _error(heading: str, name: str, kind: ErrorKind) -> Column:
@@ -170,10 +221,11 @@ def _error(heading: str, name: str, kind: ErrorKind) -> Column:
         estimate = row.estimate(name, kind)
         return None if estimate is None else estimate.se
 
-    return Column(heading, cell, value=value)
+    return Column("se", heading, cell, value=value)
 
 
 _RANK = Column(
+    "rank",
     "rank",
     lambda row: "" if row.standing is None else str(row.standing),
     "ranks that the method can have, by the tests behind the bold type",
@@ -186,7 +238,7 @@ def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> C
         value = row.value(name)
         return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
-    return Column(heading, cell, explanation, lambda row: row.value(name))
+    return Column(name, heading, cell, explanation, lambda row: row.value(name))
 
 
 _FORMAT = (
@@ -205,6 +257,7 @@ _CHANGES = (
 
 def _cost(heading: str, name: str, text: Callable[[float], str], explanation: str = "") -> Column:
     return Column(
+        name,
         heading,
         lambda row: text(row.costs[name]) if name in row.costs else "",
         explanation,
@@ -212,19 +265,12 @@ def _cost(heading: str, name: str, text: Callable[[float], str], explanation: st
     )
 
 
-def _count(name: str, rows: Sequence[Row]) -> Column:
-    """The column of the field ``name``, a count; empty if no row has several."""
-    several = any(getattr(row, name) > 1 for row in rows)
-    return Column(name, lambda row: str(getattr(row, name)) if several else "", value=lambda row: getattr(row, name))
+def _count(name: str) -> Column:
+    return Column(name, name, lambda row: str(getattr(row, name)), value=lambda row: getattr(row, name))
 
 
 def _trials(row: Row) -> str:
     return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
-
-
-_TRIALS = Column(
-    "trials", _trials, "configurations tried on validation streams", lambda row: row.trials if row.tuned else None
-)
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ from reports import plots
 from reports.compare import Comparison, Pair, bootstrap, t_test
 from reports.compare_tables import UNITS, name_of
 from reports.statistics import ErrorKind
-from reports.style import BLUE, DASHED, GREY, ORANGE, label_rows, name_axes, readable, wrap_labels
+from reports.style import BLUE, DASHED, GREY, ORANGE, Plot, label_rows, legend, name_axes, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,11 @@ class Line(NamedTuple):
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
-    """Draw the comparison as ``compare.pdf``, ``.svg`` and ``.png`` under ``out``; returns their paths."""
-    return plots.save({NAME: lambda: draw(comparison)}, out)
+    """Draw the comparison as ``compare.pdf``, ``.svg`` and ``.png`` under ``out``, with its caption in ``.txt``."""
+    name = name_of(comparison.pairs[0].score)
+    caption = f"Paired differences in {name}, {comparison.a} minus {comparison.b}"
+    notes = [*_notes(comparison), "dashed: no difference"]
+    return plots.save({NAME: Plot(lambda: draw(comparison), caption, notes)}, out)
 
 
 def draw(comparison: Comparison) -> Figure:
@@ -43,19 +46,19 @@ def draw(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     lines = list(_of_rows(comparison) if comparison.of_rows else _of_boards(comparison))
-    labels, height = wrap_labels([line.label for line in lines])
-    figure = Figure(figsize=(4.6, 0.95 + height * len(lines)), layout="constrained")
+    labels, places, height = wrap_labels([line.label for line in lines])
+    figure = Figure(figsize=(4.6, 1.1 + height), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
-    for y, line in enumerate(lines):
+    for y, line in zip(places, lines, strict=True):
         _bar(axes, line.mean, y, line.interval, line.colour, "o")
         if line.resampled is not None:
             _bar(axes, line.mean, y + 0.28, line.resampled, ORANGE)
             if line is not lines[-1]:
                 axes.axhline(y + 0.62, color=GREY, linewidth=0.4, zorder=0)
-    label_rows([axes], range(len(lines)), labels, margin=0.8)
+    label_rows([axes], places, labels, margin=places[0] + 0.8)
     first = comparison.pairs[0]
-    a, b = readable(comparison.a), readable(comparison.b)
+    a, b = comparison.a, comparison.b
     low, high = (b, a) if first.sign > 0 else (a, b)
     for place, side, text in (
         (0.0, "left", f"\N{LEFTWARDS ARROW} {low} is better"),
@@ -63,12 +66,18 @@ def draw(comparison: Comparison) -> Figure:
     ):
         half = textwrap.fill(text, 32)
         axes.text(place, 1.01, half, transform=axes.transAxes, ha=side, va="bottom", fontsize=7, color=GREY)
-    notes = [f"blue: 95\u00a0% t interval over {UNITS[first.error]}"]
+    legend(figure, [("no difference", GREY, DASHED)])
+    name_axes(figure, f"{name_of(first.score)}, {a} minus {b}", "", _notes(comparison))
+    return figure
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    error = comparison.pairs[0].error
+    notes = [f"blue: 95\u00a0% t interval over {UNITS[error]}"]
     if comparison.of_rows:
         notes.append(f"orange: bootstrap over {UNITS['SE_doc']}")
-        notes += ["grey: within a stream"] * (first.error == "SE_stream")
-    name_axes(figure, f"{name_of(first.score)}, {a} minus {b} ({'; '.join(notes)})", "")
-    return figure
+        notes += ["grey: within a stream"] * (error == "SE_stream")
+    return notes
 
 
 def _bar(axes: Axes, mean: float, y: float, interval: Interval, colour: str, marker: str = "") -> None:
@@ -98,4 +107,4 @@ def _mean(label: str, of: list[Pair]) -> Line:
 
 def _of_boards(comparison: Comparison) -> Iterator[Line]:
     for pair in comparison.pairs:
-        yield Line(readable(pair.title), pair.estimate.mean, pair.estimate.interval())
+        yield Line(pair.title, pair.estimate.mean, pair.estimate.interval())

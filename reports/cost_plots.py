@@ -18,12 +18,17 @@ from reports.style import (
     GREY,
     WIDTH,
     Drawings,
+    Plot,
     answer_f1,
     board_error,
+    intervals,
     label_rows,
-    readable,
+    legend,
+    off_scale,
     score,
+    wrap,
     wrap_labels,
+    write_value,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +46,16 @@ LABELS = {
     "seconds_per_question": "answering\n(s per question)",
 }
 
+BEYOND = "triangle: beyond the axis"
+
+NEAR = 12
+"""Points from a dot to the end of its label up to which no line joins them."""
+
+NOTES = {
+    "f1": "filled: on the Pareto front, better than every cheaper method",
+    "bits_per_byte": "filled: on the Pareto front, lower than every cheaper method",
+}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -50,6 +65,8 @@ class Point:
     cost: float
     score: Estimate
     control: bool
+    beyond: bool = False
+    """True if the score is beyond the axis."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
@@ -57,9 +74,20 @@ def drawings(board: Board, runs: Path) -> Drawings:
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
     plots = {}
     if any(points(board, total) for total in TOTALS):
-        plots[f"{_scored(board)}_by_cost"] = lambda: _draw_scores(board)
+        name = _scored(board)
+        what = answer_f1(board) if name == "f1" else "bits per byte (lower is better)"
+        plots[f"{name}_by_cost"] = Plot(
+            lambda: _draw_scores(board),
+            f"{what} by the total cost of one stream, offline costs included",
+            [intervals("bars", board_error(board)), NOTES[name], "dashed: the Pareto front", "grey: controls", BEYOND],
+        )
     if any(row.costs.get(name) for row in rows for name in LABELS):
-        plots["cost_by_method"] = lambda: _draw_costs(rows)
+        plots["cost_by_method"] = Plot(
+            lambda: _draw_costs(rows),
+            "Costs of every method: bytes that it changes or adds, offline seconds, seconds to observe a document, "
+            "and seconds to answer a question",
+            ["axes are logarithmic", "grey: controls"],
+        )
     return plots
 
 
@@ -72,7 +100,8 @@ def points(board: Board, total: str) -> list[Point]:
     """The methods with a score and this total, in the board's order, unless all costs are 0."""
     name = _scored(board)
     rows = [row for row in board.rows if row.arm == "stream" and name in row.scores and total in row.costs]
-    found = [Point(readable(row.label), row.costs[total], score(board, row, name), row.control) for row in rows]
+    far = off_scale(board, rows) if name == "f1" else set()
+    found = [Point(row.label, row.costs[total], score(board, row, name), row.control, row.label in far) for row in rows]
     return found if any(point.cost for point in found) else []
 
 
@@ -93,21 +122,23 @@ def _draw_scores(board: Board) -> Figure:
     panels = {total: found for total in TOTALS if (found := points(board, total))}
     lower_is_better = _scored(board) == "bits_per_byte"
     height = 2.7 * len(panels)
-    figure = Figure(figsize=(WIDTH, height + 0.3))  # no layout engine: labels are placed on the final axes
+    figure = Figure(figsize=(WIDTH, height + 0.5))  # no layout engine: labels are placed on the final axes
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    bottom = 0.45 / (height + 0.3)
-    figure.subplots_adjust(left=0.07, right=0.985, top=1 - 0.08 / height, bottom=bottom + 0.03, hspace=0.28)
+    bottom, top = 0.65 / (height + 0.5), 1 - 0.25 / (height + 0.5)
+    figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, hspace=0.28)
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
         _panel(axes, methods, lower_is_better)
         axes.set_xlabel(TOTALS[total], labelpad=1)
-        axes.set_ylabel("bits per byte" if lower_is_better else answer_f1(board))
+        axes.set_ylabel("bits per byte (lower is better)" if lower_is_better else answer_f1(board))
+    beyond = f"; {BEYOND}" if any(point.beyond for of in panels.values() for point in of) else ""
     figure.text(
         0.5,
         0.015,
-        f"total cost of one stream, offline costs included (bars: {board_error(board)}; dashed: Pareto front)",
+        f"total cost of one stream, offline costs included (bars: {board_error(board)}{beyond})",
         ha="center",
         fontsize=8,
     )
+    legend(figure, [("Pareto front", BLUE, DASHED)])
     return figure
 
 
@@ -123,7 +154,8 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
         axes.set_xticks([zero, *(10.0**power for power in decades)], ["0", *(f"$10^{{{power}}}$" for power in decades)])
     spread = math.log10(highest / min(places))
     axes.set_xlim(min(places) / 10 ** (0.06 * spread + 0.1), highest * 10 ** (0.12 * spread + 0.1))
-    ends = [point.score.mean + side * (point.score.half_width() or 0) for point in methods for side in (-1, 1)]
+    shown = [point for point in methods if not point.beyond]
+    ends = [point.score.mean + side * (point.score.half_width() or 0) for point in shown for side in (-1, 1)]
     if lower_is_better:
         margin = 0.15 * (max(ends) - min(ends)) or 0.1
         axes.set_ylim(min(ends) - margin, max(ends) + margin)
@@ -139,15 +171,21 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
         colour = GREY if point.control else BLUE
         axes.errorbar(
             x,
-            point.score.mean,
-            yerr=point.score.half_width() or 0,
-            fmt="o",
+            _height(axes, point),
+            yerr=0 if point.beyond else point.score.half_width() or 0,
+            fmt="^" if point.beyond else "o",
             color=colour,
             markersize=4,
             markerfacecolor=colour if point in front or point.control else "white",
             elinewidth=0.6,
+            clip_on=False,
         )
     _label(axes, methods, places, steps)
+
+
+def _height(axes: Axes, point: Point) -> float:
+    """Where a point is on the y axis: at its top if it is beyond."""
+    return axes.get_ylim()[1] if point.beyond else point.score.mean
 
 
 def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps: Sequence[tuple[float, float]]) -> None:
@@ -165,28 +203,38 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
     taken = []
     for (x, y), (next_x, next_y) in itertools.pairwise(steps):
         taken += [around((x, y), (next_x, y), 0.5), around((next_x, min(y, next_y)), (next_x, max(y, next_y)), 0.5)]
+    dots = []
     for point, x in zip(methods, places, strict=True):
-        mean, half = point.score.mean, point.score.half_width() or 0
-        taken += [around((x, mean - half), (x, mean + half), 1), around((x, mean), (x, mean), 3)]
-    for point, x in zip(methods, places, strict=True):
-        text = axes.text(0, 0, point.label, fontsize=6.5, color=GREY if point.control else "black", va="center")
+        mean, half = _height(axes, point), 0 if point.beyond else point.score.half_width() or 0
+        dots.append(around((x, mean), (x, mean), 3))
+        taken += [around((x, mean - half), (x, mean + half), 1), dots[-1]]
+    for point, x, dot in zip(methods, places, dots, strict=True):
+        label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 40)
+        colour = GREY if point.control else "black"
+        text = axes.text(0, 0, label, fontsize=6.5, color=colour, va="center", parse_math=False)
         size = text.get_window_extent()
         width, height = size.width + 2 * scale, size.height
-        at_x, at_y = to_pixels((x, point.score.mean))
+        at_x, at_y = to_pixels((x, _height(axes, point)))
         candidates = []
         for dx, dy in _OFFSETS:
             left = at_x + dx * scale - (width if dx < 0 else 0)
             box = Bbox.from_bounds(left, at_y + dy * scale - height / 2, width, height)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            candidates.append((sum(_overlap(box, other) for other in taken) if inside else math.inf, box, dx, dy))
+            covered = sum(_overlap(box, other) for other in taken) if inside else math.inf
+            if math.hypot(dx, dy) > NEAR:  # a line to the label should not run through another dot
+                along = [(at_x + share * dx * scale, at_y + share * dy * scale) for share in (0.25, 0.5, 0.75, 1)]
+                crossed = [other for other in dots if other is not dot and any(other.contains(*at) for at in along)]
+                covered += width * height * len(crossed)
+            candidates.append((covered, box, dx, dy))
             if candidates[-1][0] == 0:
                 break
         _, box, dx, dy = min(candidates, key=lambda candidate: candidate[0])
         taken.append(box)
         (start, y), (end, _) = axes.transData.inverted().transform([(box.x0, at_y + dy * scale), (box.x1, at_y)])
         text.set_position((start, y))
-        if math.hypot(dx, dy) > 12:
-            axes.plot([x, start if dx >= 0 else end], [point.score.mean, y], color=GREY, linewidth=0.4, zorder=0)
+        if math.hypot(dx, dy) > NEAR:
+            tip = start if dx >= 0 else end
+            axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.4, zorder=0)
 
 
 _OFFSETS = sorted(
@@ -203,22 +251,26 @@ def _overlap(a: Any, b: Any) -> float:
 
 
 def _draw_costs(rows: Sequence[Row]) -> Figure:
-    """One panel for each cost with a dot for each method, on logarithmic axes; a cost of 0 is a "0" at the edge."""
+    """One panel for each cost with a dot and its value for each method, on logarithmic axes.
+
+    A cost of 0 is a "0" at the edge.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     names = [name for name in LABELS if any(row.costs.get(name) for row in rows)]
-    labels, height = wrap_labels([readable(row.label) for row in rows])
-    figure = Figure(figsize=(WIDTH, 0.5 + height * len(rows)), layout="constrained")
+    labels, places, height = wrap_labels([row.label for row in rows])
+    figure = Figure(figsize=(WIDTH, 0.6 + height), layout="constrained")
     grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
         axes.set_xscale("log")
         axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
         axes.set_axisbelow(True)
-        for y, row in enumerate(rows):
+        for y, row in zip(places, rows, strict=True):
             value, colour = row.costs.get(name), GREY if row.control else BLUE
             if value:
                 axes.plot(value, y, "o", color=colour, markersize=4, clip_on=False)
+                write_value(axes, (value, y), _amount(value, name))
             elif value == 0:
                 axes.annotate(
                     "0",
@@ -231,9 +283,19 @@ def _draw_costs(rows: Sequence[Row]) -> Figure:
                 )
         values = [value for row in rows if (value := row.costs.get(name))]
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
+        high = max(high, low + 1)
+        axes.set_xlim(10.0**low / 2, 10.0 ** (high + 0.45 * (high - low)))  # with room for the values
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would label every tick
         axes.set_xlabel(LABELS[name])
-    label_rows(grid, range(len(rows)), labels, margin=0.5)
+    label_rows(grid, places, labels, margin=places[0] + 0.5)
     return figure
+
+
+def _amount(value: float, name: str) -> str:
+    """A cost as text, with its unit if it is in bytes."""
+    from matplotlib.ticker import EngFormatter
+
+    if name == "state_bytes":
+        return str(EngFormatter("B", places=1)(value))
+    return "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"

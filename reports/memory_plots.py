@@ -19,29 +19,35 @@ from reports.rows import CEILING, FLOOR, Row, run_of
 from reports.spread import Run
 from reports.statistics import Item, mean_over_streams
 from reports.style import (
+    BLUE,
     DASHED,
     GREY,
     ORANGE,
+    OTHERS,
     Drawings,
+    Key,
+    Plot,
     Points,
     answer_f1,
     band,
+    compare,
     from_zero,
-    heading,
+    intervals,
+    legend,
     line,
     log_ticks,
     name_axes,
-    open_circles,
     panels,
-    readable,
     stream_error_name,
-    title,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = ("f1_by_bank_size", "retention_by_lag", "f1_by_k")
+
+RECALL = "share of questions that were given their own document"
 
 FIRST_BIN = 4
 """Width of the first bin of lags, in documents. Each later bin ends at twice the lag at which it begins."""
@@ -77,13 +83,36 @@ def drawings(board: Board, runs: Path) -> Drawings:
         for label, row_answers in answers.items()
     }
     by_k = curves_by_k(board)
-    draw: dict[str, Callable[[], Figure]] = {}
+    plots: dict[str, Plot] = {}
     if answers and board.first_documents is None:
-        draw["f1_by_bank_size"] = lambda: _bank_sizes(board, by_size)
-        draw["retention_by_lag"] = lambda: _lags(board, answers)
+        notes = _notes(board, [*by_size.values()], FLOOR in by_size)
+        plots["f1_by_bank_size"] = Plot(
+            lambda: _bank_sizes(board, by_size),
+            "Answer F1 at each probe by the number of documents seen, with questions on all of them",
+            notes,
+        )
+        plots["retention_by_lag"] = Plot(
+            lambda: _lags(board, answers),
+            "Answer F1 by lag, the number of documents seen after the question's own, over all probes, in bins from "
+            "0, 4, 8, 16, ...",
+            notes,
+        )
     if by_k:
-        draw["f1_by_k"] = lambda: _by_k(board, by_k)
-    return draw
+        plots["f1_by_k"] = Plot(
+            lambda: _by_k(board, by_k),
+            "Answer F1 by k, the number of documents given with each question",
+            _notes(board, by_k, False),
+        )
+    return plots
+
+
+def _notes(board: Board, curves: Sequence[Curves], floor: bool) -> list[str]:
+    return [
+        intervals("bands", stream_error_name(len(board.streams))),
+        f"dashed: {FLOOR}" if floor else "",
+        f"orange: recall, the {RECALL}" if any(method.recall for method in curves) else "",
+        "light lines: F1 in the other panels" if len(curves) > 1 + floor else "",
+    ]
 
 
 def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
@@ -98,7 +127,7 @@ def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
         probes = [probe for probe in row.records[0].spec.probes if probe > 0]
         row_answers = [answer for record in row.records for answer in _answers(runs, record)] if len(probes) > 1 else []
         if row_answers:
-            answers[title(row)] = row_answers
+            answers[row.title] = row_answers
     return answers
 
 
@@ -155,24 +184,33 @@ def _bank_sizes(board: Board, curves: Mapping[str, Curves]) -> Figure:
 
 def _panels(board: Board, curves: Mapping[str, Curves], x: str, ticks: Mapping[float, str]) -> Figure:
     """One small panel for each method on shared axes; F1 of the unadapted model, if any, is dashed in each."""
-    floor_title = next((title(row) for row in board.rows if row.method == FLOOR and row.arm == "stream"), "")
-    floor = curves.get(floor_title)
-    methods = [method for method in curves.values() if method is not floor] or list(curves.values())
-    figure, grid = panels(len(methods))
-    for axes, method in zip(grid, methods, strict=True):
-        if floor is not None:
+    methods = [method for label, method in curves.items() if label != FLOOR] or list(curves.values())
+    figure, grid = panels([method.label for method in methods])
+    floor = curves.get(FLOOR) if len(methods) < len(curves) else None
+    if floor is not None:
+        for axes in grid:
             line(axes, floor.f1, GREY, DASHED)
-        if method.recall:
-            line(axes, method.recall, ORANGE)
-        band(axes, method.f1)
-        heading(axes, method.label)
+    _scores(figure, grid, methods, [] if floor is None else [(FLOOR, GREY, DASHED)])
     log_ticks(grid[0], [*ticks], [*ticks.values()])
-    from_zero(grid[0])
-    notes = [stream_error_name(len(board.streams))]
-    notes += [] if floor is None else [f"dashed: {readable(FLOOR)}"]
-    notes += ["orange: recall"] if any(method.recall for method in methods) else []
-    name_axes(figure, f"{x} ({'; '.join(notes)})", "answer F1")
+    name_axes(figure, x, _axis(methods, "answer F1"), [stream_error_name(len(board.streams))])
     return figure
+
+
+def _scores(figure: Figure, grid: Sequence[Axes], methods: Sequence[Curves], keys: Sequence[Key]) -> None:
+    """Draw the F1 and the recall of a method in each panel, with a legend that has further keys."""
+    for axes, method in zip(grid, methods, strict=True):
+        if method.recall:
+            band(axes, method.recall, ORANGE)
+        band(axes, method.f1)
+    compare(grid, [method.f1 for method in methods])
+    from_zero(grid[0])
+    both = [("F1", BLUE, "-"), ("recall", ORANGE, "-")] if any(method.recall for method in methods) else []
+    legend(figure, [*both, *keys, *([OTHERS] if len(methods) > 1 else [])])
+
+
+def _axis(methods: Sequence[Curves], f1: str) -> str:
+    """Label of the y axis: recall is no F1."""
+    return f"{f1}, or recall" if any(method.recall for method in methods) else f1
 
 
 def curves_by_k(board: Board) -> list[Curves]:
@@ -197,19 +235,15 @@ def _row_curves(rows: Sequence[Row]) -> Curves:
     f1, recall = (
         [(row.config["k"], row.scores[name][0]) for row in ordered if name in row.scores] for name in ("f1", "recall")
     )
-    return Curves(readable(rows[0].method), f1, recall)
+    return Curves(rows[0].method, f1, recall)
 
 
 def _by_k(board: Board, methods: Sequence[Curves]) -> Figure:
-    """One small panel for each method."""
-    figure, grid = panels(len(methods), sharex=False)
-    for axes, method in zip(grid, methods, strict=True):
-        open_circles(axes, method.recall, ORANGE)
-        open_circles(axes, method.f1)
-        log_ticks(axes, [x for x, _ in method.f1], [f"{x:g}" for x, _ in method.f1])
-        heading(axes, method.label)
-    from_zero(grid[0])
+    """One small panel for each method, on shared axes."""
+    figure, grid = panels([method.label for method in methods])
+    _scores(figure, grid, methods, [])
+    ticks = sorted({x for method in methods for x, _ in method.f1})
+    log_ticks(grid[0], ticks, [f"{x:g}" for x in ticks])
     notes = [stream_error_name(len(board.streams))]
-    notes += ["orange: recall"] if any(method.recall for method in methods) else []
-    name_axes(figure, f"documents given with each question, k ({'; '.join(notes)})", answer_f1(board))
+    name_axes(figure, "documents given with each question, k", _axis(methods, answer_f1(board)), notes)
     return figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reports.board import Board
 from reports.rows import FLOOR, Row, final_answers, run_of
 from reports.statistics import Item, mean_over_documents
-from reports.style import BLUE, GREY, Drawings, Points, line, open_circles, title
+from reports.style import BLUE, GREY, Drawings, Plot, Points, beyond, legend, line, name_axes, open_circles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +42,19 @@ def drawings(board: Board, runs: Path) -> Drawings:
     if len(items.get(FLOOR, ())) < MONTHS:
         return {}
     width = 1 if max(items[FLOOR]) - min(items[FLOOR]) < LONGEST else 3
-    curves = {title(rows[name]): merged(of, width) for name, of in items.items()}
-    return {"f1_by_month": lambda: _by_month(curves, width)}
+    curves = {rows[name].title: merged(of, width) for name, of in items.items()}
+    unit = "month" if width == 1 else "quarter"
+    return {
+        "f1_by_month": Plot(
+            lambda: _by_month(curves, width, unit),
+            f"Closed-book F1 by the {unit} of the question's document, above the number of questions",
+            [
+                "bars: 95 % interval over documents",
+                "a triangle: the bar goes beyond the axis",
+                f"thin line: {[*curves][1]}" if len(curves) > 1 else "",
+            ],
+        )
+    }
 
 
 def items_of(row: Row, runs: Path) -> Items:
@@ -80,7 +91,7 @@ def estimates(items: Items) -> Points:
     return [(month, mean_over_documents(scored)) for month, scored in items.items()]
 
 
-def _by_month(items: Mapping[str, Items], width: int) -> Figure:
+def _by_month(items: Mapping[str, Items], width: int, unit: str) -> Figure:
     """F1 by ``width`` months, above the number of questions in each. The first row is closed book."""
     from matplotlib.figure import Figure
 
@@ -88,23 +99,23 @@ def _by_month(items: Mapping[str, Items], width: int) -> Figure:
     scores, sizes = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 0.3]})
     curves = {label: estimates(of) for label, of in items.items()}
     floor, *others = curves
-    open_circles(scores, curves[floor], BLUE, floor)
+    open_circles(scores, curves[floor])
     for label in others:
-        line(scores, curves[label], GREY, label=label)
+        line(scores, curves[label], GREY)
     # the interval of a month with two documents may be wider than all values: such a bar leaves the picture
     highest = max(estimate.mean for points in curves.values() for _, estimate in points)
     top = min(1.03, 1.6 * highest or 1.03)
     scores.set_ylim(-0.03 * top, top)  # room for markers at 0
+    wide = [month for month, estimate in curves[floor] if estimate.mean + (estimate.half_width() or 0) > top]
+    beyond(scores, wide)
     scores.set_ylabel("answer F1")
-    handles, names = scores.get_legend_handles_labels()
-    scores.legend(handles[::-1], names[::-1], frameon=False, fontsize=7)  # lines with bars come last there
+    legend(figure, [(floor, BLUE, "-"), *((label, GREY, "-") for label in others)])
     counts = [len({(item.stream, item.unit) for item in scored}) for scored in items[floor].values()]
     sizes.bar(list(items[floor]), counts, width=0.7 * width, color=GREY)
     sizes.set_ylabel("questions")
     ticks = _ticks(min(items[floor]), max(items[floor]))
     sizes.set_xticks(ticks, list(map(name_of, ticks)))
-    unit = "month" if width == 1 else "quarter"
-    figure.supxlabel(f"{unit} of the document (95\u00a0% interval over documents)", fontsize=8)
+    name_axes(figure, f"{unit} of the document", "", ["95\u00a0% interval over documents"])
     return figure
 
 

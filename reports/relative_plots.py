@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +18,18 @@ from reports.style import (
     BLUE,
     DASHED,
     GREY,
+    OTHERS,
     Drawings,
+    Plot,
     Points,
     band,
-    heading,
+    compare,
+    intervals,
+    legend,
     name_axes,
     panels,
-    readable,
     stream_error_name,
-    title,
+    write_value,
 )
 
 if TYPE_CHECKING:
@@ -50,15 +53,49 @@ def drawings(board: Board, runs: Path) -> Drawings:
     """The plots of methods that have a relative F1."""
     retention = by_documents(board, runs) if board.first_documents is not None else []
     robustness = by_irrelevant(board)
-    draw: dict[str, Callable[[], Figure]] = {}
+    plots: dict[str, Plot] = {}
     if any(curve.points for curve in retention):
-        since = f"F1 relative to that after\nthe first {board.first_documents} documents"
-        draw[NAMES[0]] = lambda: _panels(board, retention, "documents seen", since)
-    if any(curve.points for curve in robustness):
-        draw[NAMES[1]] = lambda: _panels(
-            board, robustness, "irrelevant documents, % of the stream's", "F1 relative to that without\nirrelevant ones"
+        first = f"the first {board.first_documents} documents"
+        plots[NAMES[0]] = Plot(
+            lambda: _panels(board, retention, "documents seen", f"F1 relative to that after\n{first}"),
+            f"F1 on the questions of {first} at each probe, relative to that at the first probe",
+            _notes(board, retention),
         )
-    return draw
+    if any(curve.points for curve in robustness):
+        plots[NAMES[1]] = Plot(
+            lambda: _panels(
+                board,
+                robustness,
+                "irrelevant documents, % of the stream's",
+                "F1 relative to that without\nirrelevant ones",
+            ),
+            "F1 by the number of irrelevant documents in the stream, relative to that without any",
+            _notes(board, robustness),
+        )
+    return plots
+
+
+def _notes(board: Board, curves: Sequence[Curve]) -> list[str]:
+    return [
+        intervals("bands", stream_error_name(len(board.streams))),
+        "blue number: the last point",
+        "grey number: the method's own 100 %",
+        f"dashed: F1 of {FLOOR} on this scale" if _floor(board) is not None else "",
+        "light lines: the other panels",
+        _left_out(board, curves),
+    ]
+
+
+def _left_out(board: Board, curves: Sequence[Curve]) -> str:
+    """The methods without a base above closed book or, without it, above 0."""
+    names = ", ".join(curve.label for curve in curves if not curve.points)
+    least = "0" if _floor(board) is None else FLOOR
+    return f"left out, since their base is not above {least}: {names}" if names else ""
+
+
+def _floor(board: Board) -> float | None:
+    """F1 of closed book."""
+    return next((row.value("f1") for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
 
 
 def by_documents(board: Board, runs: Path) -> list[Curve]:
@@ -66,9 +103,9 @@ def by_documents(board: Board, runs: Path) -> list[Curve]:
     answers = by_row(board, runs)
     curves = []
     for row in _learning(board.rows):
-        if title(row) in answers and "f1" in row.scores:
-            points = _relative(answers[title(row)]) if "relative_f1" in row.scores else ()
-            curves.append(Curve(title(row), points, row.value("f1_first_probe") or 0.0))
+        if row.title in answers and "f1" in row.scores:
+            points = _relative(answers[row.title]) if "relative_f1" in row.scores else ()
+            curves.append(Curve(row.title, points, row.value("f1_first_probe") or 0.0))
     return curves
 
 
@@ -92,7 +129,7 @@ def by_irrelevant(board: Board) -> list[Curve]:
         if all("relative_f1" in row.scores for _, row in arms):
             rest = [(percent, row.scores["relative_f1"][0]) for percent, row in arms]
             points = [(0, replace(rest[0][1], mean=1.0, se=0.0)), *rest]
-        curves.append(Curve(title(stream), points, stream.value("f1") or 0.0))
+        curves.append(Curve(stream.title, points, stream.value("f1") or 0.0))
     return curves
 
 
@@ -106,34 +143,23 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
     from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     drawn = [curve for curve in curves if curve.points]
-    floor = next((row.value("f1") for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
-    figure, grid = panels(len(drawn))
+    floor = _floor(board)
+    figure, grid = panels([curve.label for curve in drawn])
     for axes, curve in zip(grid, drawn, strict=True):
         axes.axhline(1, color=GREY, linewidth=0.4, zorder=0)
         if floor is not None:
             axes.axhline(floor / curve.base, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
         band(axes, curve.points)
         place, last = curve.points[-1]
-        axes.annotate(
-            f"{last.mean:.0%}",
-            xy=(place, last.mean),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            color=BLUE,
-            fontsize=7,
-        )
+        write_value(axes, (place, last.mean), f"{last.mean:.0%}", BLUE)
         axes.text(0.03, 0.08, f"100% is F1 {curve.base:.2f}", transform=axes.transAxes, color=GREY, fontsize=6.5)
-        heading(axes, curve.label)
+    compare(grid, [curve.points for curve in drawn])
     grid[0].set_xticks([place for place, _ in drawn[0].points])
     ends = [estimate.mean + (estimate.half_width() or 0) for curve in drawn for _, estimate in curve.points]
     grid[0].set_ylim(0, 1.05 * max(ends))
     grid[0].yaxis.set_major_locator(MultipleLocator(0.5))
     grid[0].yaxis.set_major_formatter(PercentFormatter(1))
-    notes = [stream_error_name(len(board.streams))]
-    notes += [] if floor is None else [f"dashed: {readable(FLOOR)}"]
-    left_out = ", ".join(curve.label for curve in curves if not curve.points)
-    least = readable(FLOOR) if floor is not None else "0"
-    notes += [f"left out, since their base is not above {least}: {left_out}"] if left_out else []
-    name_axes(figure, f"{x} ({'; '.join(notes)})", y)
+    keys = [] if floor is None else [(FLOOR, GREY, DASHED)]
+    legend(figure, [*keys, *([OTHERS] if len(drawn) > 1 else [])])
+    name_axes(figure, x, y, [stream_error_name(len(board.streams)), _left_out(board, curves)])
     return figure

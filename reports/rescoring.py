@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from bench.answering import metrics
 from bench.data.scripts import Segmentation
 from bench.errors import BenchError, nearest
-from bench.files import csv_text, write_bytes
+from bench.files import write_bytes
 from bench.records import boards
 from bench.records.schema import mean
 from bench.records.store import is_packed
+from bench.terminal import visible
 from reports.board import Board, build
+from reports.markup import spreadsheet
 from reports.rows import Row, final_answers, run_of
 from reports.statistics import Estimate, Item, mean_over_streams
 
@@ -77,26 +79,26 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
 def write(rescored: Sequence[Rescored], metric: str, out: Path) -> Path:
     """Write ``rescored_<metric>.csv`` beside the tables of the board, atomically; returns its path."""
     path = boards.folder(out, rescored[0].board.experiment) / f"rescored_{Path(metric).stem}.csv"
-    write_bytes(path, csv_text([one.fields() for one in rescored]).encode())
+    write_bytes(path, spreadsheet([one.fields() for one in rescored]).encode())
     return path
 
 
 def render(rescored: Sequence[Rescored]) -> Table:
     """The rows for a terminal: the recorded F1, and each value of the metric ± the half-width of its 95 % interval."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("method", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     names = list(rescored[0].estimates)
     for heading in ("recorded F1", *names):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(visible(heading)), justify="right", no_wrap=True)
     several = any(one.board is not rescored[0].board for one in rescored)
     for one in rescored:
         label = f"{one.row.label}, {one.board.model}" if several else one.row.label
         recorded = one.row.estimate("f1", "SE_stream")
         cells = [str(recorded), *(str(one.estimates[name]) for name in names)]
-        table.add_row(escape(label), *cells, style="dim" if one.row.control else "")
+        table.add_row(Text(visible(label)), *cells, style="dim" if one.row.control else "")
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,21 +18,27 @@ from reports.style import (
     BLUE,
     DASHED,
     GREY,
+    OTHERS,
     Drawings,
+    Plot,
     Points,
     answer_f1,
     band,
     bar,
     board_error,
-    heading,
+    clip,
+    compare,
+    from_zero,
+    intervals,
     label_rows,
+    legend,
     line,
     name_axes,
+    off_scale,
     panels,
-    readable,
     score,
     stream_error_name,
-    title,
+    top_of,
     wrap_labels,
 )
 
@@ -40,6 +46,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("f1_by_method", "f1_by_position", "token_nll_by_position", "token_nll_gain_by_position")
+
+CUT = "a mean beyond the axis is a triangle at its edge"
+"""Note on :func:`reports.style.clip`."""
 
 BINS = 10
 """Number of parts into which a stream is divided."""
@@ -56,15 +65,15 @@ class Curve:
     unit: str
     """Unit of a position: "document" or "segment"."""
 
-    def minus(self, other: Curve) -> Curve:
-        """The difference from another curve within each stream that both have."""
+    def below(self, other: Curve) -> Curve:
+        """How far it is below another curve, within each stream that both have."""
         pairs = {
             name: (self.by_stream[name], other.by_stream[name]) for name in self.by_stream.keys() & other.by_stream
         }
         return Curve(
             self.label,
             {
-                name: [None if x is None or y is None else x - y for x, y in zip(*pair, strict=True)]
+                name: [None if x is None or y is None else y - x for x, y in zip(*pair, strict=True)]
                 for name, pair in sorted(pairs.items())
             },
             self.units,
@@ -84,17 +93,52 @@ class Curve:
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots that have data."""
     f1_curves, nll_curves, gain_curves = _curves(board, runs)
-    draw: dict[str, Callable[[], Figure]] = {}
+    plots: dict[str, Plot] = {}
     if rows := _main_rows(board):
-        draw["f1_by_method"] = lambda: _by_method(board, rows)
+        plots["f1_by_method"] = Plot(
+            lambda: _by_method(board, rows),
+            f"{answer_f1(board)} of every method",
+            [
+                intervals("bars", board_error(board)),
+                "bold names: as good as the best, since no method is significantly better",
+                "grey: controls",
+                "open: with failed runs" if any(row.note for row in rows) else "",
+                _dashed(any(row.method == FLOOR for row in rows)),
+            ],
+        )
     if f1_curves and board.first_documents is None:
-        draw["f1_by_position"] = lambda: _panels(board, f1_curves, "answer F1", bottom=0)
+        plots["f1_by_position"] = Plot(
+            lambda: _panels(board, f1_curves, "answer F1"),
+            "Answer F1 by the position of the question's document in the stream, in ten parts",
+            _notes(board, f1_curves),
+        )
     if nll_curves:
-        draw["token_nll_by_position"] = lambda: _panels(board, nll_curves, "token NLL (nats)")
+        plots["token_nll_by_position"] = Plot(
+            lambda: _panels(board, nll_curves, "token NLL (nats),\nlower is better", lower_is_better=True),
+            "NLL per token along the stream, in ten parts, each token scored before any update on it; lower is better",
+            [*_notes(board, nll_curves), CUT],
+        )
     if gain_curves.keys() - {FLOOR}:
-        gain = f"token NLL (nats)\nminus {readable(FLOOR)}"
-        draw["token_nll_gain_by_position"] = lambda: _panels(board, gain_curves, gain)
-    return draw
+        gain = f"NLL gain over {FLOOR}\n(nats), higher is better"
+        plots["token_nll_gain_by_position"] = Plot(
+            lambda: _panels(board, gain_curves, gain, lower_is_better=False),
+            f"Token NLL of {FLOOR} minus that of the method along the stream, in ten parts; higher is better",
+            [*_notes(board, gain_curves), CUT],
+        )
+    return plots
+
+
+def _dashed(drawn: bool) -> str:
+    return f"dashed: {FLOOR}, the unadapted model" if drawn else ""
+
+
+def _notes(board: Board, curves: Curves) -> list[str]:
+    shown, floor = _split(curves)
+    return [
+        intervals("bands", stream_error_name(len(board.streams))),
+        _dashed(floor is not None),
+        "light lines: the other panels" if len(shown) > 1 else "",
+    ]
 
 
 def _main_rows(board: Board) -> list[Row]:
@@ -106,24 +150,22 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     """F1 of the rows as bars, closed book as a line; the ceiling is a number if it is far above the others."""
     from matplotlib.figure import Figure
 
-    tops = {row.label: _top(board, row) for row in rows}
-    highest = max((tops[row.label] for row in rows if row.method != CEILING), default=0.0)
-    off_scale = {row.label for row in rows if row.method == CEILING and tops[row.label] > 2 * highest > 0}
-    limit = 1.08 * max((top for label, top in tops.items() if label not in off_scale), default=1.0) or 1.0
-    labels, height = wrap_labels([title(row) for row in rows])
-    figure = Figure(figsize=(3.4, 0.57 + height * len(rows)), layout="constrained")
+    far = off_scale(board, rows)
+    limit = 1.2 * max((top_of(board, row) for row in rows if row.label not in far), default=1.0) or 1.0
+    labels, places, height = wrap_labels([row.title for row in rows])
+    figure = Figure(figsize=(3.4, 0.85 + height), layout="constrained")
     axes = figure.add_subplot()
-    for y, row in enumerate(rows):
+    for y, row in zip(places, rows, strict=True):
         estimate = score(board, row)
-        if row.label in off_scale:
+        if row.label in far:
             axes.annotate(
-                f"{estimate.mean:.2f}",
+                f"{estimate.mean:.3f}",
                 xy=(1, y),
                 xytext=(0.87, y),
                 xycoords=("axes fraction", "data"),
-                va="center",
+                va="center_baseline",
                 ha="right",
-                color=GREY,
+                fontsize=6.5,
                 arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 0.8},
             )
         else:
@@ -131,29 +173,37 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     floor = next((row for row in rows if row.method == FLOOR and row.arm == "stream"), None)
     if floor is not None:
         axes.axvline(floor.scores["f1"][0].mean, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
-    label_rows([axes], range(len(rows)), labels, margin=0.5)
+        legend(figure, [(FLOOR, GREY, DASHED)])
+    label_rows([axes], places, labels, margin=places[0] + 0.5)
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row.as_good_as_best else "normal")
     axes.set_xlim(0, limit)
-    figure.supxlabel(f"{answer_f1(board)} ({board_error(board)})\nbold: as good as the best", fontsize=8)
+    name_axes(figure, answer_f1(board), "", [board_error(board), "bold: as good as the best"])
     return figure
 
 
-def _panels(board: Board, curves: Mapping[str, Curve], ylabel: str, bottom: float | None = None) -> Figure:
-    """One small panel for each curve on shared axes; the curve of the unadapted model, if any, is dashed in each."""
-    floor = curves.get(FLOOR)
-    panel_curves = [curve for curve in curves.values() if curve is not floor] or list(curves.values())
-    figure, grid = panels(len(panel_curves))
-    for axes, curve in zip(grid, panel_curves, strict=True):
+def _panels(board: Board, curves: Curves, ylabel: str, lower_is_better: bool | None = None) -> Figure:
+    """One small panel for each curve on shared axes; the curve of the unadapted model, if any, is dashed in each.
+
+    ``lower_is_better`` says which end of the axis may be clipped; without it the scores are from 0 to 1.
+    """
+    shown, floor = _split(curves)
+    points = [curve.points() for curve in shown]
+    figure, grid = panels([curve.label for curve in shown])
+    for axes, curve, of in zip(grid, shown, points, strict=True):
         if floor is not None:
             line(axes, floor.points(), GREY, DASHED)
-        band(axes, curve.points())
-        heading(axes, curve.label)
+        band(axes, of)
         axes.set_xlim(0, curve.units)
-    if bottom is not None:
-        grid[0].set_ylim(bottom=bottom)  # shared by all panels; after drawing, so that the top fits the highest curve
-    notes = [stream_error_name(len(board.streams)), *([] if floor is None else [f"dashed: {readable(FLOOR)}"])]
-    name_axes(figure, f"{panel_curves[0].unit}'s position in the stream ({'; '.join(notes)})", ylabel)
+    compare(grid, points)
+    clipped = ""
+    if lower_is_better is None:
+        from_zero(grid[0])
+    else:
+        clipped = clip(grid, points, lower_is_better)
+    legend(figure, [*([] if floor is None else [(FLOOR, GREY, DASHED)]), *([OTHERS] if len(shown) > 1 else [])])
+    notes = [stream_error_name(len(board.streams)), clipped]
+    name_axes(figure, f"{shown[0].unit}'s position in the stream", ylabel, notes)
     return figure
 
 
@@ -161,8 +211,14 @@ Curves = Mapping[str, Curve]
 """Curves by the label of the row."""
 
 
+def _split(curves: Curves) -> tuple[list[Curve], Curve | None]:
+    """The curves with panels of their own, and that of the unadapted model, unless it is the only one."""
+    others = [curve for label, curve in curves.items() if label != FLOOR]
+    return (others, curves.get(FLOOR)) if others else (list(curves.values()), None)
+
+
 def _curves(board: Board, runs: Path) -> tuple[Curves, Curves, Curves]:
-    """Curves of F1, of token NLL, and of token NLL minus that of the unadapted model.
+    """Curves of F1, of token NLL, and of how far it is below that of the unadapted model.
 
     The ceiling and control arms have no curves: their scores do not depend on the position.
     """
@@ -174,15 +230,15 @@ def _curves(board: Board, runs: Path) -> tuple[Curves, Curves, Curves]:
         documents = max((record.summary.documents for record in row.records if record.summary), default=0)
         answers = [value for record in row.records for value in _answer_values(runs, record)]
         if answers:
-            f1_curves[row.label] = Curve(title(row), _binned(answers, documents), documents, "document")
+            f1_curves[row.label] = Curve(row.title, _binned(answers, documents), documents, "document")
         texts = [value for record in row.records for value in _text_values(runs, record)]
         if texts and row.records[0].spec.segment_tokens is None:
-            nll_curves[row.label] = Curve(title(row), _binned(texts, documents), documents, "document")
+            nll_curves[row.label] = Curve(row.title, _binned(texts, documents), documents, "document")
         elif texts:
             segments = 1 + max(value.position for value in texts)
-            nll_curves[row.label] = Curve(title(row), _binned(texts, segments), segments, "segment")
+            nll_curves[row.label] = Curve(row.title, _binned(texts, segments), segments, "segment")
     floor = nll_curves.get(FLOOR)
-    gains = {label: curve.minus(floor) for label, curve in nll_curves.items()} if floor else {}
+    gains = {label: curve.below(floor) for label, curve in nll_curves.items()} if floor else {}
     return f1_curves, nll_curves, {label: curve for label, curve in gains.items() if curve.by_stream}
 
 
@@ -220,8 +276,3 @@ def _binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]
         part[0] += value.total
         part[1] += value.weight
     return {stream: [t / w if w else None for t, w in row] for stream, row in sorted(sums.items())}
-
-
-def _top(board: Board, row: Row) -> float:
-    estimate = score(board, row)
-    return estimate.mean + (estimate.half_width() or 0)

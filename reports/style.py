@@ -1,27 +1,49 @@
-"""Shared parts of all plots: matplotlib settings, panels, bars, bands, axes and labels."""
+"""Shared parts of all plots: matplotlib settings, panels, bars, bands, axes, labels and captions."""
 
 from __future__ import annotations
 
 import math
+import re
+import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reports.board import Board
-from reports.rows import Row
+from reports.rows import CEILING, Row
 from reports.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Drawings = Mapping[str, Callable[[], "Figure"]]
-"""Functions that draw the plots of a board, by the name of the plot; only plots that have data."""
+
+class Plot(NamedTuple):
+    """How a plot is drawn, and the text that goes with it."""
+
+    draw: Callable[[], Figure]
+    caption: str
+    """What it shows: a sentence without its full stop."""
+    notes: Sequence[str]
+    """What intervals, lines and marks mean, in the same form; empty ones are left out."""
+
+    def text(self, *facts: str) -> str:
+        """The caption and, below it, the notes and further facts, wrapped."""
+        caption, *notes = [f"{part[0].upper()}{part[1:]}." for part in (self.caption, *self.notes, *facts) if part]
+        parts = [caption, " ".join(notes).replace("\u00a0", " ")]
+        return "\n\n".join(textwrap.fill(part, 120, break_long_words=False) for part in parts) + "\n"
+
+
+Drawings = Mapping[str, Plot]
+"""The plots of a board that have data, by name."""
+
+Key = tuple[str, str, Any]
+"""An entry of a legend: name, colour and line style."""
 
 Points = Sequence[tuple[float, Estimate]]
 """Positions on the x axis with the estimate at each."""
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # distinct to colour-blind readers too
+BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#8C8C8C", "#D2D2D2"  # distinct to colour-blind readers too
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
 STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -48,63 +70,161 @@ def rows_of_panels(count: int) -> tuple[int, int]:
     return across, math.ceil(count / across)
 
 
-def panels(count: int, sharex: bool = True, height: float = 1.35) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` small panels in rows, with a shared y axis and room for common labels below and left."""
+def panels(labels: Sequence[str], sharex: bool = True, height: float = 1.35) -> tuple[Figure, list[Axes]]:
+    """A figure of small panels in rows, each with its label, on a shared y axis, with room for labels of the axes."""
     from matplotlib.figure import Figure
 
-    across, down = rows_of_panels(count)
-    figure = Figure(figsize=(min(WIDTH, 1.2 + 2.1 * across), 0.45 + height * down), layout="constrained")
+    across, down = rows_of_panels(len(labels))
+    titles = _titles(labels)
+    lines = [max(title.count("\n") for title in titles[i : i + across]) for i in range(0, len(labels), across)]
+    size = (min(WIDTH, 1.2 + 2.1 * across), 0.6 + height * down + 0.13 * sum(lines))
+    figure = Figure(figsize=size, layout="constrained")
     grid = list(figure.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).flat)
     for index, axes in enumerate(grid):
-        if index >= count:
+        if index >= len(labels):
             axes.set_axis_off()
-        elif index + across >= count:
+            continue
+        heading(axes, titles[index])
+        if index + across >= len(labels):
             axes.tick_params(labelbottom=True)
-    return figure, grid[:count]
+    return figure, grid[: len(labels)]
+
+
+def _titles(labels: Sequence[str]) -> list[str]:
+    """The labels, wrapped, and without what is beyond a fourth line, unless they can only be told apart by that."""
+    whole = [wrap(label, 24) for label in labels]
+    short = ["\n".join(title.split("\n")[:4]) + " \N{HORIZONTAL ELLIPSIS}" * (title.count("\n") > 3) for title in whole]
+    return short if len({*short}) == len(short) else whole
 
 
 def heading(axes: Axes, text: str) -> None:
-    """Title of a small panel, wrapped."""
-    axes.set_title(textwrap.fill(text, 24), loc="left", pad=2)
+    """Title of a small panel."""
+    axes.set_title(text, loc="left", pad=2, parse_math=False)
 
 
-def bar(axes: Axes, y: float, estimate: Estimate, colour: str, filled: bool = True) -> None:
-    """A horizontal bar with its 95 % interval."""
+def wrap(label: str, width: int) -> str:
+    """A label in lines that break at spaces or, within longer words, after underscores."""
+    lines = [""]
+    for word in label.split(" "):
+        parts = [word] if len(word) <= width else re.findall("[^_]*_|[^_]+", word)
+        for number, part in enumerate(parts):
+            joined = f"{lines[-1]}{' ' * (number == 0)}{part}".lstrip()
+            lines[-1:] = [joined] if len(joined) <= width or not lines[-1] else [lines[-1], part]
+    return "\n".join(lines)
+
+
+def legend(figure: Figure, keys: Sequence[Key]) -> None:
+    """A legend above the panels, on the right side: the name, the colour and the line style of each key."""
+    from matplotlib.lines import Line2D
+
+    if not keys:
+        return
+    handles = [Line2D([], [], color=colour, linestyle=style, label=name) for name, colour, style in keys]
+    length = sum(0.6 + 0.06 * len(name) for name, _, _ in keys)  # inches in one line
+    columns = math.ceil(len(keys) / math.ceil(length / figure.get_figwidth()))
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, frameon=False, fontsize=7)
+
+
+def bar(axes: Axes, y: float, estimate: Estimate, colour: str, filled: bool = True, digits: int = 3) -> None:
+    """A horizontal bar with its 95 % interval and its value."""
     axes.barh(y, estimate.mean, height=0.62, color=colour if filled else "white", edgecolor=colour)
-    if (half := estimate.half_width()) is not None:
+    half = estimate.half_width()
+    if half is not None:
         axes.errorbar(estimate.mean, y, xerr=half, color="black", linewidth=0.8, capsize=1.5)
+    write_value(axes, (max(0.0, estimate.mean + (half or 0.0)), y), f"{estimate.mean:.{digits}f}")
 
 
-def wrap_labels(labels: Sequence[str]) -> tuple[list[str], float]:
-    """Labels of rows, wrapped, and the height of a row in inches that the longest label needs."""
-    wrapped = [textwrap.fill(label, 30) for label in labels]
-    return wrapped, 0.2 * max(1 + 0.6 * label.count("\n") for label in wrapped)
+def write_value(axes: Axes, place: tuple[float, float], text: str, colour: str = "black") -> None:
+    """A number to the right of a bar, an interval or a point."""
+    axes.annotate(
+        text,
+        place,
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        color=colour,
+        fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
+
+
+def wrap_labels(labels: Sequence[str]) -> tuple[list[str], list[float], float]:
+    """Labels of rows, wrapped, the places of the rows, each as high as its label needs, and the height in inches."""
+    wrapped = [wrap(label, 30) for label in labels]
+    places, end = [], 0.0
+    for label in wrapped:
+        height = 1 + 0.62 * label.count("\n")
+        places.append(end + height / 2 - 0.5)
+        end += height
+    return wrapped, places, 0.2 * end
 
 
 def label_rows(grid: Sequence[Axes], places: Sequence[float], labels: Sequence[str], margin: float) -> None:
     """Label the rows at ``places``, from the top, on the y axis that the panels share."""
-    grid[0].set_yticks(places, labels)
+    grid[0].set_yticks(places, labels, parse_math=False)
     grid[0].set_ylim(places[-1] + margin, -margin)
     for axes in grid:
         axes.tick_params(axis="y", length=0)
 
 
-def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-", label: str = "") -> None:
-    """A thin line through the means, for comparison; ``label`` is for a legend."""
-    axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle, label=label)
+def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
+    """A thin line through the means, for comparison."""
+    axes.plot(*_coordinates(points), color=colour, linewidth=0.8, linestyle=linestyle)
 
 
-def band(axes: Axes, points: Points) -> None:
+def band(axes: Axes, points: Points, colour: str = BLUE) -> None:
     """Means with a band of their 95 % intervals."""
     x, means = _coordinates(points)
-    axes.plot(x, means, color=BLUE, marker="o", markersize=2)
-    lows = [estimate.mean - (estimate.half_width() or 0) for _, estimate in points]
-    highs = [estimate.mean + (estimate.half_width() or 0) for _, estimate in points]
-    axes.fill_between(x, lows, highs, color=BLUE, alpha=0.25, linewidth=0)
+    axes.plot(x, means, color=colour, marker="o", markersize=2)
+    axes.fill_between(x, *_ends(points), color=colour, alpha=0.25, linewidth=0)
 
 
-def open_circles(axes: Axes, points: Points, colour: str = BLUE, label: str = "") -> None:
-    """Means as open circles on a line, each with its 95 % interval; ``label`` is for a legend."""
+def compare(grid: Sequence[Axes], curves: Sequence[Points]) -> None:
+    """Draw in each panel the means of all other panels as thin light lines (:data:`OTHERS`)."""
+    for index, axes in enumerate(grid):
+        for points in (*curves[:index], *curves[index + 1 :]):
+            axes.plot(*_coordinates(points), color=LIGHT, linewidth=0.6, zorder=0)
+
+
+OTHERS: Key = ("the other panels", LIGHT, "-")
+"""Key of the lines of :func:`compare`."""
+
+FAR = 2
+"""How far an axis goes on its bad side, in distances from the best mean to the worst one of the median curve."""
+
+
+def clip(grid: Sequence[Axes], curves: Sequence[Points], lower_is_better: bool) -> str:
+    """End the shared y axis so that a few bad values, or wide intervals, do not flatten the curves.
+
+    The axis ends on its bad side :data:`FAR` times as far from the best mean as the median curve reaches. A mean beyond
+    it is a triangle at the edge. Returns a note on what is cut; "" if nothing is.
+    """
+    sign = 1 if lower_is_better else -1
+    means = [[sign * mean for mean in _coordinates(points)[1]] for points in curves]
+    best, worst = min(map(min, means)), max(map(max, means))
+    reach = FAR * (statistics.median(map(max, means)) - best)
+    ends = [sign * end for points in curves for side in _ends(points) for end in side]
+    if reach <= 0 or (max(ends) <= best + reach and min(ends) >= best - reach / 2):
+        return ""
+    low, high = max(min(ends), best - reach / 2), min(max(ends), best + reach)
+    low -= 0.05 * (high - low)
+    grid[0].set_ylim(*sorted((sign * low, sign * high)))
+    for axes, points in zip(grid, curves, strict=True):
+        places = [x for x, estimate in points if sign * estimate.mean > high]
+        beyond(axes, places, top=lower_is_better)
+    if worst > high:
+        return f"triangles: beyond the axis, {'up' if lower_is_better else 'down'} to {sign * worst:.2g}"
+    return "the axis cuts the widest intervals"
+
+
+def beyond(axes: Axes, places: Sequence[float], top: bool = True) -> None:
+    """Triangles at the top or bottom of the panel, for what is beyond the y axis there."""
+    edge = [0.96 if top else 0.04] * len(places)
+    axes.plot(places, edge, "^" if top else "v", color=BLUE, markersize=4, transform=axes.get_xaxis_transform())
+
+
+def open_circles(axes: Axes, points: Points, colour: str = BLUE) -> None:
+    """Means as open circles on a line, each with its 95 % interval."""
     axes.errorbar(
         *_coordinates(points),
         yerr=[estimate.half_width() or 0 for _, estimate in points],
@@ -113,8 +233,13 @@ def open_circles(axes: Axes, points: Points, colour: str = BLUE, label: str = ""
         markersize=3,
         markerfacecolor="white",
         elinewidth=0.8,
-        label=label,
     )
+
+
+def _ends(points: Points) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of the intervals."""
+    halves = [(estimate.mean, estimate.half_width() or 0.0) for _, estimate in points]
+    return [mean - half for mean, half in halves], [mean + half for mean, half in halves]
 
 
 def _coordinates(points: Points) -> tuple[list[float], list[float]]:
@@ -135,30 +260,33 @@ def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None
 
 
 def from_zero(axes: Axes) -> None:
-    """Start the y axis at 0 and leave room for markers at the top. Call it after drawing."""
-    axes.set_ylim(0, 1.03 * axes.get_ylim()[1])
+    """Let the y axis of a score go from 0 to at most 1, with room for markers at the top. Call it after drawing."""
+    axes.set_ylim(0, 1.03 * min(1.0, axes.get_ylim()[1]))
 
 
-def name_axes(figure: Figure, x: str, y: str) -> None:
-    """Common axis labels of all panels of a figure."""
-    unbroken = x.replace(": ", ":\u00a0")  # "dashed: ..." stays on one line
-    figure.supxlabel(textwrap.fill(unbroken, round(15 * figure.get_figwidth())), fontsize=8)
-    figure.supylabel(y, fontsize=8)
-
-
-def title(row: Row) -> str:
-    """A row's label, with its note if there is one, in words."""
-    return readable(row.title)
-
-
-def readable(label: str) -> str:
-    """A label in words."""
-    return label.replace("_", " ")
+def name_axes(figure: Figure, x: str, y: str, notes: Sequence[str] = ()) -> None:
+    """Common axis labels of all panels of a figure, with notes in brackets below the x axis."""
+    text = "; ".join(note.replace(": ", ":\u00a0") for note in notes if note)  # "triangles: ..." stays on one line
+    labelled = f"{x} ({text})" if text else x
+    figure.supxlabel(textwrap.fill(labelled, round(15 * figure.get_figwidth())), fontsize=8, parse_math=False)
+    figure.supylabel(y, fontsize=8, parse_math=False)
 
 
 def score(board: Board, row: Row, name: str = "f1") -> Estimate:
     """A score of a row with the board's error."""
     return row.estimate(name, board.error) or row.scores[name][0]
+
+
+def top_of(board: Board, row: Row) -> float:
+    """The upper end of the interval of a row's F1."""
+    estimate = score(board, row)
+    return estimate.mean + (estimate.half_width() or 0.0)
+
+
+def off_scale(board: Board, rows: Sequence[Row]) -> set[str]:
+    """The label of a ceiling so far above all other rows that an axis of F1 is for these: more than twice as high."""
+    highest = max((top_of(board, row) for row in rows if row.method != CEILING), default=0.0)
+    return {row.label for row in rows if row.method == CEILING and top_of(board, row) > 2 * highest > 0}
 
 
 def answer_f1(board: Board) -> str:
@@ -172,8 +300,16 @@ def board_error(board: Board) -> str:
     return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "95\u00a0% interval over documents"
 
 
+def intervals(marks: str, error: str) -> str:
+    """A note on the marks that show an error with this name."""
+    return error if error.endswith(NO_INTERVAL) else f"{marks}: {error}"
+
+
+NO_INTERVAL = "no interval"
+
+
 def stream_error_name(*counts: int, kind: str = "") -> str:
     """Name of the error bars of means over these numbers of streams; ``kind`` goes before the word "streams"."""
     if max(counts) == 1:
-        return f"one {kind}stream: no interval"
+        return f"one {kind}stream: {NO_INTERVAL}"
     return f"95\u00a0% interval over {' or '.join(str(count) for count in sorted(set(counts)))} {kind}streams"

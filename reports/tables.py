@@ -1,16 +1,18 @@
-"""Tables of a board: JSON and CSV with all fields; Markdown, LaTeX and the terminal with the columns for readers."""
+"""Tables of a board: JSON and CSV with all fields; Markdown, LaTeX and the terminal with columns for readers."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.files import csv_text, write_bytes, write_json
+from bench.files import write_bytes, write_json
 from bench.terminal import visible
+from reports import origins
 from reports.board import Board
-from reports.columns import Column, caption, columns
+from reports.columns import Column, caption, columns, notes
+from reports.markup import ampersands, markdown, pipes, spreadsheet
 from reports.prices import COSTS
 from reports.rows import SCORES, SE_DOC, Row
 
@@ -60,27 +62,56 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
     return {**flat, "trials": row.trials, "tuned": row.tuned, "hand_set": list(row.hand_set)}
 
 
-def write(board: Board, out: Path) -> list[Path]:
-    """Write ``leaderboard.json``, ``.csv``, ``.md`` and ``.tex`` under ``out``, atomically; returns their paths."""
+def write(board: Board, out: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write ``leaderboard.json``, ``.csv``, ``.md``, ``.tex`` and ``.txt`` under ``out``, atomically.
+
+    ``names`` choose the columns of the Markdown and the LaTeX table (:func:`reports.columns.columns`). The text is the
+    caption of the LaTeX table, and its notes.
+
+    Returns:
+        The paths of the files written.
+
+    Raises:
+        BenchError: there is no column of a name.
+    """
+    paper = _for_paper(board, names)
     rows = [fields(row, board) for row in board.rows]
     json_path = out / "leaderboard.json"
-    write_json(
-        json_path,
-        {
-            "protocol": board.protocol,
-            "comparability": board.comparability,
-            "experiment": board.experiment,
-            "streams": list(board.streams),
-            "headline": board.headline,
-            "reference": board.reference,
-            "remarks": list(board.remarks),
-            "rows": rows,
-        },
-    )
-    texts = {"leaderboard.csv": _csv(rows), "leaderboard.md": _markdown(board), "leaderboard.tex": _latex(board)}
+    write_json(json_path, _facts(board, rows))
+    texts = {
+        "leaderboard.csv": _csv(rows),
+        "leaderboard.md": _markdown(board, columns(board, names)),
+        "leaderboard.tex": _latex(board, paper),
+        "leaderboard.txt": _text(board, paper),
+    }
     for name, text in texts.items():
         write_bytes(out / name, text.encode())
     return [json_path, *(out / name for name in texts)]
+
+
+def _facts(board: Board, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The board as plain data: facts on all of it, its rows with their runs, and the origins of the runs."""
+    found = origins.distinct(record for row in board.rows for record in row.records)
+    return {
+        "protocol": board.protocol,
+        "comparability": board.comparability,
+        "experiment": board.experiment,
+        "dataset": board.dataset,
+        "model": board.model,
+        "streams": list(board.streams),
+        "headline": board.headline,
+        "error": board.error,
+        "reference": board.reference,
+        "first_documents": board.first_documents,
+        "prompt": board.prompt.model_dump(mode="json"),
+        "retune": board.retune and board.retune.model_dump(mode="json"),
+        "remarks": list(board.remarks),
+        "origins": found,
+        "rows": [
+            {**flat, "runs": [origins.run(record, found) for record in row.records]}
+            for flat, row in zip(rows, board.rows, strict=True)
+        ],
+    }
 
 
 LABEL_WIDTH = 18
@@ -108,12 +139,15 @@ DISPENSABLE = (
 """Columns that a narrow terminal leaves out, in this order; the files have all of them."""
 
 
-def render(board: Board, width: int | None = None) -> Table:
-    """The board for a terminal of ``width`` characters (default: the current one). Columns are left out, never cut."""
+def render(board: Board, width: int | None = None, names: Sequence[str] = ()) -> Table:
+    """The board for a terminal of ``width`` characters (default: the current one). Columns are left out, never cut.
+
+    ``names`` choose the columns, as in :func:`write`.
+    """
     from rich.console import Console
 
     console = Console(width=width)
-    candidates = columns(board)
+    candidates = columns(board, names)
     for count in range(len(DISPENSABLE) + 1):
         selection = [column for column in candidates if column.heading not in DISPENSABLE[:count]]
         table = _table(board, selection, left_out=len(candidates) - len(selection))
@@ -143,7 +177,7 @@ def _table(board: Board, selection: Sequence[Column], left_out: int) -> Table:
     for previous, row in zip([None, *board.rows], board.rows, strict=False):
         if previous is not None and row.control and not previous.control:
             table.add_section()
-        styles = ["bold" if row.as_good_as_best and index < 2 else "" for index in range(len(selection))]
+        styles = ["bold" if column.name in _bold(board, row) else "" for column in selection]
         texts = [Text(visible(column.cell(row)), style) for column, style in zip(selection, styles, strict=True)]
         table.add_row(*texts, style="dim" if row.control else "")
     return table
@@ -153,67 +187,66 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     import json
 
     structured = ("config", "hand_set")
-    return csv_text([{**row, **{key: json.dumps(row[key], sort_keys=True) for key in structured}} for row in rows])
+    return spreadsheet([{**row, **{key: json.dumps(row[key], sort_keys=True) for key in structured}} for row in rows])
 
 
-def _markdown(board: Board) -> str:
-    selection = columns(board)
+def _bold(board: Board, row: Row) -> set[str]:
+    """The columns that are bold in a row."""
+    return {"method", board.headline} if row.as_good_as_best else set()
+
+
+def _markdown(board: Board, selection: Sequence[Column]) -> str:
     lines = [
-        f"# {board.experiment}",
+        f"# {markdown(board.experiment)}",
         "",
         pipes([column.heading for column in selection]),
         pipes(["---", *["---:"] * (len(selection) - 1)]),
     ]
     for row in board.rows:
-        cells = [column.cell(row).replace("|", "\\|") for column in selection]
-        cells[0] = f"*{cells[0]}*" if row.control else cells[0]
-        if row.as_good_as_best:
-            cells[:2] = [f"**{cell}**" for cell in cells[:2]]
-        lines.append(pipes(cells))
-    lines += ["", caption(board, selection), *(f"\n{remark}" for remark in board.remarks)]
+        stars = {**dict.fromkeys(_bold(board, row), "**"), **({"method": "*"} if row.control else {})}
+        marks = [stars.get(column.name, "") for column in selection]
+        lines.append(pipes([column.cell(row) for column in selection], marks))
+    lines += ["", markdown(caption(board, selection)), *(f"\n{markdown(remark)}" for remark in board.remarks)]
     return "\n".join(lines) + "\n"
 
 
-def pipes(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+PAPER = ("f1", "rank", "total_seconds", "relative_f1", "f1_current", "stale", "token_nll", "bits_per_byte")
+"""Columns for LaTeX, the most important ones first: the table has the first four of them that the board has."""
 
 
-def _latex(board: Board) -> str:
-    selection = columns(board)
+def _for_paper(board: Board, names: Sequence[str]) -> list[Column]:
+    """The columns of these names; without names, those of :data:`PAPER` that fit into a column of a paper."""
+    candidates = columns(board, names)
+    at_hand = {column.name for column in candidates}
+    few = [name for name in PAPER if name in at_hand][:4]
+    return candidates if names else [column for column in candidates if column.name in ("method", *few)]
+
+
+HEAD = r"""% Needs \usepackage{booktabs,tabularx}. It is as wide as \linewidth: a column in table, the page in table*.
+% leaderboard.txt has the caption and the notes. Scripts beyond Latin need XeLaTeX or LuaLaTeX.
+{\footnotesize\setlength{\tabcolsep}{3pt}\renewcommand{\_}{\textunderscore\allowbreak}%
+\begin{tabularx}{\linewidth}{@{}>{\raggedright\arraybackslash\hyphenpenalty=10000\hangindent=1em}X"""
+
+
+def _latex(board: Board, selection: Sequence[Column]) -> str:
+    headings = [column.heading.rpartition(" ") for column in selection]
     lines = [
-        "% needs \\usepackage{booktabs}",
-        f"% {caption(board, selection)}",
-        f"\\begin{{tabular}}{{l{'r' * (len(selection) - 1)}}}",
-        "\\toprule",
-        _ampersands([_escape(column.heading) for column in selection]),
-        "\\midrule",
+        f"{HEAD}{'r' * (len(selection) - 1)}@{{}}}}",
+        r"\toprule",
+        *([ampersands([upper for upper, _, _ in headings])] if any(upper for upper, _, _ in headings) else []),
+        ampersands([lower for _, _, lower in headings]),
+        r"\midrule",
     ]
     for previous, row in zip([None, *board.rows], board.rows, strict=False):
         if previous is not None and row.control and not previous.control:
-            lines.append("\\midrule")
-        cells = [_escape(column.cell(row)) for column in selection]
-        if row.as_good_as_best:
-            cells[:2] = [f"\\textbf{{{cell}}}" for cell in cells[:2]]
-        lines.append(_ampersands(cells))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+            lines.append(r"\midrule")
+        bold = [column.name in _bold(board, row) for column in selection]
+        lines.append(ampersands([column.cell(row) for column in selection], bold))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabularx}}"]) + "\n"
 
 
-def _ampersands(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + " \\\\"
-
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": "$<$",
-    ">": "$>$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def _escape(text: str) -> str:
-    text = re.sub("[" + re.escape("".join(_SPECIAL)) + "]", lambda match: _SPECIAL[match[0]], text)
-    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
+def _text(board: Board, selection: Sequence[Column]) -> str:
+    """The caption of a table, its notes, and the remarks on the board, as paragraphs."""
+    shown = f"Scores and costs of methods on {board.dataset} with {board.model}."
+    parts = [shown, " ".join(notes(board, selection)), *board.remarks]
+    return "\n\n".join(textwrap.fill(visible(part), 120, break_long_words=False) for part in parts) + "\n"

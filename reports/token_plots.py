@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records.schema import TokenEvent
+from bench.records.schema import TokenEvent, mean
 from reports.board import Board
 from reports.style import (
     BLUE,
@@ -17,13 +17,14 @@ from reports.style import (
     ORANGE,
     WIDTH,
     Drawings,
+    Plot,
     bar,
-    heading,
+    intervals,
     label_rows,
+    legend,
     name_axes,
     panels,
     stream_error_name,
-    title,
 )
 from reports.token_weights import CLASSES, RowWeights, row_weights
 
@@ -35,6 +36,8 @@ DOCUMENT = "token_weights"
 NAMES = (DOCUMENT, "token_weight_histogram", "token_weights_by_class")
 
 COLOURS = {"fact": ORANGE, "name": BLUE, "filler": GREY}
+COLOUR_NAMES = {"fact": "orange", "name": "blue", "filler": "grey"}
+MEAN = "dashed: the mean of all tokens"
 DARK = "#444444"
 COLUMNS = 112
 """Characters on a line of the plotted document."""
@@ -46,13 +49,35 @@ TAGS = 10
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw."""
-    if not (all_weights := row_weights(board, runs)):
+    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw.
+
+    Control arms are left out: they have other documents.
+    """
+    all_weights = [weights for weights in row_weights(board, runs) if weights.row.arm == "stream"]
+    if not all_weights:
         return {}
+    document = Plot(
+        lambda: _document(all_weights),
+        "One document with the token weights of each method",
+        [
+            "bar above a token and shade: its weight over the method's largest one in this document",
+            *(f"{COLOUR_NAMES[kind]}: {kind}" for kind in CLASSES),
+            "facts and names are underlined",
+        ],
+    )
     return {
-        **({DOCUMENT: lambda: _document(all_weights)} if _have_text(all_weights) else {}),
-        "token_weight_histogram": lambda: _histogram(all_weights),
-        "token_weights_by_class": lambda: _by_class(board, all_weights),
+        **({DOCUMENT: document} if _have_text(all_weights) else {}),
+        "token_weight_histogram": Plot(
+            lambda: _histogram(all_weights),
+            "Distribution of the token weights of facts, of names and of the rest, each class with an area of 1",
+            ["weights are relative to the method's mean weight", "the axis of densities is logarithmic", MEAN],
+        ),
+        "token_weights_by_class": Plot(
+            lambda: _by_class(board, all_weights),
+            "Mean token weight of facts, of names, of the rest and, if a tagger is installed, of parts of speech, "
+            "relative to the mean weight of all tokens",
+            [intervals("bars", stream_error_name(len(board.streams))), MEAN],
+        ),
     }
 
 
@@ -125,7 +150,7 @@ def _document(all_weights: Sequence[RowWeights]) -> Figure:
     from matplotlib.figure import Figure
 
     events = select_document(all_weights)
-    titles = {weights.row.label: title(weights.row) for weights in all_weights}
+    titles = {weights.row.label: weights.row.title for weights in all_weights}
     layouts = {label: lay_out(event.pieces) for label, event in events.items()}
     line, above, foot = 0.27, 0.24, 0.22  # inches
     heights = {label: above + line * (1 + layout[-1].line) for label, layout in layouts.items()}
@@ -136,7 +161,7 @@ def _document(all_weights: Sequence[RowWeights]) -> Figure:
         top -= heights[label]
         axes = figure.add_axes((0.01, top / total, 0.98, (heights[label] - above) / total))
         _weighted_text(axes, event, layouts[label])
-        axes.set_title(titles[label], loc="left", pad=3)
+        axes.set_title(titles[label], loc="left", pad=3, parse_math=False)
     for x, kind in zip((0.01, 0.09, 0.19), CLASSES, strict=True):
         figure.text(x, 0.06 / total, f"■ {kind}", color=COLOURS[kind], fontsize=7)
     figure.text(
@@ -169,22 +194,33 @@ def _weighted_text(axes: Axes, event: TokenEvent, layout: Sequence[Piece]) -> No
 
 
 def _histogram(all_weights: Sequence[RowWeights]) -> Figure:
-    """Histograms of the weights by class, one panel for each method, with a logarithmic axis of counts."""
-    figure, grid = panels(len(all_weights), sharex=False, height=1.5)
-    for axes, weights in zip(grid, all_weights, strict=True):
-        highest = max(max(stream.weights) for stream in weights.streams)
-        lowest = min(0.0, *(min(stream.weights) for stream in weights.streams))
-        edges = [lowest + (highest - lowest or 1) * i / BINS for i in range(BINS + 1)]
+    """Densities of the weights by class, one panel for each method, on shared axes; that of densities is logarithmic.
+
+    Weights are in units of the method's mean weight, so that methods can be compared.
+    """
+    figure, grid = panels([weights.row.title for weights in all_weights], height=1.5)
+    values = [_relative(weights) for weights in all_weights]
+    all_values = [value for of in values for kind in of.values() for value in kind]
+    lowest, highest = min(0.0, *all_values), max(all_values)
+    width = (highest - lowest or 1.0) / BINS
+    edges = [lowest + width * i for i in range(BINS + 1)]
+    for axes, of in zip(grid, values, strict=True):
         for kind in reversed(CLASSES):
-            values = [value for stream in weights.streams for value in stream.of(kind)]
-            axes.hist(values, edges, histtype="step", color=COLOURS[kind], label=kind)
+            if of[kind]:
+                axes.hist(of[kind], edges, density=True, histtype="step", color=COLOURS[kind])
+        axes.axvline(1, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
         axes.set_yscale("log")
-        heading(axes, title(weights.row))
-    grid[0].set_ylim(bottom=0.5)  # shared by all panels; a single token is visible
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside upper right", ncols=3, frameon=False, fontsize=7)
-    name_axes(figure, "weight of a token", "tokens")
+    grid[0].set_ylim(1e-4 / width, 1.5 / width)  # from one token in ten thousand to all
+    legend(figure, [*((kind, COLOURS[kind], "-") for kind in CLASSES), ("mean of all tokens", GREY, DASHED)])
+    name_axes(figure, "weight of a token relative to the method's mean", "density within a class\n(log scale)")
     return figure
+
+
+def _relative(weights: RowWeights) -> dict[str, list[float]]:
+    """The weights of each class in units of the mean weight of all tokens, which may be 0."""
+    every = [weight for stream in weights.streams for weight in stream.weights]
+    unit = mean(every) or 1.0
+    return {kind: [weight / unit for stream in weights.streams for weight in stream.of(kind)] for kind in CLASSES}
 
 
 def _by_class(board: Board, all_weights: Sequence[RowWeights]) -> Figure:
@@ -193,13 +229,14 @@ def _by_class(board: Board, all_weights: Sequence[RowWeights]) -> Figure:
     tags = [tag for tag, _ in counts.most_common(TAGS)]
     kinds: list[str] = [*CLASSES, *tags]
     places = [y + 0.5 * (kind in tags) for y, kind in enumerate(kinds)]
-    figure, grid = panels(len(all_weights), height=0.3 + 0.16 * len(kinds))
+    figure, grid = panels([weights.row.title for weights in all_weights], height=0.3 + 0.16 * len(kinds))
     for axes, weights in zip(grid, all_weights, strict=True):
         for y, kind in zip(places, kinds, strict=True):
             if (estimate := weights.relative(kind)) is not None:
-                bar(axes, y, estimate, COLOURS.get(kind, DARK))
+                bar(axes, y, estimate, COLOURS.get(kind, DARK), digits=2)
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
-        heading(axes, title(weights.row))
     label_rows(grid, places, kinds, margin=0.6)
-    name_axes(figure, f"mean weight relative to all tokens ({stream_error_name(len(board.streams))})", "")
+    grid[0].set_xlim(right=1.2 * grid[0].get_xlim()[1])  # room for the values
+    legend(figure, [("mean of all tokens", GREY, DASHED)])
+    name_axes(figure, "mean weight relative to all tokens", "", [stream_error_name(len(board.streams))])
     return figure

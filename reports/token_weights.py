@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.arms import documents_per_reset
-from bench.files import csv_text, write_bytes
+from bench.files import write_bytes
 from bench.records.imported import home
 from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
 from reports.board import Board
+from reports.markup import markdown, pipes, spreadsheet
 from reports.rows import Row
 from reports.statistics import Estimate, roc_auc, stream_error
-from reports.tables import pipes
 
 FILES = ("token_weights.md", "token_weights.csv")
 CLASSES: tuple[TokenClass, ...] = ("fact", "name", "filler")
@@ -144,8 +144,9 @@ def _markdown(board: Board, all_weights: Sequence[RowWeights]) -> str:
     lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
     for weights in all_weights:
         cells = [str(COLUMNS[heading](weights) or "") for heading in headings]
-        lines.append([weights.row.label.replace("|", "\\|"), *cells])
-    return "\n".join(["# Token weights", "", *map(pipes, lines), "", _caption(board, all_weights, headings)]) + "\n"
+        lines.append([weights.row.label, *cells])
+    text = markdown(_caption(board, all_weights, headings))
+    return "\n".join(["# Token weights", "", *map(pipes, lines), "", text]) + "\n"
 
 
 def _caption(board: Board, all_weights: Sequence[RowWeights], headings: Sequence[str]) -> str:
@@ -173,4 +174,4 @@ def _csv(all_weights: Sequence[RowWeights]) -> str:
             flat |= {key: estimate and estimate.mean, f"{key}_ci95": estimate and estimate.half_width()}
             flat |= {f"{key}_se_stream": estimate and estimate.se}
         lines.append(flat)
-    return csv_text(lines)
+    return spreadsheet(lines)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from bench.records import tuning
 from bench.records.schema import TuningRecord
+from bench.records.store import read_run
 from reports.board import Board
-from reports.style import BLUE, DASHED, GREY, ORANGE, Drawings, heading, name_axes, panels, readable
+from reports.rows import run_of
+from reports.statistics import Estimate, Item, mean_over_streams
+from reports.style import BLUE, DASHED, GREY, ORANGE, Drawings, Plot, legend, name_axes, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 NAMES = ("learning_rate_sensitivity",)
 
 RATE, STEPS = "learning_rate", "steps_per_document"
+ERROR = "bars: \N{PLUS-MINUS SIGN} the standard error over the validation streams"
 SCORES = {"f1": "answer F1", "token_nll": "token NLL (nats)"}
 
 
@@ -34,6 +38,8 @@ class Trial:
     chosen: bool
     steps: int | None
     """Steps on each document, if they were tuned."""
+    runs: Sequence[str]
+    """Ids of its runs on validation streams, on whole ones if it ran on them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class Sensitivity:
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, if the learning rate of a method was tuned."""
     methods = sensitivities(board)
-    return {NAMES[0]: lambda: _draw(methods)} if methods else {}
+    if not methods:
+        return {}
+    caption = f"Validation {SCORES[methods[0].metric]} of every trial of tuning, by learning rate"
+    notes = [note for note in _notes(methods) if note]
+    return {NAMES[0]: Plot(lambda: _draw(methods, runs), caption, [*notes, ERROR])}
 
 
 def sensitivities(board: Board) -> list[Sensitivity]:
@@ -76,6 +86,7 @@ def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
             whole=trial["whole"],
             chosen=index == chosen,
             steps=trial["config"].get(STEPS) if STEPS in record.space else None,
+            runs=trial["runs"],
         )
         for index, trial in enumerate(record.trials)
         if trial["config"].get(RATE)
@@ -83,44 +94,72 @@ def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
     if len({trial.rate for trial in trials}) < 2:
         return None
     ordered = sorted(trials, key=lambda trial: trial.rate)
-    return Sensitivity(readable(label), record.metric, ordered, record.floor)
+    return Sensitivity(label, record.metric, ordered, record.floor)
 
 
-def _draw(methods: Sequence[Sensitivity]) -> Figure:
-    """One small panel for each method with a dot for each trial."""
-    figure, grid = panels(len(methods), sharex=False)
-    for axes, sensitivity in zip(grid, methods, strict=True):
-        _dots(axes, sensitivity)
-        heading(axes, sensitivity.label)
+def _notes(methods: Sequence[Sensitivity]) -> list[str]:
     trials = [trial for sensitivity in methods for trial in sensitivity.trials]
-    notes = ["a dot is a trial", "ring: chosen"]
-    notes += (
-        ["open: first part of the streams only"] if any(not t.whole and t.score is not None for t in trials) else []
-    )
-    notes += ["×: diverged"] if any(trial.score is None for trial in trials) else []
-    notes += ["number: steps per document"] if any(trial.steps is not None for trial in trials) else []
-    notes += ["dashed: without documents"] if any(sensitivity.floor is not None for sensitivity in methods) else []
-    name_axes(figure, f"learning rate ({'; '.join(notes)})", f"validation {SCORES[methods[0].metric]}")
+    return [
+        "a dot is a trial",
+        "ring: chosen",
+        "open: first part of the streams only" if any(not t.whole and t.score is not None for t in trials) else "",
+        "×: diverged" if any(trial.score is None for trial in trials) else "",
+        "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
+        "lines join trials with the same steps",
+        "dashed: without documents" if any(sensitivity.floor is not None for sensitivity in methods) else "",
+    ]
+
+
+def _draw(methods: Sequence[Sensitivity], runs: Path) -> Figure:
+    """One small panel for each method with a dot for each trial."""
+    figure, grid = panels([sensitivity.label for sensitivity in methods], sharex=False)
+    for axes, sensitivity in zip(grid, methods, strict=True):
+        _dots(axes, sensitivity, runs)
+    if any(sensitivity.floor is not None for sensitivity in methods):
+        legend(figure, [("without documents", GREY, DASHED)])
+    notes = [note for note in _notes(methods) if not note.startswith("dashed")]
+    name_axes(figure, "learning rate", f"validation {SCORES[methods[0].metric]}", [*notes, ERROR])
     return figure
 
 
-def _dots(axes: Axes, sensitivity: Sensitivity) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def over_streams(trial: Trial, metric: str, runs: Path) -> Estimate | None:
+    """The score of a trial with its error over the validation streams; None if it diverged."""
+    records = [read_run(runs / run_id) for run_id in trial.runs]
+    values = [
+        Item.of(run_of(record), "", "", value)
+        for record in records
+        if (record.spec.prefix is None) == trial.whole
+        and record.summary is not None
+        and (value := getattr(record.summary, metric)) is not None
+    ]
+    return mean_over_streams(values) if values and trial.score is not None else None
 
-    axes.set_xscale("log")
+
+def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
     rates = [trial.rate for trial in sensitivity.trials]
-    axes.set_xlim(min(rates) / (margin := (max(rates) / min(rates)) ** 0.1), max(rates) * margin)
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _rate_axis(axes, min(rates), max(rates))
     axes.margins(y=0.12)
     if sensitivity.floor is not None:
         axes.axhline(sensitivity.floor, color=GREY, linewidth=0.7, linestyle=DASHED, zorder=0)
+    for steps in sorted({trial.steps or 0 for trial in sensitivity.trials}):
+        whole = [trial for trial in sensitivity.trials if trial.whole and (trial.steps or 0) == steps]
+        joined = [(trial.rate, trial.score) for trial in whole if trial.score is not None]
+        axes.plot([rate for rate, _ in joined], [score for _, score in joined], color=BLUE, linewidth=0.6, alpha=0.5)
     for trial in sensitivity.trials:
         if trial.score is None:
             axes.plot(trial.rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
             continue
-        filling = BLUE if trial.whole else "white"
-        axes.plot(trial.rate, trial.score, "o", color=BLUE, markersize=3.5, markerfacecolor=filling)
+        estimate = over_streams(trial, sensitivity.metric, runs)
+        axes.errorbar(
+            trial.rate,
+            trial.score,
+            yerr=(estimate.se if estimate else None) or 0.0,
+            fmt="o",
+            color=BLUE,
+            markersize=3.5,
+            markerfacecolor=BLUE if trial.whole else "white",
+            elinewidth=0.7,
+        )
         if trial.chosen:
             axes.plot(trial.rate, trial.score, "o", color=ORANGE, markersize=7, markerfacecolor="none")
         if trial.steps is not None:
@@ -131,3 +170,14 @@ def _dots(axes: Axes, sensitivity: Sensitivity) -> None:
                 textcoords="offset points",
                 fontsize=6,
             )
+
+
+def _rate_axis(axes: Axes, lowest: float, highest: float) -> None:
+    """A logarithmic axis of learning rates with at least two labels."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(lowest / (margin := (highest / lowest) ** 0.1), highest * margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if highest / lowest > 100 else (1.0, 3.0), numticks=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -331,6 +331,15 @@ def test_the_page_of_plots_has_a_row_for_each() -> None:
     assert sorted(rows) == sorted(plots.NAMES)
 
 
+def test_the_gallery_shows_each_plot_as_a_small_picture() -> None:
+    page = (ROOT / "docs" / "plots.md").read_text()
+    shown = re.findall(r"^!\[\w+\]\(plots/(\w+)\.png\)$", page, flags=re.MULTILINE)
+    assert sorted(shown) == sorted([*plots.NAMES, "compare"])
+    sizes = {path.stem: path.stat().st_size for path in (ROOT / "docs" / "plots").iterdir()}
+    assert sorted(sizes) == sorted(shown)
+    assert max(sizes.values()) < 100_000 and sum(sizes.values()) < 1_500_000
+
+
 @pytest.mark.parametrize(
     "name", ["memory-controls", "bank-size", "context-length", "evolving", "retention", "irrelevant"]
 )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from bench.records import tuning
-from bench.records.schema import Costs, RunRecord, TuningRecord
+from bench.records.schema import RunRecord, TuningRecord
 from bench.settings import dotted
 from reports.board import Board
+from reports.origins import command, seconds
 from reports.prices import COSTS
 from reports.rows import SCORES, Row
 
 RUN_SCORES = ("f1", "em", "recall", "token_nll", "bits_per_byte", "answer_nll", "anchor_f1")
-PHASES = ("training", "fit", "score", "observe", "answer")
 
 
 def facts(board: Board, row: Row) -> dict[str, Any]:
@@ -39,10 +38,8 @@ def facts(board: Board, row: Row) -> dict[str, Any]:
 
 def _command(record: RunRecord) -> str:
     """The recorded command line, after the commit's checkout if the commit is known."""
-    words = record.provenance.get("command") or []
-    commit = record.provenance.get("commit")
-    checkout = f"git checkout {commit}\n" if commit else ""
-    return f"{checkout}python {shlex.join(words)}" if words else ""
+    line, commit = command(record), record.provenance.get("commit")
+    return f"git checkout {commit}\n{line}" if line and commit else line
 
 
 def _settings(row: Row, tuned: TuningRecord | None) -> list[list[Any]]:
@@ -83,12 +80,8 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "order": record.spec.order,
         "id": record.id,
         "scores": {name: value for name in RUN_SCORES if (value := getattr(summary, name, None)) is not None},
-        "seconds": {} if record.costs is None else _seconds(record.costs),
+        "seconds": {} if record.costs is None else seconds(record.costs),
     }
-
-
-def _seconds(costs: Costs) -> dict[str, float]:
-    return {phase: getattr(costs, phase).seconds for phase in PHASES}
 
 
 def _provenance(row: Row) -> list[list[str]]:

@@ -72,7 +72,7 @@ def test_arms_are_drawn_without_the_method_itself(tmp_path):
     (memory,) = arm_plots.families(build(tmp_path))
     assert (memory.label, [documents for documents, _ in memory.contexts()]) == ("memory", [1, 4])
     assert {"controls", "f1_by_context"} <= plot_names(tmp_path)
-    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 3 * len(plot_names(tmp_path))
+    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 4 * len(plot_names(tmp_path))
 
 
 def test_a_placebo_alone_is_drawn_among_the_methods(tmp_path):
@@ -136,17 +136,18 @@ def free(answering):
 
 class TestCosts:
     def test_are_drawn_for_methods_in_the_boards_order(self, runs):
-        figure = cost_plots.drawings(build(runs), runs)["cost_by_method"]()
+        figure = cost_plots.drawings(build(runs), runs)["cost_by_method"].draw()
         first = figure.axes[0]
-        assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold in prompt", "closed book"]
+        assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold_in_prompt", "closed_book"]
         assert [axes.get_xlabel() for axes in figure.axes] == list(cost_plots.LABELS.values())
         assert [(*map(float, line.get_xydata()[0]),) for line in first.lines] == [(2048, 0), (2048, 1), (2048, 2)]
 
     def test_a_cost_of_nothing_is_drawn_as_a_zero(self, tmp_path):
         ids = [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=1.0))]
         board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
-        figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"]()
-        assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["0"], ["0"], ["0"], []]
+        figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw()
+        values = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+        assert values == [["2.0 kB", "0"], ["65", "0"], ["2", "0"], ["3", "1"]]
 
     def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])

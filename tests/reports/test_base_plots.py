@@ -10,7 +10,7 @@ from tests.reports.test_bases import write_boards
 def test_a_line_for_each_competing_method_joins_its_ranks(tmp_path):
     write_boards(tmp_path)
     built = build(tmp_path)
-    (axes,) = base_plots.drawings(built, tmp_path)["ranks_by_base"]().axes
+    (axes,) = base_plots.drawings(built, tmp_path)["ranks_by_base"].draw().axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["nano", "plain"]
     left = [label.get_text() for label in axes.get_yticklabels()]
     assert left == ["bm25  1", "lora  2", "tfidf  3", "uniform  4"]

@@ -293,7 +293,7 @@ def test_the_same_comparison_gives_the_same_text_and_the_same_figure(tmp_path: P
     one, other = (compare("good", "bad", runs) for runs in (tmp_path, tmp_path.parent / "copy"))
     assert text_of(one, 0.1, 2) == text_of(other, 0.1, 2)
     paths = compare_plot.write(one, tmp_path / "out")
-    assert [path.name for path in paths] == ["compare.pdf", "compare.svg", "compare.png"]
+    assert [path.name for path in paths] == ["compare.pdf", "compare.svg", "compare.png", "compare.txt"]
     again = compare_plot.write(other, tmp_path.parent / "again")
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
 

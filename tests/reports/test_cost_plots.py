@@ -8,8 +8,10 @@ import random
 import pytest
 
 from reports import cost_plots
+from reports.board import build
 from reports.cost_plots import Point
 from reports.statistics import Estimate
+from tests.reports.records_factory import board, record, spec
 
 
 def point(label, cost, f1, control=False):
@@ -54,3 +56,12 @@ def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
     assert ("0" in [label.get_text() for label in axes.get_xticklabels()]) == free
+
+
+def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(tmp_path):
+    levels = {"closed_book": 0.05, "uniform": 0.1, "gold_in_prompt": 0.9}
+    board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in levels.items()])
+    figure = cost_plots.drawings(build(tmp_path), tmp_path)["f1_by_cost"].draw()
+    assert all(axes.get_ylim()[1] < 0.2 for axes in figure.axes)
+    assert all("gold_in_prompt  0.90" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert "triangle: beyond the axis" in figure.texts[0].get_text()

@@ -21,6 +21,17 @@ def probed_run(runs, method="memory", late=((0.0,), (1.0,), (0.0,)), stream="tes
     return record(runs, cell, late, early={0.5: ((1.0,), (1.0,))}, **options)
 
 
+def test_recall_is_not_drawn_under_the_name_of_f1(tmp_path):
+    board(tmp_path, [probed_run(tmp_path, retrieved=1), probed_run(tmp_path, "idle")])
+    for name in ("f1_by_bank_size", "retention_by_lag"):
+        figure = memory_plots.drawings(build(tmp_path), tmp_path)[name].draw()
+        assert figure.get_supylabel() == "answer F1, or recall"
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["F1", "recall", "the other panels"]
+    board(tmp_path, [probed_run(tmp_path, "idle")])
+    plot = memory_plots.drawings(build(tmp_path), tmp_path)["f1_by_bank_size"]
+    assert plot.draw().get_supylabel() == "answer F1" and not any("recall" in note for note in plot.notes)
+
+
 class TestProbes:
     def test_f1_and_recall_by_documents_seen(self, tmp_path):
         board(tmp_path, [probed_run(tmp_path, retrieved=1)])

@@ -41,17 +41,17 @@ def test_the_plot_shows_the_questions_of_each_month(tmp_path):
     ids = [record(tmp_path, spec(method, "test-6-0"), F1, dates=DATES) for method in ("closed_book", "uniform")]
     board(tmp_path, ids)
     assert "f1_by_month" in plot_names(tmp_path)
-    figure = month_plots.drawings(build(tmp_path), tmp_path)["f1_by_month"]()
-    scores, sizes = figure.axes
+    figure = month_plots.drawings(build(tmp_path), tmp_path)["f1_by_month"].draw()
+    _, sizes = figure.axes
     assert [bar.get_height() for bar in sizes.patches] == [1, 4, 1]
     assert [text.get_text() for text in sizes.get_xticklabels()] == ["2024-06", "2024-07", "2024-08", "2024-09"]
-    assert [text.get_text() for text in scores.get_legend().get_texts()] == ["closed book", "uniform"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["closed_book", "uniform"]
 
 
 def test_more_than_two_years_are_shown_by_quarter(tmp_path):
     dates = ("2022-01-31", "2022-03-01", "2022-04-01", "2023-12-31", "2024-01-01", "2024-02-01")
     board(tmp_path, [record(tmp_path, spec("closed_book", "test-6-0"), ((1.0,),) * 6, dates=dates)])
-    figure = month_plots.drawings(build(tmp_path), tmp_path)["f1_by_month"]()
+    figure = month_plots.drawings(build(tmp_path), tmp_path)["f1_by_month"].draw()
     assert [bar.get_height() for bar in figure.axes[1].patches] == [2, 1, 1, 2]
     assert figure.get_supxlabel().startswith("quarter of the document")
 

@@ -6,7 +6,7 @@ import pytest
 
 import reports
 from bench.records.store import read_board, read_run
-from reports import base_plots, change_plots, format_plots, month_plots, plots, relative_plots, score_plots
+from reports import base_plots, change_plots, format_plots, month_plots, plots, relative_plots, score_plots, style
 from reports.board import build
 from reports.score_plots import Value
 from tests.reports.records_factory import board, realistic, record, spec
@@ -23,9 +23,12 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     special = {"bits_per_byte_by_cost", *(name for module in modules for name in module.NAMES)}
     for name in ("a", "b"):
         assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - special
-    for name in plots.file_names(build(tmp_path / "runs"), tmp_path / "runs"):
+    written = sorted(path.name for path in (tmp_path / "a").iterdir())
+    pictures = plots.file_names(build(tmp_path / "runs"), tmp_path / "runs")
+    assert set(written) == pictures | {f"{name.partition('.')[0]}.txt" for name in pictures}
+    for name in written:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-        assert (tmp_path / "a" / name).stat().st_size > 1000
+        assert (tmp_path / "a" / name).stat().st_size > (1000 if name in pictures else 100)
 
 
 def test_a_report_reads_each_record_once(tmp_path, monkeypatch):
@@ -46,7 +49,6 @@ def test_text_streams_have_no_question_plots(tmp_path):
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
     expected = {"token_nll_by_position", "token_nll_gain_by_position", "bits_per_byte_by_cost", "cost_by_method"}
     assert write(runs, tmp_path / "out") == expected
-    assert {path.name for path in (tmp_path / "out").iterdir()} == plots.file_names(build(runs), runs)
     assert len(plots.file_names(build(runs), runs)) == len(expected) * len(plots.FORMATS)
 
 
@@ -69,16 +71,16 @@ def test_names_of_methods_as_good_as_the_best_are_bold(tmp_path):
     levels = {"a": (0.5, 0.6, 0.7), "b": (0.1, 0.2001, 0.3), "closed_book": (0.0, 0.0, 0.0)}
     names = [(method, f"test-2-{k}", level) for method, of in levels.items() for k, level in enumerate(of)]
     board(tmp_path, [record(tmp_path, spec(method, name), [[level]] * 2) for method, name, level in names])
-    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"]().axes[0]
+    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
     weights = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
-    assert weights == {"a": "bold", "b": "normal", "closed book": "normal"}
+    assert weights == {"a": "bold", "b": "normal", "closed_book": "normal"}
 
 
 def test_error_bars_are_95_percent_intervals(tmp_path):
     board(
         tmp_path, [record(tmp_path, spec("a", f"test-2-{k}"), [[level]] * 2) for k, level in enumerate((0.4, 0.5, 0.6))]
     )
-    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"]().axes[0]
+    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
     (segment,) = axes.collections[0].get_segments()
     half = 4.302653 * 0.1 / 3**0.5  # t table, 2 degrees, 97.5 %
     assert segment[:, 0] == pytest.approx((0.5 - half, 0.5 + half))
@@ -107,5 +109,101 @@ class TestCurve:
 
     def test_differences_are_taken_within_streams(self):
         a = score_plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2, "document")
-        b = score_plots.Curve("b", {"s": [0.5, None]}, 2, "document")
-        assert a.minus(b).by_stream == {"s": [0.5, None]}
+        b = score_plots.Curve("b", {"s": [1.5, None]}, 2, "document")
+        assert a.below(b).by_stream == {"s": [0.5, None]}
+
+
+def text_board(runs, levels):
+    """Boards of two streams with the NLL per token of each method at each document."""
+    cells = [(method, k, nll) for method, nll in levels.items() for k in range(2)]
+    board(
+        runs, [record(runs, spec(method, f"test-4-{k}"), nll=[v + 0.01 * k for v in nll]) for method, k, nll in cells]
+    )
+    return score_plots.drawings(build(runs), runs)
+
+
+LEVELS = {"closed_book": [3.0] * 4, "uniform": [3.0, 2.8, 2.6, 2.4], "lora": [3.0, 2.9, 2.8, 2.7]}
+
+
+class TestGain:
+    def test_points_up_where_a_method_predicts_better_than_the_unadapted_model(self, tmp_path):
+        figure = text_board(tmp_path, LEVELS)["token_nll_gain_by_position"].draw()
+        gain = next(axes for axes in figure.axes if axes.get_title(loc="left") == "uniform").lines[1]
+        assert list(gain.get_ydata()) == pytest.approx([0.0, 0.2, 0.4, 0.6])
+        assert figure.get_supylabel().startswith("NLL gain over closed_book")
+
+    @pytest.mark.parametrize("name", ["token_nll_by_position", "token_nll_gain_by_position"])
+    def test_a_method_that_explodes_is_cut_and_flattens_no_other_curve(self, tmp_path, name):
+        figure = text_board(tmp_path, {**LEVELS, "broken": [3.0, 2.9, 1e4, 1e7]})[name].draw()
+        assert "triangles: beyond the axis" in figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ")
+        low, high = figure.axes[0].get_ylim()
+        assert high - low < 3
+        marks = {
+            axes.get_title(loc="left"): [
+                x for line in axes.lines if line.get_marker() in "^v" for x in line.get_xdata()
+            ]
+            for axes in figure.axes
+            if axes.axison
+        }
+        assert marks == {"uniform": [], "lora": [], "broken": [2.5, 3.5]}
+
+    def test_without_an_explosion_nothing_is_cut(self, tmp_path):
+        figure = text_board(tmp_path, LEVELS)["token_nll_by_position"].draw()
+        assert "triangles" not in figure.get_supxlabel()
+        low, high = figure.axes[0].get_ylim()
+        assert low < 2.4 and high > 3.01
+
+
+def test_each_panel_shows_the_other_methods_too(tmp_path):
+    figure = text_board(tmp_path, LEVELS)["token_nll_by_position"].draw()
+    (keys,) = figure.legends
+    assert [text.get_text() for text in keys.get_texts()] == ["closed_book", "the other panels"]
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "lora")
+    curves = [list(line.get_ydata()) for line in panel.lines if len(line.get_xdata()) == 4]
+    assert curves == [pytest.approx([v + 0.005 for v in LEVELS[name]]) for name in ("closed_book", "lora", "uniform")]
+
+
+def test_bars_have_their_values(tmp_path):
+    board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in (("a", 0.75), ("b", 0.1))])
+    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.750", "0.100"]
+
+
+class TestCaptions:
+    def test_say_what_is_shown_and_what_marks_mean(self, tmp_path):
+        realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
+        plots.write_captions(build(tmp_path / "runs"), tmp_path / "runs", tmp_path)
+        caption, note = (tmp_path / "f1_by_method.txt").read_text().split("\n\n")
+        assert caption == "Answer F1 of every method."
+        for part in (
+            "Bars: 95 % interval over 2 streams.",
+            "Dashed: closed_book, the unadapted model.",
+            "Dataset: world. Base model: tiny. 2 streams of test-6.",
+        ):
+            assert part in note.replace("\n", " ")
+
+    def test_an_edited_caption_is_noticed_and_one_without_its_plot_removed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "FORMATS", ("svg",))
+        runs, out = tmp_path / "runs", tmp_path / "out"
+        board(runs, [record(runs, spec("uniform", "test-2-0"), [[0.5], [0.5]])])
+        reports.write_all(runs, out)
+        (out / "f1_by_method.txt").write_text("edited")
+        assert reports.stale(runs, out) == ["f1_by_method.txt"]
+        reports.write_all(runs, out)
+        board(runs, [record(runs, spec("uniform", "test-3-0"), nll=[2.0, 3.0, 3.0])])
+        reports.write_all(runs, out)
+        texts = {path.stem for path in out.glob("*.txt")}
+        assert texts >= {path.stem for path in out.glob("*.svg")} and "f1_by_method" not in texts
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("uniform (learn=embeddings)", ["uniform", "(learn=embeddings)"]),
+        ("memory_of_amortized_contexts", ["memory_of_amortized_", "contexts"]),
+        ("cmt", ["cmt"]),
+        ("x" * 30, ["x" * 30]),
+    ],
+)
+def test_long_names_break_at_spaces_and_after_underscores(label, lines):
+    assert style.wrap(label, 24).split("\n") == lines

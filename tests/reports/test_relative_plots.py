@@ -70,10 +70,10 @@ class TestRetention:
         assert [label for label, row in rows(kept).items() if "relative_f1" in row.scores] == ["memory"]
         curves = relative_plots.by_documents(build(kept), kept)
         assert [curve.label for curve in curves if not curve.points] == ["idle"], (
-            "closed book is what it is held against"
+            "closed_book is what it is held against"
         )
-        figure = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"]()
-        assert "left out, since their base is not above closed book: idle" in " ".join(figure.get_supxlabel().split())
+        figure = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"].draw()
+        assert "left out, since their base is not above closed_book: idle" in " ".join(figure.get_supxlabel().split())
         assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
 
     def test_without_closed_book_a_base_is_above_zero(self, tmp_path):
@@ -96,7 +96,7 @@ class TestRetention:
         tables.write(built, kept / "out")
         table = json.loads((kept / "out" / "leaderboard.json").read_text())
         assert [row["first_documents"] for row in table["rows"]] == [2, 2, 2]
-        figures = {name: draw() for name, draw in relative_plots.drawings(built, kept).items()}
+        figures = {name: plot.draw() for name, plot in relative_plots.drawings(built, kept).items()}
         assert figures["relative_f1_by_documents"].get_supylabel() == "F1 relative to that after\nthe first 2 documents"
 
     def test_plots_that_need_the_questions_on_all_documents_are_left_out(self, kept):

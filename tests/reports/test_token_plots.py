@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 
 import pytest
 
@@ -58,9 +59,8 @@ class TestNumbers:
         board(tmp_path, weighted_runs(tmp_path, ((0,) * 6,)))
         (camels,) = row_weights(tmp_path)
         assert (camels.relative("fact"), camels.share("fact"), camels.auc().mean) == (None, None, 0.5)
-        assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == len(
-            plots.file_names(build(tmp_path), tmp_path)
-        )
+        written = {path.name for path in plots.write(build(tmp_path), tmp_path, tmp_path / "out")}
+        assert written > plots.file_names(build(tmp_path), tmp_path) and "token_weights_by_class.png" in written
 
     def test_without_facts_there_is_no_auc(self, tmp_path):
         tokens = [token_event(0, "Nobody asks about~ this", (1, 2, 3, 4))]
@@ -149,6 +149,30 @@ class TestDocument:
         board(tmp_path, [record(tmp_path, spec("camels", "test-1-0"), [[0.5]], tokens=tokens)])
         plots.write(build(tmp_path), tmp_path, tmp_path / "out")
         assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_the_histogram_compares_methods_and_classes_whatever_their_weights_and_sizes(tmp_path):
+    ids = weighted_runs(tmp_path, (FACTS_HIGH,)) + weighted_runs(tmp_path, ([50 * w for w in FACTS_HIGH],), "tfidf")
+    board(tmp_path, ids)
+    figure = token_plots.drawings(build(tmp_path), tmp_path)["token_weight_histogram"].draw()
+    panels = [[patch.get_xy() for patch in axes.patches] for axes in figure.axes]
+    assert panels[0] == [pytest.approx(outline) for outline in panels[1]], "weights are in units of the method's mean"
+    for outline in panels[0]:
+        steps = list(zip(outline[:, 0], outline[:, 1], strict=True))[1::2]
+        area = sum(height * (end - start) for (start, height), (end, _) in itertools.pairwise(steps))
+        assert area == pytest.approx(1)
+
+
+def test_arms_with_other_documents_have_no_such_plots(tmp_path):
+    tokens = [token_event(0, TEXT, FACTS_HIGH)]
+    ids = [
+        record(tmp_path, spec("camels", "test-1-0", arm), [[0.5]], [2.0], tokens=tokens)
+        for arm in ("stream", "placebo")
+    ]
+    board(tmp_path, ids)
+    assert len(row_weights(tmp_path)) == 2
+    figure = token_plots.drawings(build(tmp_path), tmp_path)["token_weights_by_class"].draw()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["camels"]
 
 
 def test_a_board_without_weights_has_no_such_plots(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 
 from reports import plots, tuning_plots
 from reports.board import build
-from reports.tuning_plots import Trial
 from tests.reports.records_factory import board, plot_names, record, spec, tuning_record
 
 NAME = "learning_rate_sensitivity"
@@ -32,12 +31,14 @@ def test_a_trial_is_a_dot_with_its_score_steps_and_fate(tmp_path):
     chosen = {"optimizer": "sgd", "learning_rate": 0.1, "steps_per_document": 3}  # with settings that no trial states
     on_board(tmp_path, tuning_record(tmp_path, "uniform", trials, chosen, floor=0.05, stopped=(1,)))
     (sensitivity,) = sensitivities(tmp_path)
-    assert sensitivity.trials == [
-        Trial(0.01, pytest.approx(0.15), whole=False, chosen=False, steps=1),
-        Trial(0.1, pytest.approx(0.3), whole=True, chosen=True, steps=3),
-        Trial(0.1, pytest.approx(0.2), whole=True, chosen=False, steps=1),
-        Trial(1.0, None, whole=True, chosen=False, steps=5),
+    assert [(trial.rate, trial.score, trial.whole, trial.chosen, trial.steps) for trial in sensitivity.trials] == [
+        (0.01, pytest.approx(0.15), False, False, 1),
+        (0.1, pytest.approx(0.3), True, True, 3),
+        (0.1, pytest.approx(0.2), True, False, 1),
+        (1.0, None, True, False, 5),
     ]
+    errors = [tuning_plots.over_streams(trial, "f1", tmp_path) for trial in sensitivity.trials]
+    assert [error and pytest.approx(error.se) for error in errors] == [0.05, 0.1, 0.1, None], "half their distance"
     assert (sensitivity.floor, sensitivity.metric) == (0.05, "f1")
 
 
@@ -58,7 +59,7 @@ def test_methods_have_the_order_and_labels_of_the_board(tmp_path):
         for method, rate, f1 in (("a", 0.1, 0.3), ("b", 0.2, 0.4), ("b", 0.3, 0.1))
     ]
     board(tmp_path, ids, tuning=keys)
-    assert [sensitivity.label for sensitivity in sensitivities(tmp_path)] == ["b (learning rate=0.2)", "a"]
+    assert [sensitivity.label for sensitivity in sensitivities(tmp_path)] == ["b (learning_rate=0.2)", "a"]
 
 
 @pytest.mark.parametrize(
