@@ -118,7 +118,7 @@ def test_an_allowed_overlap_marks_every_row_of_the_board(keepers: Path, llama: P
     assert [row["overlap"] for row in board["rows"]] == [True, True]
     markdown = (out / "leaderboard.md").read_text()
     assert markdown.count("[overlap]") == 2 and sentence in markdown
-    assert (out / "leaderboard.tex").read_text().count("[overlap]") == 2
+    assert (out / "leaderboard.tex").read_text().count("{[}overlap]") == 2
 
 
 def test_without_an_overlap_nothing_is_marked_although_it_is_allowed(
