@@ -77,6 +77,14 @@ DataFiles = Annotated[
         "for each split, named after it",
     ),
 ]
+ExperimentFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-files",
+        help="SPLIT=FILE[,FILE...]: local files in place of the dataset's own (repeatable), or a folder with a file "
+        "for each split, named after it; DATASET=FOLDER if the experiment has several datasets",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -111,9 +119,11 @@ def run(
         str | None, typer.Option(help="name of this variation, EXPERIMENT+NAME (default: a hash of what is changed)")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
-    model: Annotated[str | None, typer.Option(help="an embedded name, a local folder, or a hub id")] = None,
-    dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
-    data_files: DataFiles = None,
+    model: Annotated[
+        str | None, typer.Option(help="an embedded name, a local folder, or a hub id; the only one of several")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="another dataset, or the only one of several")] = None,
+    data_files: ExperimentFiles = None,
     streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
     validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
@@ -184,6 +194,25 @@ def _run(
     reference: str | None = None,
     columns: Sequence[str] = (),
 ) -> None:
+    """Run what is missing of an experiment, and report it."""
+    failures = _run_cells(experiment, runs, out, jobs, plugins, remarks, hook_timeout, track, dry_run)
+    if not dry_run:
+        _report(runs, out, experiment.name, track, reference, columns)
+        _raise(failures, runs)
+
+
+def _run_cells(
+    experiment: Experiment,
+    runs: Path,
+    out: Path,
+    jobs: int | None = None,
+    plugins: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+    hook_timeout: float | None = None,
+    track: str | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Run what is missing of an experiment; returns a line for each cell that failed."""
     from bench.records.store import is_packed
 
     if is_packed(runs):
@@ -198,14 +227,16 @@ def _run(
     from reports import tracking
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
-        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run) for one in experiment.on_each_base()]
+        pairs = [experiment, *experiment.on_each_pair()[1:]]
+        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run) for one in pairs]
     jobs = jobs or experiment.default_jobs or usable_cores()
     if experiment.device == "cpu":
         jobs, remark = affordable_jobs(jobs, max(runner.weights for runner in runners), available_memory())
         if remark:
             console.print(remark, markup=False)
     if dry_run:
-        return _print_plan(runners, jobs)
+        _print_plan(runners, jobs)
+        return []
     check_writable(runs, "--runs")
     check_writable(out, "--out")
     if track is not None:
@@ -215,8 +246,11 @@ def _run(
         for runner in runners:
             runner.expect(progress)
         results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
-    _report(runs, out, experiment.name, track, reference, columns)
-    if failures := [line for result in results for line in result.failures]:
+    return [line for result in results for line in result.failures]
+
+
+def _raise(failures: Sequence[str], runs: Path) -> None:
+    if failures:
         reasons = "".join(f"\n  {line}" for line in failures)
         raise RunError(f"{len(failures)} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
 
@@ -224,19 +258,19 @@ def _run(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="methods, datasets, experiments, models or boards (default: all)")
+        str | None, typer.Argument(help="methods, datasets, experiments, models, figures or boards (default: all)")
     ] = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """List methods, datasets, experiments, embedded base models and the boards at hand."""
+    """List methods, datasets, experiments, embedded base models, figures of papers and the boards at hand."""
     from rich.markup import escape
     from rich.table import Table
 
     from bench import paths
     from bench.contract import registry
 
-    kinds = ("methods", "datasets", "experiments", "models", "boards")
+    kinds = ("methods", "datasets", "experiments", "models", "figures", "boards")
     if kind is not None and kind not in kinds:
         raise BenchError(f"There is no list of {kind!r}.{nearest(kind, kinds)}")
     if kind in (None, "methods"):
@@ -249,6 +283,17 @@ def list_(
     for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments), ("models", paths.models)):
         if kind in (None, title):
             console.print(f"[bold]{title}[/bold]  {escape(', '.join(names()))}")
+    if kind == "figures":
+        from reports.reproduction import figure
+
+        table = Table("figure", "paper", "title", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for row in figure.listing():
+            table.add_row(*map(escape, row))
+        console.print(table)
+    elif kind is None:
+        from reports import reproduction
+
+        console.print(f"[bold]figures[/bold]  {escape(', '.join(reproduction.figures()))}")
     if kind == "boards" or (kind is None and runs.exists()):  # the import takes a tenth of a second
         from bench.records import boards
 
@@ -256,6 +301,52 @@ def list_(
             console.print(f"[bold]boards[/bold]  {escape(', '.join(known))}")
         elif kind == "boards":
             console.print(f"There are no boards in {runs}.", markup=False)
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[str, typer.Argument(metavar="FIGURE", help="a name (see `list figures`) or a YAML file")],
+    scale: Annotated[
+        str, typer.Option(help="tiny (minutes on a laptop), small, or paper: the size of the paper")
+    ] = "tiny",
+    data_files: ExperimentFiles = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    jobs: Jobs = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("runs"),
+    out: Out = Path("out"),
+    dry_run: DryRun = False,
+) -> None:
+    """Draw a figure of a paper from our records: run what is missing, set the published values beside ours, judge."""
+    from bench.records.store import is_packed
+    from bench.run.experiment import EqualCompute, load
+    from bench.run.overrides import Overrides
+    from reports import reproduction
+    from reports.board import REFERENCE, build
+    from reports.reproduction import figure as figures
+
+    spec = figures.read(figure)
+    planned, failures = [], []
+    for run in spec.runs(scale):
+        steps = None if run.equal_compute is None else EqualCompute(method=REFERENCE, steps=run.equal_compute)
+        overrides = Overrides(
+            **run.changes(), data_files=_data_files(data_files), device=device, dtype=dtype, equal_compute=steps
+        )
+        experiment = overrides.vary(load(run.experiment))
+        remarks = overrides.remarks()
+        if not is_packed(runs):  # published records have all that they will have
+            failures += _run_cells(experiment, runs, out, jobs, _paths(plugin), remarks, dry_run=dry_run)
+        planned.append((run, experiment.name))
+    if dry_run:
+        return
+    boards = [(run, one) for run, name in planned for board in [build(runs, name)] for one in (board, *board.others)]
+    compared, paths = reproduction.write(spec, scale, boards, runs, out)
+    _print_line(compared.verdict())
+    for panel in compared.panels:
+        _print_line(f"{panel.name}: {' '.join(panel.sentences())}")
+    _print_line(f"The figure, its text and the sources are in {paths[-1].parent}/")
+    _raise(failures, runs)
 
 
 @app.command()
@@ -434,16 +525,16 @@ def _report(
     import reports
     from bench.records import boards
     from bench.records.store import is_packed
-    from reports import bases, tables, tracking
+    from reports import pair_tables, pairs, tables, tracking
 
     board = reports.write_all(runs, out, experiment, reference, columns)
-    for one in (board, *board.bases):
+    for one in (board, *board.others):
         console.print(tables.render(one, names=columns))
         for remark in one.remarks:
             _print_line(f"Note: {remark}")
-    if board.bases:
-        console.print(bases.render(board))
-        for comparison in bases.comparisons(board):
+    if board.others:
+        console.print(pair_tables.render(board))
+        for comparison in pairs.comparisons(board):
             for sentence in comparison.sentences():
                 _print_line(sentence)
     weighted = any("tokens.jsonl" in record.files for row in board.rows for record in row.records)
@@ -507,7 +598,7 @@ def train(
     experiment: Annotated[str, typer.Option(help="experiment whose settings, base and data are used")] = "default",
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
-    data_files: DataFiles = None,
+    data_files: ExperimentFiles = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="method.key=value; for nano, key=value of its recipe")
     ] = None,
@@ -628,9 +719,11 @@ def _print_plan(runners: Sequence[Runner], jobs: int) -> None:
 
     pace = Pace()
     outlooks = {runner: runner.look_ahead(pace) for runner in runners}
-    for runner, of_base in outlooks.items():
-        console.print(display.plan(runner.experiment, of_base, pace))
-    for line in display.totals([one for of_base in outlooks.values() for one in of_base], pace, jobs):
+    for runner, of_pair in outlooks.items():
+        console.print(display.plan(runner.experiment, of_pair, pace))
+        for remark in runner.remarks:
+            _print_line(f"Note: {remark}")
+    for line in display.totals([one for of_pair in outlooks.values() for one in of_pair], pace, jobs):
         _print_line(line)
 
 
@@ -647,7 +740,10 @@ def _names(option: str | None, kind: str) -> list[str]:
 
 
 def _data_files(option: list[str] | None) -> dict[str, list[str]]:
-    """The files of each split, from SPLIT=FILE[,FILE...] or a folder; a file may have commas in its name."""
+    """The files of each split, from SPLIT=FILE[,FILE...] or a folder; a file may have commas in its name.
+
+    Those from DATASET=FOLDER are under DATASET.SPLIT.
+    """
     files: dict[str, list[str]] = {}
     for assignment in option or []:
         if os.path.isdir(assignment):
@@ -655,6 +751,10 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
                 files.setdefault(split, []).append(path)
             continue
         split, separator, value = assignment.partition("=")
+        if split and os.path.isdir(value):
+            for of_folder, path in _split_files(Path(value)).items():
+                files.setdefault(f"{split}.{of_folder}", []).append(path)
+            continue
         paths = [value] if os.path.exists(value) else value.split(",")
         if not (split and separator and all(paths)):
             raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...] or a folder, got {assignment!r}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reports.board import Board
+    from reports.style import Drawings
 
 
 def write_all(
@@ -16,31 +17,29 @@ def write_all(
 ) -> Board:
     """Build the board of an experiment (default: the most recent one) and write all tables and plots under ``out``.
 
-    Those of a variation are in a folder of its name there (:func:`bench.records.boards.folder`). The boards on further
-    base models are in folders named after these. What the last report wrote there and is outdated is removed.
-    ``reference`` is the row from which paired differences are taken (:func:`reports.board.build`); ``columns`` are the
-    names of those of the Markdown and the LaTeX table (:func:`reports.columns.columns`).
+    Those of a variation are in a folder of its name there (:func:`bench.records.boards.folder`). If the experiment has
+    several boards, each is in a folder of its own, named after its data set, its base, or both. What the last report
+    wrote there and is outdated is removed. ``reference`` is the row from which paired differences are taken
+    (:func:`reports.board.build`); ``columns`` are the names of those of the Markdown and the LaTeX table
+    (:func:`reports.columns.columns`).
 
     Raises:
         BenchError: there is no such board, reference or column, or its records are unreadable or not comparable.
     """
     from bench.records import boards
-    from reports import bases, board, page, plots, tables, token_weights, written
+    from reports import board, plots, written
 
     built = board.build(runs, experiment, reference)
     root = boards.folder(out, built.experiment)
-    paths = []
-    for one, folder in _folders(built, root):
-        paths += tables.write(one, folder, columns)
-        paths += token_weights.write(one, runs, folder)
-        paths += plots.write(one, runs, folder)
-    paths.append(page.write([built, *built.bases], runs, root))
-    written.replace(root, [*paths, *bases.write(built, root)])
+    paths = _write_tables(built, runs, root, columns)
+    for folder, drawings in _drawings(built, runs, root):
+        paths += plots.save(drawings, folder)
+    written.replace(root, paths)
     return built
 
 
 def write_page(runs: Path, out: Path, experiments: Sequence[str | None], reference: str | None = None) -> Path:
-    """Write the boards of experiments, with those on further base models, as one HTML page under ``out``.
+    """Write the boards of experiments, each on all its pairs of data set and base, as one HTML page under ``out``.
 
     ``reference`` is that of :func:`write_all`, for every board.
 
@@ -50,7 +49,7 @@ def write_page(runs: Path, out: Path, experiments: Sequence[str | None], referen
     from reports import board, page
 
     built = [board.build(runs, experiment, reference) for experiment in experiments]
-    return page.write([shown for one in built for shown in (one, *one.bases)], runs, out)
+    return page.write([shown for one in built for shown in (one, *one.others)], runs, out)
 
 
 def stale(
@@ -69,7 +68,7 @@ def stale(
     from bench.records import boards, imported
     from bench.records.store import is_packed
     from bench.records.summary import check_board
-    from reports import bases, board, page, plots, tables, token_weights, written
+    from reports import board, plots, written
 
     record = boards.read(runs, experiment)
     for name in (record.experiment, *record.bases):
@@ -78,27 +77,47 @@ def stale(
             check_board(row.folder, row.board)
     built = board.build(runs, record.experiment, reference)
     root = boards.folder(out, built.experiment)
-    wrong: list[Path] = []
-    expected: list[Path] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        made, drawn = _write_tables(built, runs, place, columns), []
+        for folder, drawings in _drawings(built, runs, place):
+            made += plots.write_captions(drawings, folder)
+            drawn += [folder / name for name in plots.files(drawings)]
+        texts, pictures = ([path.relative_to(place) for path in paths] for paths in (made, drawn))
+        wrong = [path for path in texts if not _same(place / path, root / path)]
+        textual = [folder.relative_to(place) / name for _, folder in _folders(built, place) for name in plots.TEXTUAL]
+    wrong += [path for path in pictures if not (root / path).exists()]
+    expected = [*texts, *pictures, *(textual if is_packed(runs) else ())]
+    wrong += map(Path, written.outdated(root, [path.as_posix() for path in expected]))
+    return [str((root / path).relative_to(out)) for path in wrong]
+
+
+def _write_tables(built: Board, runs: Path, root: Path, columns: Sequence[str]) -> list[Path]:
+    """Write everything but the plots and their captions; returns the files."""
+    from reports import page, pair_tables, tables, token_weights
+
+    paths = []
     for one, folder in _folders(built, root):
-        with tempfile.TemporaryDirectory() as temporary:
-            texts = [*tables.write(one, Path(temporary), columns), *token_weights.write(one, runs, Path(temporary))]
-            texts += plots.write_captions(one, runs, Path(temporary))
-            texts += bases.write(one, Path(temporary))
-            if one is built:
-                texts.append(page.write([one, *one.bases], runs, Path(temporary)))
-            wrong += [folder / path.name for path in texts if not _same(path, folder / path.name)]
-        drawn = [folder / name for name in sorted(plots.file_names(one, runs))]
-        wrong += [path for path in drawn if not path.exists()]
-        textual = plots.TEXTUAL if is_packed(runs) else ()
-        expected += [*drawn, *(folder / name for name in (*(path.name for path in texts), *textual))]
-    wrong += [root / name for name in written.outdated(root, [path.relative_to(root).as_posix() for path in expected])]
-    return [str(path.relative_to(out)) for path in wrong]
+        paths += [*tables.write(one, folder, columns), *token_weights.write(one, runs, folder)]
+    return [*paths, *pair_tables.write(built, root), page.write([built, *built.others], runs, root)]
 
 
-def _folders(board: Board, out: Path) -> list[tuple[Board, Path]]:
-    """The board and those on further base models, each with its folder."""
-    return [(board, out), *((other, out / other.model) for other in board.bases)]
+def _drawings(built: Board, runs: Path, root: Path) -> Iterator[tuple[Path, Drawings]]:
+    """The plots of each board and those of all boards together, each with their folder."""
+    from reports import plots
+
+    for one, folder in _folders(built, root):
+        yield folder, plots.drawings(one, runs)
+    yield root, plots.across(built)
+
+
+def _folders(built: Board, root: Path) -> list[tuple[Board, Path]]:
+    """The boards of an experiment with their folders: the root, if there is only one."""
+    from reports import pairs
+
+    if not built.others:
+        return [(built, root)]
+    return [(one, root / "-".join(of)) for one, of in zip((built, *built.others), pairs.parts(built), strict=True)]
 
 
 def _same(a: Path, b: Path) -> bool:

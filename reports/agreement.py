@@ -26,41 +26,46 @@ class Agreement(NamedTuple):
     interval: tuple[float, float] | None
     """95 % interval over streams; None with fewer than :data:`FEWEST`."""
     methods: int
-    streams: int
+    streams: tuple[int, ...]
+    """The number of streams or, if the two rankings are from streams of their own, that of each."""
 
     def __str__(self) -> str:
         text = f"{self.tau:.2f}"
         if self.interval is None:
             return f"{text} (no interval: it takes {FEWEST} streams)"
         low, high = self.interval
-        return f"{text} (95 % interval {low:.2f} to {high:.2f}, bootstrap over {self.streams} streams)"
+        streams = " and ".join(map(str, self.streams))
+        return f"{text} (95 % interval {low:.2f} to {high:.2f}, bootstrap over {streams} streams)"
 
 
-def agreement(a: Scores, b: Scores) -> Agreement | None:
+def agreement(a: Scores, b: Scores, same_streams: bool = True) -> Agreement | None:
     """The agreement of the rankings of methods by mean score; ``a`` and ``b`` have the shape (methods, streams).
 
-    Both are scores on the same streams, which are resampled together. Each resample draws one stream less than there
-    are, with replacement: the variance of its means is then that of the means over streams, without the factor
-    (K - 1) / K of the usual bootstrap (Rao and Wu 1988). The interval lies between the 2.5 % and 97.5 % quantiles of
-    tau-b. It is about the streams alone: the methods and the two models are fixed.
+    Scores on the same streams are resampled together, those on streams of different data sets each on their own. Each
+    resample draws one stream less than there are, with replacement: the variance of its means is then that of the means
+    over streams, without the factor (K - 1) / K of the usual bootstrap (Rao and Wu 1988). The interval lies between the
+    2.5 % and 97.5 % quantiles of tau-b. It is about the streams alone: methods, models and data sets are fixed.
 
     None if one of the rankings has no order: fewer than two methods, or all are tied.
 
     Raises:
-        ValueError: the shapes differ, or there is no stream.
+        ValueError: the numbers of methods differ, or those of streams if they are the same; or there is no stream.
     """
-    if a.shape != b.shape or not a.shape[1]:
+    (methods, *streams), (_, other) = a.shape, b.shape
+    if len(a) != len(b) or not (streams[0] and other) or (same_streams and streams != [other]):
         raise ValueError(f"Scores of the shapes {a.shape} and {b.shape} do not rank the same methods on streams.")
-    methods, streams = a.shape
+    if not same_streams:
+        streams.append(other)
     tau = float(tau_b(a.mean(1), b.mean(1)))
     if np.isnan(tau):
         return None
-    if streams < FEWEST:
-        return Agreement(tau, None, methods, streams)
-    draws = np.random.default_rng(seed_for("agreement", streams)).integers(streams, size=(RESAMPLES, streams - 1))
-    taus = tau_b(a[:, draws].mean(2).T, b[:, draws].mean(2).T)
+    if min(streams) < FEWEST:
+        return Agreement(tau, None, methods, tuple(streams))
+    rng = np.random.default_rng(seed_for("agreement", *streams))
+    draws = [rng.integers(count, size=(RESAMPLES, count - 1)) for count in streams]
+    taus = tau_b(a[:, draws[0]].mean(2).T, b[:, draws[-1]].mean(2).T)
     low, high = np.quantile(np.nan_to_num(taus), [0.025, 0.975])  # a resample without an order: no agreement
-    return Agreement(tau, (float(low), float(high)), methods, streams)
+    return Agreement(tau, (float(low), float(high)), methods, tuple(streams))
 
 
 def tau_b(a: Scores, b: Scores) -> Scores:

@@ -71,8 +71,10 @@ class Board:
     """What every method does before it answers at a probe."""
     first_documents: int | None = None
     """Number of first documents of a stream, if the questions are on these only."""
-    bases: tuple[Board, ...] = ()
-    """The boards of the same methods on the experiment's further base models."""
+    planned: tuple[str, ...] = ()
+    """The method of each entry of the experiment, those that are left out included."""
+    others: tuple[Board, ...] = ()
+    """The boards of the same methods on the experiment's other pairs of data set and base model."""
 
     @property
     def error(self) -> ErrorKind:
@@ -228,7 +230,8 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         prompt=first.spec.prompt,
         retune=first.spec.retune,
         first_documents=_first_documents(groups),
-        bases=tuple(build(runs, name, reference) for name in record.bases),
+        planned=tuple(entry.method for entry in record.entries),
+        others=tuple(build(runs, name, reference) for name in record.bases),
     )
 
 

@@ -123,7 +123,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.pairs if comparison.of_rows else ():
         better, worse, equal = pair.counts()
         where = f" of {pair.title}" if len(comparison.pairs) > 1 else ""
-        what = "questions" if pair.score not in ("token_nll", "bits_per_byte") else "documents or segments"
+        what = "questions" if pair.score not in ("token_nll", "bits_per_byte") else "documents"
         total = better + worse + equal
         yield (
             f"{comparison.a} is better on {better:,} of {total:,} {what}{where}, {comparison.b} on {worse:,}; they are "

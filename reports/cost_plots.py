@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +39,13 @@ NAMES = ("f1_by_cost", "bits_per_byte_by_cost", "cost_by_method")
 
 TOTALS = {"total_flops": "floating-point operations", "total_seconds": "seconds"}
 
+BREAK_EVEN = "break_even_documents"
 LABELS = {
     "state_bytes": "state (bytes)",
     "offline_seconds": "offline (s)",
     "seconds_per_document": "observing\n(s per document)",
     "seconds_per_question": "answering\n(s per question)",
+    BREAK_EVEN: "break-even\n(documents)",
 }
 
 BEYOND = "triangle: beyond the axis"
@@ -74,21 +76,41 @@ def drawings(board: Board, runs: Path) -> Drawings:
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
     plots = {}
     if any(points(board, total) for total in TOTALS):
-        name = _scored(board)
-        what = answer_f1(board) if name == "f1" else "bits per byte (lower is better)"
-        plots[f"{name}_by_cost"] = Plot(
-            lambda: _draw_scores(board),
-            f"{what} by the total cost of one stream, offline costs included",
-            [intervals("bars", board_error(board)), NOTES[name], "dashed: the Pareto front", "grey: controls", BEYOND],
-        )
+        plots[f"{_scored(board)}_by_cost"] = scores([board])
     if any(row.costs.get(name) for row in rows for name in LABELS):
+        paid_back = f"break-even: documents from which on it takes no more seconds in all than {board.reference}"
         plots["cost_by_method"] = Plot(
-            lambda: _draw_costs(rows),
+            lambda: _draw_costs(board, rows),
             "Costs of every method: bytes that it changes or adds, offline seconds, seconds to observe a document, "
             "and seconds to answer a question",
-            ["axes are logarithmic", "grey: controls"],
+            [paid_back * any(row.costs.get(BREAK_EVEN) for row in rows), "axes are logarithmic", "grey: controls"],
         )
     return plots
+
+
+def scores(boards: Sequence[Board]) -> Plot:
+    """The scores of all methods on some boards by their total cost."""
+    return Plot(
+        lambda: _draw_scores(boards),
+        f"{_axis(boards[0])} by the total cost of one stream, offline costs included",
+        [
+            intervals("bars", _errors(boards)),
+            NOTES[_scored(boards[0])],
+            "dashed: the Pareto front" + " of all boards together" * (len(boards) > 1),
+            "grey: controls",
+            BEYOND,
+        ],
+    )
+
+
+def _axis(board: Board) -> str:
+    """Name of the axis of the score."""
+    return answer_f1(board) if _scored(board) == "f1" else "bits per byte (lower is better)"
+
+
+def _errors(boards: Sequence[Board]) -> str:
+    """Names of the error bars."""
+    return "; ".join(dict.fromkeys(map(board_error, boards)))
 
 
 def _scored(board: Board) -> str:
@@ -105,6 +127,15 @@ def points(board: Board, total: str) -> list[Point]:
     return found if any(point.cost for point in found) else []
 
 
+def _all_points(boards: Sequence[Board], total: str) -> list[Point]:
+    named = len(boards) > 1
+    return [
+        replace(point, label=f"{board.model}: {point.label}") if named else point
+        for board in boards
+        for point in points(board, total)
+    ]
+
+
 def pareto_front(methods: Sequence[Point], lower_is_better: bool = False) -> list[Point]:
     """The methods, without controls, than which none is both cheaper and better, by cost."""
     sign = -1 if lower_is_better else 1
@@ -115,12 +146,15 @@ def pareto_front(methods: Sequence[Point], lower_is_better: bool = False) -> lis
     return front
 
 
-def _draw_scores(board: Board) -> Figure:
-    """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line."""
+def _draw_scores(boards: Sequence[Board]) -> Figure:
+    """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line.
+
+    With several boards, as on several base models, labels begin with the base, and the front is that of all.
+    """
     from matplotlib.figure import Figure
 
-    panels = {total: found for total in TOTALS if (found := points(board, total))}
-    lower_is_better = _scored(board) == "bits_per_byte"
+    panels = {total: found for total in TOTALS if (found := _all_points(boards, total))}
+    lower_is_better = _scored(boards[0]) == "bits_per_byte"
     height = 2.7 * len(panels)
     figure = Figure(figsize=(WIDTH, height + 0.5))  # no layout engine: labels are placed on the final axes
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -129,12 +163,12 @@ def _draw_scores(board: Board) -> Figure:
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
         _panel(axes, methods, lower_is_better)
         axes.set_xlabel(TOTALS[total], labelpad=1)
-        axes.set_ylabel("bits per byte (lower is better)" if lower_is_better else answer_f1(board))
+        axes.set_ylabel(_axis(boards[0]))
     beyond = f"; {BEYOND}" if any(point.beyond for of in panels.values() for point in of) else ""
     figure.text(
         0.5,
         0.015,
-        f"total cost of one stream, offline costs included (bars: {board_error(board)}{beyond})",
+        f"total cost of one stream, offline costs included (bars: {_errors(boards)}{beyond})",
         ha="center",
         fontsize=8,
     )
@@ -250,15 +284,17 @@ def _overlap(a: Any, b: Any) -> float:
     return float(max(0.0, width) * max(0.0, height))
 
 
-def _draw_costs(rows: Sequence[Row]) -> Figure:
+def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
     """One panel for each cost with a dot and its value for each method, on logarithmic axes.
 
-    A cost of 0 is a "0" at the edge.
+    A cost of 0 is a "0" at the edge. So is "never" for a method that does not become cheaper than the reference, with
+    which every other complete method is compared.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     names = [name for name in LABELS if any(row.costs.get(name) for row in rows)]
+    compared = f"{board.headline}_vs_reference"
     labels, places, height = wrap_labels([row.label for row in rows])
     figure = Figure(figsize=(WIDTH, 0.6 + height), layout="constrained")
     grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -271,9 +307,9 @@ def _draw_costs(rows: Sequence[Row]) -> Figure:
             if value:
                 axes.plot(value, y, "o", color=colour, markersize=4, clip_on=False)
                 write_value(axes, (value, y), _amount(value, name))
-            elif value == 0:
+            elif value == 0 or (name == BREAK_EVEN and compared in row.scores):
                 axes.annotate(
-                    "0",
+                    "never" if value is None else "0",
                     xy=(0.03, y),
                     xycoords=("axes fraction", "data"),
                     va="center_baseline",

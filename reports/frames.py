@@ -45,7 +45,8 @@ class Results:
     """The results of one experiment, as pandas data frames, each made when it is first used.
 
     Only the runs behind the scores of the board are in them: those of the streams on which no run of the row failed.
-    An experiment on several base models has the boards of all in them; ``model`` tells them apart.
+    An experiment on several data sets or base models has the boards of all in them; ``dataset`` and ``model`` tell them
+    apart.
     """
 
     runs: Path
@@ -138,7 +139,7 @@ class Results:
         return pd.DataFrame(rows, columns=list(TEXT)).drop_duplicates(ignore_index=True)
 
     def _rows(self) -> Iterator[tuple[Board, Row]]:
-        for board in (self.board, *self.board.bases):
+        for board in (self.board, *self.board.others):
             yield from ((board, row) for row in board.rows)
 
     def _records(self) -> Iterator[tuple[Board, Row, RunRecord]]:

@@ -27,6 +27,10 @@ _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
+_NEEDS = r"% Needs \usepackage{booktabs,tabularx}. It is as wide as \linewidth: a column in table, the page in table*."
+_OPENING = r"""{\footnotesize\setlength{\tabcolsep}{3pt}\renewcommand{\_}{\textunderscore\allowbreak}%
+\begin{tabularx}{\linewidth}{@{}>{\raggedright\arraybackslash\hyphenpenalty=10000\hangindent=1em}X"""
+
 _FORMULA = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 """What a formula in a spreadsheet begins with; the last ones are wide forms of the first."""
 
@@ -53,6 +57,17 @@ def ampersands(texts: Sequence[str], bold: Sequence[bool] = ()) -> str:
     """A row of a LaTeX table: texts as in :func:`latex`, some of the first ones bold."""
     pairs = itertools.zip_longest(map(latex, texts), bold)
     return " & ".join(rf"\textbf{{{cell}}}" if is_bold else cell for cell, is_bold in pairs) + r" \\"
+
+
+def tabularx(rows: Sequence[str], numbers: int, text: str) -> str:
+    """A LaTeX table: a column of names and columns of numbers; the file ``text`` beside it has its caption."""
+    opening = [
+        _NEEDS,
+        f"% {text} has the caption and the notes. Scripts beyond Latin need XeLaTeX or LuaLaTeX.",
+        f"{_OPENING}{'r' * numbers}@{{}}}}",
+        r"\toprule",
+    ]
+    return "\n".join([*opening, *rows, r"\bottomrule", r"\end{tabularx}}"]) + "\n"
 
 
 def spreadsheet(rows: Sequence[Mapping[str, Any]]) -> str:

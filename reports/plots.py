@@ -11,23 +11,22 @@ from typing import Any
 from bench.files import write_bytes
 from reports import (
     arm_plots,
-    base_plots,
     change_plots,
     cost_plots,
     format_plots,
     memory_plots,
     month_plots,
+    pair_plots,
     relative_plots,
     score_plots,
     token_plots,
     tuning_plots,
 )
 from reports.board import Board
-from reports.style import STYLE, Drawings, Plot
+from reports.style import STYLE, Drawings
 
 PARTS = (
     score_plots,
-    base_plots,
     arm_plots,
     memory_plots,
     relative_plots,
@@ -38,7 +37,7 @@ PARTS = (
     token_plots,
     tuning_plots,
 )
-NAMES = tuple(name for part in PARTS for name in part.NAMES)
+NAMES = tuple(name for part in (*PARTS, pair_plots) for name in part.NAMES)
 FORMATS = ("pdf", "svg", "png")
 CAPTION = "txt"
 """Ending of the file with the caption and the note of a plot, which lies beside the pictures."""
@@ -52,21 +51,41 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 }
 
 
-def write(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Draw all plots that have data, each with its caption; returns the files written."""
-    return save(_drawings(board, runs), out, *_facts(board))
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plots of a board that have data, without those of several boards."""
+    plots = {name: plot for part in PARTS for name, plot in part.drawings(board, runs).items()}
+    return with_facts({name: plots[name] for name in NAMES if name in plots}, [board])
 
 
-def write_captions(board: Board, runs: Path, out: Path) -> list[Path]:
-    """Write the captions alone."""
-    return [_write_caption(name, plot, out, _facts(board)) for name, plot in _drawings(board, runs).items()]
+def across(board: Board) -> Drawings:
+    """The plots of all boards of an experiment together, of which this is the first one."""
+    return with_facts(pair_plots.drawings(board), [board, *board.others])
 
 
-def save(drawings: Drawings, out: Path, *facts: str) -> list[Path]:
-    """Draw plots in the project's style, in all formats, with their captions, which end with the facts.
+def with_facts(drawings: Drawings, boards: Sequence[Board]) -> Drawings:
+    """The plots, whose notes end with data sets, base models and streams of the boards that they show."""
+    streams = [(board.streams[0].rpartition("-")[0], len(board.streams)) for board in boards]
+    facts = [
+        _fact("dataset", [board.dataset for board in boards]),
+        _fact("base model", [board.model for board in boards]),
+        ", ".join(dict.fromkeys(f"{count} stream{'s' * (count > 1)} of {name}" for name, count in streams)),
+    ]
+    return {name: plot._replace(notes=[*plot.notes, *facts]) for name, plot in drawings.items()}
 
-    Returns the files written.
-    """
+
+def _fact(kind: str, values: Sequence[str]) -> str:
+    distinct = dict.fromkeys(values)
+    return f"{kind}{'s' * (len(distinct) > 1)}: {', '.join(distinct)}"
+
+
+def write(board: Board, runs: Path, out: Path, names: Sequence[str] = NAMES) -> list[Path]:
+    """Draw the plots of these names that a board has data for, each with its caption; returns the files written."""
+    found = drawings(board, runs)
+    return save({name: found[name] for name in names if name in found}, out)
+
+
+def save(drawings: Drawings, out: Path) -> list[Path]:
+    """Draw plots in the project's style, in all formats, with their captions; returns the files written."""
     import matplotlib
 
     written = []
@@ -82,27 +101,22 @@ def save(drawings: Drawings, out: Path, *facts: str) -> list[Path]:
                 figure.set_layout_engine("none")  # one layout for all formats halves the time
                 write_bytes(path, picture.getvalue())
                 written.append(path)
-            written.append(_write_caption(name, plot, out, facts))
-    return written
+    return [*written, *write_captions(drawings, out)]
+
+
+def write_captions(drawings: Drawings, out: Path) -> list[Path]:
+    """Write the captions alone; returns the files written."""
+    paths = [out / f"{name}.{CAPTION}" for name in drawings]
+    for path, plot in zip(paths, drawings.values(), strict=True):
+        write_bytes(path, plot.text().encode())
+    return paths
 
 
 def file_names(board: Board, runs: Path) -> set[str]:
     """Names of the pictures that :func:`write` writes."""
-    return {f"{name}.{ending}" for name in _drawings(board, runs) for ending in FORMATS}
+    return set(files(drawings(board, runs)))
 
 
-def _write_caption(name: str, plot: Plot, out: Path, facts: Sequence[str]) -> Path:
-    path = out / f"{name}.{CAPTION}"
-    write_bytes(path, plot.text(*facts).encode())
-    return path
-
-
-def _facts(board: Board) -> list[str]:
-    """What all plots of a board have in common."""
-    name, count = board.streams[0].rpartition("-")[0], len(board.streams)
-    return [f"dataset: {board.dataset}", f"base model: {board.model}", f"{count} stream{'s' * (count > 1)} of {name}"]
-
-
-def _drawings(board: Board, runs: Path) -> Drawings:
-    plots = {name: plot for part in PARTS for name, plot in part.drawings(board, runs).items()}
-    return {name: plots[name] for name in NAMES if name in plots}
+def files(drawings: Drawings) -> list[str]:
+    """Names of the pictures of some plots."""
+    return [f"{name}.{ending}" for name in drawings for ending in FORMATS]

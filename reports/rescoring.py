@@ -41,7 +41,8 @@ class Rescored:
     def fields(self) -> dict[str, Any]:
         """The row as flat fields. ``<value>_ci95`` is the half-width of the 95 % t interval over streams."""
         names = ("label", "method", "arm", "status", "streams")
-        flat = {"model": self.board.model, **{name: getattr(self.row, name) for name in names}}
+        flat: dict[str, Any] = {"dataset": self.board.dataset, "model": self.board.model}
+        flat |= {name: getattr(self.row, name) for name in names}
         flat["recorded_f1"] = self.row.value("f1")
         for name, estimate in self.estimates.items():
             flat |= {name: estimate.mean, f"{name}_ci95": estimate.half_width(), f"{name}_se_stream": estimate.se}
@@ -65,7 +66,7 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
     compute = _find(metric)
     board = build(runs, experiment)
     rescored = []
-    for one in (board, *board.bases):
+    for one in (board, *board.others):
         for row in one.rows:
             items = _items(runs, row, compute)
             if items:
@@ -95,7 +96,7 @@ def render(rescored: Sequence[Rescored]) -> Table:
         table.add_column(Text(visible(heading)), justify="right", no_wrap=True)
     several = any(one.board is not rescored[0].board for one in rescored)
     for one in rescored:
-        label = f"{one.row.label}, {one.board.model}" if several else one.row.label
+        label = f"{one.row.label}, {one.board.dataset}, {one.board.model}" if several else one.row.label
         recorded = one.row.estimate("f1", "SE_stream")
         cells = [str(recorded), *(str(one.estimates[name]) for name in names)]
         table.add_row(Text(visible(label)), *cells, style="dim" if one.row.control else "")

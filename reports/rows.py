@@ -194,19 +194,19 @@ def _answer_item(run: Run, answer: AnswerEvent, value: float) -> Item:
 
 
 def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterator[tuple[str, Item]]:
-    """The scores of one document: per token of each segment, and per byte of all, since one character may be in two.
+    """The scores of one document, of all its segments together: methods may cut it differently.
 
     A unit is named by its document and not by its position, which is another one in each order.
     """
-    document = events[0].document_id
-    for event in events:
-        if event.nll is not None and event.tokens:
-            unit = f"document {document}, time {time}, segment {event.segment}"
-            yield "token_nll", Item.of(run, unit, document, event.nll / event.tokens, event.tokens)
-    utf8_bytes = sum(event.bytes for event in events)
-    if utf8_bytes and all(event.nll is not None for event in events):
-        bits = metrics.bits_per_byte(sum(event.nll or 0.0 for event in events), utf8_bytes)
-        yield "bits_per_byte", Item.of(run, f"document {document}, time {time}", document, bits, utf8_bytes)
+    if any(event.nll is None for event in events):
+        return
+    document, nll = events[0].document_id, sum(event.nll or 0.0 for event in events)
+    tokens, utf8_bytes = sum(event.tokens for event in events), sum(event.bytes for event in events)
+    unit = f"document {document}, time {time}"
+    if tokens:
+        yield "token_nll", Item.of(run, unit, document, nll / tokens, tokens)
+    if utf8_bytes:
+        yield "bits_per_byte", Item.of(run, unit, document, metrics.bits_per_byte(nll, utf8_bytes), utf8_bytes)
 
 
 def make_row(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
@@ -453,13 +453,52 @@ def ratio(numerators: Runs, denominators: Runs) -> Estimate:
     Raises:
         ValueError: the mean of the denominators is 0, or the runs differ.
     """
+    value, residuals = _linearised(numerators, denominators)
+    error = _mean_of_runs(residuals)
+    return Estimate(value, error.se, error.kind, error.n, error.degrees)
+
+
+def ratio_by_run(numerators: Runs, denominators: Runs) -> dict[Run, float]:
+    """A value of each run, such that their mean and its SE_stream are those of :func:`ratio`.
+
+    Ratios of one method can thus be paired with those of another one, or joined by a line, run by run.
+
+    Raises:
+        ValueError: as :func:`ratio`.
+    """
+    value, residuals = _linearised(numerators, denominators)
+    return {run: value + residual for run, residual in residuals.items()}
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The estimate in another unit."""
+    se = None if estimate.se is None else abs(factor) * estimate.se
+    return replace(estimate, mean=factor * estimate.mean, se=se)
+
+
+def _linearised(numerators: Runs, denominators: Runs) -> tuple[float, dict[Run, float]]:
     top, bottom = _mean_of_runs(numerators).mean, _mean_of_runs(denominators).mean
     if numerators.keys() != denominators.keys() or not bottom:
         raise ValueError(f"There is no ratio of {dict(numerators)} to {dict(denominators)}.")
     value = top / bottom
-    residuals = {run: (numerators[run] - value * denominators[run]) / bottom for run in numerators}
-    error = _mean_of_runs(residuals)
-    return Estimate(value, error.se, error.kind, error.n, error.degrees)
+    return value, {run: (numerators[run] - value * denominators[run]) / bottom for run in numerators}
+
+
+def slope(points: Mapping[float, Sequence[Item]]) -> Estimate:
+    """Mean slope of the least-squares lines through the points of each run, with SE_stream.
+
+    Raises:
+        ValueError: there are fewer than two positions, or a run lacks one of them.
+    """
+    if len(points) < 2:
+        raise ValueError("A slope needs two positions.")
+    places = np.array(sorted(points))
+    centred = places - places.mean()
+    runs = [run_means(points[place]) for place in sorted(points)]
+    if any(of.keys() != runs[0].keys() for of in runs):
+        raise ValueError("A slope needs each run at every position.")
+    weights = centred / (centred @ centred)
+    return _mean_of_runs({run: float(weights @ [of[run] for of in runs]) for run in runs[0]})
 
 
 def _mean_of_runs(runs: Runs) -> Estimate:

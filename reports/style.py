@@ -27,9 +27,9 @@ class Plot(NamedTuple):
     notes: Sequence[str]
     """What intervals, lines and marks mean, in the same form; empty ones are left out."""
 
-    def text(self, *facts: str) -> str:
-        """The caption and, below it, the notes and further facts, wrapped."""
-        caption, *notes = [f"{part[0].upper()}{part[1:]}." for part in (self.caption, *self.notes, *facts) if part]
+    def text(self) -> str:
+        """The caption and, below it, the notes, wrapped."""
+        caption, *notes = [f"{part[0].upper()}{part[1:]}." for part in (self.caption, *self.notes) if part]
         parts = [caption, " ".join(notes).replace("\u00a0", " ")]
         return "\n\n".join(textwrap.fill(part, 120, break_long_words=False) for part in parts) + "\n"
 
@@ -44,6 +44,9 @@ Points = Sequence[tuple[float, Estimate]]
 """Positions on the x axis with the estimate at each."""
 
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#8C8C8C", "#D2D2D2"  # distinct to colour-blind readers too
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", GREY)
+"""Colours of lines on one axis (Okabe and Ito 2008), to be used with :data:`MARKERS`."""
+MARKERS = "os^vDP*X"
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
 STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -265,9 +268,9 @@ def from_zero(axes: Axes) -> None:
 
 
 def name_axes(figure: Figure, x: str, y: str, notes: Sequence[str] = ()) -> None:
-    """Common axis labels of all panels of a figure, with notes in brackets below the x axis."""
+    """Common axis labels of all panels of a figure, with notes below the x axis: in brackets if that has a label."""
     text = "; ".join(note.replace(": ", ":\u00a0") for note in notes if note)  # "triangles: ..." stays on one line
-    labelled = f"{x} ({text})" if text else x
+    labelled = f"{x} ({text})" if x and text else x or text
     figure.supxlabel(textwrap.fill(labelled, round(15 * figure.get_figwidth())), fontsize=8, parse_math=False)
     figure.supylabel(y, fontsize=8, parse_math=False)
 

@@ -12,7 +12,7 @@ from bench.terminal import visible
 from reports import origins
 from reports.board import Board
 from reports.columns import Column, caption, columns, notes
-from reports.markup import ampersands, markdown, pipes, spreadsheet
+from reports.markup import ampersands, markdown, pipes, spreadsheet, tabularx
 from reports.prices import COSTS
 from reports.rows import SCORES, SE_DOC, Row
 
@@ -222,17 +222,9 @@ def _for_paper(board: Board, names: Sequence[str]) -> list[Column]:
     return candidates if names else [column for column in candidates if column.name in ("method", *few)]
 
 
-HEAD = r"""% Needs \usepackage{booktabs,tabularx}. It is as wide as \linewidth: a column in table, the page in table*.
-% leaderboard.txt has the caption and the notes. Scripts beyond Latin need XeLaTeX or LuaLaTeX.
-{\footnotesize\setlength{\tabcolsep}{3pt}\renewcommand{\_}{\textunderscore\allowbreak}%
-\begin{tabularx}{\linewidth}{@{}>{\raggedright\arraybackslash\hyphenpenalty=10000\hangindent=1em}X"""
-
-
 def _latex(board: Board, selection: Sequence[Column]) -> str:
     headings = [column.heading.rpartition(" ") for column in selection]
     lines = [
-        f"{HEAD}{'r' * (len(selection) - 1)}@{{}}}}",
-        r"\toprule",
         *([ampersands([upper for upper, _, _ in headings])] if any(upper for upper, _, _ in headings) else []),
         ampersands([lower for _, _, lower in headings]),
         r"\midrule",
@@ -242,7 +234,7 @@ def _latex(board: Board, selection: Sequence[Column]) -> str:
             lines.append(r"\midrule")
         bold = [column.name in _bold(board, row) for column in selection]
         lines.append(ampersands([column.cell(row) for column in selection], bold))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabularx}}"]) + "\n"
+    return tabularx(lines, len(selection) - 1, "leaderboard.txt")
 
 
 def _text(board: Board, selection: Sequence[Column]) -> str:

@@ -41,7 +41,7 @@ def check(tracker: str) -> None:
 
 
 def track(board: Board, runs: Path, out: Path, tracker: str) -> str:
-    """Log the rows of a board, and of those on further bases; returns a sentence that says where they are.
+    """Log the rows of a board, and of those on its other pairs; returns a sentence that says where they are.
 
     TensorBoard's files are in ``<out>/tensorboard/<experiment>/<row>``. Rows without scores are left out.
 
@@ -50,7 +50,7 @@ def track(board: Board, runs: Path, out: Path, tracker: str) -> str:
     """
     check(tracker)
     log = {"tensorboard": _tensorboard, "wandb": _wandb}[tracker]
-    for one in (board, *board.bases):
+    for one in (board, *board.others):
         for row in (row for row in one.rows if row.scores):
             log(one, row, _curves(runs, row), out)
     if tracker == "tensorboard":

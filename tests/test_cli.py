@@ -21,8 +21,10 @@ import yaml
 import run_bench
 from bench.conformance.verdict import Verdict
 from bench.errors import RunError
+from bench.records.published import publish
 from bench.run.experiment import EqualCompute, Experiment
 from tests.conftest import ROOT
+from tests.reports.reproduction.planted import in_published_order
 from tests.world import PLUGIN, make_dataset, make_experiment
 
 RUN_BENCH = [sys.executable, str(ROOT / "run_bench.py")]
@@ -182,6 +184,8 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("model", "get", "smolm"), "There is no pretrained base 'smolm' to get"),
         (("report", "--runs", "no/such/folder"), "There is no board"),
         (("streams", "verify", "squadd"), "Did you mean squad"),
+        (("reproduce", "retenton"), "No figure 'retenton'. Did you mean retention"),
+        (("reproduce", "retention", "--scale", "tini"), "retention has no scale 'tini'. Did you mean tiny?"),
         (("run", "default", "--set", "uniform.learning_rate=[1"), "the value is not valid YAML"),
         (("run", "default", "--device", "mps"), "PyTorch finds no mps device"),
         (("run", "default", "--model", "tests"), "without config.json"),
@@ -325,6 +329,54 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(experiment: Path, tmp_pa
     assert ["closed_book", "0", "0", "2", "0", "?", "?"] in rows
     assert "Nothing was run." in process.stdout and "Time and memory are unknown" in process.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours(
+    experiment: Path, tmp_path: Path
+) -> None:
+    figure = {
+        "title": "Uniform fine-tuning",
+        "paper": "tack2024mac",
+        "shows": "F1 and costs.",
+        "drawing": "bars",
+        "scores": {"observe_seconds": "adaptation time of 1,665 documents"},
+        "methods": {
+            "uniform": {"method": "uniform", "published": ["Uniform"]},
+            "without adaptation": {"method": "closed_book"},
+            "others": {"published": ["Salient", "MAC"]},
+            "CaMeLS": {"method": "camels", "published": ["CaMeLS"]},
+        },
+        "published": [{"paper": "tack2024mac", "table": "efficiency figure (b)"}],
+        "scales": {"tiny": [{"experiment": str(experiment), "methods": ["closed_book", "uniform"], "streams": 1}]},
+        "differences": ["Everything."],
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(figure))
+    arguments = ("reproduce", str(path), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    clashing = bench(*arguments)
+    assert clashing.returncode == 2 and "two published values are on StreamingQA in one place" in clashing.stderr
+    figure["methods"] |= {"others": {"published": ["Salient"]}, "MAC": {"published": ["MAC"]}}  # type: ignore[operator]
+    path.write_text(yaml.safe_dump(figure))
+    planned = bench(*arguments, "--dry-run")
+    assert planned.returncode == 0 and "Nothing was run." in planned.stdout, planned.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]
+    drawn = bench(*arguments)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "cells" in drawn.stdout and "cells" not in bench(*arguments).stdout, "the second call only draws"
+    assert "Shapes of 1 published panel: not resolved at this size 1." in drawn.stdout
+    folder = tmp_path / "out" / "figures" / "mine"
+    assert {path.name for path in folder.iterdir()} >= {"figure.md", "observe_seconds.png", "observe_seconds.pdf"}
+    assert "Left out here: CaMeLS (not run at this scale)." in (folder / "figure.md").read_text()
+
+
+def test_a_figure_is_drawn_from_published_records_without_running_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_published_order(tmp_path / "runs")
+    packed = publish(tmp_path / "runs", "default", tmp_path / "published").parent
+    run_bench.reproduce("costs", runs=packed, out=tmp_path / "out")
+    assert "Shapes of 2 published panels: not resolved at this size 2." in capsys.readouterr().out
+    assert (tmp_path / "out" / "figures" / "costs" / "observe_seconds.png").exists()
 
 
 EVIL = "\x1b[31mred\x07\x9b2J"

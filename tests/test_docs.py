@@ -36,6 +36,7 @@ PAGES = (
     "docs/compare.md",
     "docs/analysis.md",
     "docs/leaderboard.md",
+    "docs/figures.md",
 )
 PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
 FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")

@@ -42,7 +42,7 @@ MAY_IMPORT["bench.qa_tuning"] = {"bench", "bench.data", "bench.lm", "bench.contr
 MAY_IMPORT["bench.help"] = {*MAY_IMPORT}
 MAY_IMPORT["methods.parts"] = {"bench", "bench.data", "bench.lm", "bench.contract", "bench.answering"}
 MAY_IMPORT["methods"] = {*MAY_IMPORT["methods.parts"], "methods.parts"}
-MAY_IMPORT["reports"] = {"bench", "bench.data", "bench.answering", "bench.records"}
+MAY_IMPORT["reports"] = {"bench", "bench.data", "bench.answering", "bench.records", "bench.help"}
 MODULES = [path for top in ("bench", "methods", "reports") for path in sorted((ROOT / top).rglob("*.py"))]
 WHOLE = {"answer_form", "browser", "changing_answers", "language_modelling", "page"}
 """Tests of several modules of their room at once."""

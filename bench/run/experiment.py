@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,16 @@ def _different(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed is listed twice: {seeds}")
     return seeds
+
+
+def _named(places: list[str]) -> list[str]:
+    names = [Path(place).name for place in places]
+    for place, name in zip(places, names, strict=True):
+        if not name.strip("."):
+            raise ValueError(f"{place!r} does not end in a name for its board: write out the path")
+        if names.count(name) > 1:
+            raise ValueError(f"two are named {name} and would share a board: rename or leave out one of them")
+    return places
 
 
 class _Part(pydantic.BaseModel):
@@ -86,6 +97,10 @@ Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidat
 """Random seeds, each once."""
 
 
+Places = Annotated[list[str], pydantic.AfterValidator(_named)]
+"""Data sets or base models, by name or path, whose boards are named after them."""
+
+
 def _kind(values: object) -> str:
     return "choices" if isinstance(values, list) else "range"
 
@@ -101,10 +116,10 @@ Values = Annotated[
 class MethodPlan(_Part):
     """One method of the experiment: fixed settings, the search space (default: the method's own), arms and seeds.
 
-    An ``optional`` method is left out, with a remark, if the split that it learns from offline is missing. ``like``
-    names an experiment whose first entry of this method is the base of this one: ``config`` is merged into the config
-    of that entry, and the other fields that are set here replace those of that entry. Experiments that share cells or
-    trained weights thus state them once.
+    An ``optional`` method is left out, with a remark, if the split that it learns from offline is missing, or its
+    trained weights are. ``like`` names an experiment whose first entry of this method is the base of this one:
+    ``config`` is merged into the config of that entry, and the other fields that are set here replace those of that
+    entry. Experiments that share cells or trained weights thus state them once.
     """
 
     name: str
@@ -131,19 +146,30 @@ class MethodPlan(_Part):
         self.override({**fields, "config": merged(base.config, self.config)})
 
 
+SEVERAL = {"dataset": "datasets", "model": "models"}
+"""The settings of which an experiment can state several, each with the name of their list."""
+
+
 class Experiment(_Part):
     """Everything that a board needs. docs/rules.md explains the rules.
 
-    In a file, ``like`` names another experiment, whose settings hold where this one states none.
+    With several ``datasets`` or ``models`` in place of one, each pair of them has a board of its own
+    (:meth:`on_each_pair`); ``dataset`` and ``model`` are then the first ones. In a file, ``like`` names another
+    experiment, whose settings hold where this one states none.
     """
 
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
     description: str = ""
     dataset: str
-    data_files: dict[str, list[str]] = {}
+    datasets: Places = pydantic.Field(
+        default=[], description="data sets, in place of one: the same methods run on each, with a board for each"
+    )
+    data_files: dict[str, list[str]] = pydantic.Field(
+        default={}, description="by split, or by DATASET.SPLIT: files in place of the data set's own"
+    )
     model: str = "nano"
-    bases: list[str] = pydantic.Field(
-        default=[], description="further base models on which the same methods run, each with a board of its own"
+    models: Places = pydantic.Field(
+        default=[], description="base models, in place of one: the same methods run on each, with a board for each"
     )
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -176,6 +202,16 @@ class Experiment(_Part):
         default=None, description="tune the model on questions of qa_train before it answers at each probe"
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _take_the_first(cls, values: Any) -> Any:
+        for one, several in SEVERAL.items() if isinstance(values, dict) else ():
+            if isinstance(stated := values.get(several), list) and stated:
+                values = {one: stated[0], **values}
+                if values[one] != stated[0]:
+                    raise ValueError(f"{one} is not the first of {several}: state {several} alone")
+        return values
+
     @pydantic.field_validator("methods", mode="before")
     @classmethod
     def _expand_names(cls, value: Any) -> Any:
@@ -205,26 +241,42 @@ class Experiment(_Part):
         """Number of worker processes: 1 on a GPU, where each holds its own model; None (one per core) on the CPU."""
         return None if self.device == "cpu" else 1
 
-    def on_each_base(self) -> list[Experiment]:
-        """The experiment on its model, and a copy on each of its further bases, named after the base.
+    def on_each_pair(self) -> list[Experiment]:
+        """The experiment on each pair of its data sets and base models, with the files of that data set.
+
+        The first one keeps the name. Those of the others end in the data set and the base, as far as there are several.
 
         Raises:
-            BenchError: a base has no name, or two have the same one.
+            BenchError: files are given to no data set of the experiment.
         """
-        further = [
-            self.model_copy(update={"name": f"{self.name}-{Path(base).name}", "model": base, "bases": []}, deep=True)
-            for base in self.bases
-        ]
-        names = [Path(experiment.model).name for experiment in (self, *further)]
-        for base, name in zip(self.bases, names[1:], strict=True):
-            if not name.strip("."):
-                raise BenchError(f"bases: {base!r} does not end in a name for its board. Write out the model's path.")
-            if names.count(name) > 1:
+        datasets, models = self.datasets or [self.dataset], self.models or [self.model]
+        self._check_files(datasets)
+        pairs: list[Experiment] = []
+        for dataset, model in itertools.product(datasets, models):
+            parts = itertools.compress((dataset, model), (len(datasets) > 1, len(models) > 1))
+            changes = {
+                "name": "-".join([self.name, *(Path(part).name for part in parts)]) if pairs else self.name,
+                "dataset": dataset,
+                "datasets": [],
+                "data_files": _files_of(dataset, self.data_files),
+                "model": model,
+                "models": [],
+            }
+            pairs.append(self.model_copy(update=changes, deep=True))
+        return pairs
+
+    def _check_files(self, datasets: Sequence[str]) -> None:
+        """Check that all files are given to a data set of the experiment; one that is the only one may go unnamed."""
+        known = [Path(dataset).name for dataset in datasets]
+        for key in self.data_files:
+            name, dot, split = key.rpartition(".")
+            if dot and Path(name).name not in known:
+                raise BenchError(f"--data-files {key}: {self.name} has no data set {name!r}.{nearest(name, known)}")
+            if not dot and len(known) > 1:
                 raise BenchError(
-                    f"bases: {base} has the same name, {name}, as another base model of {self.name}, so they would "
-                    f"share a board. Rename or leave out one of them."
+                    f"--data-files {key}: {self.name} has several data sets. Write {known[0]}=FOLDER, or "
+                    f"{known[0]}.{split}=FILE."
                 )
-        return [self, *further]
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""
@@ -250,6 +302,12 @@ class Experiment(_Part):
             raise BenchError(f"--set {assignment}: the experiment has no method {name!r}.{hint}")
 
 
+def _files_of(dataset: str, data_files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The files of a data set, by split, from files by split or by ``<data set>.<split>``."""
+    named = [(*key.rpartition("."), files) for key, files in data_files.items()]
+    return {split: files for name, dot, split, files in named if not dot or Path(name).name == Path(dataset).name}
+
+
 def load(name: str) -> Experiment:
     """An experiment by name or from a YAML file.
 
@@ -273,7 +331,8 @@ def _read(name: str) -> Experiment:
             raise BenchError(
                 f"{file}: like: {like} is itself like {base['like']}. Name that one, or write the settings."
             )
-        values = {**base, **values}
+        replaced = {key for pair in SEVERAL.items() for key in pair if values.keys() & {*pair}}
+        values = {**{key: value for key, value in base.items() if key not in replaced}, **values}
     try:
         return Experiment.model_validate({"name": Path(file).stem, **values})
     except pydantic.ValidationError as error:

@@ -109,7 +109,9 @@ class Overrides:
 
     def _fields(self) -> dict[str, Any]:
         return _set_options(
+            models=None if self.model is None else [],  # before the only one
             model=self.model,
+            datasets=None if self.dataset is None else [],
             dataset=self.dataset,
             data_files=self.data_files or None,
             seeds=None if self.seed is None else [self.seed],
@@ -132,12 +134,18 @@ def _hash_of_changes(before: Experiment, after: Experiment) -> str:
 def _settings(experiment: Experiment) -> dict[str, Any]:
     """The settings of an experiment that are not defaults; the order of its methods does not count.
 
-    Files count only if they replace those of the data set: without any of its own it needs them to be run at all.
+    Files count only if they replace those of a data set: without any of its own it needs them to be run at all.
     """
+    settings = experiment.model_dump(mode="json", exclude={"name", "description", "data_files"}, exclude_defaults=True)
+    replaced = {one.dataset: one.data_files for one in experiment.on_each_pair() if one.data_files and _has_files(one)}
+    methods = sorted(settings["methods"], key=lambda plan: json.dumps(plan, sort_keys=True))
+    return {**settings, "methods": methods, **({"data_files": replaced} if replaced else {})}
+
+
+def _has_files(experiment: Experiment) -> bool:
+    """True if the data set has files of its own."""
     source = recipe.find(experiment.dataset).source
-    ignored = {"name", "description", *(() if source and source.files else ("data_files",))}
-    settings = experiment.model_dump(mode="json", exclude=ignored, exclude_defaults=True)
-    return {**settings, "methods": sorted(settings["methods"], key=lambda plan: json.dumps(plan, sort_keys=True))}
+    return bool(source and source.files)
 
 
 def _set_options(**options: Any) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Result:
 class Runner:
     """Plans and runs one experiment, of which it makes a copy. All records go under ``runs``.
 
+    Of several data sets and base models it takes the first ones; the board names those of the other pairs
+    (:meth:`Experiment.on_each_pair`), each of which is run like an experiment of its own.
+
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.
     With ``look_only`` it can only look ahead. Methods may then lack trained weights, which :meth:`look_ahead` says.
 
@@ -76,7 +79,8 @@ class Runner:
         hook_timeout: float | None = None,
         look_only: bool = False,
     ) -> None:
-        self.experiment = experiment = experiment.model_copy(deep=True)
+        experiment, *others = experiment.on_each_pair()
+        self.experiment, self._others = experiment, [other.name for other in others]
         for cache in (split_data, split_hash, inputs_of):
             cache.cache_clear()  # the data may have changed since this process read them for another experiment
         self.runs, self.hook_timeout, self.remarks = runs, hook_timeout, list(remarks)
@@ -90,6 +94,7 @@ class Runner:
             self._join_few_files(plan)
         self.overlaps = self._overlaps()
         self._check_retuning()
+        self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
@@ -227,21 +232,29 @@ class Runner:
             )
 
     def _check_offline_data(self, plan: MethodPlan, config: MethodConfig) -> None:
-        """Check that the method's trained weights, or the data that it learns from offline, exist."""
+        """Check that the method's trained weights, or the data that it learns from offline, exist.
+
+        An optional method that lacks them is left out.
+        """
         method, sources = self.methods[plan.name], self.planner.sources(self.experiment.streams, 0)
-        if issubclass(method, MetaTrained):
-            for seed in self.planner.seeds(plan):
-                artifact_folder(method, config, seed, sources, self.experiment.prompt, self.experiment.dtype, self.runs)
-        elif method.learns_offline(config):
-            try:
+        prompt, dtype = self.experiment.prompt, self.experiment.dtype
+        lacks: BenchError | None = None
+        try:
+            if issubclass(method, MetaTrained):
+                for seed in self.planner.seeds(plan):
+                    artifact_folder(method, config, seed, sources, prompt, dtype, self.runs)
+            elif method.learns_offline(config):
                 offline_entries(method.learns_from, sources)
-            except MissingSplit as error:
-                reason = f"{plan.name} learns offline from the {method.learns_from} split. {error}"
-                if not plan.optional or len(self.experiment.methods) == 1:
-                    raise BenchError(reason) from None
-                self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
-                settings = ", ".join(f"{key}={value}" for key, value in plan.config.items())
-                self.remarks.append(f"Left out ({settings}): {reason}")
+        except MissingWeights as error:
+            lacks = error
+        except MissingSplit as error:
+            lacks = BenchError(f"{plan.name} learns offline from the {method.learns_from} split. {error}")
+        if lacks is not None:
+            if not plan.optional or len(self.experiment.methods) == 1:
+                raise lacks from None
+            self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
+            settings = ", ".join(f"{key}={value}" for key, value in plan.config.items() if key != "training")
+            self.remarks.append(f"Left out{f' ({settings})' if settings else ''}: {lacks}")
 
     def look_ahead(self, pace: Pace) -> list[Outlook]:
         """What is ahead of each method of the experiment, by the records that are there; ``pace`` learns from these."""
@@ -304,16 +317,16 @@ class Runner:
         board = BoardRecord(
             experiment=self.experiment.name,
             entries=[
-                BoardEntry(
+                BoardEntry(  # without runs if it is left out
                     method=plan.name,
-                    runs=list(dict.fromkeys(cell.id for cell in cells[id(plan)])),
+                    runs=list(dict.fromkeys(cell.id for cell in cells.get(id(plan), ()))),
                     tuning=records[id(plan)].key if id(plan) in records else None,
                     hand_set=list(dotted(plan.config)),
                 )
-                for plan in plans
+                for plan in self._planned
             ],
             overlaps=self.overlaps,
-            bases=[further.name for further in self.experiment.on_each_base()[1:]],
+            bases=self._others,
             remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
         write_board(self.runs, board)

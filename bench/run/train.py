@@ -47,7 +47,7 @@ def train_target(
 ) -> list[Path]:
     """Meta-train a method as an experiment plans it, or rebuild the embedded model; returns the folders written.
 
-    A method is trained once for each seed that the experiment plans for it.
+    A method is trained once for each pair of data set and base of the experiment, and each seed planned for it.
 
     Without ``out``, the embedded model and the methods of the default experiment, with a seed that it plans, replace
     the committed weights, and everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
@@ -76,7 +76,7 @@ def train_target(
         is_default &= replace(overrides, device=None, seed=None).is_empty
         is_default &= set(seeds) <= set(_seeds(target, load(experiment)))
         out = artifacts.COMMITTED if is_default else runs / artifacts.FOLDER
-    return [train(target, changed, seed, out, work, plugins, say) for seed in seeds]
+    return [train(target, one, seed, out, work, plugins, say) for one in changed.on_each_pair() for seed in seeds]
 
 
 def _seeds(target: str, experiment: Experiment) -> Sequence[int]:

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reports.bases import Comparison, rank
 from reports.board import Board
+from reports.pairs import inversions, rank
 from reports.rows import Row
 
 
@@ -70,5 +70,5 @@ def _inversions(boards: Sequence[Board], a: int, b: int) -> dict[str, Any]:
     """The methods that compete on two boards, and those pairs of them that have opposite orders."""
     first, other = _rivals(boards[a]), _rivals(boards[b])
     lines = [(label, row, other[label]) for label, row in first.items() if label in other]
-    inversions = Comparison(boards[a], boards[b], lines).inversions
-    return {"boards": [a, b], "methods": len(lines), "inversions": [pair._asdict() for pair in inversions]}
+    inverted = inversions(boards[a], boards[b], lines)
+    return {"boards": [a, b], "methods": len(lines), "inversions": [pair._asdict() for pair in inverted]}

@@ -35,7 +35,7 @@ class TestTau:
 class TestAgreement:
     def test_without_spread_over_streams_the_interval_is_the_estimate(self):
         found = agreement(constant(0.4, 0.3, 0.2), constant(0.4, 0.2, 0.3))
-        assert found == Agreement(pytest.approx(1 / 3), (pytest.approx(1 / 3), pytest.approx(1 / 3)), 3, 4)
+        assert found == Agreement(pytest.approx(1 / 3), (pytest.approx(1 / 3), pytest.approx(1 / 3)), 3, (4,))
         assert str(found) == "0.33 (95 % interval 0.33 to 0.33, bootstrap over 4 streams)"
 
     def test_streams_are_resampled_together(self):
@@ -45,9 +45,17 @@ class TestAgreement:
         assert found is not None and found.interval is not None
         assert found.tau == 1 and found.interval[1] == 1 and found.interval[0] >= 0  # 0 where all draws are stream 3
 
+    def test_streams_of_two_data_sets_are_resampled_apart(self):
+        # the order turns with one stream of each: drawn together they agree, drawn apart they need not
+        scores = np.array([[0.1, 0.2, 0.3, 0.4, 0.51], [0.3, 0.3, 0.3, 0.3, 0.3]])
+        found = agreement(scores, scores[:, :4] + np.array([[0.06], [0]]), same_streams=False)
+        assert found is not None and found.interval is not None
+        assert (found.tau, found.streams, found.interval) == (1, (5, 4), (-1, 1))
+        assert str(found) == "1.00 (95 % interval -1.00 to 1.00, bootstrap over 5 and 4 streams)"
+
     def test_few_streams_have_no_interval(self):
         found = agreement(constant(0.4, 0.3, streams=3), constant(0.3, 0.4, streams=3))
-        assert found == Agreement(-1, None, 2, 3)
+        assert found == Agreement(-1, None, 2, (3,))
         assert str(found) == "-1.00 (no interval: it takes 4 streams)"
 
     @pytest.mark.parametrize("means", [(0.4,), (0.4, 0.4)])
@@ -58,8 +66,9 @@ class TestAgreement:
         with pytest.raises(ValueError, match="do not rank the same methods"):
             agreement(constant(0.1, 0.2), constant(0.1, 0.2, streams=5))
 
+    @pytest.mark.parametrize("same_streams", [True, False])
     @pytest.mark.parametrize("spread", [0.05, 0.15])
-    def test_the_interval_covers_the_tau_of_infinitely_many_streams(self, spread):
+    def test_the_interval_covers_the_tau_of_infinitely_many_streams(self, spread, same_streams):
         """Ten methods and eight streams; a stream shifts all methods by 0.02, and each one by 0.03 on its own."""
         rng = np.random.default_rng(0)
         covered = []
@@ -67,8 +76,12 @@ class TestAgreement:
             first = rng.normal(0, spread, 10)
             other = 0.7 * first + rng.normal(0, 0.7 * spread, 10)
             shift = rng.normal(0, 0.02, 8)
-            a, b = (means[:, None] + shift + rng.normal(0, 0.03, (10, 8)) for means in (first, other))
-            found = agreement(a, b)
+            shifts = (shift, shift) if same_streams else (shift, rng.normal(0, 0.02, 6))
+            a, b = (
+                means[:, None] + of + rng.normal(0, 0.03, (10, len(of)))
+                for means, of in zip((first, other), shifts, strict=True)
+            )
+            found = agreement(a, b, same_streams)
             assert found is not None and found.interval is not None
             covered.append(found.interval[0] <= float(tau_b(first, other)) + 1e-9 <= found.interval[1] + 2e-9)
         assert np.mean(covered) >= 0.9

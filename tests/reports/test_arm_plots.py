@@ -139,7 +139,8 @@ class TestCosts:
         figure = cost_plots.drawings(build(runs), runs)["cost_by_method"].draw()
         first = figure.axes[0]
         assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold_in_prompt", "closed_book"]
-        assert [axes.get_xlabel() for axes in figure.axes] == list(cost_plots.LABELS.values())
+        labels = [axes.get_xlabel() for axes in figure.axes]
+        assert labels == list(cost_plots.LABELS.values())[:4], "and no break-even without a reference"
         assert [(*map(float, line.get_xydata()[0]),) for line in first.lines] == [(2048, 0), (2048, 1), (2048, 2)]
 
     def test_a_cost_of_nothing_is_drawn_as_a_zero(self, tmp_path):
@@ -148,6 +149,19 @@ class TestCosts:
         figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw()
         values = [[text.get_text() for text in axes.texts] for axes in figure.axes]
         assert values == [["2.0 kB", "0"], ["65", "0"], ["2", "0"], ["3", "1"]]
+
+    def test_the_break_even_is_a_number_or_never_and_empty_for_the_reference(self, tmp_path):
+        dear = costs(seconds=1.0)  # a second less for the one document, and twenty more offline
+        dear = dear.model_copy(update={"fit": dear.fit.model_copy(update={"seconds": dear.fit.seconds + 20})})
+        cells = [("uniform", 0, costs()), ("uniform", 1, costs(seconds=9.0)), ("memory", 0, dear), ("lora", 0, costs())]
+        board(
+            tmp_path,
+            [record(tmp_path, spec(name, "test-1-0", config={"x": x}), [[0.5]], costs=of) for name, x, of in cells],
+        )
+        first, *_, last = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw().axes
+        rows = [label.get_text() for label in first.get_yticklabels()]
+        shown = {rows[round(text.xy[1])]: text.get_text() for text in last.texts}
+        assert shown == {"memory": "20", "uniform (x=1)": "never", "lora": "0"} and "uniform" in rows
 
     def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])

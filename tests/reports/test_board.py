@@ -395,9 +395,8 @@ class TestRefusals:
             build(tmp_path)
 
 
-def test_bits_per_byte_are_those_of_whole_documents_if_a_segment_has_no_bytes(tmp_path):
-    cell = spec("uniform", ZERO, segment_tokens=1)
-    sizes = [(0, 0, 1, 0, 3.0), (0, 1, 1, 4, 1.0), (1, 0, 2, 8, 2.0), (2, 0, 0, 0, 0.0)]
+def write_segments(runs, cell, sizes):
+    """Write a run with these segments: position of the document, segment, tokens, bytes and NLL."""
     documents = [
         DocumentEvent(
             position=position,
@@ -411,9 +410,28 @@ def test_bits_per_byte_are_those_of_whole_documents_if_a_segment_has_no_bytes(tm
         )
         for position, segment, tokens, utf8_bytes, nll in sizes
     ]
-    run = read_run(tmp_path / record(tmp_path, cell))
+    run = read_run(runs / record(runs, cell))
     summary = summarize(documents, [])
-    write_run(tmp_path, run.model_copy(update={"summary": summary}), documents)
+    write_run(runs, run.model_copy(update={"summary": summary}), documents)
+    return summary
+
+
+def test_methods_that_cut_documents_differently_are_compared_by_document(tmp_path):
+    cells = [spec(method, stream) for method in ("uniform", "lora") for stream in (ZERO, ONE)]
+    whole, cut = [(0, 0, 4, 8, 6.0), (1, 0, 2, 4, 2.0)], [(0, 0, 3, 6, 4.0), (0, 1, 1, 2, 0.5), (1, 0, 2, 4, 1.5)]
+    for cell, sizes in zip(cells, (whole, whole, cut, cut), strict=True):
+        write_segments(tmp_path, cell, sizes)
+    board(tmp_path, [cell.id for cell in cells])
+    row = rows(tmp_path)["lora"]
+    assert row.value("token_nll") == pytest.approx(6 / 6)
+    assert row.value("token_nll_vs_reference") == pytest.approx((6 - 8) / 6)
+
+
+def test_bits_per_byte_are_those_of_whole_documents_if_a_segment_has_no_bytes(tmp_path):
+    cell = spec("uniform", ZERO, segment_tokens=1)
+    summary = write_segments(
+        tmp_path, cell, [(0, 0, 1, 0, 3.0), (0, 1, 1, 4, 1.0), (1, 0, 2, 8, 2.0), (2, 0, 0, 0, 0.0)]
+    )
     board(tmp_path, [cell.id])
     row = rows(tmp_path)["uniform"]
     assert row.value("bits_per_byte") == pytest.approx(6 / math.log(2) / 12) == pytest.approx(summary.bits_per_byte)

@@ -6,7 +6,7 @@ import pytest
 
 import reports
 from bench.records.store import read_board, read_run
-from reports import base_plots, change_plots, format_plots, month_plots, plots, relative_plots, score_plots, style
+from reports import change_plots, format_plots, month_plots, pair_plots, plots, relative_plots, score_plots, style
 from reports.board import build
 from reports.score_plots import Value
 from tests.reports.records_factory import board, realistic, record, spec
@@ -19,7 +19,7 @@ def write(runs, out):
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
-    modules = (base_plots, change_plots, format_plots, month_plots, relative_plots)  # they have tests of their own
+    modules = (change_plots, format_plots, month_plots, pair_plots, relative_plots)  # they have tests of their own
     special = {"bits_per_byte_by_cost", *(name for module in modules for name in module.NAMES)}
     for name in ("a", "b"):
         assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - special
@@ -172,7 +172,7 @@ def test_bars_have_their_values(tmp_path):
 class TestCaptions:
     def test_say_what_is_shown_and_what_marks_mean(self, tmp_path):
         realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
-        plots.write_captions(build(tmp_path / "runs"), tmp_path / "runs", tmp_path)
+        plots.write_captions(plots.drawings(build(tmp_path / "runs"), tmp_path / "runs"), tmp_path)
         caption, note = (tmp_path / "f1_by_method.txt").read_text().split("\n\n")
         assert caption == "Answer F1 of every method."
         for part in (

@@ -28,8 +28,11 @@ from reports.statistics import (
     permutation_p_value,
     plan,
     ratio,
+    ratio_by_run,
     roc_auc,
+    scaled,
     show,
+    slope,
     stream_error,
     stream_means,
     summarize,
@@ -241,6 +244,52 @@ class TestRatio:
     def test_a_zero_denominator_is_refused(self):
         with pytest.raises(ValueError, match="There is no ratio"):
             ratio(runs(0.1), runs(0.0))
+
+    def test_its_values_by_run_have_the_same_mean_and_error(self):
+        rng = np.random.default_rng(7)
+        for seeds in (1, 3):
+            keys = [Run(f"s{k}", seed) for k in range(5) for seed in range(seeds)]
+            top, bottom = ({key: float(rng.uniform(0.2, 1)) for key in keys} for _ in range(2))
+            whole = ratio(top, bottom)
+            parts = mean_over_streams([Item.of(run, "", "", v) for run, v in ratio_by_run(top, bottom).items()])
+            assert (parts.mean, parts.se) == (pytest.approx(whole.mean), pytest.approx(whole.se))
+            assert parts.degrees == pytest.approx(whole.degrees)
+
+    def test_in_another_unit_the_error_keeps_its_sign(self):
+        estimate = scaled(ratio(runs(0.3, 0.2), runs(0.5, 0.5)), -100)
+        assert (estimate.mean, estimate.se, estimate.n) == (pytest.approx(-50), pytest.approx(10), 2)
+        assert scaled(stream_error([1.0]), 2).se is None
+
+
+class TestSlope:
+    def test_hand_computed(self):
+        # the lines through (0, 0), (1, 1), (2, 2) and (0, 1), (1, 1), (2, 4) have the slopes 1 and 1.5
+        points = {x: [Item("s0", "", "", a), Item("s1", "", "", b)] for x, a, b in ((0, 0, 1), (1, 1, 1), (2, 2, 4))}
+        estimate = slope(points)
+        assert (estimate.mean, estimate.se) == (pytest.approx(1.25), pytest.approx(0.25))
+
+    def test_is_the_mean_of_the_least_squares_lines_of_numpy(self):
+        rng = np.random.default_rng(8)
+        places = [0.0, 1.0, 2.5, 7.0]
+        values = rng.normal(size=(4, len(places)))
+        points = {x: [Item(f"s{k}", "", "", values[k, i]) for k in range(4)] for i, x in enumerate(places)}
+        expected = stream_error([float(np.polyfit(places, of, 1)[0]) for of in values])
+        assert (slope(points).mean, slope(points).se) == (pytest.approx(expected.mean), pytest.approx(expected.se))
+
+    def test_its_interval_covers_the_true_slope(self):
+        rng, places = np.random.default_rng(9), [0.0, 0.5, 1.0]
+        found = []
+        for _ in range(600):
+            values = rng.normal(0, 1, (4, 1)) + rng.normal(2, 0.5, (4, 1)) * places + rng.normal(0, 0.3, (4, 3))
+            points = {x: [Item(f"s{k}", "", "", values[k, i]) for k in range(4)] for i, x in enumerate(places)}
+            found.append(slope(points).interval())
+        assert 0.93 <= coverage(found, 2) <= 0.97
+
+    def test_a_place_or_a_run_that_is_missing_is_refused(self):
+        with pytest.raises(ValueError, match="two positions"):
+            slope({0: [Item("s0", "", "", 1.0)]})
+        with pytest.raises(ValueError, match="each run at every position"):
+            slope({0: [Item("s0", "", "", 1.0)], 1: [Item("s1", "", "", 1.0)]})
 
 
 class TestPValue:

@@ -88,10 +88,10 @@ def test_boards_about_changes_and_on_several_bases_are_the_same(tmp_path: Path) 
     published.publish(runs, "first", results)
     assert store.read_board(results / "first").experiment == "first", "the board that report shows by default"
     a, b = build(runs, "first"), build(results / "first", "first")
-    assert [row.scores for one in (a, *a.bases) for row in one.rows] == [
-        row.scores for one in (b, *b.bases) for row in one.rows
+    assert [row.scores for one in (a, *a.others) for row in one.rows] == [
+        row.scores for one in (b, *b.others) for row in one.rows
     ]
-    assert a.rows[0].value("f1_current") is not None and len(b.bases) == 1
+    assert a.rows[0].value("f1_current") is not None and len(b.others) == 1
 
 
 def test_they_hold_ids_scores_and_predictions_but_no_text_of_the_data(folder: Path) -> None:

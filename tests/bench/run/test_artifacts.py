@@ -294,6 +294,31 @@ def test_every_planned_seed_is_trained_unless_one_is_named(
     assert training.train_target("shifts", str(path), overrides, tmp_path, plugins=[str(plugin)]) == trained
 
 
+def test_a_method_is_trained_on_each_pair_of_data_set_and_base(
+    keepers: Path, llama: Path, tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [str(llama), str(tmp_path / "other")]
+    planned = make_experiment(keepers, llama, ["shifts"], models=models, seeds=[4, 5])
+    path = tmp_path / "keepers.yaml"
+    path.write_text(planned.model_dump_json(exclude_unset=True))
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_: (experiment.model, seed))
+    trained = training.train_target("shifts", str(path), Overrides(), tmp_path, plugins=[plugin])
+    assert trained == [(model, seed) for model in models for seed in (4, 5)]
+    only = Overrides(model=models[1], seed=4)
+    assert training.train_target("shifts", str(path), only, tmp_path, plugins=[plugin]) == [(models[1], 4)]
+
+
+def test_an_optional_method_without_weights_is_left_out_with_a_remark(
+    keepers: Path, llama: Path, tmp_path: Path, plugin: str
+) -> None:
+    optional = {"name": "shifts", "optional": True}
+    runner = Runner(make_experiment(keepers, llama, ["closed_book", optional]), tmp_path, [plugin])
+    assert [entry.name for entry in runner.experiment.methods] == ["closed_book"]
+    assert any(remark.startswith("Left out: shifts has no trained weights") for remark in runner.remarks)
+    with pytest.raises(BenchError, match="shifts has no trained weights"):
+        Runner(make_experiment(keepers, llama, [optional]), tmp_path, [plugin])
+
+
 @pytest.mark.parametrize(
     ("changes", "with_plugin", "committed"),
     [

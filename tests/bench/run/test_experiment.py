@@ -37,6 +37,17 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
+@pytest.fixture
+def grid(tmp_path: Path) -> str:
+    """An experiment on two data sets, of which one has files of its own, and two models."""
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "datasets: [newsworld, squad]\nmodels: [nano, hub/large-1.5]\n"
+        "streams: {split: test, count: 1}\nmethods: [closed_book]"
+    )
+    return str(path)
+
+
 def test_an_entry_is_based_on_the_first_of_its_name_and_states_what_differs(write: Write, tmp_path: Path) -> None:
     entries = f"""
   - {{name: lora, like: {tmp_path}/base.yaml}}
@@ -109,9 +120,84 @@ class TestVariations:
         with pytest.raises(BenchError, match="letters, digits, _ and -"):
             Overrides().vary(load("default"), name)
 
-    def test_further_bases_have_boards_of_the_variation(self) -> None:
+    def test_the_other_pairs_have_boards_of_the_variation(self) -> None:
         varied = Overrides(streams=1).vary(load("bases"), "few")
-        assert [one.name for one in varied.on_each_base()][:2] == ["bases+few", "bases+few-nano-plain"]
+        assert [one.name for one in varied.on_each_pair()] == ["bases+few", "bases+few-nano-plain"]
+
+    def test_a_model_or_data_set_of_the_command_line_is_the_only_one(self, grid: str) -> None:
+        experiment = load(grid)
+        both = Overrides(model="hub/large-1.5", dataset="squad").vary(experiment, "one")
+        assert [(one.name, one.dataset, one.model) for one in both.on_each_pair()] == [
+            ("grid+one", "squad", "hub/large-1.5")
+        ]
+        models = [(one.name, one.model) for one in Overrides(dataset="squad").vary(experiment, "s").on_each_pair()]
+        assert models == [("grid+s", "nano"), ("grid+s-large-1.5", "hub/large-1.5")]
+
+    def test_files_count_only_where_they_replace_those_of_a_data_set(self, grid: str) -> None:
+        experiment = load(grid)
+        assert Overrides(data_files={"squad.test": ["a.json"]}).vary(experiment).name == "grid"
+        assert Overrides(data_files={"newsworld.test": ["a.json"]}).vary(experiment).name != "grid"
+
+
+class TestPairs:
+    def test_each_pair_is_an_experiment_named_after_what_varies(self, grid: str, write: Write, tmp_path: Path) -> None:
+        experiment = load(grid)
+        assert (experiment.dataset, experiment.model) == ("newsworld", "nano"), "the first ones"
+        assert [(one.name, one.dataset, one.model) for one in experiment.on_each_pair()] == [
+            ("grid", "newsworld", "nano"),
+            ("grid-newsworld-large-1.5", "newsworld", "hub/large-1.5"),
+            ("grid-squad-nano", "squad", "nano"),
+            ("grid-squad-large-1.5", "squad", "hub/large-1.5"),
+        ]
+        assert all(one.on_each_pair() == [one] for one in experiment.on_each_pair())
+        assert [one.name for one in load(write("single", "[closed_book]")).on_each_pair()] == ["single"]
+
+    def test_several_replace_the_one_of_another_file_and_one_replaces_several(self, grid: str, tmp_path: Path) -> None:
+        (tmp_path / "one.yaml").write_text(f"like: {grid}\ndataset: squad")
+        one = load(str(tmp_path / "one.yaml"))
+        assert (one.dataset, one.datasets, one.models) == ("squad", [], ["nano", "hub/large-1.5"])
+        (tmp_path / "several.yaml").write_text("like: default\ndatasets: [squad, newsworld]")
+        several = load(str(tmp_path / "several.yaml"))
+        assert (several.dataset, several.datasets, several.models) == ("squad", ["squad", "newsworld"], [])
+
+    def test_files_go_to_the_data_set_that_they_name(self, grid: str) -> None:
+        experiment = load(grid)
+        Overrides(data_files={"squad.test": ["a.json"], "squad.train": ["b.json"]}).apply(experiment)
+        files = {one.name: one.data_files for one in experiment.on_each_pair()}
+        named = {"test": ["a.json"], "train": ["b.json"]}
+        assert files["grid-squad-nano"] == files["grid-squad-large-1.5"] == named
+        assert files["grid"] == files["grid-newsworld-large-1.5"] == {}
+        single = load("real-squad")
+        Overrides(data_files={"squad.test": ["a.json"]}).apply(single)
+        assert single.on_each_pair()[0].data_files == {"test": ["a.json"]}
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ("test", "--data-files test: grid has several data sets. Write newsworld=FOLDER, or newsworld.test=FILE"),
+            ("sqad.test", "--data-files sqad.test: grid has no data set 'sqad'. Did you mean squad"),
+        ],
+    )
+    def test_files_of_no_data_set_are_refused(self, grid: str, key: str, message: str) -> None:
+        experiment = load(grid)
+        Overrides(data_files={key: ["a.json"]}).apply(experiment)
+        with pytest.raises(BenchError, match=message):
+            experiment.on_each_pair()
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            ("models: [a/x, b/x]", "models: two are named x and would share a board"),
+            ("models: [nano, .]", "models: '.' does not end in a name"),
+            ("models: [nano, models/..]", "models: 'models/..' does not end in a name"),
+            ("model: nano\nmodels: [nano-plain, nano]", "model is not the first of models: state models alone"),
+        ],
+    )
+    def test_pairs_without_a_name_of_their_own_are_refused(self, tmp_path: Path, lines: str, message: str) -> None:
+        path = tmp_path / "wrong.yaml"
+        path.write_text(f"dataset: squad\n{lines}\nstreams: {{split: test, count: 1}}\nmethods: [closed_book]")
+        with pytest.raises(BenchError, match=re.escape(message)):
+            load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -253,3 +339,13 @@ def test_an_experiment_starts_from_another_one(tmp_path: Path) -> None:
     assert [plan.name for plan in experiment.methods] == ["bm25"]
     with pytest.raises(BenchError, match=r"third.yaml: like: .*second.yaml is itself like .*first.yaml"):
         load(str(third))
+
+
+@pytest.mark.parametrize("name", ["segment-length", "context-window", "lora-rank", "model-size"])
+def test_experiments_on_dynamic_evaluation_score_text_alone_and_tune_the_rate(name: str) -> None:
+    experiment = load(name)
+    assert experiment.probes == (0.0,) and not experiment.anchor.questions, "no question is asked"
+    assert experiment.tuning is not None and experiment.tuning.metric == "token_nll"
+    plans = [plan for plan in experiment.methods if plan.name != "closed_book"]
+    assert all({*(plan.space or {})} == {"learning_rate"} - plan.config.keys() for plan in plans)
+    assert len({str(validate_config(load_method(plan.name), plan.config)) for plan in plans}) == len(plans)

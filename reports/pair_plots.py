@@ -1,50 +1,51 @@
-"""Plot of the ranks of the same methods on several base models."""
+"""Plot of the ranks of the same methods on several pairs of data set and base model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reports.bases import Line, comparisons, lines, rank
 from reports.board import Board
+from reports.pairs import Line, comparisons, lines, names, rank
 from reports.style import GREY, ORANGE, Drawings, Plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("ranks_by_base",)
+NAMES = ("ranks_by_pair",)
 
-INVERTED = "in a pair that differs significantly on two bases, in opposite order"
+INVERTED = "in a pair that differs significantly on two boards, in opposite order"
 """What the methods in orange are."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
-    """The plots that have data."""
-    if not board.bases:
+def drawings(board: Board) -> Drawings:
+    """The plot, if the experiment has several boards, and two methods compete on all of them."""
+    if not board.others:
         return {}
-    competing = [line for line in lines(board) if all(row.standing is not None for row in line.rows)]
+    competing = [line for line in lines(board) if all(row is not None and row.standing for row in line.rows)]
     if len(competing) < 2:
         return {}
-    caption = "Rank of every competing method on each base model; a line is a method"
-    return {"ranks_by_base": Plot(lambda: _slopes(board, competing), caption, [f"orange: {INVERTED}"])}
+    caption = "Rank of every method that competes on all boards, on each pair of data set and base model"
+    notes = ["a line is a method, and 1 is the best rank", f"orange: {INVERTED}"]
+    return {"ranks_by_pair": Plot(lambda: _slopes(board, competing), caption, notes)}
 
 
 def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
-    """A line for each method from its place on one base to that on the next, labelled at both ends."""
+    """A line for each method from its place on one board to that on the next, labelled at both ends."""
     from matplotlib.figure import Figure
 
-    boards = (board, *board.bases)
+    boards = (board, *board.others)
     inverted = {
         label for one in comparisons(board) for pair in one.inversions if pair.significant for label in pair[:2]
     }
     ranks = {
-        line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True)] for line in competing
+        line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True) if row is not None]
+        for line in competing
     }
-    orders = [  # equal ranks in the order of all bases together, so that lines of a tie do not cross
-        sorted(ranks, key=lambda label: (ranks[label][base], sum(ranks[label]), label)) for base in range(len(boards))
+    orders = [  # equal ranks in the order of all boards together, so that lines of a tie do not cross
+        sorted(ranks, key=lambda label: (ranks[label][place], sum(ranks[label]), label)) for place in range(len(boards))
     ]
-    figure = Figure(figsize=(4.6 + 1.2 * len(board.bases), 0.6 + 0.19 * len(competing)), layout="constrained")
+    figure = Figure(figsize=(4.6 + 1.2 * len(board.others), 0.6 + 0.19 * len(competing)), layout="constrained")
     axes = figure.add_subplot()
     for label in ranks:
         places = [order.index(label) for order in orders]
@@ -52,7 +53,7 @@ def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
         axes.plot(range(len(boards)), places, color=colour, marker="o", markersize=3, clip_on=False)
     axes.set_xlim(0, len(boards) - 1)
     axes.set_ylim(len(competing) - 0.5, -0.5)
-    axes.set_xticks(range(len(boards)), [one.model for one in boards])
+    axes.set_xticks(range(len(boards)), names(board))
     axes.xaxis.tick_top()
     right = axes.secondary_yaxis("right")
     axes.set_yticks(range(len(competing)), [f"{label}  {ranks[label][0]}" for label in orders[0]])

@@ -1,0 +1,73 @@
+"""Figures of papers from our records, with the published values beside ours, a verdict, and the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reports.board import Board
+    from reports.reproduction.comparison import Comparison
+    from reports.reproduction.figure import Figure, Run
+    from reports.style import Drawings
+
+FIGURES = Path(__file__).parents[1] / "figures"
+TEXT = "figure.md"
+
+
+def figures() -> list[str]:
+    """Names of the figures: YAML files."""
+    return sorted(path.stem for path in FIGURES.glob("*.yaml"))
+
+
+def write(
+    figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], runs: Path, out: Path
+) -> tuple[Comparison, list[Path]]:
+    """Draw a figure from the boards of its runs, and write it with its text under ``out/figures/<name>``.
+
+    Returns:
+        The comparison, and the files written.
+
+    Raises:
+        BenchError: the boards have nothing to draw, or the events of a run are missing or damaged.
+    """
+    from bench.errors import BenchError
+    from bench.files import write_bytes
+    from reports import plots, written
+    from reports.reproduction import comparison, text
+
+    folder = out / "figures" / figure.name
+    compared = comparison.compare(figure, scale, boards, runs)
+    paths = []
+    if figure.drawing == "plots":
+        for _, board in boards:
+            place = folder / board.experiment if len(boards) > 1 else folder
+            across = {name: plot for name, plot in plots.across(board).items() if name in figure.plots}
+            paths += [*plots.write(board, runs, place, figure.plots), *plots.save(across, folder)]
+    else:
+        paths = plots.save(_drawings(compared, [board for _, board in boards]), folder)
+    if not paths:
+        raise BenchError(f"{figure.name}: the records have nothing that {', '.join(figure.plots)} could show.")
+    write_bytes(folder / TEXT, text.render(compared).encode())
+    written.replace(folder, [*paths, folder / TEXT])
+    return compared, [*paths, folder / TEXT]
+
+
+def _drawings(compared: Comparison, boards: Sequence[Board]) -> Drawings:
+    from reports import cost_plots, plots
+    from reports.reproduction import drawing
+
+    figure = compared.figure
+    if figure.drawing == "scatter":
+        return plots.with_facts({"score_by_cost": cost_plots.scores(boards)}, boards)
+    if figure.drawing == "heat":
+        return {score: drawing.heat(figure, score, own) for score, own in compared.own.items()}
+    if compared.scale == "paper":
+        return {
+            f"{panel.score}_{'_'.join(panel.theirs.place.split(', '))}": drawing.together(
+                figure, panel.score, panel.ours, panel.theirs
+            )
+            for panel in compared.panels
+        }
+    return {score: drawing.apart(figure, score, own, compared.published[score]) for score, own in compared.own.items()}

@@ -1,0 +1,115 @@
+"""The comparison of a figure's two sides, panel by panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports.board import Board
+from reports.reproduction import series
+from reports.reproduction.figure import LOG, Figure, Run
+from reports.reproduction.series import UNITS, Ours, Theirs
+from reports.statistics import show
+from reports.verdicts import Distance, Shape, counted, shape
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of our boards beside the published values on one data set and base model, for one score."""
+
+    score: str
+    ours: Ours
+    theirs: Theirs
+    shape: Shape | None
+    """The verdict on the shape; None at the paper's size."""
+    distances: tuple[tuple[str, Distance], ...]
+    """At the paper's size: each published value with ours, by method and place."""
+
+    @property
+    def name(self) -> str:
+        """What is compared with what."""
+        return f"{UNITS[self.score].name}, here {self.ours.name}, against {self.theirs.name}"
+
+    def sentences(self) -> list[str]:
+        """The verdict in words."""
+        if self.shape is not None:
+            return self.shape.sentences()
+        return [
+            f"{name}, {column}: {published} published, {own} here{f', {errors} standard errors' * bool(errors)}."
+            for (name, column), (published, own, errors) in self.rows().items()
+        ]
+
+    def rows(self) -> dict[tuple[str, str], tuple[str, str, str]]:
+        """At the paper's size, by method and column: the published value, ours, and the standard errors between them.
+
+        The last is empty if our error is 0 or unknown.
+        """
+        return {
+            (name, one.published.column): (
+                str(one.published),
+                show(one.ours.mean, one.ours.half_width(), 2),
+                "" if one.in_errors is None else f"{one.in_errors:+.1f}",
+            )
+            for name, one in self.distances
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure at one scale: our boards, and the panels that are compared."""
+
+    figure: Figure
+    scale: str
+    own: dict[str, tuple[Ours, ...]]
+    """By score."""
+    published: dict[str, tuple[Theirs, ...]]
+    panels: tuple[Panel, ...]
+
+    def verdict(self) -> str:
+        """One sentence for the whole figure."""
+        if not self.figure.published:
+            return "No published value is set beside it: nothing is compared."
+        if self.scale == "paper":
+            errors = [
+                abs(found)
+                for panel in self.panels
+                for _, distance in panel.distances
+                if (found := distance.in_errors) is not None
+            ]
+            near = sum(error <= 2 for error in errors)
+            return f"{near} of {len(errors)} published values are within two standard errors of ours."
+        words = [panel.shape.word for panel in self.panels if panel.shape]
+        return f"Shapes of {len(words)} published panel{'s' * (len(words) != 1)}: {counted(words)}."
+
+
+def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], runs: Path) -> Comparison:
+    """Set the figure's methods on these boards beside the published values.
+
+    Below the paper's size each board is compared with every published panel, in its shape alone. At the paper's size it
+    is compared with the panel that the run names, value by value.
+    """
+    own, published, panels = {}, {}, []
+    for score in figure.scores:
+        published[score] = tuple(series.theirs(figure, score))
+        own[score] = tuple(series.ours(figure, score, board, runs) for _, board in boards)
+        for (run, _), ours in zip(boards, own[score], strict=True):
+            if scale == "paper":
+                panels.append(_at_its_size(score, run, ours, published[score]))
+            else:
+                panels += [
+                    Panel(score, ours, theirs, shape(ours.lines, theirs.lines, figure.along in LOG), ())
+                    for theirs in published[score]
+                ]
+    return Comparison(figure, scale, own, published, tuple(panels))
+
+
+def _at_its_size(score: str, run: Run, ours: Ours, published: Sequence[Theirs]) -> Panel:
+    (theirs,) = (one for one in published if {"dataset": one.dataset, "base": one.base} == run.published)
+    distances = tuple(
+        (name, Distance(value, ours.estimates[name][place]))
+        for name, line in theirs.lines.items()
+        for place, value in line.items()
+        if place in ours.estimates.get(name, {})
+    )
+    return Panel(score, ours, theirs, None, distances)

@@ -1,0 +1,285 @@
+"""The two sides of a figure: our scores from the records of a board, and the published values, by method and place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.data.arms import irrelevant_percent
+from bench.errors import BenchError
+from bench.help import citations
+from bench.help.citations import Paper
+from bench.records.schema import RunRecord
+from bench.settings import dotted
+from reports.arm_plots import Family, families
+from reports.board import Board
+from reports.memory_plots import ProbeAnswer, by_row
+from reports.published import Value
+from reports.reproduction.figure import Along, Figure, Method
+from reports.rows import FLOOR, Row, run_of
+from reports.spread import Run, Runs
+from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, run_means, scaled
+
+RELATIVE = "relative_f1"
+COSTS: Mapping[str, Callable[[RunRecord], float]] = {
+    "observe_seconds": lambda record: record.costs.observe.seconds if record.costs else 0.0,
+    "observe_peak_bytes": lambda record: float(record.costs.observe.peak_bytes) if record.costs else 0.0,
+    "answer_flops": lambda record: _per_question(record),
+}
+"""Costs of a run that a figure can show, besides the scores in a run's summary."""
+
+
+class Unit(NamedTuple):
+    """How a figure shows a score of ours."""
+
+    name: str
+    factor: float = 100.0
+    """What the score is multiplied with."""
+    digits: int = 1
+
+
+UNITS: Mapping[str, Unit] = {
+    "f1": Unit("F1 (%)"),
+    "em": Unit("EM (%)"),
+    "f1_shortest": Unit("F1 (%)"),
+    "em_prefix": Unit("EM (%)"),
+    RELATIVE: Unit("relative F1 (%)"),
+    "bits_per_byte": Unit("bits per byte", 1, 3),
+    "observe_seconds": Unit("time of observing a stream (min)", 1 / 60, 2),
+    "observe_peak_bytes": Unit("peak memory in observing (GB)", 1e-9, 2),
+    "answer_flops": Unit("operations per question (GFLOP)", 1e-9, 3),
+}
+"""The scores that a figure can show, in the unit of the papers."""
+NO_PLACE = 0.0
+"""The place of what is not along an axis."""
+
+Line = Mapping[float, Sequence[Item]]
+"""One of our methods: by place, an item of each run."""
+
+
+@lru_cache(maxsize=1)
+def papers() -> Mapping[str, Paper]:
+    """The papers of ``CITATIONS.bib`` by key."""
+    return citations.read()
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One of our boards, for one score of a figure."""
+
+    board: Board
+    lines: Mapping[str, Line]
+    """By the name in the figure, in the figure's unit."""
+    estimates: Mapping[str, Mapping[float, Estimate]]
+    left_out: tuple[str, ...]
+    """Methods without a line, each with the reason."""
+
+    @property
+    def name(self) -> str:
+        """What was run: data set, base model and number of streams."""
+        count = len(self.board.streams)
+        return f"{self.board.dataset}, {self.board.model}, {count} stream{'s' * (count > 1)}"
+
+    @property
+    def place(self) -> str:
+        """The data set and the base model, beside published ones."""
+        return f"here: {self.board.dataset}, {self.board.model}"
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """The published values on one data set and base model, for one score of a figure."""
+
+    dataset: str
+    base: str
+    lines: Mapping[str, Mapping[float, Value]]
+
+    @property
+    def papers(self) -> str:
+        """The papers, in a few words."""
+        keys = dict.fromkeys(value.paper for line in self.lines.values() for value in line.values())
+        return " and ".join(papers()[key].label for key in keys)
+
+    @property
+    def place(self) -> str:
+        """The data set and the base model."""
+        return ", ".join(part for part in (self.dataset, self.base) if part)
+
+    @property
+    def name(self) -> str:
+        """The papers, the data set and the base model."""
+        return f"{self.papers}: {self.place}"
+
+    @property
+    def unit(self) -> str:
+        """The unit of the values."""
+        return next(value.unit for line in self.lines.values() for value in line.values())
+
+
+def ours(figure: Figure, score: str, board: Board, runs: Path) -> Ours:
+    """The figure's methods on a board: a score of each run, at each place."""
+    read = _reader(figure.along, board, runs)
+    lines: dict[str, Line] = {}
+    estimates: dict[str, Mapping[float, Estimate]] = {}
+    left_out = []
+    for name, row in rows_of(board, figure.methods).items():
+        line = {} if row is None else _line(score, read(row, score), UNITS[score].factor)
+        if row is None or row.status != "complete":
+            left_out.append(f"{name} ({'not run at this scale' if row is None else row.note})")
+        elif score == RELATIVE and not any(RELATIVE in other.scores for other in _family(board, row)):
+            left_out.append(f"{name} (its F1 at the start is not above {FLOOR.replace('_', ' ')})")
+        elif not line:
+            left_out.append(f"{name} (without a score)")
+        else:
+            lines[name] = line
+            estimates[name] = {x: _estimate(board, row, score, items, figure.along) for x, items in line.items()}
+    return Ours(board, lines, estimates, tuple(left_out))
+
+
+def rows_of(board: Board, methods: Mapping[str, Method]) -> dict[str, Row | None]:
+    """The row of each of our methods in the figure, on the stream itself; None if it was not run.
+
+    Of several rows with its settings it is the experiment's first one that no earlier method of the figure has.
+    """
+    found: dict[str, Row | None] = {}
+    for name, method in methods.items():
+        if method.method is not None:
+            wanted = dotted(method.config).items()
+            rows = [row for row in board.rows if (row.method, row.arm) == (method.method, "stream")]
+            fitting = [
+                row
+                for row in rows
+                if all(dotted(row.config).get(key) == value for key, value in wanted) and row not in found.values()
+            ]
+            found[name] = min(fitting, key=lambda row: (not row.entries, row.entries), default=None)
+    return found
+
+
+def theirs(figure: Figure, score: str) -> list[Theirs]:
+    """The published values of one score, by data set and base model, in the order of the file.
+
+    Raises:
+        BenchError: two values have the same place.
+    """
+    names = {published: name for name, method in figure.methods.items() for published in method.published}
+    other = {(source.paper, source.table): source.datasets for source in figure.published}
+    column = figure.scores[score]
+    groups: dict[tuple[str, str], dict[str, dict[float, Value]]] = defaultdict(lambda: defaultdict(dict))
+    for value in filter(lambda value: figure.score(value.column) == score, figure.values()):
+        dataset = other[value.paper, value.table_or_figure].get(value.dataset, value.dataset)
+        line = groups[dataset, value.base][names[value.row]]
+        place = _place(value.column.removeprefix(column)) if figure.along else NO_PLACE
+        if place in line:
+            raise BenchError(
+                f"{figure.name}: {names[value.row]}: two published values are on {dataset} in one place, "
+                f"{value.name} of {value.paper} and {line[place].name} of {line[place].paper}: leave one out."
+            )
+        line[place] = value
+    return [Theirs(dataset, base, lines) for (dataset, base), lines in groups.items()]
+
+
+def _place(text: str) -> float:
+    """The number in the rest of a column's name: "400", "20%", "16K"."""
+    number = text.strip().rstrip("%")
+    return 1024 * float(number[:-1]) if number.endswith("K") else float(number)
+
+
+Values = Mapping[float, Runs]
+"""A score of each run, by place."""
+
+
+def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str], Values]:
+    """How the values of a row along this axis are found."""
+    if along is None:
+        return lambda row, score: {NO_PLACE: _by_run(row, score)}
+    if along == "documents":
+        answers = by_row(board, runs)
+        return lambda row, score: _by_documents(answers.get(row.title, ()))
+    if along == "k":
+        return lambda row, score: {
+            float(other.config["k"]): _by_run(other, score)
+            for other in board.rows
+            if (other.method, other.arm) == (row.method, "stream") and isinstance(other.config.get("k"), int)
+            if _without_k(other) == _without_k(row)
+        }
+    of = families(board)
+
+    def places(family: Family) -> list[tuple[float, Row]]:
+        if along == "context":
+            return [(float(documents), row) for documents, row in family.contexts()]
+        return [(float(irrelevant_percent(arm)), row) for arm, row in family.rows.items() if _is_mixed(arm)]
+
+    def read(row: Row, score: str) -> Values:
+        family = next((one for one in of if row in one.rows.values()), None)
+        found = sorted(places(family), key=lambda pair: pair[0]) if family else []
+        return {x: _by_run(other, "f1" if score == RELATIVE else score) for x, other in found}
+
+    return read
+
+
+def _is_mixed(arm: str) -> bool:
+    return arm == "stream" or irrelevant_percent(arm) > 0
+
+
+def _without_k(row: Row) -> dict[str, object]:
+    return {key: value for key, value in row.config.items() if key != "k"}
+
+
+def _by_documents(answers: Sequence[ProbeAnswer]) -> Values:
+    steps: dict[float, list[Item]] = defaultdict(list)
+    for answer in answers:
+        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
+    return {seen: run_means(items) for seen, items in sorted(steps.items())}
+
+
+def _by_run(row: Row, score: str) -> Runs:
+    """A score, or a cost, of each run of a row."""
+    values = {run_of(record): _value(record, score) for record in row.records}
+    return {run: value for run, value in sorted(values.items()) if value is not None}
+
+
+def _per_question(record: RunRecord) -> float:
+    questions = record.summary.questions if record.summary else 0
+    return record.costs.answer.flops / questions if record.costs and questions else 0.0
+
+
+def _value(record: RunRecord, score: str) -> float | None:
+    if score in COSTS:
+        return COSTS[score](record)
+    value: float | None = getattr(record.summary, score)
+    return value
+
+
+def _line(score: str, values: Values, factor: float) -> Line:
+    """The items at each place, of the same runs everywhere: if some have fewer seeds, of their streams."""
+    known = {x: by_run for x, by_run in sorted(values.items()) if by_run}
+    if any(by_run.keys() != next(iter(known.values())).keys() for by_run in known.values()):
+        known = {x: _by_stream(by_run) for x, by_run in known.items()}
+    if score == RELATIVE and known:
+        base = known[min(known)]
+        if not sum(base.values()):
+            return {}
+        known = {x: ratio_by_run(by_run, base) for x, by_run in known.items()}
+    return {x: [Item.of(run, "", "", factor * value) for run, value in by_run.items()] for x, by_run in known.items()}
+
+
+def _by_stream(by_run: Runs) -> Runs:
+    streams: dict[str, list[float]] = defaultdict(list)
+    for run, value in by_run.items():
+        streams[run.stream].append(value)
+    return {Run(stream): sum(values) / len(values) for stream, values in streams.items()}
+
+
+def _family(board: Board, row: Row) -> list[Row]:
+    """The row and its arms."""
+    return [other for other in board.rows if (other.method, other.config) == (row.method, row.config)]
+
+
+def _estimate(board: Board, row: Row, score: str, items: Sequence[Item], along: Along | None) -> Estimate:
+    """The mean with the board's error where the row has it, else with that over streams."""
+    own = row.estimate(score, board.error) if along is None else None
+    return scaled(own, UNITS[score].factor) if own else mean_over_streams(items)

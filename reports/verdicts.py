@@ -1,0 +1,193 @@
+"""What our scores say about published ones: on the shape where sizes differ, in standard errors at the papers' size.
+
+A verdict on the shape has three words, and none of them is "reproduced": a small model on other documents can have the
+order of a paper's methods for other reasons than the paper's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from reports.agreement import Agreement, agreement
+from reports.published import Value, shown
+from reports.ranks import LEVEL, holm
+from reports.statistics import Estimate, Item, Sample, difference, show, slope
+
+Word = Literal["agrees in rank", "sign differs", "not resolved at this size"]
+AGREES: Word = "agrees in rank"
+DIFFERS: Word = "sign differs"
+UNRESOLVED: Word = "not resolved at this size"
+WORDS = (AGREES, DIFFERS, UNRESOLVED)
+
+Ours = Mapping[str, Mapping[float, Sequence[Item]]]
+"""Our scores: by method, then by place on the x axis, one of each run. Bars have a single place."""
+Theirs = Mapping[str, Mapping[float, Value]]
+"""The published values, likewise."""
+
+
+class Sign(NamedTuple):
+    """A published difference whose sign is known, and ours: of two methods, or of the ends of a method's curve."""
+
+    name: str
+    published: float
+    decimals: int
+    """Those of the published values."""
+    ours: Estimate
+    word: Word
+
+    def sentence(self) -> str:
+        """The published difference, and ours in the same direction."""
+        direction = math.copysign(1, self.published)
+        return (
+            f"{self.name} by {shown(abs(self.published), self.decimals)} in the paper, by "
+            f"{show(direction * self.ours.mean, self.ours.half_width(), 1)} here."
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The verdict on the shape of one published panel."""
+
+    methods: tuple[str, ...]
+    """Those that both have, the highest published value first."""
+    agreement: Agreement | None
+    """Of the ranks at the last place; None if there is no order."""
+    gaps: tuple[Sign, ...]
+    """Each pair of methods at the last place; the first one of the pair is higher in the paper."""
+    slopes: tuple[Sign, ...]
+    """The change of each method's curve along its least-squares line, from the first place to the last."""
+    unread: int
+    """Number of published gaps and changes that are smaller than the error of reading them."""
+
+    @property
+    def word(self) -> Word:
+        """One word for all: a sign that differs outweighs the rest.
+
+        The rank agrees if its interval is above 0 and one sign at least is resolved, or if all signs agree.
+        """
+        words = {sign.word for sign in (*self.gaps, *self.slopes)}
+        if DIFFERS in words:
+            return DIFFERS
+        above = self.agreement is not None and self.agreement.interval is not None and self.agreement.interval[0] > 0
+        return AGREES if words == {AGREES} or (AGREES in words and above) else UNRESOLVED
+
+    @property
+    def differing(self) -> list[str]:
+        """A sentence for each sign that differs."""
+        return [sign.sentence() for sign in (*self.gaps, *self.slopes) if sign.word == DIFFERS]
+
+    def sentences(self) -> list[str]:
+        """The verdict in words, without the signs that differ."""
+        found = [f"{self.word}."]
+        if self.agreement is not None:
+            found.append(f"Kendall's tau-b of {self.agreement.methods} methods is {self.agreement}.")
+        for name, signs in (("Gaps between two methods", self.gaps), ("Changes along a curve", self.slopes)):
+            if signs:
+                found.append(f"{name}: {counted(sign.word for sign in signs)}.")
+        if self.unread:
+            found.append(f"Left out, as smaller than the error of reading them: {self.unread}.")
+        return found
+
+
+def counted(words: Iterable[Word]) -> str:
+    """How often each word is said."""
+    counts = Counter(words)
+    return ", ".join(f"{word} {counts[word]}" for word in WORDS if counts[word])
+
+
+def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
+    """Compare the shapes of what both have: ranks and gaps at the last place of each, and the change along each curve.
+
+    Our signs are tested by paired t tests over streams, with Holm's correction over the gaps and over the changes, at
+    :data:`reports.ranks.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
+
+    Raises:
+        BenchError: two of our methods do not have the same streams.
+    """
+    ends = {name: values[max(values)] for name, values in theirs.items() if values and ours.get(name)}
+    methods = sorted(ends, key=lambda name: (-ends[name].number, name))
+    samples = {name: Sample.of(ours[name][max(ours[name])]) for name in methods}
+    gaps, changes = [], []
+    for a, b in itertools.combinations(methods, 2):
+        published, error = ends[a].number - ends[b].number, ends[a].reading_error + ends[b].reading_error
+        ours_gap = difference(samples[a], samples[b], "SE_stream")
+        gaps.append(_Difference(f"{a} above {b}", published, error, ends[a].decimals, ours_gap))
+    for name in methods:
+        if min(len(theirs[name]), len(ours[name])) > 1:
+            own = slope(_even(ours[name], log))
+            published = slope(_even({x: [Item("", "", "", of.number)] for x, of in theirs[name].items()}, log)).mean
+            verb = "rises" if published > 0 else "falls"
+            error = 2 * ends[name].reading_error
+            changes.append(_Difference(f"{name} {verb}", published, error, ends[name].decimals, own))
+    return Shape(
+        methods=tuple(methods),
+        agreement=_agreement(methods, ends, samples),
+        gaps=_signs(gaps),
+        slopes=_signs(changes),
+        unread=sum(not of.is_known for of in (*gaps, *changes)),
+    )
+
+
+class _Difference(NamedTuple):
+    """A published difference with the error of reading it, and ours."""
+
+    name: str
+    published: float
+    error: float
+    decimals: int
+    ours: Estimate
+
+    @property
+    def is_known(self) -> bool:
+        return abs(self.published) > self.error
+
+
+def _even(points: Mapping[float, Sequence[Item]], log: bool) -> dict[float, Sequence[Item]]:
+    """The points with places from 0 to 1, so that a slope is the change from the first place to the last."""
+    places = {x: math.log(x) if log else x for x in points}
+    low, high = min(places.values()), max(places.values())
+    return {(places[x] - low) / (high - low): items for x, items in points.items()}
+
+
+def _agreement(methods: Sequence[str], ends: Mapping[str, Value], samples: Mapping[str, Sample]) -> Agreement | None:
+    """The agreement of the published ranks, which have no streams, with ours."""
+    if len(methods) < 2:
+        return None
+    own = np.array([list(samples[name].by_stream.values()) for name in methods])
+    published = np.repeat([[ends[name].number] for name in methods], own.shape[1], axis=1)
+    return agreement(published, own)
+
+
+def _signs(found: Sequence[_Difference]) -> tuple[Sign, ...]:
+    """Those whose published sign is known, tested together."""
+    known = [of for of in found if of.is_known]
+    adjusted = holm({of.name: 1.0 if (p := of.ours.p_value()) is None else p for of in known})
+    return tuple(
+        Sign(of.name, of.published, of.decimals, of.ours, _word(of.published, of.ours, adjusted[of.name]))
+        for of in known
+    )
+
+
+def _word(published: float, ours: Estimate, p_value: float) -> Word:
+    if p_value >= LEVEL:
+        return UNRESOLVED
+    return AGREES if (ours.mean > 0) == (published > 0) else DIFFERS
+
+
+class Distance(NamedTuple):
+    """A published value and ours in the same unit, at the paper's size."""
+
+    published: Value
+    ours: Estimate
+
+    @property
+    def in_errors(self) -> float | None:
+        """(ours - published) / our standard error; None without one."""
+        return None if not self.ours.se else (self.ours.mean - self.published.number) / self.ours.se

@@ -1,0 +1,34 @@
+"""The plot of ranks: drawn for a board with several boards, one line for each method that competes on all of them."""
+
+from __future__ import annotations
+
+from reports import pair_plots, plots
+from reports.board import build
+from tests.reports.test_pairs import write_boards
+
+
+def test_a_line_for_each_competing_method_joins_its_ranks(tmp_path):
+    write_boards(tmp_path)
+    built = build(tmp_path)
+    (axes,) = pair_plots.drawings(built)["ranks_by_pair"].draw().axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["nano", "plain"]
+    left = [label.get_text() for label in axes.get_yticklabels()]
+    assert left == ["bm25  1", "lora  2", "tfidf  3", "uniform  4"]
+    places = sorted(tuple(line.get_ydata()) for line in axes.lines)
+    assert places == [(0, 0), (1, 3), (2, 2), (3, 1)]
+    highlighted = [tuple(line.get_ydata()) for line in axes.lines if line.get_color() == pair_plots.ORANGE]
+    assert sorted(highlighted) == [(1, 3), (3, 1)], "lora and uniform: significant on both, in opposite order"
+
+
+def test_it_needs_two_methods_that_compete_on_all_boards(tmp_path):
+    write_boards(tmp_path, failed=[("plain", "lora"), ("plain", "bm25"), ("nano", "uniform")])
+    assert pair_plots.drawings(build(tmp_path)) == {}
+    assert pair_plots.drawings(build(tmp_path, "demo-plain")) == {}
+
+
+def test_its_caption_has_the_facts_of_all_boards(tmp_path):
+    write_boards(tmp_path)
+    plots.write_captions(plots.across(build(tmp_path)), tmp_path / "out")
+    caption, notes = (tmp_path / "out" / "ranks_by_pair.txt").read_text().split("\n\n")
+    assert caption.startswith("Rank of every method that competes on all boards")
+    assert "Dataset: world. Base models: nano, plain. 4 streams of test-2." in notes.replace("\n", " ")
