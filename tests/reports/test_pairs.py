@@ -355,9 +355,12 @@ class TestExperiment:
         before = {path.name for path in runs.iterdir()}
         model = str(tmp_path / "models" / "other")
         one = ("--dataset", str(tmp_path / "keepers"), "--model", model, "--name", "one")
-        assert self.call("run", str(path), *one, *folders) == 0
+        assert self.call("run", str(path), *one, "--columns", "f1,rank", *folders) == 0
         assert {path.name for path in runs.iterdir()} == before, "the cells of a pair are those of the whole"
-        assert read_board(runs, "grid+one").runs == boards[1].runs and (out / "grid+one" / "leaderboard.md").is_file()
+        assert (
+            read_board(runs, "grid+one").runs == boards[1].runs
+            and "| method | F1 | rank |" in (out / "grid+one" / "leaderboard.md").read_text()
+        )
 
     def test_a_missing_base_or_data_set_is_found_before_any_work(self, path, tmp_path, capsys):
         content = yaml.safe_load(path.read_text())
