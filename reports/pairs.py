@@ -125,8 +125,9 @@ def lines(board: Board) -> list[Line]:
 def comparisons(board: Board) -> list[Comparison]:
     """The comparison of the first board with each of the others."""
     first, *others = names(board)
+    found = lines(board)
     return [
-        Comparison(board, other, (first, name), _competing(lines(board), place))
+        Comparison(board, other, (first, name), _competing(found, place))
         for place, (other, name) in enumerate(zip(board.others, others, strict=True), 1)
     ]
 

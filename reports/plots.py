@@ -112,11 +112,6 @@ def write_captions(drawings: Drawings, out: Path) -> list[Path]:
     return paths
 
 
-def file_names(board: Board, runs: Path) -> set[str]:
-    """Names of the pictures that :func:`write` writes."""
-    return set(files(drawings(board, runs)))
-
-
 def files(drawings: Drawings) -> list[str]:
     """Names of the pictures of some plots."""
     return [f"{name}.{ending}" for name in drawings for ending in FORMATS]

@@ -19,6 +19,7 @@ SMALL = {
     "bench.seeds",
     "bench.paths",
     "bench.files",
+    "bench.declared",
     "bench.machine",
     "bench.hashing",
     "bench.settings",

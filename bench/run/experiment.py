@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from bench import paths
+from bench import declared, paths
 from bench.answering.decoding import Decoding
 from bench.answering.retune import Retune
 from bench.contract.search import Range
 from bench.data.arms import Arm
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, first_problem, nearest
-from bench.files import parse_yaml, read_yaml
+from bench.files import parse_yaml
 from bench.records.schema import Asked
 from bench.settings import merged, nested
 
@@ -341,13 +341,5 @@ def _read(name: str) -> Experiment:
 
 def _values(name: str) -> tuple[str, dict[str, Any]]:
     """The name of an experiment's file, and the settings in it."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else paths.EXPERIMENTS / f"{name}.yaml"
-    try:
-        values = read_yaml(path)
-    except FileNotFoundError:
-        raise BenchError(f"No experiment {name!r}.{nearest(name, paths.experiments())}") from None
-    except OSError as error:
-        raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
-    if not isinstance(values, dict):
-        raise BenchError(f"{path.name} must be a mapping of settings; see bench/experiments/default.yaml.")
+    path, values = declared.read("experiment", name, paths.EXPERIMENTS, "bench/experiments/default.yaml")
     return path.name, values

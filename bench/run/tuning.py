@@ -87,7 +87,10 @@ class Tuning:
         return 1 / max(2, self.first)
 
     def plan(self) -> list[tuple[int, int | None]]:
-        """The most candidates of each round, and the first documents on which they run; more rounds with a limit."""
+        """The most candidates of each round, and the first documents on which they run.
+
+        There are more rounds with a limit, or if those that go on to whole streams break there.
+        """
         rounds: list[tuple[int, int | None]] = []
         for count in filter(None, (self.first, self.trials - self.first)):
             prefix = self._prefix(count)
@@ -133,7 +136,8 @@ class Tuning:
                 for trial in going_on:
                     trial.cells += self.make_cells(trial.settings, "stream", None)
                 yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
-                if any(self._is_above(trial, self.floor()) for trial in going_on):
+                floor = self.floor()
+                if any(self._is_above(self.measure(trial).score, floor) for trial in going_on):
                     break
 
     def _prefix(self, count: int) -> int | None:
@@ -156,9 +160,8 @@ class Tuning:
         spent = [operations_per_token(self.runs, cell) for cell in trial.cells]
         return all(operations <= SLACK * self.limit for operations in spent if operations is not None)
 
-    def _is_above(self, trial: Trial, floor: float | None) -> bool:
-        """True if a trial has a score, and F1 above the floor."""
-        score = self.measure(trial).score
+    def _is_above(self, score: float | None, floor: float | None) -> bool:
+        """True if there is a score, and F1 is above the floor."""
         return score is not None and (self.metric != "f1" or floor is None or score > floor)
 
     def _ranked(self, trials: Sequence[Trial], prefix: int) -> list[Trial]:
@@ -168,9 +171,10 @@ class Tuning:
         for index, trial in enumerate(trials):
             score, nll, *_ = self.measure(trial)
             if score is not None:
-                merits.append((tuning.merit(self.metric, score, nll, floor), -index))
-        ranked = [trials[-index] for _, index in sorted(merits, reverse=True)]
-        return [trial for trial in ranked if self._is_above(trial, floor)] or ranked[:1]
+                merits.append((tuning.merit(self.metric, score, nll, floor), -index, score))
+        merits.sort(reverse=True)
+        above = [item for item in merits if self._is_above(item[2], floor)] or merits[:1]
+        return [trials[-index] for _, index, _ in above]
 
     def measure(self, trial: Trial) -> tuning.Measurement:
         """The scores of a trial that has run."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import declared
+
 if TYPE_CHECKING:
     from reports.board import Board
     from reports.reproduction.comparison import Comparison
@@ -18,7 +20,7 @@ TEXT = "figure.md"
 
 def figures() -> list[str]:
     """Names of the figures: YAML files."""
-    return sorted(path.stem for path in FIGURES.glob("*.yaml"))
+    return declared.names(FIGURES)
 
 
 def write(

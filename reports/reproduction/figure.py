@@ -6,11 +6,11 @@ A figure is one file in ``reports/figures``; docs/figures.md explains its keys.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
 
+from bench import declared
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
 from bench.help import citations
@@ -169,15 +169,7 @@ def read(name: str) -> Figure:
         BenchError: there is no such figure, or a key or a name in it is wrong; the message names it with the nearest
             ones.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FIGURES / f"{name}.yaml"
-    try:
-        values = read_yaml(path)
-    except FileNotFoundError:
-        raise BenchError(f"No figure {name!r}.{nearest(name, figures())}") from None
-    except OSError as error:
-        raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
-    if not isinstance(values, dict):
-        raise BenchError(f"{path.name} must be a mapping of settings; see docs/figures.md.")
+    path, values = declared.read("figure", name, FIGURES, "docs/figures.md")
     try:
         figure = Figure.model_validate({"name": path.stem, **values})
     except pydantic.ValidationError as error:

@@ -325,6 +325,11 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
     board(runs, ids, tuning=keys if questions else (), hand_set={"camels": ["training.steps", "training.rate", "k"]})
 
 
+def pictures(runs: Path) -> set[str]:
+    """Names of the pictures of the last board's plots."""
+    return set(plots.files(plots.drawings(build(runs), runs)))
+
+
 def plot_names(runs: Path) -> set[str]:
     """Names of the plots of the last board."""
-    return {name.removesuffix(".png") for name in plots.file_names(build(runs), runs) if name.endswith(".png")}
+    return {name.removesuffix(".png") for name in pictures(runs) if name.endswith(".png")}

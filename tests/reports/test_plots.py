@@ -9,7 +9,7 @@ from bench.records.store import read_board, read_run
 from reports import change_plots, format_plots, month_plots, pair_plots, plots, relative_plots, score_plots, style
 from reports.board import build
 from reports.score_plots import Value
-from tests.reports.records_factory import board, realistic, record, spec
+from tests.reports.records_factory import board, pictures, realistic, record, spec
 
 
 def write(runs, out):
@@ -24,11 +24,11 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - special
     written = sorted(path.name for path in (tmp_path / "a").iterdir())
-    pictures = plots.file_names(build(tmp_path / "runs"), tmp_path / "runs")
-    assert set(written) == pictures | {f"{name.partition('.')[0]}.txt" for name in pictures}
+    drawn = pictures(tmp_path / "runs")
+    assert set(written) == drawn | {f"{name.partition('.')[0]}.txt" for name in drawn}
     for name in written:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-        assert (tmp_path / "a" / name).stat().st_size > (1000 if name in pictures else 100)
+        assert (tmp_path / "a" / name).stat().st_size > (1000 if name in drawn else 100)
 
 
 def test_a_report_reads_each_record_once(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_text_streams_have_no_question_plots(tmp_path):
     board(runs, [record(runs, spec(method, "test-2-0"), nll=[2.0, 3.0]) for method in ("uniform", "closed_book")])
     expected = {"token_nll_by_position", "token_nll_gain_by_position", "bits_per_byte_by_cost", "cost_by_method"}
     assert write(runs, tmp_path / "out") == expected
-    assert len(plots.file_names(build(runs), runs)) == len(expected) * len(plots.FORMATS)
+    assert len(pictures(runs)) == len(expected) * len(plots.FORMATS)
 
 
 def test_without_the_unadapted_model_there_is_no_gain_to_plot(tmp_path):

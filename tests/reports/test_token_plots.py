@@ -10,7 +10,7 @@ import pytest
 import reports
 from reports import plots, token_plots, token_weights
 from reports.board import build
-from tests.reports.records_factory import board, plot_names, record, spec, token_event
+from tests.reports.records_factory import board, pictures, plot_names, record, spec, token_event
 
 TEXT = "The~ ferry~ leaves Pier* 4* ."
 FACTS_HIGH, EQUAL = (1, 1, 0, 3, 2, 1), (2, 2, 2, 2, 2, 2)
@@ -60,7 +60,7 @@ class TestNumbers:
         (camels,) = row_weights(tmp_path)
         assert (camels.relative("fact"), camels.share("fact"), camels.auc().mean) == (None, None, 0.5)
         written = {path.name for path in plots.write(build(tmp_path), tmp_path, tmp_path / "out")}
-        assert written > plots.file_names(build(tmp_path), tmp_path) and "token_weights_by_class.png" in written
+        assert written > pictures(tmp_path) and "token_weights_by_class.png" in written
 
     def test_without_facts_there_is_no_auc(self, tmp_path):
         tokens = [token_event(0, "Nobody asks about~ this", (1, 2, 3, 4))]

@@ -18,7 +18,7 @@ from bench.records.schema import BoardRecord
 from bench.records.summary import check_board, summarize
 from reports import plots, written
 from reports.board import build
-from tests.reports.records_factory import answer, board, realistic, record, spec, token_event, tuning_record
+from tests.reports.records_factory import answer, board, pictures, realistic, record, spec, token_event, tuning_record
 
 DRAWN = ("f1_by_position", "token_nll_by_position", "cost_by_method", "token_weights", "token_weights_by_class")
 """A plot of the answers, of the documents, of the costs with those of trials, and of token weights."""
@@ -59,7 +59,7 @@ def test_tables_and_plots_are_the_same_to_the_byte(tmp_path: Path, monkeypatch: 
     runs, results = tmp_path / "runs", tmp_path / "results"
     realistic(runs, streams=2, documents=4, questions=1)
     folder = published.publish(runs, "demo", results).parent
-    possible = [plots.file_names(build(of), of) for of in (runs, folder)]
+    possible = [pictures(of) for of in (runs, folder)]
     assert possible[0] - possible[1] == {f"token_weights.{ending}" for ending in plots.FORMATS}
     assert possible[1] < possible[0], "all but the plot of a document's text"
     monkeypatch.setattr(plots, "FORMATS", ("svg",))
@@ -213,7 +213,7 @@ def test_unpacked_records_give_the_same_board_and_are_no_substitute_for_those_of
         (unpacked / name).parent.mkdir(parents=True, exist_ok=True)
         (unpacked / name).write_bytes(content)
     assert build(unpacked, "demo") == build(folder, "demo")
-    assert plots.file_names(build(unpacked), unpacked) == plots.file_names(build(folder), folder)
+    assert pictures(unpacked) == pictures(folder)
     with pytest.raises(BenchError, match="it has no gold answers"):
         published.publish(unpacked, "demo", folder)
 

@@ -18,7 +18,7 @@ from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.runner import Runner
 from tests.conftest import make_checkpoint
-from tests.world import Inline, make_dataset, make_experiment
+from tests.world import Inline, make_experiment
 
 PLUGIN = '''
 import torch
@@ -62,11 +62,6 @@ class Shifts(MetaTrained):
     def validate(self, episodes):
         return {"loss": self.shift.weight.abs().item()}
 '''
-
-
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
 
 
 @pytest.fixture

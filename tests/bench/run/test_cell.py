@@ -15,7 +15,7 @@ from bench.run.cell import failure_of
 from bench.run.executor import LocalPool
 from bench.run.runner import Runner
 from tests.conftest import ROOT
-from tests.world import Inline, make_dataset, make_experiment
+from tests.world import Inline, make_experiment
 
 PLUGINS = ROOT / "tests" / "cases" / "plugins"
 CHANGED = "The method changed what other cells use: "
@@ -38,11 +38,6 @@ REASONS = {
 }
 """The faulty methods, and how the messages in the records of their cells begin."""
 STREAMS = {"split": "test", "documents": 2, "count": 1}
-
-
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
 
 
 def runner(keepers: Path, llama: Path, runs: Path, *methods: str, hook_timeout: float | None = None) -> Runner:

@@ -15,20 +15,10 @@ from bench.run.outlook import Outlook
 from bench.run.pace import Pace
 from bench.run.progress import Progress, State
 from bench.run.runner import Runner
-from tests.world import Inline, make_dataset, make_experiment
+from tests.world import Inline
 
 TUNED = {"name": "uniform", "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}}
 BY_F1 = {"documents": 4, "count": 2, "metric": "f1", "trials": 4}
-
-
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
-
-
-@pytest.fixture
-def plan(keepers: Path, llama: Path) -> Callable[..., Experiment]:
-    return lambda *methods, **changes: make_experiment(keepers, llama, methods, **changes)
 
 
 def ahead(experiment: Experiment, runs: Path) -> list[Outlook]:

@@ -20,15 +20,10 @@ from bench.run.roles import DISJOINT, Use, overlaps
 from bench.run.runner import Runner
 from reports import write_all
 from tests.conftest import ROOT
-from tests.world import PLUGIN, Inline, make_dataset, make_experiment
+from tests.world import PLUGIN, Inline, make_experiment
 
 CASES = ROOT / "tests" / "cases"
 UNIFORM = {"name": "uniform", "space": {"learning_rate": [0.0, 1e-3]}}
-
-
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
 
 
 @pytest.fixture

@@ -37,16 +37,6 @@ BY_F1 = {"documents": 4, "count": 1, "metric": "f1", "trials": 3}
 """A tuning plan."""
 
 
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
-
-
-@pytest.fixture
-def plan(keepers: Path, llama: Path) -> Callable[..., Experiment]:
-    return lambda *methods, **changes: make_experiment(keepers, llama, methods, **changes)
-
-
 @pytest.fixture
 def plugin(tmp_path: Path) -> str:
     path = tmp_path / "failures.py"

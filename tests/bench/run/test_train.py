@@ -19,14 +19,9 @@ from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.train import check_prompts, train, train_target
 from tests.tiny_tokenizers import CHATS, CORPUS, chat_base
-from tests.world import make_dataset, make_experiment
+from tests.world import make_experiment
 
 CMT = {"name": "cmt", "config": {"training": {"steps": 1}}}
-
-
-@pytest.fixture(scope="module")
-def keepers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "keepers")
 
 
 @pytest.fixture
