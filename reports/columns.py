@@ -15,7 +15,8 @@ from reports.statistics import ErrorKind, Estimate, show_error
 
 NAMES = (
     *("method", "f1", "se", "rank", FIRST, "relative_f1", "f1_vs_reference", "em", "ended", "em_prefix", "answer_nll"),
-    *(*CHANGE_SCORES, "recall", "knowledge_gain", "token_nll", "token_nll_vs_reference", "bits_per_byte"),
+    *(*CHANGE_SCORES, "recall", "knowledge_gain", "token_nll", "token_nll_vs_reference"),
+    *("token_nll_after", "bits_per_byte"),
     *("seeds", "orders", "forgetting", "training_seconds", "fit_seconds", "tuning_seconds", "seconds_per_document"),
     *("seconds_per_question", "total_seconds", "flops_per_document", "total_flops", "state_bytes"),
     *("break_even_documents", "trials"),
@@ -90,6 +91,7 @@ def _every(board: Board) -> list[Column]:
         else _score("token NLL", "token_nll", kind, nll),
         *(spread if board.headline == "token_nll" else ()),
         _score(f"NLL vs {reference}", "token_nll_vs_reference", kind, difference),
+        _score("NLL after", "token_nll_after", kind, "nats per token, scored right after the text was observed"),
         _score("bits/byte", "bits_per_byte", kind),
     ]
     return [

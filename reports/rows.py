@@ -34,7 +34,7 @@ CEILING = "gold_in_prompt"
 ANSWER_SCORES = (*metrics.ANSWER_SCORES, "answer_nll", "ended", "recall", *CHANGE_SCORES)
 FIRST = "f1_first_probe"
 """F1 at the first probe, if every probe asks the same questions (``questions: first``)."""
-TEXT_SCORES = ("token_nll", "bits_per_byte")
+TEXT_SCORES = ("token_nll", "token_nll_after", "bits_per_byte")
 ANCHOR_SCORES = ("anchor_f1_before", "anchor_f1", "forgetting", "anchor_nll_before", "anchor_nll")
 DIFFERENCES = ("f1_vs_reference", "token_nll_vs_reference")
 SCORES = (*ANSWER_SCORES, FIRST, "relative_f1", *TEXT_SCORES, *DIFFERENCES, "knowledge_gain", *ANCHOR_SCORES)
@@ -205,6 +205,9 @@ def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterato
     unit = f"document {document}, time {time}"
     if tokens:
         yield "token_nll", Item.of(run, unit, document, nll / tokens, tokens)
+    if tokens and all(event.nll_after is not None for event in events):
+        after = sum(event.nll_after or 0.0 for event in events)
+        yield "token_nll_after", Item.of(run, unit, document, after / tokens, tokens)
     if utf8_bytes:
         yield "bits_per_byte", Item.of(run, unit, document, metrics.bits_per_byte(nll, utf8_bytes), utf8_bytes)
 

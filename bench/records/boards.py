@@ -30,7 +30,7 @@ def names(runs: Path) -> list[str]:
     Raises:
         BenchError: published records are damaged.
     """
-    return [path.stem for path in store._boards(runs)]
+    return [path.stem for path in store.board_paths(runs)]
 
 
 def read(runs: Path, name: str | None = None) -> BoardRecord:

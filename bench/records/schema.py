@@ -48,6 +48,8 @@ class DocumentEvent(_Record):
     """Windows in which the model read it (1 unless it is longer than the model's context)."""
     nll: NonNegative | None
     """Sum over its tokens of -log p (nats), before any update on it; None if scoring is off."""
+    nll_after: NonNegative | None = None
+    """The same right after the method observed it; None if it was not scored again."""
     observe_seconds: NonNegative
 
 
@@ -112,6 +114,8 @@ CHANGE_SCORES = ("f1_current", "stale", "f1_unchanged")
 """Scores of the answers on facts that have changed, and of those on facts that have not."""
 
 TokenClass = Literal["fact", "name", "filler"]
+NOTED_DOCUMENTS = 50
+"""Number of documents, from the first of a stream, whose tokens are noted."""
 
 Asked = Literal["seen", "first"]
 """The questions that are asked: ``seen``, at each probe those on all documents seen so far; ``first``, at every probe
@@ -132,12 +136,15 @@ class TokenEvent(_Record):
     """``fact``: states the answer to a question; ``name``: names the subject of the document; ``filler``: the rest."""
     pos: tuple[str, ...] | None = None
     """Part of speech of each token; None without a tagger."""
+    gradient_norms: tuple[NonNegative, ...] | None = None
+    """Norm of the gradient of each token's -log p, before any update on it and without weights; None if not asked for.
+    """
 
     @pydantic.model_validator(mode="after")
     def _one_each(self) -> Self:
-        columns = (self.pieces or None, self.nll, self.classes, self.pos)
+        columns = (self.pieces or None, self.nll, self.classes, self.pos, self.gradient_norms)
         if any(len(column) != len(self.weights) for column in columns if column is not None):
-            raise ValueError("weights, nll, classes and pos need one value for each piece")
+            raise ValueError("weights, nll, classes, pos and gradient_norms need one value for each piece")
         return self
 
 
@@ -169,6 +176,10 @@ class CellSpec(_Record):
     probes: tuple[Share, ...]
     questions: Asked = "seen"
     scoring: bool
+    reread: bool = False
+    """True if each segment is scored again after it was observed."""
+    gradient_norms: Count = 0
+    """Number of documents, from the first, for whose tokens the norms of the gradients are recorded."""
     segment_tokens: Annotated[int, pydantic.Field(ge=1)] | None
     window: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Most tokens that the base reads at once; None: as many as it can."""
@@ -192,12 +203,18 @@ class CellSpec(_Record):
     @property
     def key(self) -> str:
         """Hash of everything that can change the numbers."""
-        return digest(self.model_dump(mode="json"))
+        return digest(self._hashed(set()))
 
     @property
     def comparability_key(self) -> str:
         """Hash of everything that must be equal for two cells to appear on one board."""
-        return digest({**self.model_dump(mode="json", exclude=NOT_COMPARED), "streams": self.stream.rpartition("-")[0]})
+        return digest({**self._hashed(NOT_COMPARED), "streams": self.stream.rpartition("-")[0]})
+
+    def _hashed(self, left_out: set[str]) -> dict[str, Any]:
+        """The fields that are hashed, without those of :data:`ADDED` that have their defaults."""
+        values = self.model_dump(mode="json", exclude=left_out)
+        defaults = {name: type(self).model_fields[name].default for name in ADDED}
+        return {name: value for name, value in values.items() if name not in ADDED or value != defaults[name]}
 
     @property
     def id(self) -> str:
@@ -219,6 +236,10 @@ NOT_COMPARED = {
     "device",
 }
 """Fields of a spec that may differ between cells of one board. The split and size of the streams may not."""
+
+
+ADDED = {"reread", "gradient_norms"}
+"""Fields of a spec that older records lack. At their defaults they are not hashed, so that the keys of these hold."""
 
 
 class Tally(_Record):
@@ -260,6 +281,8 @@ class Summary(_Record):
     answer_nll: NonNegative | None
     token_nll: NonNegative | None
     """Nats per token."""
+    token_nll_after: NonNegative | None = None
+    """The same right after each document or segment was observed; None if they were not scored again."""
     bits_per_byte: NonNegative | None
     anchor_f1_before: Share | None
     anchor_f1: Share | None

@@ -180,7 +180,7 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     Raises:
         BenchError: there is no such board under ``runs``, or it is damaged, edited or of another schema or experiment.
     """
-    boards = _boards(runs)
+    boards = board_paths(runs)
     path = board_path(runs, experiment) if experiment else boards[-1] if boards else None
     if path is None or path not in boards:
         name = f"of {experiment} " if experiment else ""
@@ -206,7 +206,7 @@ def board_path(runs: Path, experiment: str) -> Path:
     return runs / "boards" / f"{experiment}.json"
 
 
-def _boards(runs: Path) -> list[Path]:
+def board_paths(runs: Path) -> list[Path]:
     """The files of the boards, the newest last."""
     if (files := packed.unpacked(runs)) is not None:
         return [runs / name for name in files if name.startswith("boards/")]

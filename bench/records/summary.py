@@ -47,6 +47,8 @@ def summarize(
     }
     scored = [event for event in documents if event.nll is not None]
     nll = sum(event.nll or 0.0 for event in scored)
+    again = [event for event in documents if event.nll_after is not None]
+    tokens_again = sum(event.tokens for event in again)
     tokens, utf8_bytes = sum(event.tokens for event in scored), sum(event.bytes for event in scored)
     return Summary(
         documents=len({event.position for event in documents}),
@@ -55,6 +57,7 @@ def summarize(
         **{name: _mean_of(final, name) for name in (*metrics.ANSWER_SCORES, "ended", "recall", *CHANGE_SCORES)},
         answer_nll=_mean_of(final, "nll"),
         token_nll=nll / tokens if tokens else None,
+        token_nll_after=sum(event.nll_after or 0.0 for event in again) / tokens_again if tokens_again else None,
         bits_per_byte=metrics.bits_per_byte(nll, utf8_bytes) if utf8_bytes else None,
         anchor_f1_before=anchors[0.0],
         anchor_f1=anchors[last],

@@ -264,6 +264,8 @@ def build_loop(spec: CellSpec, method: Method, inputs: CellInputs) -> Loop:
         probes=spec.probes,
         questions=spec.questions,
         scoring=spec.scoring,
+        reread=spec.reread,
+        gradient_norms=spec.gradient_norms,
         decoding=Decoding(**spec.decoding),
         retune=spec.retune,
         segment=spec.segment,

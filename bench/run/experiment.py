@@ -17,7 +17,7 @@ from bench.data.arms import Arm
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml
-from bench.records.schema import Asked
+from bench.records.schema import NOTED_DOCUMENTS, Asked
 from bench.settings import merged, nested
 
 
@@ -194,6 +194,15 @@ class Experiment(_Part):
         description="at a probe: those on all documents seen so far, or at every probe those of the first probe",
     )
     scoring: bool = True
+    reread: bool = pydantic.Field(
+        default=False, description="score each document, or segment, again after it was observed"
+    )
+    gradient_norms: int = pydantic.Field(
+        default=0,
+        ge=0,
+        le=NOTED_DOCUMENTS,
+        description="documents, from the first of a stream, for whose tokens the gradients' norms are recorded",
+    )
     segment_tokens: int | None = pydantic.Field(default=None, ge=1)
     anchor: AnchorPlan = AnchorPlan()
     prompt: PromptFormat = PLAIN

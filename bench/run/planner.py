@@ -95,6 +95,8 @@ class Planner:
                     probes=(1.0,) if trial else experiment.probes,
                     questions="seen" if trial else experiment.questions,
                     scoring=on.metric == "token_nll" if isinstance(on, TuningPlan) else experiment.scoring,
+                    reread=experiment.reread and not trial,
+                    gradient_norms=0 if trial else experiment.gradient_norms,
                     segment_tokens=experiment.segment_tokens,
                     window=experiment.window,
                     prompt=experiment.prompt,

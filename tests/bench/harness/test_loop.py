@@ -316,6 +316,33 @@ def test_a_document_is_scored_before_any_update_on_it(lm: BaseModel, llama: Path
         by_hand.observe(item.document)
 
 
+@pytest.mark.parametrize("segment_tokens", [None, 10])
+def test_a_segment_is_scored_again_right_after_it_was_observed(lm: BaseModel, segment_tokens: int | None) -> None:
+    scores = []
+
+    class Scoring(Tuner):
+        def observe(self, document: Document) -> None:
+            super().observe(document)
+            with torch.no_grad():
+                windows = self.reading.log_probs(self.lm, self.lm.tokens(document))
+                scores.append(-sum(window.double().sum().item() for window in windows))
+
+    method = Scoring(lm, Tuner.Config(learning_rate=1e-3))
+    again = run_loop(method, segment_tokens=segment_tokens, reread=True)
+    assert [event.nll_after for event in again.document_events] == pytest.approx(scores, rel=1e-9)
+    once = run_loop(Tuner(lm, Tuner.Config(learning_rate=1e-3)), segment_tokens=segment_tokens)
+    assert [event.nll for event in again.document_events] == [event.nll for event in once.document_events]
+    assert {event.nll_after for event in once.document_events} == {once.summary().token_nll_after} == {None}
+    tokens = sum(event.tokens for event in again.document_events)
+    assert again.summary().token_nll_after == pytest.approx(sum(scores) / tokens)
+    assert again.answer_events == once.answer_events
+
+
+def test_a_method_that_learns_nothing_scores_the_same_again(lm: BaseModel) -> None:
+    events = run_loop(Recorder(lm), reread=True).document_events
+    assert [event.nll_after for event in events] == [event.nll for event in events]
+
+
 def test_the_summary_averages_over_tokens_and_bytes_not_documents(lm: BaseModel) -> None:
     loop = run_loop(Recorder(lm))
     nll = sum(event.nll or 0 for event in loop.document_events)

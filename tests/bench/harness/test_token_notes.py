@@ -98,7 +98,7 @@ def test_noting_changes_no_result(lm: BaseModel, monkeypatch: pytest.MonkeyPatch
     gold = GoldQuestion(Question("q", "Who saw the lighthouse?"), ("nobody",))
     entries = [replace(entry, questions=(gold,)) for entry in ENTRIES]
     noted = run_loop(counting(lm), entries)
-    monkeypatch.setattr(token_notes, "DOCUMENTS", 0)
+    monkeypatch.setattr(token_notes, "NOTED_DOCUMENTS", 0)
     silent = run_loop(counting(lm), entries)
     assert (len(noted.token_events), silent.token_events) == (3, [])
     assert noted.summary() == silent.summary()
@@ -149,8 +149,31 @@ def test_equal_weights_and_placebo_documents_are_not_noted(lm: BaseModel) -> Non
 
 
 def test_only_the_first_documents_are_noted(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_notes, "DOCUMENTS", 2)
+    monkeypatch.setattr(token_notes, "NOTED_DOCUMENTS", 2)
     assert [event.position for event in run_loop(counting(lm)).token_events] == [0, 1]
+
+
+@pytest.mark.parametrize("segment_tokens", [None, 7])
+def test_norms_of_gradients_are_those_before_the_update_one_token_at_a_time(
+    lm: BaseModel, llama: Path, segment_tokens: int | None
+) -> None:
+    noted = run_loop(counting(lm), segment_tokens=segment_tokens, gradient_norms=2)
+    assert [event.gradient_norms is None for event in noted.token_events] == [False, False, True]
+    base = BaseModel.load(str(llama)).model.requires_grad_(True)
+    ids = torch.cat([torch.tensor([lm.bos_id]), lm.encode(ENTRIES[0].document.text)])
+    by_hand = []
+    for i in range(1, 8):
+        base.zero_grad()
+        torch.log_softmax(base(ids[None, :i]).logits[0, -1], -1)[ids[i]].backward()
+        by_hand.append(sum(float(p.grad.square().sum()) for p in base.parameters() if p.grad is not None) ** 0.5)
+    norms = noted.token_events[0].gradient_norms
+    assert norms is not None and norms[:7] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_noting_gradients_changes_no_result(lm: BaseModel) -> None:
+    noted, silent = run_loop(counting(lm), gradient_norms=3), run_loop(counting(lm))
+    assert [event.weights for event in noted.token_events] == [event.weights for event in silent.token_events]
+    assert noted.summary() == silent.summary()
 
 
 class TestClasses:

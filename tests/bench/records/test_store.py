@@ -18,7 +18,16 @@ from bench import machine
 from bench.errors import BenchError
 from bench.hashing import digest
 from bench.records import store
-from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TokenEvent, TuningRecord, documents_seen, mean
+from bench.records.schema import (
+    ADDED,
+    AnswerEvent,
+    DocumentEvent,
+    RunRecord,
+    TokenEvent,
+    TuningRecord,
+    documents_seen,
+    mean,
+)
 from bench.records.summary import check_board, summarize
 from tests.conftest import ROOT
 from tests.reports.records_factory import answer, board, costs, record, spec, token_event, tuning_record
@@ -143,6 +152,17 @@ def test_a_probe_counts_the_fraction_as_it_is_written() -> None:
     for hundredths in range(101):
         for documents in (1, 7, 50, 200, 333):
             assert documents_seen(hundredths / 100, documents) == -(-hundredths * documents // 100)
+
+
+def test_fields_that_older_records_lack_change_keys_only_if_they_are_set() -> None:
+    older = spec("uniform", "test-2-0")
+    fields = older.model_dump(mode="json", exclude=ADDED)
+    assert older.key == digest(fields)
+    assert type(older).model_validate(fields).comparability_key == older.comparability_key
+    for name, value in {"reread": True, "gradient_norms": 1}.items():
+        assert older.key != spec("uniform", "test-2-0", **{name: value}).key
+        assert older.comparability_key != spec("uniform", "test-2-0", **{name: value}).comparability_key
+    assert {"reread", "gradient_norms"} == ADDED
 
 
 # Records that are not as they were written.
