@@ -13,6 +13,7 @@ from bench import Episode, MethodConfig
 from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids, question_ids
 from bench.contract.search import Range, SearchSpace
+from bench.lm.reading import Reading
 from methods.parts.generated_weights import GeneratedWeights
 from methods.parts.weight_generator import ChunkStates, Encoding, GeneratorTraining
 
@@ -63,6 +64,9 @@ class GenerativeAdapter(GeneratedWeights):
         scale: float = pydantic.Field(
             default=1.0, gt=0, description="factor of the update in the stream, beside training.scale"
         )
+        context_tokens: int | None = pydantic.Field(
+            default=None, ge=0, description="tokens of context before a segment when text is scored; null: all that fit"
+        )
         training: GeneratorTraining = pydantic.Field(
             default=GeneratorTraining(), description="the generators and their training"
         )
@@ -71,6 +75,11 @@ class GenerativeAdapter(GeneratedWeights):
     def search_space(cls, config: MethodConfig) -> SearchSpace:
         """The factor of the update."""
         return {"scale": Range(low=0.25, high=4, log=True)}
+
+    @property
+    def reading(self) -> Reading:
+        """The context that ``context_tokens`` leaves."""
+        return Reading(self.config.context_tokens)
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Split the documents into groups, one state each, and train on the loss of the current stage.
@@ -84,7 +93,7 @@ class GenerativeAdapter(GeneratedWeights):
             if self.progress < training.aligned_first:
                 loss = self._alignment_loss(groups, training.questions)
             elif self.progress < training.qa_from:
-                loss = self._text_loss(groups)
+                loss = torch.stack([*self._text_losses(groups).values()]).sum()
             else:
                 parts = self._answer_loss(groups, training.questions)
                 loss = parts["answer_nll"] + training.align * parts.get("alignment", 0.0)
@@ -93,7 +102,16 @@ class GenerativeAdapter(GeneratedWeights):
 
     @torch.no_grad()
     def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """-log p of answer tokens (nats) with all episodes in one state, and the alignment if it is trained."""
+        """-log p of answer tokens (nats) with all episodes in one state, and the alignment if it is trained.
+
+        If it is trained on text alone: the losses of the text, in states of as many documents as at last in training.
+        """
+        training = self.config.training
+        if training.qa_from == 1:
+            count = max(1, len(episodes) // training.documents)
+            losses = self._text_losses([episodes[k::count] for k in range(count)])
+            parts = {key: part.item() for key, part in losses.items()}
+            return {"loss": sum(parts.values()), **parts}
         parts = {key: part.item() for key, part in self._answer_loss([episodes]).items()}
         return {"loss": parts.pop("answer_nll"), **parts}
 
@@ -106,15 +124,16 @@ class GenerativeAdapter(GeneratedWeights):
         layers = self.chunk_states([[chunk.tokens for chunk in group] for group in chunks])
         return self._alignment(queries, layers, examples, chunks)
 
-    def _text_loss(self, groups: Sequence[Sequence[Episode]]) -> Tensor:
+    def _text_losses(self, groups: Sequence[Sequence[Episode]]) -> dict[str, Tensor]:
         """-log p of text after the first chunks of each group, a random number of them (equation 5).
 
-        The sum of two means over tokens: reconstruction, of a window that starts at random in the chunks of the state,
-        and completion, of the next chunk.
+        Means over tokens: ``reconstruction``, of a window that starts at random in the chunks of the state, and
+        ``completion``, of the next chunk; those of ``training.text``, if the chunks of a group are two or more.
         """
         chunks = [[c for episode in group for c in self.chunks(episode.document)] for group in groups]
         chunks = [group for group in chunks if group]
-        counts = [int(torch.randint(1, len(group) + 1, ())) for group in chunks]
+        followed = self.config.training.text == "completion"  # then the last chunk is never in the state
+        counts = [int(torch.randint(1, max(1, len(group) - followed) + 1, ())) for group in chunks]
         begin = torch.tensor([self.lm.bos_id], device=self.lm.device)
         longest = min(self.config.training.chunk, self.lm.window)
         reconstruction, completion = [], []
@@ -125,8 +144,12 @@ class GenerativeAdapter(GeneratedWeights):
             if count < len(group):
                 completion.append(_Example(k, begin, group[count][-longest:]))
         states = self._group_states(self.chunk_states(chunks), chunks, counts)
-        loss, _ = self._nll(states, reconstruction)
-        return loss + self._nll(states, completion)[0] if completion else loss
+        losses = {}
+        if not completion or self.config.training.text != "completion":
+            losses["reconstruction"] = self._nll(states, reconstruction)[0]
+        if completion and self.config.training.text != "reconstruction":
+            losses["completion"] = self._nll(states, completion)[0]
+        return losses
 
     def _answer_loss(self, groups: Sequence[Sequence[Episode]], most: int | None = None) -> dict[str, Tensor]:
         """``answer_nll``, the -log p of answers with each group's state, and ``alignment`` if it is trained."""

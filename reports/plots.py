@@ -14,6 +14,7 @@ from reports import (
     change_plots,
     cost_plots,
     format_plots,
+    gradient_plots,
     memory_plots,
     month_plots,
     pair_plots,
@@ -35,14 +36,17 @@ PARTS = (
     month_plots,
     cost_plots,
     token_plots,
+    gradient_plots,
     tuning_plots,
 )
 NAMES = tuple(name for part in (*PARTS, pair_plots) for name in part.NAMES)
 FORMATS = ("pdf", "svg", "png")
 CAPTION = "txt"
 """Ending of the file with the caption and the note of a plot, which lies beside the pictures."""
-TEXTUAL = tuple(f"{token_plots.DOCUMENT}.{ending}" for ending in (*FORMATS, CAPTION))
-"""The files of the plot that shows the text of a document."""
+TEXTUAL = tuple(
+    f"{name}.{ending}" for name in (token_plots.DOCUMENT, gradient_plots.DOCUMENT) for ending in (*FORMATS, CAPTION)
+)
+"""The files of the plots that show the text of a document."""
 
 _NO_DATE: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},

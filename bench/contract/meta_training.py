@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bench.contract.config import MethodConfig
 from bench.contract.method import Method
 from bench.data.documents import Episode
+from bench.data.reader import DataFiles
 from bench.errors import BenchError, Diverged
 from bench.files import read_tensors, write_tensors
 from bench.hashing import digest
@@ -51,10 +52,22 @@ class TrainingConfig(MethodConfig):
     base: str | None = pydantic.Field(
         default=None, description="base model to meta-train with; null: the one that is adapted"
     )
+    dataset: str | None = pydantic.Field(
+        default=None, description="data set to meta-train on, with its own files; null: the one that is streamed"
+    )
 
     def models(self) -> dict[str, str | None]:
         """The settings, other than ``base``, that name a model."""
         return {}
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """All settings, as plain data, but those that name the base and the data: a key has these by their content."""
+        return self.model_dump(mode="json", exclude={"base", "dataset"})
+
+    def source(self, dataset: str, data_files: DataFiles) -> tuple[str, DataFiles]:
+        """The data set to train on, and files in place of its own, in an experiment with these."""
+        return (dataset, data_files) if self.dataset is None else (self.dataset, {})
 
     def rate_factor(self, step: int) -> float:
         """The outer learning rate of a step, counted from 0, as a share of ``learning_rate``."""
@@ -152,7 +165,7 @@ class Trainer:
             raise BenchError("Meta-training needs documents with text and questions, and the train split has none.")
         candidates = usable(validation) or self.train
         self.validation = evenly_spaced(candidates, self.training.validation_episodes)
-        self.key = digest([key, self.training, method.seed])
+        self.key = digest([key, self.training.learning, method.seed])
         self._epoch, self._order = -1, [0]
         self.parameters = dict(method.learner.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.training.learning_rate)

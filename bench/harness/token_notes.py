@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from bench.contract.gradient import GradientMethod
 from bench.contract.method import Method
@@ -87,8 +88,8 @@ def gradient_norms(method: GradientMethod, batch: TokenBatch) -> Tensor:
         for log_probs in method.reading.log_probs(method.lm, batch):
             for log_prob in log_probs:
                 gradient = torch.autograd.grad(log_prob, parameters, retain_graph=True, allow_unused=True)
-                squares = [part.double().square().sum() for part in gradient if part is not None]
-                norms.append(torch.stack(squares).sum().sqrt())
+                parts = [vector_norm(part, dtype=torch.float64) for part in gradient if part is not None]
+                norms.append(vector_norm(torch.stack(parts)))
     return torch.stack(norms) if norms else torch.zeros(0)
 
 

@@ -15,7 +15,7 @@ import io
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from bench.contract.meta_training import MetaTrained, Trainer, training_of
 from bench.contract.method import Method
 from bench.data import recipe
 from bench.data.prompt_format import PLAIN, PromptFormat
-from bench.data.reader import split_entries, split_hash
+from bench.data.reader import DataFiles, split_entries, split_hash
 from bench.errors import BenchError
 from bench.files import read_tensors, write_bytes, write_json, write_tensors
 from bench.lm import checkpoint
@@ -115,7 +115,7 @@ def key_of(
     config: MethodConfig,
     seed: int,
     dataset: str,
-    data_files: Mapping[str, Sequence[str]],
+    data_files: DataFiles,
     model: str,
     prompt: PromptFormat = PLAIN,
     dtype: str = "float32",
@@ -125,8 +125,9 @@ def key_of(
     Raises:
         BenchError: the data or the model cannot be found or read.
     """
-    split_entries(dataset, "train", data_files)  # raises if it is missing; validation may be missing
     training = training_of(config)
+    dataset, data_files = training.source(dataset, data_files)
+    split_entries(dataset, "train", data_files)  # raises if it is missing; validation may be missing
     base = training.base or model
     return ArtifactKey(
         method=kind.name,
@@ -137,7 +138,7 @@ def key_of(
         train_hash=split_hash(dataset, "train", data_files),
         validation_hash=split_hash(dataset, "validation", data_files),
         settings={
-            **training.model_dump(mode="json", exclude={"base"}),
+            **training.learning,
             **{name.removeprefix("training."): value for name, value in declared_dependencies(kind, config).items()},
             **({} if prompt == PLAIN else {"prompt": prompt.model_dump(mode="json", exclude_defaults=True)}),
             **({} if dtype == "float32" else {"dtype": dtype}),

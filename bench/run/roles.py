@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bench.contract.config import MethodConfig
@@ -33,14 +34,23 @@ class Use:
     split: str
     role: Role
     words: str
+    dataset: str | None = None
+    """The data set, by name or path; None: the one that is streamed."""
+
+    @property
+    def name(self) -> str:
+        """Name of the split in a message."""
+        return self.split if self.dataset is None else f"{Path(self.dataset).name}'s {self.split}"
 
 
 def uses_of(method: type[Method], config: MethodConfig) -> Iterator[Use]:
     """The splits that a method uses before its streams."""
     if issubclass(method, MetaTrained):
         if training_of(config).steps:
-            yield Use("train", "learned", f"that {method.name} was trained on")
-            yield Use("validation", "selected", f"on which the training of {method.name} chose its best state")
+            dataset = training_of(config).dataset
+            yield Use("train", "learned", f"that {method.name} was trained on", dataset)
+            words = f"on which the training of {method.name} chose its best state"
+            yield Use("validation", "selected", words, dataset)
     elif method.learns_offline(config):
         yield Use(method.learns_from, "learned", f"that {method.name} learns from offline")
 
@@ -55,11 +65,14 @@ def overlaps(dataset: str, data_files: DataFiles, uses: Sequence[Use], allowed: 
         BenchError: there is such a pair, and it is not ``allowed``; the message names the first document.
     """
     pairs = [pair for pair in itertools.permutations(uses, 2) if (pair[0].role, pair[1].role) in DISJOINT]
-    names = {use.split for pair in pairs for use in pair}
-    splits = {name: _documents(dataset, data_files, name) for name in names}
+    used = {use.name: use for pair in pairs for use in pair}
+    splits = {
+        name: _documents(use.dataset or dataset, {} if use.dataset else data_files, use.split)
+        for name, use in used.items()
+    }
     sentences: dict[tuple[str, str], str] = {}  # one for each pair of splits
     for one, other in pairs:
-        sentences.setdefault((one.split, other.split), _overlap(one, other, splits[one.split], splits[other.split]))
+        sentences.setdefault((one.name, other.name), _overlap(one, other, splits[one.name], splits[other.name]))
     shared = [sentence for sentence in sentences.values() if sentence]
     if shared and not allowed:
         raise BenchError(
@@ -70,15 +83,15 @@ def overlaps(dataset: str, data_files: DataFiles, uses: Sequence[Use], allowed: 
 
 def _overlap(one: Use, other: Use, left: Mapping[str, Document], right: Mapping[str, Document]) -> str:
     """What two uses of splits share, in words; "" if they share nothing."""
-    if one.split == other.split:
-        return f"{one.split} is both the split {one.words} and the split {other.words}." if left else ""
+    if one.name == other.name:
+        return f"{one.name} is both the split {one.words} and the split {other.words}." if left else ""
     shared = [document for text, document in left.items() if text in right]
     if not shared:
         return ""
     document = shared[0]
     name = document.title or " ".join(document.text.split())
     return (
-        f"{one.split}, the split {one.words}, and {other.split}, the split {other.words}, share {len(shared)} of "
+        f"{one.name}, the split {one.words}, and {other.name}, the split {other.words}, share {len(shared)} of "
         f"{len(left)} documents; the first one is {document.id} ({name[:60]!r})."
     )
 

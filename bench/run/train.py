@@ -153,9 +153,10 @@ def train(
     lm = BaseModel.load(base, experiment.device, experiment.dtype, prompt=experiment.prompt)
     method = construct(kind, lm, config, seed)
     assert isinstance(method, MetaTrained)
-    splits = [split_entries(experiment.dataset, "train", experiment.data_files)]
+    dataset, data_files = training_of(config).source(experiment.dataset, experiment.data_files)
+    splits = [split_entries(dataset, "train", data_files)]
     try:
-        splits.append(split_entries(experiment.dataset, "validation", experiment.data_files))
+        splits.append(split_entries(dataset, "validation", data_files))
     except MissingSplit:
         splits.append(())
     file = work / key.folder_name / "checkpoint.safetensors"

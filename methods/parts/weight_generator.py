@@ -75,6 +75,9 @@ class GeneratorTraining(TrainingConfig):
     qa_from: float = pydantic.Field(
         default=0.8, ge=0, le=1, description="share of the steps that train on text alone, before those on questions"
     )
+    text: Literal["both", "reconstruction", "completion"] = pydantic.Field(
+        default="both", description="text to predict in these steps: that in the state, what follows it, or both"
+    )
     align: float = pydantic.Field(
         default=0, ge=0, description="weight of the alignment of queries with answer tokens, added to the answers' loss"
     )

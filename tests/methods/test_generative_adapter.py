@@ -480,6 +480,45 @@ def test_training_lowers_the_loss(llama_lm: BaseModel, qa_from: float) -> None:
     assert min(losses) < losses[0] - 0.5
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("both", {"reconstruction", "completion"}),
+        ("reconstruction", {"reconstruction"}),
+        ("completion", {"completion"}),
+    ],
+)
+def test_training_on_text_alone_is_validated_by_the_losses_that_it_lowers(
+    llama_lm: BaseModel, text: str, parts: set[str]
+) -> None:
+    settings = training_config(
+        steps=20, learning_rate=1e-2, validate_every=5, qa_from=1, text=text, documents=1, first_documents=1, chunk=9
+    )
+    trainer = Trainer(GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=settings)), EPISODES, EPISODES)
+    trainer.run()
+    first, best = trainer.curve[0], min(trainer.curve, key=lambda row: row["validation_loss"])
+    assert {name for name in first if name.startswith("validation_")} == {
+        "validation_loss",
+        *(f"validation_{part}" for part in parts),
+    }
+    assert first["validation_loss"] == pytest.approx(sum(first[f"validation_{part}"] for part in parts))
+    assert all(best[f"validation_{part}"] < first[f"validation_{part}"] for part in parts)
+
+
+def test_text_is_scored_after_as_much_context_as_the_setting_says(llama_lm: BaseModel) -> None:
+    text, whole = Document("0", TEXT[0]), make(llama_lm)
+    [_, second, *_] = llama_lm.segments(text, 5)
+    batch = llama_lm.tokens(second)
+    alone = GenerativeAdapter(llama_lm, GenerativeAdapter.Config(context_tokens=0, training=whole.config.training))
+    begin = torch.tensor([llama_lm.bos_id])
+    with torch.no_grad():
+        [bare] = alone.reading.log_probs(llama_lm, batch)
+        [after] = whole.reading.log_probs(llama_lm, batch)
+        assert torch.allclose(bare, llama_lm.log_probs(batch.token_ids, begin), atol=1e-5)
+        assert torch.allclose(after, llama_lm.log_probs(batch.token_ids, batch.context_ids), atol=1e-5)
+    assert not torch.allclose(bare, after, atol=1e-3)
+
+
 def test_the_reference_preset_has_the_values_of_the_authors_code() -> None:
     config = GenerativeAdapter.Config(preset="reference", training={"steps": 5})
     training = config.training

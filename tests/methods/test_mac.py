@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5Config, T5Model
 
-from bench import Document, Episode, Question
+from bench import Conditioning, Document, Episode, Question
 from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.run import artifacts
+from methods.bm25 import Bm25
 from methods.mac import Mac
 from methods.parts.memory_bank import pad_texts
 from methods.parts.text_encoder import AmortizedTraining, unit_embeddings
@@ -64,6 +65,26 @@ def prefixes(method: Mac) -> list[Tensor]:
 
 def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
     assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 1e-5
+
+
+def test_documents_that_bm25_finds_come_after_the_memory(lm: BaseModel) -> None:
+    both = Mac(lm, Mac.Config(retrieved=2, training=SMALL))
+    both.reset()
+    memory, bm25 = make(lm), Bm25(lm, Bm25.Config(k=2))
+    bm25.reset()
+    assert both.condition(QUESTIONS) == Conditioning()
+    for method in (both, memory, bm25):
+        for i, text in enumerate(TEXT):
+            method.observe(Document(str(i), text))
+    found, given = bm25.condition(QUESTIONS), both.condition(QUESTIONS)
+    assert (given.text, given.documents) == (found.text, found.documents) and given.text is not None
+    assert_same(prefixes(both), prefixes(memory))
+    state = both.state_dict()
+    both.reset()
+    assert both.condition(QUESTIONS) == Conditioning()
+    both.load_state_dict(state)
+    assert both.condition(QUESTIONS).text == found.text
+    assert_same(prefixes(both), prefixes(memory))
 
 
 def test_a_question_gets_two_positions_per_layer(lm: BaseModel) -> None:

@@ -173,7 +173,13 @@ def record(
     return run.id
 
 
-def token_event(position: int, text: str, weights: Sequence[float], pos: Sequence[str] | None = None) -> TokenEvent:
+def token_event(
+    position: int,
+    text: str,
+    weights: Sequence[float],
+    pos: Sequence[str] | None = None,
+    norms: Sequence[float] | None = None,
+) -> TokenEvent:
     """A document with the words of ``text`` as tokens: a word with a * states a fact, a word with a ~ is a name."""
     classes: Mapping[str, TokenClass] = {"*": "fact", "~": "name"}
     words = text.split()
@@ -185,6 +191,7 @@ def token_event(position: int, text: str, weights: Sequence[float], pos: Sequenc
         nll=None,
         classes=tuple(classes.get(word[-1], "filler") for word in words),
         pos=None if pos is None else tuple(pos),
+        gradient_norms=None if norms is None else tuple(norms),
     )
 
 

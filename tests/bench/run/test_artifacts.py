@@ -163,6 +163,23 @@ def test_weights_trained_with_one_base_can_be_used_on_another(
     assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
 
 
+def test_weights_trained_on_one_data_set_can_be_used_on_another(
+    plan: Callable[..., Experiment], keepers: Path, llama: Path, tmp_path: Path, plugin: str
+) -> None:
+    folder = train(plan(), tmp_path, plugin)
+    other = tmp_path / "millers"
+    other.mkdir()
+    for path in keepers.iterdir():
+        (other / path.name).write_text(path.read_text().replace("keeper", "miller"))
+    experiment = make_experiment(other, llama, [{"name": "shifts", "config": {"training": {"dataset": str(keepers)}}}])
+    result = Runner(experiment, tmp_path, [plugin]).run(Inline())
+    assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
+    own = make_experiment(other, llama, [{"name": "shifts"}])
+    with pytest.raises(BenchError, match=r"differs in train split, validation split\)"):
+        Runner(own, tmp_path, [plugin])
+    assert train(own, tmp_path, plugin) != folder == train(experiment, tmp_path, plugin)
+
+
 def test_changed_code_makes_an_artifact_stale_but_changed_comments_do_not(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
