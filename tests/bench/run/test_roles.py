@@ -200,7 +200,7 @@ def test_splits_of_another_data_set_are_compared_with_those_of_the_streams(keepe
     other = Path(shutil.copytree(keepers, tmp_path / "other"))
     shutil.copy(keepers / "test.jsonl", other / "train.jsonl")
     uses = [Use("test", "streams", "of the streams"), Use("train", "learned", "of the training", str(other))]
-    assert overlaps(str(keepers), {}, uses[:1] + [Use("train", "learned", "of the training")], allowed=True) == []
+    assert overlaps(str(keepers), {}, [*uses[:1], Use("train", "learned", "of the training")], allowed=True) == []
     (sentence,) = overlaps(str(keepers), {}, uses, allowed=True)
     assert sentence.startswith("test, the split of the streams, and other's train, the split of the training, share")
 
