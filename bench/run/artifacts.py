@@ -2,8 +2,8 @@
 
 If any of that changes, the artifact is no longer found. An artifact is a folder ``<method>-<digest>`` with
 ``weights.safetensors`` (bfloat16), ``artifact.json`` (its key and facts on the training), ``curve.csv`` and a card.
-Artifacts of the default experiment are in ``methods/trained``, all others in ``artifacts`` under the folder of the
-records. Nothing is ever unpickled.
+Artifacts that are committed, among them those of the default experiment, are in ``methods/trained``, all others in
+``artifacts`` under the folder of the records. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def load(folder: Path, method: MetaTrained) -> None:
 def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
     """Write the trained learner as an artifact under ``folder``, whole or not at all; returns the artifact's folder.
 
-    In the committed store it replaces the artifact of the same method, seed, dataset and base.
+    In the committed store it replaces the artifact of the same method, seed, dataset, base and settings.
     """
     path = folder / key.folder_name
     partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
@@ -245,7 +245,7 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
         write_bytes(partial / "curve.csv", table.getvalue().encode())
         write_bytes(partial / "README.md", card.encode())
         for other in folder.glob(f"{key.method}-*") if folder == COMMITTED else [path]:
-            if other == path or _have_same_names(read_key(other), key):
+            if other == path or _are_alike(read_key(other), key):
                 shutil.rmtree(other, ignore_errors=True)
         partial.rename(path)
     finally:
@@ -258,5 +258,7 @@ def _compact(value: Tensor) -> Tensor:
     return (value.to(torch.bfloat16) if value.is_floating_point() else value).cpu().contiguous()
 
 
-def _have_same_names(one: ArtifactKey, other: ArtifactKey) -> bool:
-    return (one.seed, one.dataset, one.model) == (other.seed, other.dataset, other.model)
+def _are_alike(one: ArtifactKey, other: ArtifactKey) -> bool:
+    """True if the keys differ in hashes alone: one is that of older data, an older base or older code."""
+    names = {"seed", "dataset", "model", "settings"}
+    return one.model_dump(include=names) == other.model_dump(include=names)

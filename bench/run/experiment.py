@@ -256,7 +256,7 @@ class Experiment(_Part):
         The first one keeps the name. Those of the others end in the data set and the base, as far as there are several.
 
         Raises:
-            BenchError: files are given to no data set of the experiment.
+            BenchError: files are given to no data set of the experiment, or two pairs would have one name.
         """
         datasets, models = self.datasets or [self.dataset], self.models or [self.model]
         self._check_files(datasets)
@@ -272,6 +272,9 @@ class Experiment(_Part):
                 "models": [],
             }
             pairs.append(self.model_copy(update=changes, deep=True))
+        names = [pair.name for pair in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise BenchError(f"Two pairs of data set and base would share the board {twice}: rename one of their folders.")
         return pairs
 
     def _check_files(self, datasets: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import pydantic
 
 from bench import declared
+from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
 from bench.help import citations
@@ -36,6 +37,8 @@ class Method(Settings):
     """None for a method that is in the paper only."""
     config: dict[str, Any] = {}
     """Settings that the row has. Of several such rows it is the experiment's first that no earlier method here has."""
+    arm: Arm = "stream"
+    """The arm on which the row is."""
     published: tuple[str, ...] = ()
     """Names of its rows in the papers; none for a method that is ours only."""
     at: tuple[str, str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from bench.data.arms import irrelevant_percent
 from bench.errors import BenchError
 from bench.help import citations
 from bench.help.citations import Paper
+from bench.records.imported import home
 from bench.records.schema import RunRecord
+from bench.records.store import read_documents
 from bench.settings import dotted
 from reports.arm_plots import Family, families
 from reports.board import Board
@@ -25,12 +28,14 @@ from reports.spread import Run, Runs
 from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, run_means, scaled
 
 RELATIVE = "relative_f1"
-COSTS: Mapping[str, Callable[[RunRecord], float]] = {
-    "observe_seconds": lambda record: record.costs.observe.seconds if record.costs else 0.0,
-    "observe_peak_bytes": lambda record: float(record.costs.observe.peak_bytes) if record.costs else 0.0,
-    "answer_flops": lambda record: _per_question(record),
+FROM_RECORDS: Mapping[str, Callable[[Path, RunRecord], float | None]] = {
+    "observe_seconds": lambda _, record: record.costs.observe.seconds if record.costs else 0.0,
+    "observe_peak_bytes": lambda _, record: float(record.costs.observe.peak_bytes) if record.costs else 0.0,
+    "answer_flops": lambda _, record: _per_question(record),
+    "reconstruction_perplexity": lambda _, record: _reconstruction(record),
+    "completion_perplexity": lambda runs, record: _completion(runs, record),
 }
-"""Costs of a run that a figure can show, besides the scores in a run's summary."""
+"""What a figure can show of a run, besides the scores in its summary."""
 
 
 class Unit(NamedTuple):
@@ -49,6 +54,8 @@ UNITS: Mapping[str, Unit] = {
     "em_prefix": Unit("EM (%)"),
     RELATIVE: Unit("relative F1 (%)"),
     "bits_per_byte": Unit("bits per byte", 1, 3),
+    "reconstruction_perplexity": Unit("perplexity after reading", 1, 2),
+    "completion_perplexity": Unit("perplexity of what follows", 1, 2),
     "observe_seconds": Unit("time of observing a stream (min)", 1 / 60, 2),
     "observe_peak_bytes": Unit("peak memory in observing (GB)", 1e-9, 2),
     "answer_flops": Unit("operations per question (GFLOP)", 1e-9, 3),
@@ -141,7 +148,7 @@ def ours(figure: Figure, score: str, board: Board, runs: Path) -> Ours:
 
 
 def rows_of(board: Board, methods: Mapping[str, Method]) -> dict[str, Row | None]:
-    """The row of each of our methods in the figure, on the stream itself; None if it was not run.
+    """The row of each of our methods in the figure, on its arm; None if it was not run.
 
     Of several rows with its settings it is the experiment's first one that no earlier method of the figure has.
     """
@@ -149,7 +156,7 @@ def rows_of(board: Board, methods: Mapping[str, Method]) -> dict[str, Row | None
     for name, method in methods.items():
         if method.method is not None:
             wanted = dotted(method.config).items()
-            rows = [row for row in board.rows if (row.method, row.arm) == (method.method, "stream")]
+            rows = [row for row in board.rows if (row.method, row.arm) == (method.method, method.arm)]
             fitting = [
                 row
                 for row in rows
@@ -195,13 +202,13 @@ Values = Mapping[float, Runs]
 def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str], Values]:
     """How the values of a row along this axis are found."""
     if along is None:
-        return lambda row, score: {NO_PLACE: _by_run(row, score)}
+        return lambda row, score: {NO_PLACE: _by_run(runs, row, score)}
     if along == "documents":
         answers = by_row(board, runs)
         return lambda row, score: _by_documents(answers.get(row.title, ()))
     if along == "k":
         return lambda row, score: {
-            float(other.config["k"]): _by_run(other, score)
+            float(other.config["k"]): _by_run(runs, other, score)
             for other in board.rows
             if (other.method, other.arm) == (row.method, "stream") and isinstance(other.config.get("k"), int)
             if _without_k(other) == _without_k(row)
@@ -216,7 +223,7 @@ def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str
     def read(row: Row, score: str) -> Values:
         family = next((one for one in of if row in one.rows.values()), None)
         found = sorted(places(family), key=lambda pair: pair[0]) if family else []
-        return {x: _by_run(other, "f1" if score == RELATIVE else score) for x, other in found}
+        return {x: _by_run(runs, other, "f1" if score == RELATIVE else score) for x, other in found}
 
     return read
 
@@ -236,9 +243,9 @@ def _by_documents(answers: Sequence[ProbeAnswer]) -> Values:
     return {seen: run_means(items) for seen, items in sorted(steps.items())}
 
 
-def _by_run(row: Row, score: str) -> Runs:
+def _by_run(runs: Path, row: Row, score: str) -> Runs:
     """A score, or a cost, of each run of a row."""
-    values = {run_of(record): _value(record, score) for record in row.records}
+    values = {run_of(record): _value(runs, record, score) for record in row.records}
     return {run: value for run, value in sorted(values.items()) if value is not None}
 
 
@@ -247,9 +254,23 @@ def _per_question(record: RunRecord) -> float:
     return record.costs.answer.flops / questions if record.costs and questions else 0.0
 
 
-def _value(record: RunRecord, score: str) -> float | None:
-    if score in COSTS:
-        return COSTS[score](record)
+def _reconstruction(record: RunRecord) -> float | None:
+    """Perplexity of the texts right after they were observed; None if they were not read again."""
+    nll = record.summary.token_nll_after if record.summary else None
+    return None if nll is None else math.exp(nll)
+
+
+def _completion(runs: Path, record: RunRecord) -> float | None:
+    """Perplexity of all segments but the first of each document, before they are observed; None if there are none."""
+    later = [event for event in read_documents(home(runs, record.id), record.id) if event.segment and event.tokens]
+    if not later or any(event.nll is None for event in later):
+        return None
+    return math.exp(sum(event.nll or 0.0 for event in later) / sum(event.tokens for event in later))
+
+
+def _value(runs: Path, record: RunRecord, score: str) -> float | None:
+    if score in FROM_RECORDS:
+        return FROM_RECORDS[score](runs, record)
     value: float | None = getattr(record.summary, score)
     return value
 

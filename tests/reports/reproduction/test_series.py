@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from reports import arm_plots, memory_plots, relative_plots
@@ -9,6 +11,7 @@ from reports.board import build
 from reports.reproduction.figure import Figure, Method, read
 from reports.reproduction.series import NO_PLACE, ours, rows_of, theirs
 from tests.reports.records_factory import board, record, spec
+from tests.reports.test_board import write_segments
 from tests.reports.test_relative_plots import retention, robustness
 
 
@@ -172,3 +175,24 @@ def test_published_curves_have_their_places():
     assert [*first.lines["Generative Adapter"]] == [512 * 2**i for i in range(7)]
     (robust,) = theirs(read("irrelevant"), "relative_f1")
     assert str(robust.lines["CMT"][100]) == "39"
+
+
+def test_perplexities_are_of_the_text_itself_and_of_what_follows_it(tmp_path):
+    cells = [spec("memory", f"test-2-{k}", arm, reread=True) for arm in ("stream", "gold_only") for k in range(2)]
+    for k, cell in enumerate(cells):
+        write_segments(tmp_path, cell, [(0, 0, 3, 6, 4.0), (0, 1, 1, 2, 0.5 + k), (1, 0, 2, 4, 1.5)], after=0.25)
+    board(tmp_path, [cell.id for cell in cells])
+    means = {"reconstruction": math.exp(0.25), "completion": (math.exp(2.5) + math.exp(3.5)) / 2}
+    for name, mean in means.items():
+        score = f"{name}_perplexity"
+        drawn = figure(None, score, alone={"method": "memory", "arm": "gold_only"})
+        assert ours(drawn, score, build(tmp_path), tmp_path).estimates["alone"][NO_PLACE].mean == pytest.approx(mean)
+
+
+def test_runs_that_were_not_read_again_and_whole_documents_have_no_perplexity(tmp_path):
+    cell = spec("memory", "test-2-0")
+    write_segments(tmp_path, cell, [(0, 0, 3, 6, 4.0), (1, 0, 2, 4, 1.5)])
+    board(tmp_path, [cell.id])
+    for score in ("reconstruction_perplexity", "completion_perplexity"):
+        found = ours(figure(None, score), score, build(tmp_path), tmp_path)
+        assert (found.lines, found.left_out) == ({}, ("memory (without a score)",))
