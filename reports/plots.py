@@ -19,6 +19,7 @@ from reports import (
     month_plots,
     pair_plots,
     relative_plots,
+    restart_plots,
     score_plots,
     token_plots,
     tuning_plots,
@@ -28,6 +29,7 @@ from reports.style import STYLE, Drawings
 
 PARTS = (
     score_plots,
+    restart_plots,
     arm_plots,
     memory_plots,
     relative_plots,

@@ -230,13 +230,13 @@ def _curves(board: Board, runs: Path) -> tuple[Curves, Curves, Curves]:
         documents = max((record.summary.documents for record in row.records if record.summary), default=0)
         answers = [value for record in row.records for value in _answer_values(runs, record)]
         if answers:
-            f1_curves[row.label] = Curve(row.title, _binned(answers, documents), documents, "document")
+            f1_curves[row.label] = Curve(row.title, binned(answers, documents), documents, "document")
         texts = [value for record in row.records for value in _text_values(runs, record)]
         if texts and row.records[0].spec.segment_tokens is None:
-            nll_curves[row.label] = Curve(row.title, _binned(texts, documents), documents, "document")
+            nll_curves[row.label] = Curve(row.title, binned(texts, documents), documents, "document")
         elif texts:
             segments = 1 + max(value.position for value in texts)
-            nll_curves[row.label] = Curve(row.title, _binned(texts, segments), segments, "segment")
+            nll_curves[row.label] = Curve(row.title, binned(texts, segments), segments, "segment")
     floor = nll_curves.get(FLOOR)
     gains = {label: curve.below(floor) for label, curve in nll_curves.items()} if floor else {}
     return f1_curves, nll_curves, {label: curve for label, curve in gains.items() if curve.by_stream}
@@ -267,7 +267,7 @@ def _text_values(runs: Path, record: RunRecord) -> Iterable[Value]:
     )
 
 
-def _binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]]:
+def binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]]:
     """Weighted mean in each part of each stream, over all seeds; None for a part without values."""
     parts = min(BINS, units)
     sums: dict[str, list[list[float]]] = defaultdict(lambda: [[0.0, 0.0] for _ in range(parts)])

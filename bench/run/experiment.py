@@ -274,7 +274,9 @@ class Experiment(_Part):
             pairs.append(self.model_copy(update=changes, deep=True))
         names = [pair.name for pair in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise BenchError(f"Two pairs of data set and base would share the board {twice}: rename one of their folders.")
+            raise BenchError(
+                f"Two pairs of data set and base would share the board {twice}: rename one of their folders."
+            )
         return pairs
 
     def _check_files(self, datasets: Sequence[str]) -> None:

@@ -1,0 +1,111 @@
+"""Plot of restarts: how the gain of a method in predicting text grows after its weights are reset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.data.arms import documents_per_reset
+from bench.records.imported import home
+from bench.records.store import read_documents
+from reports.board import Board
+from reports.rows import FLOOR, Row
+from reports.score_plots import CUT, Curve, Value, binned
+from reports.style import (
+    DASHED,
+    GREY,
+    OTHERS,
+    Drawings,
+    Plot,
+    band,
+    clip,
+    compare,
+    intervals,
+    legend,
+    line,
+    name_axes,
+    panels,
+    stream_error_name,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "gain_after_restart"
+NAMES = (NAME,)
+WITHOUT = "without restarts, at the same documents"
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """A method that is reset every so many documents: its gain by documents since then, and its gain without resets."""
+
+    gain: Curve
+    without: Curve | None
+    """None if the method did not run on the stream itself."""
+
+
+def drawings(board: Board, runs: Path) -> Drawings:
+    """The plot, if a method was reset along the stream, and documents are scored."""
+    found = list(restarts(board, runs))
+    if not found:
+        return {}
+    return {
+        NAME: Plot(
+            lambda: _draw(board, found),
+            f"Token NLL of {FLOOR} minus that of the method by documents since its last reset; higher is better",
+            [
+                intervals("bands", stream_error_name(len(board.streams))),
+                f"dashed: {WITHOUT}" if any(one.without for one in found) else "",
+                "light lines: the other panels" if len(found) > 1 else "",
+                CUT,
+            ],
+        )
+    }
+
+
+def restarts(board: Board, runs: Path) -> Iterator[Restarts]:
+    """Each row on an arm ``every_N``, in the board's order; none if documents are not scored or without the floor."""
+    rows = {(row.method, json.dumps(row.config, sort_keys=True), row.arm): row for row in board.rows}
+    floor = next((row for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+    for (method, config, arm), row in rows.items():
+        every = documents_per_reset(arm) if arm.startswith("every_") else None
+        if every is None or floor is None or method == FLOOR:
+            continue
+        bare, after = (_since_reset(runs, one, every) for one in (floor, row))
+        if not bare.by_stream or not after.by_stream:
+            continue
+        same = rows.get((method, config, "stream"))
+        yield Restarts(after.below(bare), _since_reset(runs, same, every).below(bare) if same is not None else None)
+
+
+def _since_reset(runs: Path, row: Row, every: int) -> Curve:
+    """Token NLL by the number of documents since the last multiple of ``every`` of them."""
+    values = [
+        Value(record.spec.stream, event.position % every, event.nll, event.tokens)
+        for record in row.records
+        for event in read_documents(home(runs, record.id), record.id)
+        if event.nll is not None
+    ]
+    return Curve(row.title, binned(values, every), every, "document")
+
+
+def _draw(board: Board, found: Sequence[Restarts]) -> Figure:
+    """One small panel for each method and length between resets."""
+    figure, grid = panels([one.gain.label for one in found], sharex=False)
+    points = [one.gain.points() for one in found]
+    for axes, one, of in zip(grid, found, points, strict=True):
+        if one.without is not None:
+            line(axes, one.without.points(), GREY, DASHED)
+        band(axes, of)
+        axes.set_xlim(0, one.gain.units)
+    compare(grid, points)
+    clipped = clip(grid, points, lower_is_better=False)
+    keys = [(WITHOUT, GREY, DASHED)] if any(one.without for one in found) else []
+    legend(figure, [*keys, *([OTHERS] if len(found) > 1 else [])])
+    notes = [stream_error_name(len(board.streams)), clipped]
+    name_axes(figure, "documents since the last reset", f"NLL gain over {FLOOR}\n(nats), higher is better", notes)
+    return figure

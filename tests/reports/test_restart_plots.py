@@ -1,0 +1,60 @@
+"""Restarts: gains computed by hand, and the conditions for the plot."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports.board import build
+from reports.restart_plots import drawings, restarts
+from tests.reports.records_factory import board, spec
+from tests.reports.test_board import write_segments
+
+FLOOR = ([4.0, 4.0, 4.0, 4.0], [2.0, 6.0, 2.0, 6.0])
+RESET = ([4.0, 2.0, 4.0, 3.0], [2.0, 3.0, 1.0, 4.0])
+STREAM = ([4.0, 3.0, 2.0, 1.0], [2.0, 4.0, 1.0, 2.0])
+
+
+def write(runs, method, arm, losses):
+    """A run on each stream with these NLLs of its documents, each of two tokens in two segments."""
+    cells = [spec(method, f"test-4-{k}", arm, segment_tokens=1) for k in range(len(losses))]
+    for cell, nll in zip(cells, losses, strict=True):
+        halves = [(place, part, 1, 4, of / 2) for place, of in enumerate(nll) for part in range(2)]
+        write_segments(runs, cell, halves)
+    return [cell.id for cell in cells]
+
+
+def gains(curve):
+    return [(x, pytest.approx(estimate.mean)) for x, estimate in curve.points()]
+
+
+def test_the_gain_is_by_documents_since_the_last_reset(tmp_path):
+    ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
+    board(tmp_path, ids + write(tmp_path, "tuner", "stream", STREAM))
+    (found,) = restarts(build(tmp_path), tmp_path)
+    # NLL per token of closed book: 2 and 2, 1 and 3; after resets: 2 and 1.25, 0.75 and 1.75
+    assert gains(found.gain) == [(0.5, (0 + 0.25) / 2), (1.5, (0.75 + 1.25) / 2)]
+    # on the stream itself: 1.5 and 1, 0.75 and 1.5
+    assert gains(found.without) == [(0.5, (0.5 + 0.25) / 2), (1.5, (1 + 1.5) / 2)]
+    assert [one.gain.points()[0][1].se for one in [found]] == [pytest.approx(0.125)]
+
+
+def test_a_method_without_a_run_on_the_stream_has_no_dashed_line(tmp_path):
+    board(tmp_path, write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET))
+    built = build(tmp_path)
+    (found,) = restarts(built, tmp_path)
+    assert found.without is None
+    (plot,) = drawings(built, tmp_path).values()
+    assert "dashed" not in plot.text() and plot.draw().axes
+
+
+def test_nothing_is_drawn_without_resets_without_the_floor_or_without_scores_of_texts(tmp_path):
+    reset = write(tmp_path, "tuner", "every_2", RESET)
+    board(tmp_path, reset)
+    assert drawings(build(tmp_path), tmp_path) == {}
+    board(tmp_path, write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "stream", STREAM))
+    assert drawings(build(tmp_path), tmp_path) == {}
+    unscored = [spec(*cell, scoring=False) for cell in (("closed_book", "test-4-0"), ("tuner", "test-4-0", "every_2"))]
+    for cell in unscored:
+        write_segments(tmp_path, cell, [(0, 0, 2, 8, None)])
+    board(tmp_path, [cell.id for cell in unscored])
+    assert drawings(build(tmp_path), tmp_path) == {}
