@@ -28,6 +28,7 @@ from reports.spread import Run, Runs
 from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, run_means, scaled
 
 RELATIVE = "relative_f1"
+CHANGE = "f1_change"
 FROM_RECORDS: Mapping[str, Callable[[Path, RunRecord], float | None]] = {
     "observe_seconds": lambda _, record: record.costs.observe.seconds if record.costs else 0.0,
     "observe_peak_bytes": lambda _, record: float(record.costs.observe.peak_bytes) if record.costs else 0.0,
@@ -53,6 +54,7 @@ UNITS: Mapping[str, Unit] = {
     "f1_shortest": Unit("F1 (%)"),
     "em_prefix": Unit("EM (%)"),
     RELATIVE: Unit("relative F1 (%)"),
+    CHANGE: Unit(f"change of F1 relative to {FLOOR} (%)", digits=0),
     "bits_per_byte": Unit("bits per byte", 1, 3),
     "reconstruction_perplexity": Unit("perplexity after reading", 1, 2),
     "completion_perplexity": Unit("perplexity of what follows", 1, 2),
@@ -202,7 +204,9 @@ Values = Mapping[float, Runs]
 def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str], Values]:
     """How the values of a row along this axis are found."""
     if along is None:
-        return lambda row, score: {NO_PLACE: _by_run(runs, row, score)}
+        return lambda row, score: {
+            NO_PLACE: _change(runs, board, row) if score == CHANGE else _by_run(runs, row, score)
+        }
     if along == "documents":
         answers = by_row(board, runs)
         return lambda row, score: _by_documents(answers.get(row.title, ()))
@@ -247,6 +251,15 @@ def _by_run(runs: Path, row: Row, score: str) -> Runs:
     """A score, or a cost, of each run of a row."""
     values = {run_of(record): _value(runs, record, score) for record in row.records}
     return {run: value for run, value in sorted(values.items()) if value is not None}
+
+
+def _change(runs: Path, board: Board, row: Row) -> Runs:
+    """F1 over that of the unadapted model, minus 1, on each stream; {} without that model, or if its F1 is 0."""
+    floor = next((other for other in board.rows if (other.method, other.arm) == (FLOOR, "stream")), None)
+    own, bare = (_by_stream(_by_run(runs, one, "f1")) if one else {} for one in (row, floor))
+    if own.keys() != bare.keys() or not sum(bare.values()):
+        return {}
+    return {run: value - 1 for run, value in ratio_by_run(own, bare).items()}
 
 
 def _per_question(record: RunRecord) -> float:

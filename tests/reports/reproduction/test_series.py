@@ -196,3 +196,26 @@ def test_runs_that_were_not_read_again_and_whole_documents_have_no_perplexity(tm
     for score in ("reconstruction_perplexity", "completion_perplexity"):
         found = ours(figure(None, score), score, build(tmp_path), tmp_path)
         assert (found.lines, found.left_out) == ({}, ("memory (without a score)",))
+
+
+def test_the_change_of_f1_is_relative_to_closed_book(tmp_path):
+    scores = {"memory": (0.6, 0.2), "closed_book": (0.2, 0.2), "unequal": (0.6,)}
+    ids = [
+        record(tmp_path, spec(method, f"test-1-{k}", seed=seed), [[f1]])
+        for method, of in scores.items()
+        for k, f1 in enumerate(of)
+        for seed in range(1 + (method == "memory"))
+    ]
+    board(tmp_path, ids)
+    found = ours(figure(None, "f1_change"), "f1_change", build(tmp_path), tmp_path)
+    assert found.estimates["memory"][NO_PLACE].mean == pytest.approx(100 * (0.4 / 0.2 - 1))
+    unequal = ours(figure(None, "f1_change", unequal={"method": "unequal"}), "f1_change", build(tmp_path), tmp_path)
+    assert unequal.left_out == ("unequal (1 of 2 streams)",)
+
+
+def test_without_an_f1_of_closed_book_there_is_no_change(tmp_path):
+    board(
+        tmp_path,
+        [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in (("memory", 1), ("closed_book", 0))],
+    )
+    assert ours(figure(None, "f1_change"), "f1_change", build(tmp_path), tmp_path).lines == {}

@@ -1,0 +1,52 @@
+"""Break-even numbers of questions, by hand, and the conditions for the plot."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.records.schema import Tally
+from reports.board import build
+from reports.query_plots import Price, drawings
+from tests.reports.records_factory import board, costs, record, spec
+
+PROMPT = Price("prompt", 0, 50)
+
+
+@pytest.mark.parametrize(
+    ("price", "questions"),
+    [
+        (Price("adapts", 400, 10), 10),
+        (Price("free", 0, 10), 0),
+        (Price("dear", 400, 60), None),
+        (Price("as dear", 400, 50), None),
+        (Price("the same", 0, 50), 0),
+    ],
+)
+def test_break_even_is_where_both_take_the_same(price, questions):
+    assert price.break_even(PROMPT) == questions
+    if questions:
+        assert price.total(questions) == PROMPT.total(questions)
+
+
+def write(runs, method, observe, answer):
+    """A run of two documents and two questions with these operations in all."""
+    tallies = {"observe": observe, "answer": answer}
+    paid = costs().model_copy(
+        update={name: Tally(seconds=1, flops=flops, peak_bytes=1) for name, flops in tallies.items()}
+    )
+    return record(runs, spec(method, "test-2-0"), [[0.5], [0.5]], [2.0, 2.0], costs=paid)
+
+
+def test_methods_are_compared_with_all_documents_in_the_prompt(tmp_path):
+    ids = [write(tmp_path, *of) for of in (("full_context", 0, 100), ("adapter", 400, 20), ("tuner", 400, 400))]
+    board(tmp_path, ids)
+    figure = drawings(build(tmp_path), tmp_path)["cost_by_questions"].draw()
+    titles = sorted(axes.get_title("left").replace("\n", " ") for axes in figure.axes)
+    assert titles == ["adapter: from 10 questions on", "tuner: never"]
+
+
+def test_without_such_a_prompt_nothing_is_drawn(tmp_path):
+    board(tmp_path, [write(tmp_path, "bm25", 0, 100), write(tmp_path, "adapter", 400, 20)])
+    assert drawings(build(tmp_path), tmp_path) == {}
+    board(tmp_path, [write(tmp_path, "full_context", 0, 100)])
+    assert drawings(build(tmp_path), tmp_path) == {}
