@@ -94,4 +94,11 @@ def may_be_alive(name: str) -> bool:
     import psutil
 
     host, _, pid = name.rpartition("-")
-    return host != process_name().rpartition("-")[0] or psutil.pid_exists(int(pid))
+    if host != process_name().rpartition("-")[0]:
+        return True
+    with suppress(psutil.AccessDenied):  # somebody else's
+        try:
+            return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+    return True

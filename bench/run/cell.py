@@ -34,7 +34,7 @@ from bench.lm.probe import Abilities
 from bench.records import provenance
 from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
 from bench.records.store import read_run, write_run
-from bench.run import artifacts
+from bench.run import artifacts, claims
 from bench.run.executor import TaskError, limit_time, retire, tell
 from bench.run.inputs import (
     CellInputs,
@@ -83,20 +83,31 @@ class Cell(pydantic.BaseModel):
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
+ELSEWHERE = "elsewhere"
+"""What :func:`run` returns of a cell that another process runs."""
+
+
 def run(
     cell: Mapping[str, Any], runs: str, hook_timeout: float | None = None, abilities: Abilities | None = None
 ) -> str:
     """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
 
-    An error in the method or the model becomes part of the record. A worker of a pool retires after a cell that is not
-    complete, whatever state it was left in. It is killed if a hook of the method runs for more than ``hook_timeout``
-    seconds. ``abilities`` are those of the base, if they have been tried.
+    A cell that another process runs at this moment is left to it (:data:`ELSEWHERE` is returned), and one that has just
+    been run is not run again. An error in the method or the model becomes part of the record. A worker of a pool
+    retires after a cell that is not complete, whatever state it was left in. It is killed if a hook of the method runs
+    for more than ``hook_timeout`` seconds. ``abilities`` are those of the base, if they have been tried.
 
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
     """
     tell(Moment("starting"))
-    record = run_cell(Cell.model_validate(cell), Path(runs), hook_timeout, abilities)
+    own, folder = Cell.model_validate(cell), Path(runs)
+    with claims.claimed(folder, own.id) as free:
+        if not free:
+            return ELSEWHERE
+        if own.is_done(folder):
+            return read_run(folder / own.id).status
+        record = run_cell(own, folder, hook_timeout, abilities)
     if record.status != "complete":
         retire()
     return record.status
@@ -154,7 +165,7 @@ def run_cell(
     return record
 
 
-Activity = Literal["starting", "learning offline", "reading", "answering"]
+Activity = Literal["starting", "learning offline", "reading", "answering", "running elsewhere"]
 ACTIVITIES: Mapping[str, Activity] = {"fit": "learning offline", "observe": "reading", "condition": "answering"}
 """What a cell does when it calls a hook of its method."""
 TELL_SECONDS = 0.2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +23,10 @@ from bench.lm import coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
-from bench.records.store import read_run, sweep, write_board, write_run
+from bench.records.store import MANIFEST, read_run, sweep, write_board, write_run
+from bench.run import claims
 from bench.run.artifacts import MissingWeights
-from bench.run.cell import Cell, dead_worker_record
+from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record
 from bench.run.executor import Executor, Note, Task
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
@@ -41,6 +43,9 @@ COVERAGE_DOCUMENTS = 200
 
 MOST_ROUNDS = 2**31
 """More rounds than any search for settings has."""
+
+WAIT_SECONDS = 1.0
+"""Seconds between two looks at the cells that other processes run."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +359,7 @@ class Runner:
         self._attempts |= missing.keys()
         if not missing:
             return
-        tasks = [
+        tasks: Sequence[Task] = [
             Task(
                 key,
                 "bench.run.cell:run",
@@ -369,17 +374,54 @@ class Runner:
             for key, cell in missing.items()
         ]
         progress.begin(jobs)
+        before = {key: self._written(key) for key in missing}
+        while tasks:
+            elsewhere = set(self._run_here(executor, tasks, missing, progress))
+            tasks = self._await([task for task in tasks if task.key in elsewhere], before, progress)
+
+    def _run_here(
+        self, executor: Executor, tasks: Sequence[Task], cells: Mapping[str, Cell], progress: Progress
+    ) -> Iterator[str]:
+        """Run the tasks, except those that other processes run, whose keys are given."""
         for outcome in executor.run(tasks):
             if isinstance(outcome, Note):
                 progress.note(outcome.key, outcome.content)
                 continue
+            if outcome.value == ELSEWHERE:
+                progress.note(outcome.key, Moment("running elsewhere"))
+                yield outcome.key
+                continue
             if outcome.error is not None:
                 if outcome.error.kind == "raised":
                     raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
-                cell = missing[outcome.key]
-                method = self.methods[cell.spec.method]
-                write_run(self.runs, dead_worker_record(cell, method, outcome.error))
+                cell = cells[outcome.key]
+                if not cell.is_done(self.runs):
+                    write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
             progress.end(outcome.key, read_run(self.runs / outcome.key))
+
+    def _await(self, tasks: Sequence[Task], before: Mapping[str, float | None], progress: Progress) -> Sequence[Task]:
+        """Wait for cells that other processes run, until all have ended or one is free without a new record.
+
+        Returns the tasks that have not ended.
+        """
+        waiting = list(tasks)
+        while waiting:
+            for task in list(waiting):
+                if claims.holder(self.runs, task.key) is not None:
+                    continue
+                if self._written(task.key) == before[task.key]:
+                    return waiting  # its process died
+                waiting.remove(task)
+                progress.end(task.key, read_run(self.runs / task.key))
+            time.sleep(WAIT_SECONDS if waiting else 0)
+        return waiting
+
+    def _written(self, key: str) -> float | None:
+        """When the record of a cell was written; None if there is none."""
+        try:
+            return (self.runs / key / MANIFEST).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
 
 class _Batch(NamedTuple):

@@ -1,0 +1,199 @@
+"""Claims to cells: one process at a time, dead and silent ones are replaced, and several runs share the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.records.store import read_board, read_run
+from bench.run import claims, runner
+from bench.run.runner import Runner
+from tests.conftest import ROOT
+from tests.world import Inline, make_dataset, make_experiment
+
+HOLD = """
+import sys
+from pathlib import Path
+from bench.run import claims
+with claims.claimed(Path({runs!r}), {cell!r}) as own:
+    print(own, flush=True)
+    sys.stdin.read()
+"""
+
+Hold = Callable[[Path, str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Start processes that claim a cell until their input ends."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(runs: Path, cell: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD.format(runs=str(runs), cell=cell)]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline().strip() == "True"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def claim_file(runs: Path, cell: str) -> Path:
+    return runs / claims.FOLDER / f"{cell}.json"
+
+
+def test_a_cell_is_claimed_by_one_process_until_it_lets_go(tmp_path: Path, hold: Hold) -> None:
+    other = hold(tmp_path, "cell")
+    with claims.claimed(tmp_path, "cell") as own:
+        assert not own
+    (running,) = claims.running(tmp_path)
+    assert (running.claim.cell, running.claim.pid) == ("cell", other.pid) and running.silent < 60
+    with claims.claimed(tmp_path, "another") as own:
+        assert own and [one.claim.cell for one in claims.running(tmp_path)] == ["cell", "another"]
+    other.communicate()
+    assert claims.running(tmp_path) == [] and claims.holder(tmp_path, "cell") is None
+    with claims.claimed(tmp_path, "cell") as own:
+        assert own
+
+
+def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path, hold: Hold) -> None:
+    other = hold(tmp_path, "cell")
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert claim_file(tmp_path, "cell").exists() and claims.running(tmp_path) == []
+    with claims.claimed(tmp_path, "cell") as own:
+        assert own
+
+
+def test_a_claim_from_another_machine_holds_until_it_is_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claims.claimed(tmp_path, "cell"):
+        claim = json.loads(claim_file(tmp_path, "cell").read_text())
+    elsewhere = {**claim, "process": "00000000-1", "host": "elsewhere", "token": "other"}
+    claim_file(tmp_path, "cell").write_text(json.dumps(elsewhere))
+    with claims.claimed(tmp_path, "cell") as own:
+        assert not own
+    silent = time.time() - claims.STALE_SECONDS - 5
+    os.utime(claim_file(tmp_path, "cell"), (silent, silent))
+    with claims.claimed(tmp_path, "cell") as own:
+        assert own and claims.holder(tmp_path, "cell") is not None
+
+
+def test_a_heart_beats_while_a_claim_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.02)
+    with claims.claimed(tmp_path, "cell"):
+        os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
+        deadline = time.monotonic() + 10
+        while claims.holder(tmp_path, "cell") is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_process_does_not_remove_the_claim_that_replaced_its_own(tmp_path: Path) -> None:
+    with claims.claimed(tmp_path, "cell"):
+        other = {**json.loads(claim_file(tmp_path, "cell").read_text()), "token": "other"}
+        claim_file(tmp_path, "cell").write_text(json.dumps(other))
+    assert json.loads(claim_file(tmp_path, "cell").read_text()) == other
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"cell": "cell"}', b"\xff"])
+def test_what_is_not_a_claim_holds_nothing(tmp_path: Path, content: bytes) -> None:
+    claim_file(tmp_path, "cell").parent.mkdir()
+    claim_file(tmp_path, "cell").write_bytes(content)
+    assert claims.running(tmp_path) == []
+    with claims.claimed(tmp_path, "cell") as own:
+        assert own
+
+
+def test_threads_that_want_one_cell_get_it_one_at_a_time(tmp_path: Path) -> None:
+    owners = []
+
+    def want() -> None:
+        with claims.claimed(tmp_path, "cell") as own:
+            owners.append(own)
+            barrier.wait()
+
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=want) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(owners) == [False] * 7 + [True]
+
+
+# Runs that share a folder.
+
+
+def test_a_run_waits_for_the_cells_of_another_and_takes_over_those_of_a_dead_one(
+    llama: Path, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.05)  # first: it must not change while cells use a base
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["closed_book"], tuning=None)
+    done, runs = tmp_path / "done", tmp_path / "runs"
+    first, second = (cell.id for cell in Runner(experiment, done).run(Inline()).cells)
+    finishes, dies = hold(runs, first), hold(runs, second)
+
+    def others() -> None:
+        time.sleep(0.5)
+        (done / first).rename(runs / first)
+        finishes.communicate()
+        time.sleep(0.5)
+        dies.kill()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    executor = Inline()
+    result = Runner(experiment, runs).run(executor)
+    thread.join()
+    assert [read_run(runs / cell.id).failure for cell in result.cells] == [None, None]
+    assert executor.keys == [first, second, second], "the first was taken from the other run"
+
+
+PLUGIN = """
+import os
+from bench import Method
+
+class Logged(Method):
+    '''Writes a line for each cell.'''
+    name = "logged"
+    paper = "none"
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        with open({log!r}, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+
+    def observe(self, document):
+        pass
+"""
+
+
+def test_several_commands_on_one_folder_run_every_cell_once(llama: Path, tmp_path: Path) -> None:
+    log, plugin = tmp_path / "log", tmp_path / "logged.py"
+    plugin.write_text(PLUGIN.format(log=str(log)))
+    file = tmp_path / "shared.yaml"
+    dataset = make_dataset(tmp_path / "keepers")
+    streams = "{split: test, documents: 2, count: 8}"
+    file.write_text(f"dataset: {dataset}\nmodel: {llama}\nstreams: {streams}\nmethods: [closed_book, logged]\n")
+    command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "2"]
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    commands = [subprocess.Popen([*command, *folders], cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait(timeout=300) for process in commands] == [0, 0, 0]
+    board = read_board(tmp_path / "runs")
+    assert len(board.runs) == 16 and {read_run(tmp_path / "runs" / run).status for run in board.runs} == {"complete"}
+    assert len(log.read_text().splitlines()) == 8
+    assert claims.running(tmp_path / "runs") == []
