@@ -27,7 +27,7 @@ from bench.terminal import visible
 if TYPE_CHECKING:
     from bench import Results
     from bench.run.experiment import Experiment
-    from bench.run.runner import Runner
+    from bench.run.runner import Result, Runner
 else:
     Results = object  # for typer, which evaluates the annotations of commands: the class takes long to import
 
@@ -147,6 +147,9 @@ def run(
     reference: Reference = None,
     columns: Columns = None,
     dry_run: DryRun = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="run the K-th of N parts, each in a process or job of its own")
+    ] = None,
 ) -> Results | None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
     from bench import load_results
@@ -177,8 +180,9 @@ def run(
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
     remarks, plugins = overrides.remarks(), _paths(plugin)
-    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
-    return None if dry_run else load_results(runs, varied.name)
+    part = _shard(shard)
+    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference, chosen, part)
+    return None if dry_run or part[1] > 1 else load_results(runs, varied.name)
 
 
 def _run(
@@ -193,12 +197,20 @@ def _run(
     dry_run: bool = False,
     reference: str | None = None,
     columns: Sequence[str] = (),
+    shard: tuple[int, int] = (1, 1),
 ) -> None:
-    """Run what is missing of an experiment, and report it."""
-    failures = _run_cells(experiment, runs, out, jobs, plugins, remarks, hook_timeout, track, dry_run)
-    if not dry_run:
+    """Run what is missing of an experiment, or of a shard of it, and report it when all is there."""
+    results = _run_cells(experiment, runs, out, jobs, plugins, remarks, hook_timeout, track, dry_run, shard)
+    if dry_run:
+        return
+    if missing := sum(result.missing for result in results):
+        _print_line(
+            f"Shard {shard[0]} of {shard[1]} has run. {missing} cells of other shards are missing: the last one makes "
+            f"the board, or the same command without --shard."
+        )
+    else:
         _report(runs, out, experiment.name, track, reference, columns)
-        _raise(failures, runs)
+    _raise(results, runs)
 
 
 def _run_cells(
@@ -211,8 +223,9 @@ def _run_cells(
     hook_timeout: float | None = None,
     track: str | None = None,
     dry_run: bool = False,
-) -> list[str]:
-    """Run what is missing of an experiment; returns a line for each cell that failed."""
+    shard: tuple[int, int] = (1, 1),
+) -> list[Result]:
+    """Run what is missing of an experiment; returns the result on each pair of data set and base."""
     from bench.records.store import is_packed
 
     if is_packed(runs):
@@ -228,7 +241,7 @@ def _run_cells(
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         pairs = [experiment, *experiment.on_each_pair()[1:]]
-        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run) for one in pairs]
+        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run, shard) for one in pairs]
     jobs = jobs or experiment.default_jobs or usable_cores()
     if experiment.device == "cpu":
         jobs, remark = affordable_jobs(jobs, max(runner.weights for runner in runners), available_memory())
@@ -245,12 +258,11 @@ def _run_cells(
         progress = Progress(show, jobs)
         for runner in runners:
             runner.expect(progress)
-        results = [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
-    return [line for result in results for line in result.failures]
+        return [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
 
 
-def _raise(failures: Sequence[str], runs: Path) -> None:
-    if failures:
+def _raise(results: Sequence[Result], runs: Path) -> None:
+    if failures := [line for result in results for line in result.failures]:
         reasons = "".join(f"\n  {line}" for line in failures)
         raise RunError(f"{len(failures)} cell(s) failed; run.json of each, under {runs}, has the traceback.{reasons}")
 
@@ -327,7 +339,8 @@ def reproduce(
     from reports.reproduction import figure as figures
 
     spec = figures.read(figure)
-    planned, failures = [], []
+    planned: list[tuple[Any, str]] = []
+    results: list[Result] = []
     for run in spec.runs(scale):
         steps = None if run.equal_compute is None else EqualCompute(method=REFERENCE, steps=run.equal_compute)
         overrides = Overrides(
@@ -336,7 +349,7 @@ def reproduce(
         experiment = overrides.vary(load(run.experiment))
         remarks = overrides.remarks()
         if not is_packed(runs):  # published records have all that they will have
-            failures += _run_cells(experiment, runs, out, jobs, _paths(plugin), remarks, dry_run=dry_run)
+            results += _run_cells(experiment, runs, out, jobs, _paths(plugin), remarks, dry_run=dry_run)
         planned.append((run, experiment.name))
     if dry_run:
         return
@@ -346,7 +359,7 @@ def reproduce(
     for panel in compared.panels:
         _print_line(f"{panel.name}: {' '.join(panel.sentences())}")
     _print_line(f"The figure, its text and the sources are in {paths[-1].parent}/")
-    _raise(failures, runs)
+    _raise(results, runs)
 
 
 @app.command()
@@ -699,6 +712,18 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
         _print_line(line)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def status(
+    context: typer.Context,
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")
+    ] = "default",
+) -> None:
+    """Show what of an experiment is there, runs now and where, has failed, or is missing. Takes the options of run."""
+    command = typer.main.get_command(app)
+    command.main(["run", experiment, *context.args, "--dry-run"], standalone_mode=False)
+
+
 @app.command()
 def doctor() -> None:
     """Show what is installed, which devices there are, and what is missing."""
@@ -714,7 +739,7 @@ def _print_line(line: str) -> None:
 
 def _print_plan(runners: Sequence[Runner], jobs: int) -> None:
     """Print what a run would do: the cells of each method, those that are there, and what the others would take."""
-    from bench.run import display
+    from bench.run import claims, display
     from bench.run.pace import Pace
 
     pace = Pace()
@@ -725,6 +750,16 @@ def _print_plan(runners: Sequence[Runner], jobs: int) -> None:
             _print_line(f"Note: {remark}")
     for line in display.totals([one for of_pair in outlooks.values() for one in of_pair], pace, jobs):
         _print_line(line)
+    for line in display.where(claims.running(runners[0].runs)):
+        _print_line(line)
+
+
+def _shard(option: str | None) -> tuple[int, int]:
+    """The part K of N, from "K/N"; the whole without the option."""
+    place, slash, count = (option or "1/1").partition("/")
+    if not (slash and place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
+        raise BenchError(f"--shard takes K/N, the K-th of N parts with K from 1 to N, such as 3/16; got {option!r}.")
+    return int(place), int(count)
 
 
 def _paths(option: list[Path] | None) -> list[str]:

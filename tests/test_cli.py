@@ -214,6 +214,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--shard", "0/4"), "--shard takes K/N, the K-th of N parts with K from 1 to N"),
+        (("--shard", "5/4"), "such as 3/16; got '5/4'"),
+        (("--shard", "4"), "such as 3/16; got '4'"),
+        (("--shard", "a/b"), "such as 3/16; got 'a/b'"),
         (("--methods", ""), "--methods names no method"),
         (("--methods", ","), "--methods names no method"),
         (("--methods", " , ,"), "--methods names no method"),

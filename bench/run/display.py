@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.run.cell import Moment
+from bench.run.claims import Running
 from bench.run.experiment import Experiment
 from bench.run.outlook import Outlook
 from bench.run.pace import Load, Pace
@@ -141,9 +143,13 @@ def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Tab
     table.add_column("method", overflow="fold", min_width=LABEL_WIDTH)
     for heading in ("tuning\ncells", "of these\nthere", "board\ncells", "of these\nthere", "time", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
+    counts = {"failed": [one.failed for one in outlooks], "run\nnow": [one.running for one in outlooks]}
+    counts = {heading: of for heading, of in counts.items() if any(of)}
+    for heading in counts:
+        table.add_column(heading, justify="right", no_wrap=True)
     if any(one.learning for one in outlooks):
         table.add_column("learns\nbefore", overflow="fold")
-    for one in outlooks:
+    for number, one in enumerate(outlooks):
         seconds, peak = _seconds(one.after(0), pace), _peak(one, pace)
         cells = (one.tuning + one.cached_tuning, one.cached_tuning, len(one.board) + one.cached_board, one.cached_board)
         table.add_row(
@@ -151,9 +157,21 @@ def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Tab
             *map(str, cells),
             "?" if seconds is None else duration(seconds).removeprefix("about ") if seconds else "0 s",
             "?" if peak is None else f"{peak / 1e9:.1f} GB",
+            *(str(of[number]) for of in counts.values()),
             one.learning,
         )
     return table
+
+
+def where(running: Sequence[Running]) -> Iterator[str]:
+    """A line for each cell that runs: its name, where it runs, since when, and when it was last heard of."""
+    now = datetime.now(UTC)
+    for claim, silent in running:
+        since = (now - datetime.fromisoformat(claim.started)).total_seconds()
+        yield visible(
+            f"Running: {claim.cell} on {claim.host}, process {claim.pid}, for {duration(since)}; last heard of "
+            f"{max(0.0, silent):.0f} s ago."
+        )
 
 
 def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int) -> list[str]:

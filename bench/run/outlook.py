@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
+from bench.records.store import MANIFEST
+from bench.run import claims
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import inputs_of
@@ -35,6 +37,10 @@ class Outlook:
     cached_board: int
     problem: str = ""
     """The reason why the method cannot run yet."""
+    failed: int = 0
+    """Cells that failed; they are run again."""
+    running: int = 0
+    """Cells that other processes run now."""
 
     def after(self, rounds: int) -> Sequence[Load]:
         """The cells that are to run after so many rounds of tuning."""
@@ -57,9 +63,13 @@ class Forecaster:
     def __init__(self, planner: Planner, tuner: Tuner, runs: Path) -> None:
         self.planner, self.tuner, self.runs = planner, tuner, runs
         self.experiment = planner.experiment
+        self._claimed = {one.claim.cell for one in claims.running(runs)}
+        self._missed: dict[str, Cell] = {}
+        """Cells of the method at hand that are known and have no results."""
 
     def outlook(self, plan: MethodPlan, tuning: Tuning | None, problem: str = "") -> Outlook:
         """What is ahead of a method with the search for its settings, which is used up, or None if it is not tuned."""
+        self._missed.clear()
         rounds: list[list[Load]] = []
         cached = 0
         chosen: Mapping[str, object] | None = plan.config
@@ -76,6 +86,8 @@ class Forecaster:
             board=tuple(missing),
             cached_tuning=cached,
             cached_board=0 if cells is None else len({cell.id for cell in cells}) - len(missing),
+            failed=sum((self.runs / cell / MANIFEST).exists() for cell in self._missed.keys() - self._claimed),
+            running=len(self._missed.keys() & self._claimed),
             problem=problem,
         )
 
@@ -116,7 +128,9 @@ class Forecaster:
         return [Load(base, plan.name, arm, on.split, None, size) for size in sizes]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Load]:
-        return [load(cell) for cell in {cell.id: cell for cell in cells}.values() if not cell.is_done(self.runs)]
+        missing = {cell.id: cell for cell in cells if not cell.is_done(self.runs)}
+        self._missed |= missing
+        return [load(cell) for cell in missing.values()]
 
     def _learning(self, plan: MethodPlan, untrained: bool) -> str:
         method = self.planner.methods[plan.name]

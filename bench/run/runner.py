@@ -55,6 +55,8 @@ class Result:
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...]
     failures: tuple[str, ...]
+    missing: int = 0
+    """Cells of other shards that have not run; the board is made when there are none."""
 
     @property
     def failed(self) -> int:
@@ -70,6 +72,8 @@ class Runner:
 
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.
     With ``look_only`` it can only look ahead. Methods may then lack trained weights, which :meth:`look_ahead` says.
+    ``shard`` = (k, n) is the k-th of n runs that share the cells: each runs its part of the board, and of the trials,
+    which all of them need, whatever no other process runs.
 
     Raises:
         BenchError: the request is wrong in any respect; raised on construction, before any work.
@@ -83,12 +87,13 @@ class Runner:
         remarks: Sequence[str] = (),
         hook_timeout: float | None = None,
         look_only: bool = False,
+        shard: tuple[int, int] = (1, 1),
     ) -> None:
         experiment, *others = experiment.on_each_pair()
         self.experiment, self._others = experiment, [other.name for other in others]
         for cache in (split_data, split_hash, inputs_of):
             cache.cache_clear()  # the data may have changed since this process read them for another experiment
-        self.runs, self.hook_timeout, self.remarks = runs, hook_timeout, list(remarks)
+        self.runs, self.hook_timeout, self.remarks, self.shard = runs, hook_timeout, list(remarks), shard
         self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
         self.planner = Planner(experiment, runs, plugins)
@@ -334,14 +339,17 @@ class Runner:
             bases=self._others,
             remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
-        write_board(self.runs, board)
+        everything = tuple(cell for some in cells.values() for cell in some)
+        missing = len({cell.id for cell in everything if self._written(cell.id) is None})
+        if not missing:
+            write_board(self.runs, board)
         trial_ids = [  # a failed trial may have changed the choice
             run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
         ]
-        runs = [read_run(self.runs / run) for run in dict.fromkeys([*trial_ids, *board.runs])]
+        ids = dict.fromkeys([*trial_ids, *board.runs])
+        runs = [read_run(self.runs / run) for run in ids if self._written(run) is not None]
         failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
-        everything = tuple(cell for some in cells.values() for cell in some)
-        return Result(everything, tuple(board.remarks), failures)
+        return Result(everything, tuple(board.remarks), failures, missing)
 
     def _ahead(self, plan: MethodPlan, rounds: int) -> Sequence[Load]:
         """The cells of a method that are to come after so many rounds of tuning, if :meth:`expect` has looked ahead."""
@@ -350,10 +358,13 @@ class Runner:
     def _execute(self, executor: Executor, batches: Sequence[_Batch], progress: Progress) -> None:
         missing: dict[str, Cell] = {}
         jobs: dict[str, Job] = {}
+        place, shards = self.shard
+        own = set(sorted({cell.id for batch in batches for cell in batch.cells})[place - 1 :: shards])
         for purpose, plan, cells, ahead in batches:
             progress.expect(id(plan), ahead)
             for cell in cells:
-                if cell.id not in self._attempts and not cell.is_done(self.runs):
+                mine = cell.id in own or purpose == "tuning"
+                if mine and cell.id not in self._attempts and not cell.is_done(self.runs):
                     missing[cell.id] = cell
                     jobs[cell.id] = Job(purpose, self.tuner.label(plan), cell.spec.arm, cell.spec.stream, load(cell))
         self._attempts |= missing.keys()
@@ -371,7 +382,7 @@ class Runner:
                 },
                 cell.group,
             )
-            for key, cell in missing.items()
+            for key, cell in sorted(missing.items(), key=lambda item: item[0] not in own)
         ]
         progress.begin(jobs)
         before = {key: self._written(key) for key in missing}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.store import read_board, read_run
+import run_bench
+from bench.errors import BenchError
+from bench.records.schema import Failure
+from bench.records.store import read_board, read_run, write_run
 from bench.run import claims, runner
-from bench.run.runner import Runner
+from bench.run.experiment import load
+from bench.run.runner import Result, Runner
 from tests.conftest import ROOT
 from tests.world import Inline, make_dataset, make_experiment
 
@@ -197,3 +204,65 @@ def test_several_commands_on_one_folder_run_every_cell_once(llama: Path, tmp_pat
     assert len(board.runs) == 16 and {read_run(tmp_path / "runs" / run).status for run in board.runs} == {"complete"}
     assert len(log.read_text().splitlines()) == 8
     assert claims.running(tmp_path / "runs") == []
+
+
+@pytest.fixture
+def split(llama: Path, tmp_path: Path) -> Callable[..., Result]:
+    """Run one shard of an experiment, or all of it, with a tuned method, in this process."""
+    data = make_dataset(tmp_path / "keepers")
+    plans = ["closed_book", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
+    experiment = make_experiment(data, llama, plans, streams={"split": "test", "documents": 3, "count": 3})
+
+    def run(runs: Path, shard: tuple[int, int] = (1, 1), executor: Inline | None = None) -> Result:
+        return Runner(experiment, runs, shard=shard).run(executor or Inline())
+
+    return run
+
+
+def test_shards_run_their_parts_of_the_board_and_the_last_one_makes_it(
+    split: Callable[..., Result], tmp_path: Path
+) -> None:
+    whole = split(tmp_path / "whole")
+    executors = [Inline() for _ in range(4)]
+    missing = [split(tmp_path / "parts", (place, 4), executor).missing for place, executor in enumerate(executors, 1)]
+    assert missing[-1] == 0 and sorted(missing, reverse=True) == missing and missing[0] > 0
+    keys = [key for executor in executors for key in executor.keys]
+    assert len(keys) == len(set(keys)), "nothing is run twice"
+    boards = [read_board(tmp_path / name) for name in ("whole", "parts")]
+    assert boards[0].entries == boards[1].entries
+    for cell in whole.cells:
+        one, other = (read_run(tmp_path / name / cell.id).summary for name in ("whole", "parts"))
+        assert one == other
+
+
+def test_a_shard_leaves_no_board_of_a_part(split: Callable[..., Result], tmp_path: Path) -> None:
+    result = split(tmp_path / "parts", (2, 4))
+    assert result.missing > 0 and result.failed == 0
+    with pytest.raises(BenchError, match="There is no board"):
+        read_board(tmp_path / "parts")
+    executor = Inline()
+    assert split(tmp_path / "parts", executor=executor).missing == 0
+    assert len(executor.keys) == result.missing, "the whole run completes what is missing"
+
+
+def test_the_plan_says_what_runs_where_and_what_failed(
+    llama: Path, tmp_path: Path, hold: Hold, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "watched.yaml"
+    streams = "{split: test, documents: 2, count: 3}"
+    dataset = make_dataset(tmp_path / "keepers")
+    file.write_text(f"dataset: {dataset}\nmodel: {llama}\nstreams: {streams}\nmethods: [closed_book]\n")
+    first, second, _ = (cell.id for cell in Runner(load(str(file)), tmp_path / "runs").run(Inline()).cells)
+    failed = read_run(tmp_path / "runs" / second)
+    failure = Failure(kind="failed", message="m", traceback="", position=None)
+    changes = {"status": "failed", "failure": failure, "summary": None, "costs": None}
+    write_run(tmp_path / "runs", failed.model_copy(update=changes))
+    shutil.rmtree(tmp_path / "runs" / first)
+    other = hold(tmp_path / "runs", first)
+    monkeypatch.setattr(sys, "argv", ["run_bench.py", "status", str(file), "--runs", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match="0"):
+        run_bench.main()
+    printed = capsys.readouterr().out
+    assert "failed" in printed and re.search(r"\bnow\b", printed)
+    assert f"Running: {first} on {platform.node()}, process {other.pid}," in " ".join(printed.split())
+    assert "To run: at most 2 cells; there already: 1. Nothing was run." in printed
