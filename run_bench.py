@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bench import Results
     from bench.run.experiment import Experiment
     from bench.run.runner import Result, Runner
+    from bench.run.workers import Workers
 else:
     Results = object  # for typer, which evaluates the annotations of commands: the class takes long to import
 
@@ -147,6 +148,11 @@ def run(
     reference: Reference = None,
     columns: Columns = None,
     dry_run: DryRun = False,
+    executor: Annotated[
+        str, typer.Option(help="local (processes on this machine) or ray (the extra [cluster])")
+    ] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of each worker")] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="run the K-th of N parts, each in a process or job of its own")
     ] = None,
@@ -155,6 +161,7 @@ def run(
     from bench import load_results
     from bench.run.experiment import EqualCompute, load
     from bench.run.overrides import Overrides
+    from bench.run.workers import Workers
     from reports.board import REFERENCE
     from reports.columns import check
 
@@ -180,16 +187,16 @@ def run(
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
     remarks, plugins = overrides.remarks(), _paths(plugin)
-    part = _shard(shard)
-    _run(varied, Path(runs), Path(out), jobs, plugins, remarks, hook_timeout, track, dry_run, reference, chosen, part)
-    return None if dry_run or part[1] > 1 else load_results(runs, varied.name)
+    workers = Workers(executor, jobs, threads, ray_address, _shard(shard))  # type: ignore[arg-type]  # it is checked
+    _run(varied, Path(runs), Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
+    return None if dry_run or workers.shard[1] > 1 else load_results(runs, varied.name)
 
 
 def _run(
     experiment: Experiment,
     runs: Path,
     out: Path,
-    jobs: int | None = None,
+    workers: Workers | None = None,
     plugins: Sequence[str] = (),
     remarks: Sequence[str] = (),
     hook_timeout: float | None = None,
@@ -197,16 +204,15 @@ def _run(
     dry_run: bool = False,
     reference: str | None = None,
     columns: Sequence[str] = (),
-    shard: tuple[int, int] = (1, 1),
 ) -> None:
     """Run what is missing of an experiment, or of a shard of it, and report it when all is there."""
-    results = _run_cells(experiment, runs, out, jobs, plugins, remarks, hook_timeout, track, dry_run, shard)
+    results = _run_cells(experiment, runs, out, workers, plugins, remarks, hook_timeout, track, dry_run)
     if dry_run:
         return
     if missing := sum(result.missing for result in results):
         _print_line(
-            f"Shard {shard[0]} of {shard[1]} has run. {missing} cells of other shards are missing: the last one makes "
-            f"the board, or the same command without --shard."
+            f"This shard has run. {missing} cells of other shards are missing: the last one makes the board, or the "
+            f"same command without --shard."
         )
     else:
         _report(runs, out, experiment.name, track, reference, columns)
@@ -217,13 +223,12 @@ def _run_cells(
     experiment: Experiment,
     runs: Path,
     out: Path,
-    jobs: int | None = None,
+    workers: Workers | None = None,
     plugins: Sequence[str] = (),
     remarks: Sequence[str] = (),
     hook_timeout: float | None = None,
     track: str | None = None,
     dry_run: bool = False,
-    shard: tuple[int, int] = (1, 1),
 ) -> list[Result]:
     """Run what is missing of an experiment; returns the result on each pair of data set and base."""
     from bench.records.store import is_packed
@@ -232,21 +237,20 @@ def _run_cells(
         raise BenchError(f"{runs} holds published records, to which none are added: name another folder with --runs.")
 
     from bench.files import check_writable
-    from bench.machine import available_memory, usable_cores
     from bench.run import display
-    from bench.run.executor import LocalPool, affordable_jobs
     from bench.run.progress import Progress
     from bench.run.runner import Runner
+    from bench.run.workers import Workers
     from reports import tracking
+
+    workers = workers or Workers()
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         pairs = [experiment, *experiment.on_each_pair()[1:]]
-        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run, shard) for one in pairs]
-    jobs = jobs or experiment.default_jobs or usable_cores()
-    if experiment.device == "cpu":
-        jobs, remark = affordable_jobs(jobs, max(runner.weights for runner in runners), available_memory())
-        if remark:
-            console.print(remark, markup=False)
+        runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run, workers.shard) for one in pairs]
+    jobs, remark = workers.count(experiment, max(runner.weights for runner in runners))
+    if remark:
+        console.print(remark, markup=False)
     if dry_run:
         _print_plan(runners, jobs)
         return []
@@ -254,11 +258,13 @@ def _run_cells(
     check_writable(out, "--out")
     if track is not None:
         tracking.check(track)
-    with LocalPool(jobs) as pool, display.following(console) as show:
-        progress = Progress(show, jobs)
+    with workers.open(experiment, jobs) as executor, display.following(console) as show:
+        progress = Progress(show, executor.jobs)
         for runner in runners:
             runner.expect(progress)
-        return [runner.run(pool, progress) for runner in reversed(runners)]  # the experiment's own board is the last
+        return [
+            runner.run(executor, progress) for runner in reversed(runners)
+        ]  # the experiment's own board is the last
 
 
 def _raise(results: Sequence[Result], runs: Path) -> None:
@@ -334,6 +340,7 @@ def reproduce(
     from bench.records.store import is_packed
     from bench.run.experiment import EqualCompute, load
     from bench.run.overrides import Overrides
+    from bench.run.workers import Workers
     from reports import reproduction
     from reports.board import REFERENCE, build
     from reports.reproduction import figure as figures
@@ -349,7 +356,7 @@ def reproduce(
         experiment = overrides.vary(load(run.experiment))
         remarks = overrides.remarks()
         if not is_packed(runs):  # published records have all that they will have
-            results += _run_cells(experiment, runs, out, jobs, _paths(plugin), remarks, dry_run=dry_run)
+            results += _run_cells(experiment, runs, out, Workers(jobs=jobs), _paths(plugin), remarks, dry_run=dry_run)
         planned.append((run, experiment.name))
     if dry_run:
         return

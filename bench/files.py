@@ -54,7 +54,7 @@ def make_folder(path: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir()
         try:
             write(temporary)
-            for file in temporary.iterdir():
+            for file in filter(Path.is_file, temporary.rglob("*")):
                 with file.open("rb+") as stream:
                     os.fsync(stream.fileno())
             temporary.rename(path)

@@ -47,6 +47,8 @@ class Task:
     payload: Mapping[str, Any]
     group: str = ""
     """Tasks of different groups never run in the same process: what one does to its process cannot reach the other."""
+    files: Sequence[str] = ()
+    """Files and folders that it reads, as the payload names them; those of the project are not among them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,13 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     return jobs, f"Memory may run out: a worker needs {need}." if most > available else ""
 
 
+def default_threads(jobs: int) -> int:
+    """Threads of each of so many workers: an equal part of the usable cores, or OMP_NUM_THREADS if that is fewer."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    part = max(1, usable_cores() // jobs)
+    return min(part, int(stated)) if stated.isdecimal() and int(stated) > 0 else part
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
@@ -115,7 +124,8 @@ def _gigabytes(size: int) -> str:
 class LocalPool:
     """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused within a group.
 
-    By default there is one worker per usable core, and the cores are divided among the workers. If a worker dies, only
+    By default there is one worker per usable core, and the cores are divided among the workers, as far as
+    ``OMP_NUM_THREADS`` does not say fewer. If a worker dies, only
     its task is lost and it is replaced. A worker that is free continues with its group of tasks, else a new one begins
     with a group that no other worker has, else helps with any. Idle workers wait for the next :meth:`run` until
     :meth:`close` or the end of the pool's ``with`` block. An interrupt, closing the iterator, or the death of this
@@ -124,7 +134,7 @@ class LocalPool:
 
     def __init__(self, jobs: int | None = None, threads: int | None = None) -> None:
         self.jobs = max(1, jobs or usable_cores())
-        self.threads = max(1, threads or usable_cores() // self.jobs)
+        self.threads = threads or default_threads(self.jobs)
         self._idle: list[_Worker] = []
 
     def __enter__(self) -> LocalPool:
@@ -155,7 +165,7 @@ class LocalPool:
                             note, worker.note = worker.note, None
                             yield note
                         continue
-                    task = _take(waiting, {worker.group}) if worker.reusable else None
+                    task = take(waiting, {worker.group}) if worker.reusable else None
                     if task is not None:
                         worker.assign(task)
                     else:
@@ -174,26 +184,26 @@ class LocalPool:
     def _start(self, waiting: list[Task], busy: set[str]) -> _Worker:
         """A worker with the first task that suits it, which is removed from those that wait."""
         for worker in list(self._idle):
-            task = _take(waiting, {worker.group}) if worker.process.is_alive() else None
+            task = take(waiting, {worker.group}) if worker.process.is_alive() else None
             if task is not None:
                 self._idle.remove(worker)
                 worker.assign(task)
                 return worker
         self.close()  # no task of their groups is left
-        task = _take(waiting, {task.group for task in waiting} - busy) or waiting.pop(0)
+        task = take(waiting, {task.group for task in waiting} - busy) or waiting.pop(0)
         worker = _Worker(task.group, self.threads)
         worker.assign(task)
         return worker
 
 
-def _take(tasks: list[Task], groups: set[str]) -> Task | None:
+def take(tasks: list[Task], groups: set[str]) -> Task | None:
     """Remove the first task of one of these groups and return it; None if there is none."""
     index = next((i for i, task in enumerate(tasks) if task.group in groups), None)
     return None if index is None else tasks.pop(index)
 
 
 @dataclass(frozen=True)
-class _Limit:
+class Limit:
     """Message of a worker: what it does now must end within ``seconds``."""
 
     seconds: float | None
@@ -201,7 +211,7 @@ class _Limit:
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """Message of a worker: what it does now."""
 
     content: Any
@@ -233,7 +243,7 @@ class _Worker:
     def assign(self, task: Task) -> None:
         """Send a task to the process."""
         self.task, self.note = task, None
-        self._limit = _Limit(None, None)
+        self._limit = Limit(None, None)
         with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
             self.pipe.send(task)
 
@@ -248,10 +258,10 @@ class _Worker:
         alive = self.process.is_alive()
         try:
             while self.pipe.poll():
-                received: _Limit | _Told | tuple[Outcome, bool] = self.pipe.recv()
-                if isinstance(received, _Limit):
+                received: Limit | Told | tuple[Outcome, bool] = self.pipe.recv()
+                if isinstance(received, Limit):
                     self._limit, self._limited_since = received, time.monotonic()
-                elif isinstance(received, _Told):
+                elif isinstance(received, Told):
                     self.note = Note(self.task.key, received.content)
                 else:
                     outcome, self.reusable = received
@@ -329,7 +339,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_pipe: Connection | None = None
+_pipe: Channel | None = None
 _retiring = False
 
 
@@ -340,7 +350,7 @@ def limit_time(seconds: float | None, activity: Any = None) -> None:
     too. Outside a pool's worker nothing is done.
     """
     if _pipe is not None:
-        _pipe.send(_Limit(seconds, activity))
+        _pipe.send(Limit(seconds, activity))
 
 
 def tell(content: Any) -> None:
@@ -349,7 +359,7 @@ def tell(content: Any) -> None:
     Outside a pool's worker nothing is done.
     """
     if _pipe is not None:
-        _pipe.send(_Told(content))
+        _pipe.send(Told(content))
 
 
 def retire() -> None:
@@ -363,25 +373,49 @@ def retire() -> None:
 
 def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
     """Run in the worker: one task after another until the pipe is closed, or a task makes it retire."""
-    global _pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
     machine.keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
-    _pipe = pipe
+    connect(pipe)
     while not _retiring:
         try:
             task: Task = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            pipe.send((Outcome(task.key, value=_call(task, threads)), not _retiring))
+            pipe.send(perform(task, threads))
         except BrokenPipeError:
             return
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            pipe.send((Outcome(task.key, error=TaskError("raised", message, traceback.format_exc())), not _retiring))
+        except Exception as error:  # the value cannot be sent
+            pipe.send((_raised(task, error), not _retiring))
+
+
+def perform(task: Task, threads: int) -> tuple[Outcome, bool]:
+    """Run a task in this worker: its outcome, and False if the worker is not fit for another one."""
+    try:
+        outcome = Outcome(task.key, value=_call(task, threads))
+    except Exception as error:
+        outcome = _raised(task, error)
+    return outcome, not _retiring
+
+
+def _raised(task: Task, error: Exception) -> Outcome:
+    return Outcome(task.key, error=TaskError("raised", f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+class Channel(Protocol):
+    """Where a worker sends what it does now."""
+
+    def send(self, message: Limit | Told, /) -> None:
+        """Send a message."""
+
+
+def connect(channel: Channel) -> None:
+    """Let this process be a worker, whose messages go to ``channel``."""
+    global _pipe
+    _pipe = channel
 
 
 def _call(task: Task, threads: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from bench.data.prompt_format import PromptFormat
 from bench.data.reader import DataFiles, split_entries
 from bench.harness.token_notes import notes_tagger
 from bench.hashing import cached_by_content, digest
+from bench.paths import ROOT
 from bench.run import artifacts
 
 
@@ -35,6 +38,14 @@ class Sources(pydantic.BaseModel):
     prefix: int | None = None
     anchor_questions: int = 0
     anchor_documents: int = 0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files and folders among them that do not come with the project."""
+        named = [self.dataset, self.model, *self.plugins, *itertools.chain.from_iterable(self.data_files.values())]
+        return tuple(
+            name for name in dict.fromkeys(named) if os.path.isabs(name) and not Path(name).is_relative_to(ROOT)
+        )
 
 
 @dataclass(frozen=True)

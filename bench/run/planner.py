@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,17 +113,22 @@ class Planner:
             )
 
     def sources(self, on: StreamPlan, index: int) -> Sources:
-        """The sources of a stream, on this machine."""
+        """The sources of a stream, on this machine: names of what comes with the project, else absolute paths."""
         anchor = self.experiment.anchor
         trial = isinstance(on, TuningPlan)
         return Sources(
-            dataset=self.experiment.dataset,
-            data_files=self.experiment.data_files,
-            model=self.experiment.model,
-            plugins=self.plugins,
+            dataset=_source(self.experiment.dataset, self.recipe.folder),
+            data_files={split: list(map(os.path.abspath, of)) for split, of in self.experiment.data_files.items()},
+            model=_source(self.experiment.model, self.base),
+            plugins=list(map(os.path.abspath, self.plugins)),
             split=on.split,
             documents=on.documents,
             index=index,
             anchor_questions=0 if trial else anchor.questions,
             anchor_documents=0 if trial else anchor.documents,
         )
+
+
+def _source(name: str, folder: Path) -> str:
+    """The name of what has a folder of the project, else the folder's path."""
+    return name if folder.resolve().is_relative_to(ROOT) else str(folder.resolve())

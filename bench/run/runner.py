@@ -381,6 +381,7 @@ class Runner:
                     "abilities": self.abilities,
                 },
                 cell.group,
+                cell.sources.files,
             )
             for key, cell in sorted(missing.items(), key=lambda item: item[0] not in own)
         ]

@@ -1,0 +1,273 @@
+"""Running tasks on a Ray cluster, on this machine or on many.
+
+Workers are Ray actors, each in a process of its own on some node. All nodes need this project, installed alike, and the
+folder of the records. Bases and data files from elsewhere are put into Ray's object store once, and unpacked once on
+each node that lacks them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import hashing, machine, paths
+from bench.errors import BenchError
+from bench.files import make_folder
+from bench.run import executor
+from bench.run.executor import CHECK_SECONDS, Limit, Note, Outcome, Task, TaskError, Told, take
+
+RETRIES = 2
+"""How often a task is given to another worker when its worker, or its node, was lost."""
+NO_LIMIT = Limit(None, None)
+
+
+def start(address: str | None, cores: int | None = None) -> Any:
+    """Connect to the cluster at this address, or start one on this machine; returns the package ``ray``.
+
+    Raises:
+        BenchError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise BenchError("Ray is not installed. Run `pip install '.[cluster]'`, or use --executor local.") from None
+    if not ray.is_initialized():
+        settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cores, "include_dashboard": False}
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BenchError(
+                f"There is no Ray cluster at {address} ({error}). Start one with `ray start --head`."
+            ) from None
+    return ray
+
+
+class RayCluster:
+    """At most ``jobs`` workers on a Ray cluster, by default as many as it has room for.
+
+    A worker takes ``threads`` cores and ``gpus`` GPUs, which may be a fraction. As in the local pool, tasks of
+    different groups never run in the same process. A task whose worker is lost is given to another one, at most
+    :data:`RETRIES` times.
+    """
+
+    def __init__(
+        self, address: str | None = None, jobs: int | None = None, threads: int | None = None, gpus: float = 0.0
+    ) -> None:
+        self._ray = start(address, machine.usable_cores())
+        resources = self._ray.cluster_resources()
+        cores = int(resources.get("CPU", 1))
+        self.threads = max(1, threads or 1)
+        room = cores // self.threads
+        if gpus:
+            room = min(room, int(resources.get("GPU", 0) / gpus))
+        if room < 1:
+            raise BenchError(
+                f"A worker with {self.threads} cores and {gpus:g} GPUs does not fit on the Ray cluster, which has "
+                f"{cores} cores and {resources.get('GPU', 0):g} GPUs."
+            )
+        self.jobs, self.gpus = min(jobs or room, room), gpus
+        self._parcels: dict[str, Parcel] = {}
+        self._mail = self._ray.remote(num_cpus=0)(_Mailbox).remote()
+
+    def __enter__(self) -> RayCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
+        """Run all tasks as :meth:`Executor.run` says. Actors start when the first outcome is requested."""
+        waiting, lost = list(tasks), dict.fromkeys((task.key for task in tasks), 0)
+        workers: list[_Actor] = []
+        try:
+            while waiting or workers:
+                while waiting and len(workers) < self.jobs:
+                    task = take(waiting, {task.group for task in waiting} - {one.task.group for one in workers})
+                    workers.append(self._actor(task or waiting.pop(0)))
+                self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
+                self._read_mail(workers)
+                for worker in list(workers):
+                    outcome = worker.outcome(self._ray)
+                    if outcome is None:
+                        if worker.note is not None:
+                            note, worker.note = worker.note, None
+                            yield note
+                        continue
+                    died = outcome.error is not None and outcome.error.kind == "worker_died"
+                    if died and lost[outcome.key] < RETRIES:
+                        lost[outcome.key] += 1
+                        waiting.insert(0, worker.task)
+                        workers.remove(worker)
+                        continue
+                    following = take(waiting, {worker.task.group}) if worker.reusable else None
+                    if following is not None:
+                        worker.assign(following, self._shipped(following))
+                    else:
+                        workers.remove(worker)
+                        worker.end(self._ray)
+                    yield outcome
+        finally:
+            for worker in workers:
+                worker.end(self._ray)
+
+    def _actor(self, task: Task) -> _Actor:
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(self.threads))
+        environment = {**counts, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        kind = self._ray.remote(
+            num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+        )(_Worker)
+        name = f"{time.monotonic_ns()}"
+        worker = _Actor(name, kind.remote(name, self._mail, self.threads))
+        worker.assign(task, self._shipped(task))
+        return worker
+
+    def _shipped(self, task: Task) -> list[Parcel]:
+        """The files that the task reads, put into the object store the first time."""
+        for path in task.files:
+            if path not in self._parcels:
+                self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self._ray.put(pack(Path(path))))
+        return [self._parcels[path] for path in task.files]
+
+    def _read_mail(self, workers: Sequence[_Actor]) -> None:
+        by_name = {worker.name: worker for worker in workers}
+        for name, message in self._ray.get(self._mail.take.remote()):
+            if name in by_name:
+                by_name[name].hear(message)
+
+
+class Parcel(NamedTuple):
+    """A file or folder in the object store: its path on the driver, the hash of its content, and the reference."""
+
+    path: str
+    content: str
+    reference: Any
+
+
+def pack(path: Path) -> dict[str, Any]:
+    """The bytes of a file, or of all files of a folder, by their paths in it ("" for a file)."""
+    import numpy as np
+
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {"" if file == path else file.relative_to(path).as_posix(): np.fromfile(file, np.uint8) for file in files}
+
+
+def unpacked(parcel: Parcel) -> Path:
+    """The file or folder on this node: where it is on the driver, if that is here too, else in the user's cache."""
+    import ray
+
+    if Path(parcel.path).exists():  # its content is checked with the cell
+        return Path(parcel.path)
+    folder = paths.cache() / "shipped" / parcel.content[:16]
+    name = Path(parcel.path).name
+
+    def write(into: Path) -> None:
+        for relative, content in ray.get(parcel.reference).items():
+            file = into / name / relative if relative else into / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            content.tofile(file)
+
+    make_folder(folder, write)
+    return folder / name
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Plain data with other texts in place of those that are names."""
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: renamed(inner, names) for key, inner in value.items()}
+    return [renamed(inner, names) for inner in value] if isinstance(value, list | tuple) else value
+
+
+class _Actor:
+    """One worker, seen from the driver. It has at most one task at a time."""
+
+    task: Task
+    result: Any
+    note: Note | None = None
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name, self.handle, self.reusable = name, handle, True
+        self._limit, self._since = NO_LIMIT, 0.0
+
+    def assign(self, task: Task, parcels: Sequence[Parcel]) -> None:
+        """Send a task to the worker, with its files."""
+        self.task, self.note, self._limit = task, None, NO_LIMIT
+        self.result = self.handle.work.remote(task, parcels)
+
+    def hear(self, message: Limit | Told) -> None:
+        """Take a message of the worker."""
+        if isinstance(message, Limit):
+            self._limit, self._since = message, time.monotonic()
+        else:
+            self.note = Note(self.task.key, message.content)
+
+    def outcome(self, ray: Any) -> Outcome | None:
+        """The outcome of the task; None while it runs."""
+        ready, _ = ray.wait([self.result], timeout=0)
+        if not ready:
+            if self._limit.seconds is None or time.monotonic() < self._since + self._limit.seconds:
+                return None
+            self.reusable = False
+            message = f"It ran for more than {self._limit.seconds:g} seconds."
+            return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
+        try:
+            result: tuple[Outcome, bool] = ray.get(self.result)
+        except ray.exceptions.RayError as error:
+            self.reusable = False
+            return Outcome(self.task.key, error=TaskError("worker_died", f"The Ray worker was lost: {error}"))
+        outcome, self.reusable = result
+        return outcome
+
+    def end(self, ray: Any) -> None:
+        """End the worker's process."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self.handle)
+
+
+class _Mailbox:
+    """The messages of all workers since they were last taken: of each, the latest of each kind."""
+
+    def __init__(self) -> None:
+        self._messages: dict[tuple[str, type], Limit | Told] = {}
+
+    def post(self, name: str, message: Limit | Told) -> None:
+        """Leave a message."""
+        self._messages[name, type(message)] = message
+
+    def take(self) -> list[tuple[str, Limit | Told]]:
+        """Take all messages."""
+        taken = [(name, message) for (name, _), message in self._messages.items()]
+        self._messages.clear()
+        return taken
+
+
+class _Worker:
+    """A worker, in its own process on some node."""
+
+    def __init__(self, name: str, mail: Any, threads: int) -> None:
+        self.threads = threads
+        machine.keep_freed_memory()
+        executor.connect(_Letters(name, mail))
+
+    def work(self, task: Task, parcels: Sequence[Parcel]) -> tuple[Outcome, bool]:
+        """Run a task, with its files where this node has them."""
+        here = {parcel.path: str(unpacked(parcel)) for parcel in parcels}
+        return executor.perform(replace(task, payload=renamed(task.payload, here)), self.threads)
+
+
+class _Letters:
+    """Sends messages to the mailbox."""
+
+    def __init__(self, name: str, mail: Any) -> None:
+        self.name, self.mail = name, mail
+
+    def send(self, message: Limit | Told, /) -> None:
+        """Send a message, without waiting until it has arrived."""
+        self.mail.post.remote(self.name, message)
