@@ -149,10 +149,14 @@ def run(
     columns: Columns = None,
     dry_run: DryRun = False,
     executor: Annotated[
-        str, typer.Option(help="local (processes on this machine) or ray (the extra [cluster])")
+        str, typer.Option(help="local: processes on this machine; ray: a cluster; slurm: an array job ([cluster])")
     ] = "local",
     ray_address: Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of each worker")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="jobs of the array job of --executor slurm")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE: a setting of these jobs, such as partition=gpu (repeatable)")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="run the K-th of N parts, each in a process or job of its own")
     ] = None,
@@ -187,9 +191,11 @@ def run(
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
     remarks, plugins = overrides.remarks(), _paths(plugin)
-    workers = Workers(executor, jobs, threads, ray_address, _shard(shard))  # type: ignore[arg-type]  # it is checked
+    settings = tuple(slurm or [])
+    workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)  # type: ignore[arg-type]
     _run(varied, Path(runs), Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
-    return None if dry_run or workers.shard[1] > 1 else load_results(runs, varied.name)
+    partial = workers.shard[1] > 1 or workers.shards is not None
+    return None if dry_run or partial else load_results(runs, varied.name)
 
 
 def _run(
@@ -208,6 +214,8 @@ def _run(
     """Run what is missing of an experiment, or of a shard of it, and report it when all is there."""
     results = _run_cells(experiment, runs, out, workers, plugins, remarks, hook_timeout, track, dry_run)
     if dry_run:
+        return
+    if workers is not None and workers.kind == "slurm":
         return
     if missing := sum(result.missing for result in results):
         _print_line(
@@ -258,6 +266,10 @@ def _run_cells(
     check_writable(out, "--out")
     if track is not None:
         tracking.check(track)
+    if workers.kind == "slurm":
+        job = workers.submit(sys.argv[2:], (runs / "slurm").absolute())
+        _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
+        return []
     with workers.open(experiment, jobs) as executor, display.following(console) as show:
         progress = Progress(show, executor.jobs)
         for runner in runners:

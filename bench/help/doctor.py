@@ -18,6 +18,7 @@ from bench.records.provenance import PACKAGES, git_state
 OPTIONAL = {
     "spacy": "to find salient spans with a trained tagger",
     "ray": "to run on several machines",
+    "submitit": "to submit array jobs to Slurm",
     "gguf": "to convert the pretrained base of model get",
     "tensorboard": "for --track tensorboard",
     "wandb": "for --track wandb",

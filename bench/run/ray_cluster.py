@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from bench.run.executor import CHECK_SECONDS, Limit, Note, Outcome, Task, TaskEr
 
 RETRIES = 2
 """How often a task is given to another worker when its worker, or its node, was lost."""
+CONNECT_SECONDS = 5.0
 NO_LIMIT = Limit(None, None)
 
 
@@ -37,14 +40,18 @@ def start(address: str | None, cores: int | None = None) -> Any:
         import ray
     except ImportError:
         raise BenchError("Ray is not installed. Run `pip install '.[cluster]'`, or use --executor local.") from None
+    missing = f"There is no Ray cluster at {address}. Start one with `ray start --head`, or leave --ray-address out."
     if not ray.is_initialized():
+        if address and (match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
+            try:  # Ray itself waits for minutes
+                socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
+            except OSError:
+                raise BenchError(missing) from None
         settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cores, "include_dashboard": False}
         try:
             ray.init(log_to_driver=False, logging_level="error", **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BenchError(
-                f"There is no Ray cluster at {address} ({error}). Start one with `ray start --head`."
-            ) from None
+        except (ConnectionError, RuntimeError, ValueError):
+            raise BenchError(missing) from None
     return ray
 
 
@@ -73,7 +80,9 @@ class RayCluster:
             )
         self.jobs, self.gpus = min(jobs or room, room), gpus
         self._parcels: dict[str, Parcel] = {}
-        self._mail = self._ray.remote(num_cpus=0)(_Mailbox).remote()
+        here = self._ray.get_runtime_context().get_node_id()
+        affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity)(_Mailbox).remote()
 
     def __enter__(self) -> RayCluster:
         return self

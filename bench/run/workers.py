@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import BenchError
@@ -12,7 +14,7 @@ from bench.run import executor, ray_cluster
 from bench.run.executor import affordable_jobs
 from bench.run.experiment import Experiment
 
-KINDS = ("local", "ray")
+KINDS = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Workers:
         BenchError: there is no executor of this kind, or it does not take an option.
     """
 
-    kind: Literal["local", "ray"] = "local"
+    kind: Literal["local", "ray", "slurm"] = "local"
     jobs: int | None = None
     """Number of workers; None: as many as there are cores, or as a cluster has room for."""
     threads: int | None = None
@@ -32,10 +34,18 @@ class Workers:
     """Address of a Ray cluster; None: one is started on this machine."""
     shard: tuple[int, int] = (1, 1)
     """The part K of N that is run."""
+    shards: int | None = None
+    """Number of parts, each a job of an array job of Slurm."""
+    slurm: tuple[str, ...] = ()
+    """Settings of these jobs, KEY=VALUE."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise BenchError(f"--executor takes {' or '.join(KINDS)}, not {self.kind!r}.")
+            raise BenchError(f"--executor takes {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.kind!r}.")
+        if (self.kind == "slurm") != (self.shards is not None) or (self.slurm and self.kind != "slurm"):
+            raise BenchError(
+                "--executor slurm needs --shards N, the number of jobs; others take neither that nor --slurm."
+            )
         if self.address is not None and self.kind != "ray":
             raise BenchError("--ray-address needs --executor ray.")
 
@@ -49,6 +59,21 @@ class Workers:
         if self.kind == "local" and experiment.device == "cpu":
             return affordable_jobs(jobs, weights, available_memory())
         return jobs, ""
+
+    def submit(self, arguments: Sequence[str], folder: Path) -> str:
+        """Submit the shards of a ``run`` with these arguments to Slurm; returns the id of the array job.
+
+        Raises:
+            BenchError: as :func:`bench.run.slurm.submit`.
+            RunError: as there.
+        """
+        from bench.run import slurm
+
+        settings = dict(setting.partition("=")[::2] for setting in self.slurm)
+        assert self.shards is not None
+        kept = slurm.without_options(arguments, ("--executor", "--shards", "--slurm"))
+        values = {key: int(value) if value.isdecimal() else value for key, value in settings.items()}
+        return slurm.submit(kept, self.shards, folder, values)
 
     def open(self, experiment: Experiment, jobs: int) -> AbstractContextManager[Any]:
         """The executor, which is closed at the end of its ``with`` block. ``jobs`` is its number of workers.
