@@ -370,6 +370,10 @@ class Runner:
         self._attempts |= missing.keys()
         if not missing:
             return
+        # the longest first, so that no worker begins a long one when all others are done
+        costs = {
+            key: progress.pace.seconds(job.load) or progress.pace.guess(job.load) or 0.0 for key, job in jobs.items()
+        }
         tasks: Sequence[Task] = [
             Task(
                 key,
@@ -383,7 +387,7 @@ class Runner:
                 cell.group,
                 cell.sources.files,
             )
-            for key, cell in sorted(missing.items(), key=lambda item: item[0] not in own)
+            for key, cell in sorted(missing.items(), key=lambda item: (item[0] not in own, -costs[item[0]]))
         ]
         progress.begin(jobs)
         before = {key: self._written(key) for key in missing}

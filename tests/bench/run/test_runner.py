@@ -17,13 +17,14 @@ from bench.contract import registry
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from bench.records.schema import mean
-from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning
+from bench.records.schema import Tally, mean
+from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning, write_run
 from bench.records.summary import check_board
 from bench.run.cell import load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.inputs import inputs_of
+from bench.run.progress import Progress
 from bench.run.runner import Runner
 from bench.run.search import explore
 from tests.conftest import ROOT
@@ -95,6 +96,24 @@ def test_only_what_is_missing_is_run_again(plan: Callable[..., Experiment], tmp_
     Runner(experiment, tmp_path).run(again)
     assert again.keys == [result.cells[1].id]
     assert scores(tmp_path) == before
+
+
+def test_cells_that_took_long_begin_first(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    uniform = {"name": "uniform", "config": {"steps_per_document": 5}, "space": {}}
+    experiment = plan("closed_book", uniform, tuning=None)
+    first = Runner(experiment, tmp_path).run(Inline())
+    for cell in first.cells:
+        record = read_run(tmp_path / cell.id)
+        assert record.costs is not None
+        seconds = {"closed_book": 1.0, "uniform": 9.0}[cell.spec.method]
+        costs = record.costs.model_copy(update={"observe": Tally(seconds=seconds, flops=1, peak_bytes=1)})
+        write_run(tmp_path, record.model_copy(update={"costs": costs}))
+        if cell.spec.stream.endswith("1"):
+            shutil.rmtree(tmp_path / cell.id)
+    runner, executor, progress = Runner(experiment, tmp_path), Inline(), Progress()
+    runner.expect(progress)
+    runner.run(executor, progress)
+    assert [key.partition("-")[0] for key in executor.keys] == ["uniform", "closed_book"]
 
 
 def test_the_best_trial_on_validation_is_chosen_and_every_trial_is_kept(
