@@ -33,7 +33,7 @@ from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records import provenance
 from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
-from bench.records.store import read_run, write_run
+from bench.records.store import MANIFEST, read_run, write_run
 from bench.run import artifacts, claims
 from bench.run.executor import TaskError, limit_time, retire, tell
 from bench.run.inputs import (
@@ -83,19 +83,32 @@ class Cell(pydantic.BaseModel):
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
+def written(runs: Path, cell: str) -> float:
+    """When the record of a cell was written, by the clock of its file system; 0 if there is none."""
+    try:
+        return (runs / cell / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 ELSEWHERE = "elsewhere"
 """What :func:`run` returns of a cell that another process runs."""
 
 
 def run(
-    cell: Mapping[str, Any], runs: str, hook_timeout: float | None = None, abilities: Abilities | None = None
+    cell: Mapping[str, Any],
+    runs: str,
+    hook_timeout: float | None = None,
+    abilities: Abilities | None = None,
+    planned: float | None = None,
 ) -> str:
     """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
 
-    A cell that another process runs at this moment is left to it (:data:`ELSEWHERE` is returned), and one that has just
-    been run is not run again. An error in the method or the model becomes part of the record. A worker of a pool
-    retires after a cell that is not complete, whatever state it was left in. It is killed if a hook of the method runs
-    for more than ``hook_timeout`` seconds. ``abilities`` are those of the base, if they have been tried.
+    A cell that another process runs at this moment is left to it (:data:`ELSEWHERE` is returned), and one of which it
+    has written a record since the cell was ``planned`` (:func:`written`) is not run again. An error in the method or
+    the model becomes part of the record. A worker of a pool retires after a cell that is not complete, whatever state
+    it was left in. It is killed if a hook of the method runs for more than ``hook_timeout`` seconds. ``abilities`` are
+    those of the base, if they have been tried.
 
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
@@ -105,7 +118,8 @@ def run(
     with claims.claimed(folder, own.id) as free:
         if not free:
             return ELSEWHERE
-        if own.is_done(folder):
+        now = written(folder, own.id)
+        if own.is_done(folder) or (planned is not None and now > planned):
             return read_run(folder / own.id).status
         record = run_cell(own, folder, hook_timeout, abilities)
     if record.status != "complete":

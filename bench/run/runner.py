@@ -23,10 +23,10 @@ from bench.lm import coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
-from bench.records.store import MANIFEST, read_run, sweep, write_board, write_run
+from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run import claims
 from bench.run.artifacts import MissingWeights
-from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record
+from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
 from bench.run.executor import Executor, Note, Task
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
@@ -340,14 +340,14 @@ class Runner:
             remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
         everything = tuple(cell for some in cells.values() for cell in some)
-        missing = len({cell.id for cell in everything if self._written(cell.id) is None})
+        missing = len({cell.id for cell in everything if not written(self.runs, cell.id)})
         if not missing:
             write_board(self.runs, board)
         trial_ids = [  # a failed trial may have changed the choice
             run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
         ]
         ids = dict.fromkeys([*trial_ids, *board.runs])
-        runs = [read_run(self.runs / run) for run in ids if self._written(run) is not None]
+        runs = [read_run(self.runs / run) for run in ids if written(self.runs, run)]
         failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
         return Result(everything, tuple(board.remarks), failures, missing)
 
@@ -374,6 +374,7 @@ class Runner:
         costs = {
             key: progress.pace.seconds(job.load) or progress.pace.guess(job.load) or 0.0 for key, job in jobs.items()
         }
+        before = {key: written(self.runs, key) for key in missing}
         tasks: Sequence[Task] = [
             Task(
                 key,
@@ -383,6 +384,7 @@ class Runner:
                     "runs": str(self.runs.resolve()),
                     "hook_timeout": self.hook_timeout,
                     "abilities": self.abilities,
+                    "planned": before[key],
                 },
                 cell.group,
                 cell.sources.files,
@@ -390,7 +392,6 @@ class Runner:
             for key, cell in sorted(missing.items(), key=lambda item: (item[0] not in own, -costs[item[0]]))
         ]
         progress.begin(jobs)
-        before = {key: self._written(key) for key in missing}
         while tasks:
             elsewhere = set(self._run_here(executor, tasks, missing, progress))
             tasks = self._await([task for task in tasks if task.key in elsewhere], before, progress)
@@ -415,7 +416,7 @@ class Runner:
                     write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
             progress.end(outcome.key, read_run(self.runs / outcome.key))
 
-    def _await(self, tasks: Sequence[Task], before: Mapping[str, float | None], progress: Progress) -> Sequence[Task]:
+    def _await(self, tasks: Sequence[Task], before: Mapping[str, float], progress: Progress) -> Sequence[Task]:
         """Wait for cells that other processes run, until all have ended or one is free without a new record.
 
         Returns the tasks that have not ended.
@@ -425,19 +426,12 @@ class Runner:
             for task in list(waiting):
                 if claims.holder(self.runs, task.key) is not None:
                     continue
-                if self._written(task.key) == before[task.key]:
+                if written(self.runs, task.key) == before[task.key]:
                     return waiting  # its process died
                 waiting.remove(task)
                 progress.end(task.key, read_run(self.runs / task.key))
             time.sleep(WAIT_SECONDS if waiting else 0)
         return waiting
-
-    def _written(self, key: str) -> float | None:
-        """When the record of a cell was written; None if there is none."""
-        try:
-            return (self.runs / key / MANIFEST).stat().st_mtime
-        except FileNotFoundError:
-            return None
 
 
 class _Batch(NamedTuple):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,11 @@ from bench.errors import BenchError
 from bench.records.schema import Failure
 from bench.records.store import read_board, read_run, write_run
 from bench.run import claims, runner
+from bench.run.executor import Outcome, Task
 from bench.run.experiment import load
 from bench.run.runner import Result, Runner
 from tests.conftest import ROOT
+from tests.world import PLUGIN as FAILURES
 from tests.world import Inline, make_dataset, make_experiment
 
 HOLD = """
@@ -168,6 +170,30 @@ def test_a_run_waits_for_the_cells_of_another_and_takes_over_those_of_a_dead_one
     thread.join()
     assert [read_run(runs / cell.id).failure for cell in result.cells] == [None, None]
     assert executor.keys == [first, second, second], "the first was taken from the other run"
+
+
+def test_a_cell_that_failed_in_another_run_meanwhile_is_not_tried_again(llama: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "failures.py"
+    plugin.write_text(FAILURES)
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["raises"], tuning=None)
+    first, second = (Runner(experiment, tmp_path / "runs", [str(plugin)]) for _ in range(2))
+    tries: list[str] = []
+
+    class Together(Inline):
+        """The second run does everything when the first has planned."""
+
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            other = Inline()
+            second.run(other)
+            tries.extend(other.keys)
+            times = {key: (tmp_path / "runs" / key / "run.json").stat().st_mtime_ns for key in other.keys}
+            yield from super().run(tasks)
+            assert times == {key: (tmp_path / "runs" / key / "run.json").stat().st_mtime_ns for key in times}
+
+    assert first.run(Together()).failed == 2 and len(tries) == 2
+    again = Inline()
+    assert Runner(experiment, tmp_path / "runs", [str(plugin)]).run(again).failed == 2, "the next command tries again"
+    assert len(again.keys) == 2
 
 
 PLUGIN = """
