@@ -8,6 +8,7 @@ each node that lacks them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -49,7 +50,7 @@ def start(address: str | None, cores: int | None = None) -> Any:
                 raise BenchError(missing) from None
         settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cores, "include_dashboard": False}
         try:
-            ray.init(log_to_driver=False, logging_level="error", **settings)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
         except (ConnectionError, RuntimeError, ValueError):
             raise BenchError(missing) from None
     return ray
