@@ -58,7 +58,22 @@ INTERRUPTED = 130
 """Exit code of an interrupt, as typer sets it."""
 
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="a file with your own methods (repeatable)")]
-Runs = Annotated[Path, typer.Option(help="folder of the records")]
+
+
+def _runs(value: str | Path) -> Path:
+    """The folder of the records or, of those in a bucket, the folder of their copy, up to date."""
+    if "://" not in str(value):
+        return Path(value)
+    from bench.run.places import place
+
+    bucket = place(value)
+    bucket.fetch()
+    return bucket.path
+
+
+Runs = Annotated[
+    Path, typer.Option(help="folder of the records, or a URL such as s3://bucket/runs", parser=_runs, metavar="PATH")
+]
 Out = Annotated[Path, typer.Option(help="folder for tables and plots")]
 Reference = Annotated[
     str | None, typer.Option(help="method or row from which paired differences are taken (default: uniform)")
@@ -193,7 +208,8 @@ def run(
     remarks, plugins = overrides.remarks(), _paths(plugin)
     settings = tuple(slurm or [])
     workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)  # type: ignore[arg-type]
-    _run(varied, Path(runs), Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
+    runs = _runs(runs)  # it is a text if this is called as a function
+    _run(varied, runs, Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
     partial = workers.shard[1] > 1 or workers.shards is not None
     return None if dry_run or partial else load_results(runs, varied.name)
 

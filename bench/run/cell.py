@@ -34,7 +34,7 @@ from bench.lm.probe import Abilities
 from bench.records import provenance
 from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
 from bench.records.store import MANIFEST, read_run, write_run
-from bench.run import artifacts, claims
+from bench.run import artifacts
 from bench.run.executor import TaskError, limit_time, retire, tell
 from bench.run.inputs import (
     CellInputs,
@@ -46,6 +46,7 @@ from bench.run.inputs import (
     qa_train_hash,
     train_hash,
 )
+from bench.run.places import place
 
 
 class Cell(pydantic.BaseModel):
@@ -102,7 +103,7 @@ def run(
     abilities: Abilities | None = None,
     planned: float | None = None,
 ) -> str:
-    """Run a cell (as plain data) and write its record under the folder ``runs``; returns the record's status.
+    """Run a cell (as plain data) and write its record to the place ``runs``; returns the record's status.
 
     A cell that another process runs at this moment is left to it (:data:`ELSEWHERE` is returned), and one of which it
     has written a record since the cell was ``planned`` (:func:`written`) is not run again. An error in the method or
@@ -114,14 +115,17 @@ def run(
         BenchError: the data, the model or the method have changed since the spec was made.
     """
     tell(Moment("starting"))
-    own, folder = Cell.model_validate(cell), Path(runs)
-    with claims.claimed(folder, own.id) as free:
+    own, where = Cell.model_validate(cell), place(runs)
+    folder = where.path
+    with where.claimed(own.id) as free:
         if not free:
             return ELSEWHERE
+        where.fetch_record(own.id)
         now = written(folder, own.id)
         if own.is_done(folder) or (planned is not None and now > planned):
             return read_run(folder / own.id).status
         record = run_cell(own, folder, hook_timeout, abilities)
+        where.send(own.id)
     if record.status != "complete":
         retire()
     return record.status

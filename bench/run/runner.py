@@ -24,7 +24,6 @@ from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
-from bench.run import claims
 from bench.run.artifacts import MissingWeights
 from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
 from bench.run.executor import Executor, Note, Task
@@ -32,6 +31,7 @@ from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
 from bench.run.outlook import Forecaster, Outlook, load
 from bench.run.pace import Load, Pace
+from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.progress import Job, Progress, Purpose
 from bench.run.roles import Use, overlaps, uses_of
@@ -93,7 +93,8 @@ class Runner:
         self.experiment, self._others = experiment, [other.name for other in others]
         for cache in (split_data, split_hash, inputs_of):
             cache.cache_clear()  # the data may have changed since this process read them for another experiment
-        self.runs, self.hook_timeout, self.remarks, self.shard = runs, hook_timeout, list(remarks), shard
+        self.place, self.runs = place(runs), runs
+        self.hook_timeout, self.remarks, self.shard = hook_timeout, list(remarks), shard
         self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
         self.planner = Planner(experiment, runs, plugins)
@@ -300,6 +301,7 @@ class Runner:
         """
         self.runs.mkdir(parents=True, exist_ok=True)
         sweep(self.runs)
+        self.place.fetch()
         plans, progress = self.experiment.methods, progress or Progress()
         limit = None
         if (cell := self.tuner.limit_cell()) is not None:
@@ -340,9 +342,13 @@ class Runner:
             remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
         everything = tuple(cell for some in cells.values() for cell in some)
+        for tuned in records.values():
+            self.place.send(f"tuning/{tuned.key}.json")
+        self.place.fetch()
         missing = len({cell.id for cell in everything if not written(self.runs, cell.id)})
         if not missing:
             write_board(self.runs, board)
+            self.place.send(f"boards/{board.experiment}.json")
         trial_ids = [  # a failed trial may have changed the choice
             run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
         ]
@@ -381,7 +387,7 @@ class Runner:
                 "bench.run.cell:run",
                 {
                     "cell": cell.model_dump(mode="json"),
-                    "runs": str(self.runs.resolve()),
+                    "runs": self.place.name,
                     "hook_timeout": self.hook_timeout,
                     "abilities": self.abilities,
                     "planned": before[key],
@@ -414,6 +420,7 @@ class Runner:
                 cell = cells[outcome.key]
                 if not cell.is_done(self.runs):
                     write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
+                    self.place.send(outcome.key)
             progress.end(outcome.key, read_run(self.runs / outcome.key))
 
     def _await(self, tasks: Sequence[Task], before: Mapping[str, float], progress: Progress) -> Sequence[Task]:
@@ -424,8 +431,9 @@ class Runner:
         waiting = list(tasks)
         while waiting:
             for task in list(waiting):
-                if claims.holder(self.runs, task.key) is not None:
+                if self.place.is_claimed(task.key):
                     continue
+                self.place.fetch_record(task.key)
                 if written(self.runs, task.key) == before[task.key]:
                     return waiting  # its process died
                 waiting.remove(task)

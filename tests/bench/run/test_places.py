@@ -1,0 +1,160 @@
+"""Records in a bucket: what one machine has run another one finds, and no cell runs twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from bench.errors import BenchError
+from bench.records.schema import Failure
+from bench.records.store import MANIFEST, read_board, read_run, write_run
+from bench.run import places
+from bench.run.experiment import Experiment
+from bench.run.places import Bucket, Place, place
+from bench.run.runner import Runner
+from tests.bench.run.test_claims import PLUGIN
+from tests.conftest import ROOT
+from tests.world import Inline, make_dataset, make_experiment
+
+URL = "memory://lab/runs"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bucket]]:
+    """A bucket as it is seen by machines of these names, each with a copy of its own."""
+
+    def see(name: str) -> Bucket:
+        monkeypatch.setenv("OAB_CACHE", str(tmp_path / name))
+        return Bucket(URL)
+
+    yield see
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def experiment(llama: Path, tmp_path: Path) -> Experiment:
+    methods = ["closed_book", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
+    return make_experiment(make_dataset(tmp_path / "keepers"), llama, methods)
+
+
+def test_what_one_machine_has_run_another_finds(
+    machine: Callable[[str], Bucket], experiment: Experiment, tmp_path: Path
+) -> None:
+    first = machine("first")
+    result = Runner(experiment, first.path).run(Inline())
+    assert result.failed == 0
+    second = machine("second")
+    assert second.path != first.path and not list(second.path.glob("*/run.json"))
+    second.fetch()
+    executor = Inline()
+    again = Runner(experiment, second.path).run(executor)
+    assert executor.keys == [] and [cell.id for cell in again.cells] == [cell.id for cell in result.cells]
+    for cell in result.cells:
+        files = sorted(path.name for path in (first.path / cell.id).iterdir())
+        assert files == sorted(path.name for path in (second.path / cell.id).iterdir())
+        assert all(
+            (first.path / cell.id / name).read_bytes() == (second.path / cell.id / name).read_bytes() for name in files
+        )
+    assert read_board(first.path).entries == read_board(second.path).entries
+    assert first.fs.find(f"{first.root}/claims") == []
+
+
+def test_a_machine_that_joins_late_runs_what_is_missing(
+    machine: Callable[[str], Bucket], experiment: Experiment
+) -> None:
+    first = machine("first")
+    keys = Runner(experiment, first.path).run(Inline()).cells
+    lost = keys[-1].id
+    first.fs.rm(f"{first.root}/{lost}", recursive=True)
+    second, executor = machine("second"), Inline()
+    Runner(experiment, second.path).run(executor)
+    assert executor.keys == [lost]
+    assert first.fs.exists(f"{first.root}/{lost}/{MANIFEST}")
+
+
+def test_a_record_is_sent_with_its_manifest_last_and_fetched_only_with_it(
+    machine: Callable[[str], Bucket], experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    first.fs.rm(f"{first.root}/{cell}", recursive=True)
+    sent: list[str] = []
+    write = first.fs.pipe_file
+    monkeypatch.setattr(first.fs, "pipe_file", lambda path, value: (sent.append(Path(path).name), write(path, value)))
+    first.send(cell)
+    assert sent[-1] == MANIFEST and len(sent) > 1
+    first.fs.rm_file(f"{first.root}/{cell}/{MANIFEST}")
+    second = machine("second")
+    second.fetch()
+    assert not (second.path / cell).exists()
+
+
+def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Bucket], experiment: Experiment) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    second = machine("second")
+    second.fetch()
+    failure = Failure(kind="failed", message="m", traceback="", position=None)
+    changes = {"status": "failed", "failure": failure, "summary": None, "costs": None}
+    write_run(second.path, read_run(second.path / cell).model_copy(update=changes))
+    second.fetch_record(cell)
+    assert read_run(second.path / cell).status == "complete"
+
+
+def test_a_claim_holds_for_all_machines_until_it_is_silent_for_long(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("first"), machine("second")
+    with first.claimed("cell") as own:
+        assert own and second.is_claimed("cell")
+        with second.claimed("cell") as other:
+            assert not other
+        with second.claimed("another") as other:
+            assert other
+        monkeypatch.setattr(places, "STALE_SECONDS", -1.0)  # the claim is silent for longer than that
+        with second.claimed("cell") as other:
+            assert other
+    assert not second.is_claimed("cell")
+
+
+def test_the_copy_of_a_bucket_stands_for_it_and_a_folder_for_itself(
+    machine: Callable[[str], Bucket], tmp_path: Path
+) -> None:
+    bucket = machine("first")
+    again = place(bucket.path)
+    assert isinstance(again, Bucket) and again.name == bucket.name == URL
+    assert type(place(tmp_path)) is Place and place(tmp_path).name == str(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["nowhere://bucket/runs", "s3fs-that-is-not-there://x"])
+def test_a_place_that_cannot_be_reached_is_refused(url: str) -> None:
+    with pytest.raises(BenchError, match=f"--runs {url} cannot be reached"):
+        place(url)
+
+
+def test_two_machines_share_the_cells_of_a_bucket(llama: Path, tmp_path: Path) -> None:
+    log, plugin = tmp_path / "log", tmp_path / "logged.py"
+    plugin.write_text(PLUGIN.format(log=str(log)))
+    file, dataset = tmp_path / "shared.yaml", make_dataset(tmp_path / "keepers")
+    streams = "{split: test, documents: 2, count: 8}"
+    file.write_text(f"dataset: {dataset}\nmodel: {llama}\nstreams: {streams}\nmethods: [logged]\n")
+    command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "1"]
+    folders = ["--runs", f"local://{tmp_path}/bucket", "--out", str(tmp_path / "out")]
+
+    def start(name: str) -> Any:
+        environment = {**os.environ, "OAB_CACHE": str(tmp_path / name)}
+        return subprocess.Popen([*command, *folders], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
+
+    machines = [start("first"), start("second")]
+    assert [process.wait(timeout=300) for process in machines] == [0, 0]
+    assert len(log.read_text().splitlines()) == 8
+    assert len(list((tmp_path / "bucket").glob("*/run.json"))) == 8
