@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,12 @@ SECONDS = 20.0
 """The latest moment at which a run is killed; most of that is its start."""
 
 
-def prepare(folder: Path) -> Try:
-    """Runs of a small experiment that are killed up to three times, then finished."""
+Command = Callable[[Path], list[str]]
+Rows = Callable[[Path], object]
+
+
+def small_run(folder: Path) -> tuple[Command, Rows]:
+    """A run of a small experiment in some folder, as a command, and the rows of its board but for times and bytes."""
     model = make_checkpoint(folder / "llama", "llama")
     methods = ["closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
     plan = make_experiment(make_dataset(folder / "keepers"), model, methods)
@@ -37,6 +42,12 @@ def prepare(folder: Path) -> Try:
         measured = ("seconds", "bytes", "break_even")
         return [{k: v for k, v in row.items() if not any(name in k for name in measured)} for row in rows]
 
+    return command, board
+
+
+def prepare(folder: Path) -> Try:
+    """Runs of a small experiment that are killed up to three times, then finished."""
+    command, board = small_run(folder)
     subprocess.run(command(folder), check=True, capture_output=True)
     expected = board(folder)
 
