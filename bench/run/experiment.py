@@ -178,7 +178,7 @@ class Experiment(_Part):
     )
     seeds: Seeds = [0]
     orders: int = pydantic.Field(
-        default=1, ge=1, description="orders of each stream's documents: its own, and permutations of it"
+        default=1, ge=1, le=1000, description="orders of each stream's documents: its own, and permutations of it"
     )
     streams: StreamPlan
     tuning: TuningPlan | None = None

@@ -93,7 +93,7 @@ class Runner:
         self.experiment, self._others = experiment, [other.name for other in others]
         for cache in (split_data, split_hash, inputs_of):
             cache.cache_clear()  # the data may have changed since this process read them for another experiment
-        self.place, self.runs = place(runs), runs
+        self.place, self.runs, self.wait = place(runs), runs, WAIT_SECONDS
         self.hook_timeout, self.remarks, self.shard = hook_timeout, list(remarks), shard
         self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
@@ -438,7 +438,7 @@ class Runner:
                     return waiting  # its process died
                 waiting.remove(task)
                 progress.end(task.key, read_run(self.runs / task.key))
-            time.sleep(WAIT_SECONDS if waiting else 0)
+            time.sleep(self.wait if waiting else 0)
         return waiting
 
 

@@ -192,8 +192,9 @@ def test_all_tied_methods_have_no_correlation(tmp_path):
 class Pool(Inline):
     """Runs the cells in this process, with the interface of the pool of the command line."""
 
-    def __init__(self, jobs: int | None) -> None:
+    def __init__(self, jobs: int, threads: int | None) -> None:
         super().__init__()
+        self.jobs = jobs
 
     def __enter__(self) -> Pool:
         return self

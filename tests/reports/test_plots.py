@@ -6,7 +6,18 @@ import pytest
 
 import reports
 from bench.records.store import read_board, read_run
-from reports import change_plots, format_plots, month_plots, pair_plots, plots, relative_plots, score_plots, style
+from reports import (
+    change_plots,
+    format_plots,
+    gradient_plots,
+    month_plots,
+    pair_plots,
+    plots,
+    query_plots,
+    relative_plots,
+    score_plots,
+    style,
+)
 from reports.board import build
 from reports.score_plots import Value
 from tests.reports.records_factory import board, pictures, realistic, record, spec
@@ -19,7 +30,15 @@ def write(runs, out):
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
-    modules = (change_plots, format_plots, month_plots, pair_plots, relative_plots)  # they have tests of their own
+    modules = (
+        change_plots,
+        format_plots,
+        gradient_plots,
+        month_plots,
+        pair_plots,
+        query_plots,
+        relative_plots,
+    )  # they have tests of their own
     special = {"bits_per_byte_by_cost", *(name for module in modules for name in module.NAMES)}
     for name in ("a", "b"):
         assert write(tmp_path / "runs", tmp_path / name) == set(plots.NAMES) - special
@@ -89,11 +108,11 @@ def test_error_bars_are_95_percent_intervals(tmp_path):
 class TestCurve:
     def test_parts_are_ratios_of_sums_and_empty_parts_are_none(self):
         values = [Value("s", 0, 6.0, 2.0), Value("s", 1, 2.0, 2.0), Value("s", 25, 5.0, 1.0)]
-        assert score_plots._binned(values, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
+        assert score_plots.binned(values, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
 
     def test_a_short_stream_has_a_part_for_each_document(self):
         values = [Value("s", i, float(i), 1.0) for i in range(3)]
-        assert score_plots._binned(values, units=3) == {"s": [0.0, 1.0, 2.0]}
+        assert score_plots.binned(values, units=3) == {"s": [0.0, 1.0, 2.0]}
 
     def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
         curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20, "document")

@@ -21,7 +21,7 @@ import run_bench
 from bench.errors import BenchError
 from bench.records.schema import Failure
 from bench.records.store import read_board, read_run, write_run
-from bench.run import claims, runner
+from bench.run import claims
 from bench.run.executor import Outcome, Task
 from bench.run.experiment import load
 from bench.run.runner import Result, Runner
@@ -148,9 +148,8 @@ def test_threads_that_want_one_cell_get_it_one_at_a_time(tmp_path: Path) -> None
 
 
 def test_a_run_waits_for_the_cells_of_another_and_takes_over_those_of_a_dead_one(
-    llama: Path, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+    llama: Path, tmp_path: Path, hold: Hold
 ) -> None:
-    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.05)  # first: it must not change while cells use a base
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["closed_book"], tuning=None)
     done, runs = tmp_path / "done", tmp_path / "runs"
     first, second = (cell.id for cell in Runner(experiment, done).run(Inline()).cells)
@@ -166,7 +165,9 @@ def test_a_run_waits_for_the_cells_of_another_and_takes_over_those_of_a_dead_one
     thread = threading.Thread(target=others)
     thread.start()
     executor = Inline()
-    result = Runner(experiment, runs).run(executor)
+    waiting = Runner(experiment, runs)
+    waiting.wait = 0.05
+    result = waiting.run(executor)
     thread.join()
     assert [read_run(runs / cell.id).failure for cell in result.cells] == [None, None]
     assert executor.keys == [first, second, second], "the first was taken from the other run"

@@ -139,7 +139,8 @@ def test_a_model_that_is_trained_again_in_its_folder_counts(
     assert all(before[key] != after[key] for key in before)
 
 
-def test_methods_without_files_or_models_depend_on_nothing_else() -> None:
+def test_methods_without_files_or_models_depend_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.harness.token_notes.load_tagger", lambda _: RuleTagger())
     for method in (ClosedBook, Uniform, Tfidf, DenseRetrieval, Mac):
         assert identify(method, {}) == {}
 
@@ -154,6 +155,7 @@ class Tagger(RuleTagger):
 
 
 def test_a_tagger_counts_where_it_can_change_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.harness.token_notes.load_tagger", lambda _: RuleTagger())
     assert identify(SalientSpans, {"tagger": "rules"}) == {"tagger": "rules 1"}
     monkeypatch.setattr(
         "methods.salient_spans.load_tagger", lambda choice: RuleTagger() if choice == "rules" else Tagger()

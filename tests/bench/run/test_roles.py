@@ -197,12 +197,12 @@ def test_every_pair_of_roles_is_compared_once(keepers: Path) -> None:
 
 
 def test_splits_of_another_data_set_are_compared_with_those_of_the_streams(keepers: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(keepers, tmp_path / "other"))
+    other = Path(shutil.copytree(keepers, tmp_path / "elsewhere" / "keepers"))
     shutil.copy(keepers / "test.jsonl", other / "train.jsonl")
     uses = [Use("test", "streams", "of the streams"), Use("train", "learned", "of the training", str(other))]
     assert overlaps(str(keepers), {}, [*uses[:1], Use("train", "learned", "of the training")], allowed=True) == []
     (sentence,) = overlaps(str(keepers), {}, uses, allowed=True)
-    assert sentence.startswith("test, the split of the streams, and other's train, the split of the training, share")
+    assert sentence.startswith("test, the split of the streams, and keepers's train, the split of the training, share")
 
 
 def test_the_splits_of_the_embedded_data_share_nothing() -> None:
