@@ -18,6 +18,7 @@ import run_bench
 from bench.errors import BenchError
 from bench.records.schema import BoardRecord
 from bench.records.store import read_board, write_board
+from bench.run import cell
 from bench.run.experiment import load
 from reports import pair_plots, pair_tables, pairs, plots
 from reports.board import build
@@ -325,8 +326,11 @@ class TestExperiment:
         return int(end.value.code or 0)
 
     @pytest.mark.usefixtures("no_plots")
-    def test_the_command_runs_all_pairs_and_prints_one_report(self, path, llama, tmp_path, capsys, monkeypatch):
+    def test_the_command_runs_all_pairs_and_prints_one_report(
+        self, path, llama, tmp_path, capsys, monkeypatch, request
+    ):
         monkeypatch.setattr("bench.run.executor.LocalPool", Pool)
+        request.addfinalizer(cell._load_base.cache_clear)  # else the next test finds a base that knows this pool
         runs, out = tmp_path / "runs", tmp_path / "out"
         folders = ("--runs", str(runs), "--out", str(out))
         files = ("--data-files", f"watchers={tmp_path / 'keepers'}")

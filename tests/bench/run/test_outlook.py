@@ -48,7 +48,7 @@ def test_nothing_is_there_before_the_first_run_and_nothing_is_written(
 
 def test_a_run_that_is_complete_is_all_there(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book", TUNED, tuning=BY_F1)
-    Runner(experiment, tmp_path).run(executor := Inline())
+    assert Runner(experiment, tmp_path).run(executor := Inline()).failures == ()
     closed, tuned = ahead(experiment, tmp_path)
     assert cells(closed) == (0, 0, 0, 2)
     assert cells(tuned) == (0, len(executor.keys) - 4, 0, 2)
