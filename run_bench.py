@@ -229,9 +229,7 @@ def _run(
 ) -> None:
     """Run what is missing of an experiment, or of a shard of it, and report it when all is there."""
     results = _run_cells(experiment, runs, out, workers, plugins, remarks, hook_timeout, track, dry_run)
-    if dry_run:
-        return
-    if workers is not None and workers.kind == "slurm":
+    if dry_run or (workers is not None and workers.kind == "slurm"):
         return
     if missing := sum(result.missing for result in results):
         _print_line(
@@ -290,9 +288,8 @@ def _run_cells(
         progress = Progress(show, executor.jobs)
         for runner in runners:
             runner.expect(progress)
-        return [
-            runner.run(executor, progress) for runner in reversed(runners)
-        ]  # the experiment's own board is the last
+        # the experiment's own board is the last
+        return [runner.run(executor, progress) for runner in reversed(runners)]
 
 
 def _raise(results: Sequence[Result], runs: Path) -> None:

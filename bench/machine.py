@@ -96,9 +96,9 @@ def may_be_alive(name: str) -> bool:
     host, _, pid = name.rpartition("-")
     if host != process_name().rpartition("-")[0]:
         return True
-    with suppress(psutil.AccessDenied):  # somebody else's
-        try:
-            return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-    return True
+    try:
+        return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # somebody else's
+        return True

@@ -82,6 +82,11 @@ class Board:
         return "SE_stream" if len(self.streams) > 1 else "SE_doc"
 
     @property
+    def floor(self) -> Row | None:
+        """The row of the unadapted model on the streams themselves; None without one."""
+        return next((row for row in self.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+
+    @property
     def f1_name(self) -> str:
         """What the F1 of this board is called, so that nobody takes it for that of another kind of board."""
         return "F1" if self.first_documents is None else f"F1 (first {self.first_documents})"

@@ -95,7 +95,7 @@ def _left_out(board: Board, curves: Sequence[Curve]) -> str:
 
 def _floor(board: Board) -> float | None:
     """F1 of closed book."""
-    return next((row.value("f1") for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+    return None if board.floor is None else board.floor.value("f1")
 
 
 def by_documents(board: Board, runs: Path) -> list[Curve]:

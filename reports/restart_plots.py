@@ -70,7 +70,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
 def restarts(board: Board, runs: Path) -> Iterator[Restarts]:
     """Each row on an arm ``every_N``, in the board's order; none if documents are not scored or without the floor."""
     rows = {(row.method, json.dumps(row.config, sort_keys=True), row.arm): row for row in board.rows}
-    floor = next((row for row in board.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+    floor = board.floor
     for (method, config, arm), row in rows.items():
         every = documents_per_reset(arm) if arm.startswith("every_") else None
         if every is None or floor is None or method == FLOOR:

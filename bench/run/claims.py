@@ -14,8 +14,9 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,17 +66,32 @@ def claimed(runs: Path, cell: str) -> Iterator[bool]:
     if not free:
         yield False
         return
-    ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(_path(folder, cell), ended), daemon=True)
-    heart.start()
     try:
-        yield True
+        with beating(HEARTBEAT_SECONDS, partial(os.utime, _path(folder, cell))):
+            yield True
     finally:
-        ended.set()
-        heart.join()
         with _lock(folder):
             if _read(_path(folder, cell)) == claim:
                 _path(folder, cell).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def beating(seconds: float, beat: Callable[[], object]) -> Iterator[None]:
+    """Context in which ``beat`` is called every so many seconds. It may fail with an OSError, and is called again."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(OSError):  # the claim is taken over, or the server does not answer now
+                beat()
+
+    heart = threading.Thread(target=run, daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        heart.join()
 
 
 def holder(runs: Path, cell: str) -> Claim | None:
@@ -108,12 +124,6 @@ def _read(path: Path) -> Claim | None:
         return Claim(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):  # none, or one that was not written by a claim
         return None
-
-
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):  # it is taken over, or the server does not answer now
-            os.utime(path)
 
 
 def _now(folder: Path) -> float:

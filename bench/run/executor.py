@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
@@ -190,16 +190,26 @@ class LocalPool:
                 worker.assign(task)
                 return worker
         self.close()  # no task of their groups is left
-        task = take(waiting, {task.group for task in waiting} - busy) or waiting.pop(0)
+        task = take_new(waiting, busy)
         worker = _Worker(task.group, self.threads)
         worker.assign(task)
         return worker
 
 
-def take(tasks: list[Task], groups: set[str]) -> Task | None:
+def take(tasks: list[Task], groups: Set[str]) -> Task | None:
     """Remove the first task of one of these groups and return it; None if there is none."""
     index = next((i for i, task in enumerate(tasks) if task.group in groups), None)
     return None if index is None else tasks.pop(index)
+
+
+def take_new(tasks: list[Task], busy: Set[str]) -> Task:
+    """Remove the task of a new worker and return it: the first one of a group that is not busy, else the first."""
+    return take(tasks, {task.group for task in tasks} - busy) or tasks.pop(0)
+
+
+def thread_counts(threads: int) -> dict[str, str]:
+    """The variables from which libraries read their number of threads, once, when they are imported."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
 
 
 @dataclass(frozen=True)
@@ -217,35 +227,26 @@ class Told:
     content: Any
 
 
-class _Worker:
-    """One worker, seen from this process. It has at most one task at a time."""
+class Assignee:
+    """One worker, seen from the process that gives it tasks. It has at most one task at a time."""
 
     task: Task
     note: Note | None = None
     """The last note of the task, until it is passed on."""
+    reusable = True
+    """False if it is not fit for another task."""
 
-    def __init__(self, group: str, threads: int) -> None:
-        forks = sys.platform == "linux"
-        context: Any = get_context("forkserver" if forks else "spawn")
-        if forks:
-            context.set_forkserver_preload(_PRELOADED)
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
-        self.group = group
-        self.pipe, worker_end = context.Pipe()
-        arguments = (worker_end, threads, {**os.environ, **counts})
-        self.process = context.Process(target=_work, args=arguments, daemon=True)
-        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
-            self.process.start()
-        worker_end.close()
-        self.reusable = True
-        self._limited_since = 0.0
-
-    def assign(self, task: Task) -> None:
-        """Send a task to the process."""
+    def accept(self, task: Task) -> None:
+        """State its task, which has no time limit yet."""
         self.task, self.note = task, None
-        self._limit = Limit(None, None)
-        with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
-            self.pipe.send(task)
+        self.hear(Limit(None, None))
+
+    def hear(self, message: Limit | Told) -> None:
+        """Take a message of the worker."""
+        if isinstance(message, Limit):
+            self._limit, self._limited_since = message, time.monotonic()
+        else:
+            self.note = Note(self.task.key, message.content)
 
     def seconds_left(self) -> float:
         """Seconds until the present time limit; infinite without one."""
@@ -253,16 +254,44 @@ class _Worker:
             return float("inf")
         return max(0.0, self._limited_since + self._limit.seconds - time.monotonic())
 
+    def timed_out(self) -> Outcome:
+        """The outcome of a task that exceeded its limit."""
+        self.reusable = False
+        message = f"It ran for more than {self._limit.seconds:g} seconds."
+        return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
+
+
+class _Worker(Assignee):
+    """A worker process of the pool."""
+
+    def __init__(self, group: str, threads: int) -> None:
+        forks = sys.platform == "linux"
+        context: Any = get_context("forkserver" if forks else "spawn")
+        if forks:
+            context.set_forkserver_preload(_PRELOADED)
+        counts = thread_counts(threads)
+        self.group = group
+        self.pipe, worker_end = context.Pipe()
+        arguments = (worker_end, threads, {**os.environ, **counts})
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
+            self.process.start()
+        worker_end.close()
+
+    def assign(self, task: Task) -> None:
+        """Send a task to the process."""
+        self.accept(task)
+        with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
+            self.pipe.send(task)
+
     def outcome(self) -> Outcome | None:
         """The outcome of the task; None while it runs."""
         alive = self.process.is_alive()
         try:
             while self.pipe.poll():
                 received: Limit | Told | tuple[Outcome, bool] = self.pipe.recv()
-                if isinstance(received, Limit):
-                    self._limit, self._limited_since = received, time.monotonic()
-                elif isinstance(received, Told):
-                    self.note = Note(self.task.key, received.content)
+                if isinstance(received, Limit | Told):
+                    self.hear(received)
                 else:
                     outcome, self.reusable = received
                     return outcome
@@ -270,11 +299,10 @@ class _Worker:
             alive = False
         if alive and self.seconds_left() > 0:
             return None
-        self.reusable = False
         if alive:
             self.process.kill()
-            message = f"It ran for more than {self._limit.seconds:g} seconds."
-            return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
+            return self.timed_out()
+        self.reusable = False
         self.process.join(GRACE_SECONDS)
         return Outcome(self.task.key, error=TaskError("worker_died", _cause_of_death(self.process.exitcode)))
 

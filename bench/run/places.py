@@ -7,10 +7,10 @@ in the copy; what others have written is fetched, and what is new here is sent, 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
 LISTED = ("boards/", "tuning/", "artifacts/")
 """Folders in a bucket with single files, beside those of the records."""
-
-
 MARK = ".bucket"
 """File in the copy of a bucket, with its URL."""
 
@@ -81,7 +79,8 @@ class Bucket(Place):
         self.root = root.rstrip("/")
         super().__init__(paths.cache() / "buckets" / digest(url)[:16])
         self.name = url
-        write_bytes(self.path / MARK, url.encode())
+        if not (self.path / MARK).is_file():  # every cell asks for its place
+            write_bytes(self.path / MARK, url.encode())
 
     def fetch(self) -> None:
         """Take over all records and files that are not here, and boards in any case."""
@@ -122,21 +121,14 @@ class Bucket(Place):
     def claimed(self, cell: str) -> Iterator[bool]:
         """Context in which this process holds the claim to a cell, here and there; False if another one does."""
         with super().claimed(cell) as own:
-            if not own:
-                yield False
-                return
             claim = json_bytes({"process": uuid.uuid4().hex})
-            if not self._take(cell, claim):
+            if not own or not self._take(cell, claim):
                 yield False
                 return
-            ended = threading.Event()
-            heart = threading.Thread(target=self._beat, args=(cell, claim, ended), daemon=True)
-            heart.start()
             try:
-                yield True
+                with claims.beating(HEARTBEAT_SECONDS, partial(self.fs.pipe_file, self._claim(cell), claim)):
+                    yield True
             finally:
-                ended.set()
-                heart.join()
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.rm_file(self._claim(cell))
 
@@ -159,11 +151,6 @@ class Bucket(Place):
         except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
             self.fs.pipe_file(path, claim)
         return bool(self.fs.cat_file(path) == claim)
-
-    def _beat(self, cell: str, claim: bytes, ended: threading.Event) -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                self.fs.pipe_file(self._claim(cell), claim)
 
     def _age(self, cell: str) -> float:
         """Seconds since the last heartbeat of a claim; infinite without one."""

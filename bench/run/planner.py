@@ -39,6 +39,12 @@ class Planner:
         self.model_hash = checkpoint.identity(self.base)
         self.harness_code = hashing.code_hash(ROOT / "bench" / "harness" / "loop.py")
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
+        self._here: dict[str, Any] = {  # names of what comes with the project, else absolute paths
+            "dataset": _source(experiment.dataset, self.recipe.folder),
+            "data_files": {split: list(map(os.path.abspath, of)) for split, of in experiment.data_files.items()},
+            "model": _source(experiment.model, self.base),
+            "plugins": list(map(os.path.abspath, self.plugins)),
+        }
 
     def seeds(self, plan: MethodPlan) -> Sequence[int]:
         """The seeds of a method."""
@@ -113,14 +119,11 @@ class Planner:
             )
 
     def sources(self, on: StreamPlan, index: int) -> Sources:
-        """The sources of a stream, on this machine: names of what comes with the project, else absolute paths."""
+        """The sources of a stream, on this machine."""
         anchor = self.experiment.anchor
         trial = isinstance(on, TuningPlan)
         return Sources(
-            dataset=_source(self.experiment.dataset, self.recipe.folder),
-            data_files={split: list(map(os.path.abspath, of)) for split, of in self.experiment.data_files.items()},
-            model=_source(self.experiment.model, self.base),
-            plugins=list(map(os.path.abspath, self.plugins)),
+            **self._here,
             split=on.split,
             documents=on.documents,
             index=index,

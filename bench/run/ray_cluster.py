@@ -24,12 +24,23 @@ from bench import hashing, machine, paths
 from bench.errors import BenchError
 from bench.files import make_folder
 from bench.run import executor
-from bench.run.executor import CHECK_SECONDS, Limit, Note, Outcome, Task, TaskError, Told, take
+from bench.run.executor import (
+    CHECK_SECONDS,
+    Assignee,
+    Limit,
+    Note,
+    Outcome,
+    Task,
+    TaskError,
+    Told,
+    take,
+    take_new,
+    thread_counts,
+)
 
 RETRIES = 2
 """How often a task is given to another worker when its worker, or its node, was lost."""
 CONNECT_SECONDS = 5.0
-NO_LIMIT = Limit(None, None)
 
 
 def start(address: str | None, cores: int | None = None) -> Any:
@@ -102,8 +113,7 @@ class RayCluster:
         try:
             while waiting or workers:
                 while waiting and len(workers) < self.jobs:
-                    task = take(waiting, {task.group for task in waiting} - {one.task.group for one in workers})
-                    workers.append(self._actor(task or waiting.pop(0)))
+                    workers.append(self._actor(take_new(waiting, {worker.task.group for worker in workers})))
                 self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
                 self._read_mail(workers)
                 for worker in list(workers):
@@ -131,8 +141,7 @@ class RayCluster:
                 worker.end(self._ray)
 
     def _actor(self, task: Task) -> _Actor:
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(self.threads))
-        environment = {**counts, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         kind = self._ray.remote(
             num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )(_Worker)
@@ -199,38 +208,24 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
     return [renamed(inner, names) for inner in value] if isinstance(value, list | tuple) else value
 
 
-class _Actor:
-    """One worker, seen from the driver. It has at most one task at a time."""
+class _Actor(Assignee):
+    """An actor, seen from the driver."""
 
-    task: Task
     result: Any
-    note: Note | None = None
 
     def __init__(self, name: str, handle: Any) -> None:
-        self.name, self.handle, self.reusable = name, handle, True
-        self._limit, self._since = NO_LIMIT, 0.0
+        self.name, self.handle = name, handle
 
     def assign(self, task: Task, parcels: Sequence[Parcel]) -> None:
         """Send a task to the worker, with its files."""
-        self.task, self.note, self._limit = task, None, NO_LIMIT
+        self.accept(task)
         self.result = self.handle.work.remote(task, parcels)
-
-    def hear(self, message: Limit | Told) -> None:
-        """Take a message of the worker."""
-        if isinstance(message, Limit):
-            self._limit, self._since = message, time.monotonic()
-        else:
-            self.note = Note(self.task.key, message.content)
 
     def outcome(self, ray: Any) -> Outcome | None:
         """The outcome of the task; None while it runs."""
         ready, _ = ray.wait([self.result], timeout=0)
         if not ready:
-            if self._limit.seconds is None or time.monotonic() < self._since + self._limit.seconds:
-                return None
-            self.reusable = False
-            message = f"It ran for more than {self._limit.seconds:g} seconds."
-            return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
+            return None if self.seconds_left() > 0 else self.timed_out()
         try:
             result: tuple[Outcome, bool] = ray.get(self.result)
         except ray.exceptions.RayError as error:

@@ -255,8 +255,7 @@ def _by_run(runs: Path, row: Row, score: str) -> Runs:
 
 def _change(runs: Path, board: Board, row: Row) -> Runs:
     """F1 over that of the unadapted model, minus 1, on each stream; {} without that model, or if its F1 is 0."""
-    floor = next((other for other in board.rows if (other.method, other.arm) == (FLOOR, "stream")), None)
-    own, bare = (_by_stream(_by_run(runs, one, "f1")) if one else {} for one in (row, floor))
+    own, bare = (_by_stream(_by_run(runs, one, "f1")) if one else {} for one in (row, board.floor))
     if own.keys() != bare.keys() or not sum(bare.values()):
         return {}
     return {run: value - 1 for run, value in ratio_by_run(own, bare).items()}

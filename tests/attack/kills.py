@@ -20,13 +20,15 @@ from tests.world import make_dataset, make_experiment
 SECONDS = 20.0
 """The latest moment at which a run is killed; most of that is its start."""
 
-
 Command = Callable[[Path], list[str]]
-Rows = Callable[[Path], object]
+Check = Callable[[Path], str | None]
 
 
-def small_run(folder: Path) -> tuple[Command, Rows]:
-    """A run of a small experiment in some folder, as a command, and the rows of its board but for times and bytes."""
+def small_run(folder: Path) -> tuple[Command, Check]:
+    """A run of a small experiment in some folder, as a command, and a check of that folder after an attack.
+
+    The check runs the command once more and compares the board, but for times and bytes, with an undisturbed one.
+    """
     model = make_checkpoint(folder / "llama", "llama")
     methods = ["closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
     plan = make_experiment(make_dataset(folder / "keepers"), model, methods)
@@ -42,19 +44,33 @@ def small_run(folder: Path) -> tuple[Command, Rows]:
         measured = ("seconds", "bytes", "break_even")
         return [{k: v for k, v in row.items() if not any(name in k for name in measured)} for row in rows]
 
-    return command, board
+    subprocess.run(command(folder), check=True, capture_output=True)
+    expected = board(folder)
+
+    def check(where: Path) -> str | None:
+        result = subprocess.run(command(where), capture_output=True, text=True)
+        if result.returncode:
+            return f"exit code {result.returncode}: {result.stderr[-500:]}"
+        if list((where / "runs").glob(".partial-*")):
+            return "a partial record stayed"
+        return None if board(where) == expected else "the board changed"
+
+    return command, check
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, without what an earlier try has left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def prepare(folder: Path) -> Try:
     """Runs of a small experiment that are killed up to three times, then finished."""
-    command, board = small_run(folder)
-    subprocess.run(command(folder), check=True, capture_output=True)
-    expected = board(folder)
+    command, check = small_run(folder)
 
     def attempt(rng: random.Random) -> str | None:
-        where = folder / "attacked"
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir()
+        where = emptied(folder / "attacked")
         for _ in range(rng.randrange(1, 4)):
             process = psutil.Popen(command(where), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
@@ -66,11 +82,6 @@ def prepare(folder: Path) -> Try:
                 _, alive = psutil.wait_procs(children, 10)
                 if alive:
                     return f"{len(alive)} processes outlived the killed run"
-        result = subprocess.run(command(where), capture_output=True, text=True)
-        if result.returncode:
-            return f"exit code {result.returncode}: {result.stderr[-500:]}"
-        if list((where / "runs").glob(".partial-*")):
-            return "a partial record stayed"
-        return None if board(where) == expected else "the board changed"
+        return check(where)
 
     return attempt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import psutil
 
 from bench.run import claims
 from tests.attack.attacks import Try
-from tests.attack.kills import small_run
+from tests.attack.kills import emptied, small_run
 
 RUNS = 3
 SECONDS = 25.0
@@ -21,14 +20,10 @@ SECONDS = 25.0
 
 def prepare(folder: Path) -> Try:
     """Three runs of a small experiment at once, of which one process is killed: a run, or one of its workers."""
-    command, board = small_run(folder)
-    subprocess.run(command(folder), check=True, capture_output=True)
-    expected = board(folder)
+    command, check = small_run(folder)
 
     def attempt(rng: random.Random) -> str | None:
-        where = folder / "attacked"
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir()
+        where = emptied(folder / "attacked")
         silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         runs = [psutil.Popen(command(where), **silence) for _ in range(RUNS)]
         time.sleep(rng.uniform(0, SECONDS))
@@ -41,11 +36,6 @@ def prepare(folder: Path) -> Try:
             run.wait(300)
         if running := claims.running(where / "runs"):
             return f"{len(running)} cells are claimed after the end of all runs"
-        result = subprocess.run(command(where), capture_output=True, text=True)  # also what died with its worker
-        if result.returncode:
-            return f"exit code {result.returncode}: {result.stderr[-500:]}"
-        if list((where / "runs").glob(".partial-*")):
-            return "a partial record stayed"
-        return None if board(where) == expected else "the board changed"
+        return check(where)  # which also runs what died with its worker
 
     return attempt
