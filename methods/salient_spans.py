@@ -36,11 +36,6 @@ class SalientSpans(GradientMethod):
         super().__init__(lm, config, seed)
         self.tagger = load_tagger(self.config.tagger)
 
-    def reset(self) -> None:
-        """Restore the base, and let the tagger forget the last document."""
-        super().reset()
-        self.tagger.forget()
-
     @classmethod
     def depends_on(cls, config: Any) -> Mapping[str, str | Path]:
         """The tagger."""

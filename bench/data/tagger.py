@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import cache, lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bench.errors import BenchError
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Tagger(Protocol):
-    """A tagger of entities and parts of speech. ``name`` identifies it, with its version."""
+    """A tagger of entities and parts of speech. It keeps no text. ``name`` identifies it, with its version."""
 
     name: str
 
@@ -36,9 +36,6 @@ class Tagger(Protocol):
 
     def parts_of_speech(self, text: str) -> list[Span] | None:
         """The words with their universal part-of-speech tags; None if the tagger has none."""
-
-    def forget(self) -> None:
-        """Forget every text."""
 
 
 def load_tagger(choice: Literal["auto", "spacy", "rules"]) -> Tagger:
@@ -65,7 +62,7 @@ def _spacy_tagger() -> SpacyTagger:
         raise BenchError(f"spaCy is not installed. Run `{REMEDY}`, or set tagger=rules.") from None
     for name in SPACY_MODELS:
         with suppress(OSError):  # not installed
-            return SpacyTagger(spacy.load(name))
+            return SpacyTagger(spacy.load(name, exclude=["lemmatizer"]))  # it is not needed, and keeps every word
     raise BenchError(f"spaCy is installed without its small English model. Run `{REMEDY}`, or set tagger=rules.")
 
 
@@ -76,23 +73,22 @@ class SpacyTagger:
         self.name = f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}"
         self.name += f", spacy {package_version('spacy')}"
         self._pipeline = pipeline
-        self._parse_once = lru_cache(maxsize=1)(self._parse)  # several calls for one document
 
-    def _parse(self, text: str) -> Any:
+    @contextmanager
+    def _parse(self, text: str) -> Iterator[Any]:
         self._pipeline.max_length = max(self._pipeline.max_length, len(text) + 1)
-        return self._pipeline(text)
+        with self._pipeline.memory_zone():  # else the vocabulary keeps every word, and a reset forgets none
+            yield self._pipeline(text)
 
     def entities(self, text: str) -> list[Span]:
         """The entities that the pipeline finds."""
-        return [Span(entity.start_char, entity.end_char, entity.label_) for entity in self._parse_once(text).ents]
+        with self._parse(text) as parsed:
+            return [Span(entity.start_char, entity.end_char, entity.label_) for entity in parsed.ents]
 
     def parts_of_speech(self, text: str) -> list[Span]:
         """The tokens with their universal tags (NOUN, PROPN, VERB, ...)."""
-        return [Span(token.idx, token.idx + len(token), token.pos_) for token in self._parse_once(text)]
-
-    def forget(self) -> None:
-        """Forget the last text."""
-        self._parse_once.cache_clear()
+        with self._parse(text) as parsed:
+            return [Span(token.idx, token.idx + len(token), token.pos_) for token in parsed]
 
 
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -143,9 +139,6 @@ class RuleTagger:
 
     def parts_of_speech(self, text: str) -> None:
         """None: the rules find entities only."""
-
-    def forget(self) -> None:
-        """Nothing: the rules keep no text."""
 
 
 def _dates(text: str) -> Iterator[Span]:

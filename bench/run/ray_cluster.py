@@ -7,7 +7,6 @@ each node that lacks them.
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import logging
 import os
@@ -61,13 +60,11 @@ def start(address: str | None, cores: int | None = None) -> Any:
             except OSError:
                 raise BenchError(missing) from None
         settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cores, "include_dashboard": False}
-        printing = builtins.print  # which Ray replaces
+        os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else Ray replaces the function print
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
         except (ConnectionError, RuntimeError, ValueError):
             raise BenchError(missing) from None
-        finally:
-            builtins.print = printing
     return ray
 
 
