@@ -93,6 +93,27 @@ DataFiles = Annotated[
         "for each split, named after it",
     ),
 ]
+
+
+def _device(name: str | None) -> str | None:
+    """The kind of a device; of one that has a number, such as cuda:1, no other is visible from now on."""
+    kind, separator, number = (name or "").partition(":")
+    if kind != "cuda" or not separator:
+        return name
+    _devices(number)
+    return kind
+
+
+def _devices(numbers: str | None) -> str | None:
+    """Let no other GPUs be visible from now on."""
+    if numbers is not None:
+        if not all(map(str.isdecimal, numbers.split(","))):
+            raise BenchError(f"A GPU has a number, as in cuda:1 or --devices 0,1: {numbers!r} is none.")
+        os.environ["CUDA_VISIBLE_DEVICES"] = numbers
+    return numbers
+
+
+DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps", callback=_device)]
 ExperimentFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -150,7 +171,10 @@ def run(
         int | None,
         typer.Option(min=1, help="let methods observe with at most the operations of uniform at this many steps"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    device: DeviceName = None,
+    devices: Annotated[
+        str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)", callback=_devices)
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     jobs: Jobs = None,
     hook_timeout: Annotated[
@@ -191,7 +215,7 @@ def run(
         dataset=dataset,
         data_files=_data_files(data_files),
         seed=seed,
-        device=device,
+        device="cuda" if devices else device,
         dtype=dtype,
         trials=trials,
         equal_compute=None if equal_compute is None else EqualCompute(method=REFERENCE, steps=equal_compute),
@@ -270,11 +294,11 @@ def _run_cells(
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         pairs = [experiment, *experiment.on_each_pair()[1:]]
         runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run, workers.shard) for one in pairs]
-    jobs, remark = workers.count(experiment, max(runner.weights for runner in runners))
-    if remark:
-        console.print(remark, markup=False)
+    plan = workers.plan(experiment, max(runner.weights for runner in runners))
+    if plan.remark:
+        console.print(plan.remark, markup=False)
     if dry_run:
-        _print_plan(runners, jobs)
+        _print_plan(runners, plan.jobs)
         return []
     check_writable(runs, "--runs")
     check_writable(out, "--out")
@@ -284,7 +308,7 @@ def _run_cells(
         job = workers.submit(sys.argv[2:], (runs / "slurm").absolute())
         _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
         return []
-    with workers.open(experiment, jobs) as executor, display.following(console) as show:
+    with workers.open(experiment, plan) as executor, display.following(console) as show:
         progress = Progress(show, executor.jobs)
         for runner in runners:
             runner.expect(progress)
@@ -353,7 +377,7 @@ def reproduce(
         str, typer.Option(help="tiny (minutes on a laptop), small, or paper: the size of the paper")
     ] = "tiny",
     data_files: ExperimentFiles = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     jobs: Jobs = None,
     plugin: Plugins = None,
@@ -648,7 +672,7 @@ def train(
         list[str] | None, typer.Option("--set", help="method.key=value; for nano, key=value of its recipe")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="the only seed (default: all that the experiment plans)")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps")] = None,
+    device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
@@ -692,7 +716,7 @@ def tune_qa(
         ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe (repeatable)")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
+    device: DeviceName = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to (default: one in the user's cache)")] = None,
     work: Annotated[Path | None, typer.Option(help="folder of the checkpoint (default: in the user's cache)")] = None,
 ) -> None:
@@ -709,7 +733,7 @@ def tune_qa(
         if not (name and separator and os.path.isdir(folder)):
             raise BenchError(f"--data-files takes DATASET=FOLDER here, got {assignment!r}.")
         files[name] = {split: [path] for split, path in _split_files(Path(folder)).items()}
-    _print_line(f"Wrote {tune.tune(settings, files, out, work, device, _print_line)}")
+    _print_line(f"Wrote {tune.tune(settings, files, out, work, device or 'cpu', _print_line)}")
 
 
 @model_app.command("get")

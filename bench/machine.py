@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -74,6 +75,24 @@ def gpu_driver() -> str | None:
         return None
     match = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", text)
     return match[0] if match else None
+
+
+def free_gpu_memory() -> dict[str, int]:
+    """Free bytes of each GPU that this process may use, by its name in CUDA_VISIBLE_DEVICES; {} without nvidia-smi.
+
+    CUDA itself is not asked, since it would take memory on each of them.
+    """
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    free: dict[str, int] = {}
+    for index, identity, mebibytes in (map(str.strip, row.split(",")) for row in rows):
+        free |= dict.fromkeys((index, identity), int(mebibytes) * 2**20)
+    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [name for name in free if name.isdecimal()] if stated is None else stated.split(",")
+    return {name: free[name] for name in visible if name in free}
 
 
 def package_version(name: str) -> str | None:

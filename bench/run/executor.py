@@ -34,6 +34,8 @@ PROCESS_BYTES = 350 * 2**20
 READING_BYTES, LEARNING_BYTES = 6, 28
 """Memory for each weight of a base that is read: its float32 value and its cast to 16 bits; and, if all weights learn
 with Adam: gradient, moments, and what a pass keeps."""
+GPU_BYTES = 600 * 2**20
+"""Memory of a process on a GPU before it has a base: CUDA's context and libraries."""
 _PRELOADED = ["bench.run.cell", "transformers.modeling_utils"]
 """Modules that take long to import and that new workers find imported (where processes can be forked safely)."""
 
@@ -110,6 +112,15 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     return jobs, f"Memory may run out: a worker needs {need}." if most > available else ""
 
 
+def gpu_places(weights: int, free: Mapping[str, int]) -> list[str]:
+    """The GPU of each worker, with a base of so many weights: as many as fit in the ``free`` bytes, but one at least.
+
+    It is assumed that all weights learn. The first workers are on different GPUs.
+    """
+    fitting = {gpu: max(1, size // (GPU_BYTES + LEARNING_BYTES * weights)) for gpu, size in free.items()}
+    return [gpu for place in range(max(fitting.values(), default=0)) for gpu in fitting if place < fitting[gpu]]
+
+
 def default_threads(jobs: int) -> int:
     """Threads of each of so many workers: an equal part of the usable cores, or OMP_NUM_THREADS if that is fewer."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
@@ -125,17 +136,20 @@ class LocalPool:
     """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused within a group.
 
     By default there is one worker per usable core, and the cores are divided among the workers, as far as
-    ``OMP_NUM_THREADS`` does not say fewer. If a worker dies, only
-    its task is lost and it is replaced. A worker that is free continues with its group of tasks, else a new one begins
-    with a group that no other worker has, else helps with any. Idle workers wait for the next :meth:`run` until
-    :meth:`close` or the end of the pool's ``with`` block. An interrupt, closing the iterator, or the death of this
-    process ends all workers.
+    ``OMP_NUM_THREADS`` does not say fewer. ``gpus`` has the GPU of each worker, as CUDA_VISIBLE_DEVICES names it; one
+    may be there several times.
+
+    If a worker dies, only its task is lost and it is replaced. A worker that is free continues with its group of
+    tasks, else a new one begins with a group that no other worker has, else helps with any. Idle workers wait for the
+    next :meth:`run` until :meth:`close` or the end of the pool's ``with`` block. An interrupt, closing the iterator,
+    or the death of this process ends all workers.
     """
 
-    def __init__(self, jobs: int | None = None, threads: int | None = None) -> None:
+    def __init__(self, jobs: int | None = None, threads: int | None = None, gpus: Sequence[str] = ()) -> None:
         self.jobs = max(1, jobs or usable_cores())
         self.threads = threads or default_threads(self.jobs)
         self._idle: list[_Worker] = []
+        self._gpus = list(gpus)  # those without a worker
 
     def __enter__(self) -> LocalPool:
         return self
@@ -146,7 +160,11 @@ class LocalPool:
     def close(self) -> None:
         """End the idle workers."""
         while self._idle:
-            self._idle.pop().stop()
+            self._end(self._idle.pop())
+
+    def _end(self, worker: _Worker) -> None:
+        worker.stop()
+        self._gpus = [*filter(None, [worker.gpu]), *self._gpus]
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
@@ -173,13 +191,13 @@ class LocalPool:
                         if worker.reusable:
                             self._idle.append(worker)
                         else:
-                            worker.stop()
+                            self._end(worker)
                     yield outcome
         finally:
             for worker in workers:
                 worker.process.terminate()
             for worker in workers:
-                worker.stop()
+                self._end(worker)
 
     def _start(self, waiting: list[Task], busy: set[str]) -> _Worker:
         """A worker with the first task that suits it, which is removed from those that wait."""
@@ -191,7 +209,7 @@ class LocalPool:
                 return worker
         self.close()  # no task of their groups is left
         task = take_new(waiting, busy)
-        worker = _Worker(task.group, self.threads)
+        worker = _Worker(task.group, self.threads, self._gpus.pop(0) if self._gpus else None)
         worker.assign(task)
         return worker
 
@@ -264,15 +282,16 @@ class Assignee:
 class _Worker(Assignee):
     """A worker process of the pool."""
 
-    def __init__(self, group: str, threads: int) -> None:
+    def __init__(self, group: str, threads: int, gpu: str | None) -> None:
         forks = sys.platform == "linux"
         context: Any = get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(_PRELOADED)
         counts = thread_counts(threads)
-        self.group = group
+        self.group, self.gpu = group, gpu
         self.pipe, worker_end = context.Pipe()
-        arguments = (worker_end, threads, {**os.environ, **counts})
+        here = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        arguments = (worker_end, threads, {**os.environ, **counts, **here})
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
             self.process.start()

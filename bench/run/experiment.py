@@ -245,11 +245,6 @@ class Experiment(_Part):
             )
         return value
 
-    @property
-    def default_jobs(self) -> int | None:
-        """Number of worker processes: 1 on a GPU, where each holds its own model; None (one per core) on the CPU."""
-        return None if self.device == "cpu" else 1
-
     def on_each_pair(self) -> list[Experiment]:
         """The experiment on each pair of its data sets and base models, with the files of that data set.
 

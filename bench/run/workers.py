@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bench.errors import BenchError
-from bench.machine import available_memory, usable_cores
+from bench.machine import available_memory, free_gpu_memory, usable_cores
 from bench.run import executor, ray_cluster
-from bench.run.executor import affordable_jobs
+from bench.run.executor import affordable_jobs, gpu_places
 from bench.run.experiment import Experiment
 
 KINDS = ("local", "ray", "slurm")
+
+
+class Plan(NamedTuple):
+    """How many workers there are, a remark if there are fewer than could be, and the GPU of each."""
+
+    jobs: int
+    remark: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,16 +58,21 @@ class Workers:
         if self.address is not None and self.kind != "ray":
             raise BenchError("--ray-address needs --executor ray.")
 
-    def count(self, experiment: Experiment, weights: int) -> tuple[int, str]:
-        """Number of local workers with a base of so many weights, and a remark if memory does not allow more.
+    def plan(self, experiment: Experiment, weights: int) -> Plan:
+        """The workers with a base of so many weights, as far as memory allows.
 
         Raises:
             BenchError: there is not enough memory to read the base.
         """
-        jobs = self.jobs or experiment.default_jobs or usable_cores()
-        if self.kind == "local" and experiment.device == "cpu":
-            return affordable_jobs(jobs, weights, available_memory())
-        return jobs, ""
+        if experiment.device == "cpu":
+            if self.kind != "local":
+                return Plan(self.jobs or usable_cores())
+            return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
+        gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
+        most = len(gpus) or self.jobs or 1
+        jobs = min(self.jobs or usable_cores(), most)
+        fewer = f"{jobs} workers instead of {self.jobs}: no more fit into the memory of the GPUs."
+        return Plan(jobs, fewer if self.jobs and jobs < self.jobs else "", tuple(gpus[:jobs]))
 
     def submit(self, arguments: Sequence[str], folder: Path) -> str:
         """Submit the shards of a ``run`` with these arguments to Slurm; returns the id of the array job.
@@ -75,13 +89,17 @@ class Workers:
         values = {key: int(value) if value.isdecimal() else value for key, value in settings.items()}
         return slurm.submit(kept, self.shards, folder, values)
 
-    def open(self, experiment: Experiment, jobs: int) -> AbstractContextManager[Any]:
-        """The executor, which is closed at the end of its ``with`` block. ``jobs`` is its number of workers.
+    def open(self, experiment: Experiment, plan: Plan) -> AbstractContextManager[Any]:
+        """The executor, which is closed at the end of its ``with`` block.
+
+        On Ray a worker takes the share of a GPU that it takes of this machine's.
 
         Raises:
             BenchError: Ray is not installed, or there is no cluster at the address, or no room on it.
         """
         if self.kind == "ray":
-            gpus = 1.0 if experiment.device == "cuda" else 0.0
-            return ray_cluster.RayCluster(self.address, self.jobs, self.threads, gpus)
-        return executor.LocalPool(jobs, self.threads)
+            share = 1 / max(Counter(plan.gpus).values(), default=1)
+            return ray_cluster.RayCluster(
+                self.address, self.jobs, self.threads, share if experiment.device == "cuda" else 0.0
+            )
+        return executor.LocalPool(plan.jobs, self.threads, plan.gpus)

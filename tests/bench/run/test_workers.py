@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.machine import free_gpu_memory
+from bench.run.executor import GPU_BYTES, LEARNING_BYTES, LocalPool, Outcome, Task, gpu_places
+from bench.run.experiment import Experiment, load
+from bench.run.workers import Plan, Workers
+
+GIB = 2**30
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which nvidia-smi shows two GPUs, with 10 and 4 GiB free."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "0, GPU-aa, 10240"\necho "1, GPU-bb, 4096"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def on_gpu() -> Experiment:
+    experiment = load("default")
+    experiment.device = "cuda"
+    return experiment
+
+
+def test_the_free_memory_is_that_of_the_visible_gpus(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_gpu_memory() == {"0": 10 * GIB, "1": 4 * GIB}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
+    assert free_gpu_memory() == {"GPU-bb": 4 * GIB}
+
+
+def test_without_nvidia_smi_no_gpu_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert free_gpu_memory() == {}
+
+
+def test_as_many_workers_share_a_gpu_as_fit_into_its_memory() -> None:
+    weights = (GIB - GPU_BYTES) // LEARNING_BYTES  # a worker needs 1 GiB
+    assert gpu_places(weights, {"0": 3 * GIB, "1": GIB, "2": GIB // 2}) == ["0", "1", "2", "0", "0"]
+    assert gpu_places(weights, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "plan"),
+    [
+        (None, Plan(3, "", ("0", "1", "0"))),
+        (1, Plan(1, "", ("0",))),
+        (4, Plan(3, "3 workers instead of 4: no more fit into the memory of the GPUs.", ("0", "1", "0"))),
+    ],
+)
+def test_workers_share_the_gpus(
+    jobs: int | None, plan: Plan, two_gpus: None, on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 8)
+    assert Workers(jobs=jobs).plan(on_gpu, (4 * GIB - GPU_BYTES) // LEARNING_BYTES) == plan
+
+
+def test_a_gpu_of_unknown_memory_has_one_worker(
+    on_gpu: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Workers().plan(on_gpu, 10**8) == Plan(1)
+
+
+def seen_gpu(seconds: float, dies: bool = False) -> str | None:
+    """The GPU that this process sees, after some time."""
+    time.sleep(seconds)
+    if dies:
+        os._exit(3)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_worker_sees_its_own_gpu_which_another_one_has_after_it() -> None:
+    tasks = [Task(str(i), f"{__name__}:seen_gpu", {"seconds": 0.5, "dies": i == 0}, group=str(i)) for i in range(4)]
+    with LocalPool(2, 1, ["0", "1"]) as pool:
+        outcomes = [outcome for outcome in pool.run(tasks) if isinstance(outcome, Outcome)]
+    assert [outcome.key for outcome in outcomes if outcome.error] == ["0"]
+    assert {outcome.value for outcome in outcomes if not outcome.error} == {"0", "1"}
