@@ -85,6 +85,8 @@ Columns = Annotated[
 Track = Annotated[str | None, typer.Option(help="log the board to tensorboard or wandb (the extra [track])")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run and what it would take; run nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads of each worker")]
+RayAddress = Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")]
 DataFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -190,8 +192,8 @@ def run(
     executor: Annotated[
         str, typer.Option(help="local: processes on this machine; ray: a cluster; slurm: an array job ([cluster])")
     ] = "local",
-    ray_address: Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of each worker")] = None,
+    ray_address: RayAddress = None,
+    threads: Threads = None,
     shards: Annotated[int | None, typer.Option(min=1, help="jobs of the array job of --executor slurm")] = None,
     slurm: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE: a setting of these jobs, such as partition=gpu (repeatable)")
@@ -663,7 +665,9 @@ def new_method(
 
 @app.command()
 def train(
-    target: Annotated[str, typer.Argument(metavar="METHOD|nano", help="a meta-trained method, or the embedded model")],
+    target: Annotated[
+        str, typer.Argument(metavar="METHOD[,METHOD]|nano", help="meta-trained methods, or the embedded model")
+    ],
     experiment: Annotated[str, typer.Option(help="experiment whose settings, base and data are used")] = "default",
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
@@ -682,10 +686,21 @@ def train(
     work: Annotated[
         Path | None, typer.Option(help="folder of the checkpoints; the same command resumes from it")
     ] = None,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    executor: Annotated[str, typer.Option(help="local or ray, for several methods or seeds")] = "local",
+    ray_address: RayAddress = None,
 ) -> None:
-    """Meta-train a method, or rebuild the embedded model from its recipe. A run that was killed resumes."""
+    """Meta-train methods, or rebuild the embedded model from its recipe. A run that was killed resumes."""
     from bench.run.overrides import Overrides
     from bench.run.train import train_target
+    from bench.run.workers import Workers
+
+    if executor == "slurm":
+        raise BenchError(
+            "train takes --executor local or ray. On Slurm, submit this command itself, as often as you like."
+        )
+    workers = Workers(executor, jobs, threads, ray_address)  # type: ignore[arg-type]
 
     overrides = Overrides(
         model=model,
@@ -696,7 +711,7 @@ def train(
         dtype=dtype,
         assignments=set_ or [],
     )
-    paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line)
+    paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line, workers)
     for path in paths:
         _print_line(f"Wrote {path}")
 

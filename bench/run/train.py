@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +15,24 @@ from bench import machine
 from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract import registry
+from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, Say, Trainer, training_of
 from bench.contract.method import Conditioning, validate_config
 from bench.data.documents import Episode, episodes
 from bench.data.reader import MissingSplit, split_entries
-from bench.errors import BenchError, nearest
+from bench.errors import BenchError, RunError, nearest
 from bench.files import check_writable, curve_table
 from bench.harness.loop import construct
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
-from bench.run import artifacts
+from bench.machine import usable_cores
+from bench.run import artifacts, claims
 from bench.run.artifacts import ArtifactKey
+from bench.run.executor import Note, Task, tell
 from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.overrides import Overrides
 from bench.run.roles import overlaps, uses_of
+from bench.run.workers import Workers
 
 EMBEDDED_MODEL = "nano"
 """The target that is not a method: the embedded model, rebuilt from its recipe."""
@@ -44,10 +49,13 @@ def train_target(
     work: Path | None = None,
     plugins: Sequence[str] = (),
     say: Say = lambda _: None,
+    workers: Workers | None = None,
 ) -> list[Path]:
-    """Meta-train a method as an experiment plans it, or rebuild the embedded model; returns the folders written.
+    """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns the folders written.
 
-    A method is trained once for each pair of data set and base of the experiment, and each seed planned for it.
+    ``target`` is the embedded model, or names of methods, separated by commas. A method is trained once for each pair
+    of data set and base of the experiment, and each seed planned for it: one after the other in this process, or, with
+    ``workers``, several at a time. Those that another process trains are left to it.
 
     Without ``out``, the embedded model and the methods of the default experiment, with a seed that it plans, replace
     the committed weights, and everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
@@ -56,6 +64,7 @@ def train_target(
     Raises:
         BenchError: nothing of that name can be trained (with the nearest names), or as :func:`train`.
         Diverged: as :func:`train`.
+        RunError: of several trainings with ``workers``, some failed; the others are done.
     """
     work = work or runs / "train"
     if target == EMBEDDED_MODEL:
@@ -66,17 +75,70 @@ def train_target(
             )
         return [train_embedded(overrides.assignments, overrides.device or "cpu", out, work, say)]
     names = [info.name for info in registry.list_methods(plugins)]
-    if target not in names:
-        raise BenchError(f"Nothing named {target!r} can be trained.{nearest(target, [EMBEDDED_MODEL, *names])}")
-    changed = load(experiment)
-    replace(overrides, methods=[target]).apply(changed)
-    seeds = _seeds(target, changed)
-    if out is None:
+    trainings: list[_Training] = []
+    for name in dict.fromkeys(target.split(",")):
+        if name not in names:
+            raise BenchError(f"Nothing named {name!r} can be trained.{nearest(name, [EMBEDDED_MODEL, *names])}")
+        changed = load(experiment)
+        replace(overrides, methods=[name]).apply(changed)
+        seeds = _seeds(name, changed)
         is_default = experiment == DEFAULT_EXPERIMENT and not plugins
         is_default &= replace(overrides, device=None, seed=None).is_empty
-        is_default &= set(seeds) <= set(_seeds(target, load(experiment)))
-        out = artifacts.COMMITTED if is_default else runs / artifacts.FOLDER
-    return [train(target, one, seed, out, work, plugins, say) for one in changed.on_each_pair() for seed in seeds]
+        is_default &= set(seeds) <= set(_seeds(name, load(experiment)))
+        to = out or (artifacts.COMMITTED if is_default else runs / artifacts.FOLDER)
+        trainings += [
+            _Training(name, one, seed, to, work, tuple(plugins)) for one in changed.on_each_pair() for seed in seeds
+        ]
+    if workers is None or len(trainings) == 1:
+        return list(filter(None, [train(*training, say) for training in trainings]))
+    return _train_all(trainings, workers, say)
+
+
+class _Training(NamedTuple):
+    """The arguments of :func:`train`."""
+
+    name: str
+    experiment: Experiment
+    seed: int
+    out: Path
+    work: Path
+    plugins: tuple[str, ...]
+
+
+def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
+    """Train several methods or seeds at a time; each line of progress begins with the name and the seed."""
+    for training in trainings:
+        _meta_trained(training.name, training.plugins)
+    experiment = trainings[0].experiment
+    bases = {checkpoint.locate(training.experiment.model) for training in trainings}
+    weights = max(sum(tensor.numel() for tensor in checkpoint.mapped_tensors(base).values()) for base in bases)
+    plan = replace(workers, jobs=min(workers.jobs or usable_cores(), len(trainings))).plan(experiment, weights)
+    labels = {f"training-{place}": f"{one.name}, seed {one.seed}" for place, one in enumerate(trainings)}
+    tasks = [
+        Task(key, f"{__name__}:train_task", {"training": training})
+        for key, training in zip(labels, trainings, strict=True)
+    ]
+    folders, failures = [], []
+    with workers.open(experiment, plan) as executor:
+        for result in executor.run(tasks):
+            label = labels[result.key]
+            if isinstance(result, Note):
+                say(f"{label}: {result.content}")
+            elif result.error is not None:
+                failures.append(f"{label}: {result.error.message}")
+                say(failures[-1])
+            elif result.value is not None:
+                folders.append(result.value)
+    if failures:
+        raise RunError(
+            "\n  ".join([f"{len(failures)} of {len(trainings)} trainings failed. The same command resumes.", *failures])
+        )
+    return folders
+
+
+def train_task(training: _Training) -> Path | None:
+    """Train in a worker, which tells the lines of progress."""
+    return train(*training, tell)
 
 
 def _seeds(target: str, experiment: Experiment) -> Sequence[int]:
@@ -121,19 +183,18 @@ def train(
     work: Path,
     plugins: Sequence[str] = (),
     say: Say = lambda _: None,
-) -> Path:
+) -> Path | None:
     """Meta-train a method with its first settings in ``experiment``, its base and data; returns the artifact's folder.
 
-    A run that was killed resumes exactly from the checkpoint under ``work``.
+    A run that was killed resumes exactly from the checkpoint under ``work``, on any machine that has this folder. None
+    is returned if another process trains it now.
 
     Raises:
         BenchError: the method is not meta-trained, the data or the model cannot be found or read, the train and
             validation splits share documents, or a folder cannot be written.
         Diverged: the outer gradient became NaN or infinite.
     """
-    kind = registry.load_method(name, plugins)
-    if not issubclass(kind, MetaTrained):
-        raise BenchError(f"{name} is not meta-trained: it has nothing to train before a run.")
+    kind = _meta_trained(name, plugins)
     plan = next((plan for plan in experiment.methods if plan.name == name), MethodPlan(name=name))
     config = validate_config(kind, plan.config)
     overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
@@ -149,9 +210,34 @@ def train(
         experiment.prompt,
         experiment.dtype,
     )
+    with claims.claimed(work, key.folder_name) as free:
+        if free:
+            return _train(kind, experiment, config, key, out, work / key.folder_name / "checkpoint.safetensors", say)
+    owner = claims.holder(work, key.folder_name)
+    say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
+    return None
+
+
+def _meta_trained(name: str, plugins: Sequence[str]) -> type[MetaTrained]:
+    kind = registry.load_method(name, plugins)
+    if not issubclass(kind, MetaTrained):
+        raise BenchError(f"{name} is not meta-trained: it has nothing to train before a run.")
+    return kind
+
+
+def _train(
+    kind: type[MetaTrained],
+    experiment: Experiment,
+    config: MethodConfig,
+    key: ArtifactKey,
+    out: Path,
+    file: Path,
+    say: Say,
+) -> Path:
+    """Train with the checkpoint ``file``."""
     base = str(checkpoint.locate(training_of(config).base or experiment.model))
     lm = BaseModel.load(base, experiment.device, experiment.dtype, prompt=experiment.prompt)
-    method = construct(kind, lm, config, seed)
+    method = construct(kind, lm, config, key.seed)
     assert isinstance(method, MetaTrained)
     dataset, data_files = training_of(config).source(experiment.dataset, experiment.data_files)
     splits = [split_entries(dataset, "train", data_files)]
@@ -159,7 +245,6 @@ def train(
         splits.append(split_entries(dataset, "validation", data_files))
     except MissingSplit:
         splits.append(())
-    file = work / key.folder_name / "checkpoint.safetensors"
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from bench.data.prompt_format import PromptFormat
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError
 from bench.records.store import read_run
-from bench.run import artifacts
+from bench.run import artifacts, claims
 from bench.run import train as training
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.runner import Runner
+from bench.run.workers import Workers
 from tests.conftest import make_checkpoint
 from tests.world import Inline, make_experiment
 
@@ -79,7 +80,9 @@ def plan(keepers: Path, llama: Path) -> Callable[..., Experiment]:
 
 
 def train(experiment: Experiment, folder: Path, plugin: str, seed: int = 0) -> Path:
-    return training.train("shifts", experiment, seed, folder / "artifacts", folder / "train", [plugin])
+    trained = training.train("shifts", experiment, seed, folder / "artifacts", folder / "train", [plugin])
+    assert trained is not None
+    return trained
 
 
 def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_then_uses_them(
@@ -318,6 +321,40 @@ def test_a_method_is_trained_on_each_pair_of_data_set_and_base(
     assert trained == [(model, seed) for model in models for seed in (4, 5)]
     only = Overrides(model=models[1], seed=4)
     assert training.train_target("shifts", str(path), only, tmp_path, plugins=[plugin]) == [(models[1], 4)]
+
+
+def test_several_seeds_are_trained_at_a_time_with_the_same_result(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    path, lines = tmp_path / "keepers.yaml", list[str]()
+    path.write_text(json.dumps(plan(seeds=[4, 5]).model_dump(mode="json")))
+
+    def run(runs: Path, workers: Workers | None) -> dict[str, str]:
+        folders = training.train_target(
+            "shifts", str(path), Overrides(), runs, plugins=[plugin], say=lines.append, workers=workers
+        )
+        return {folder.name: artifacts.weights_hash(folder) for folder in folders}
+
+    one_by_one = run(tmp_path / "a", None)
+    lines.clear()
+    assert run(tmp_path / "b", Workers(jobs=2, threads=1)) == one_by_one and len(one_by_one) == 2
+    assert {line.partition(": step 2/2")[0] for line in lines} >= {"shifts, seed 4", "shifts, seed 5"}
+    (tmp_path / "b" / "train" / next(iter(one_by_one)) / "checkpoint.safetensors").write_bytes(b"damaged")
+    with pytest.raises(
+        RunError, match=r"1 of 2 trainings failed\. The same command resumes\.\n  shifts, seed \d: .*damaged"
+    ):
+        run(tmp_path / "b", Workers(jobs=2, threads=1))
+
+
+def test_what_another_process_trains_is_left_to_it(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    folder = train(plan(), tmp_path, plugin)
+    lines: list[str] = []
+    with claims.claimed(tmp_path / "train", folder.name):
+        nothing = training.train("shifts", plan(), 0, tmp_path / "other", tmp_path / "train", [plugin], lines.append)
+    assert nothing is None and f"trains {folder.name}" in lines[0]
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_an_optional_method_without_weights_is_left_out_with_a_remark(
