@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -17,6 +18,8 @@ from bench import PROTOCOL, __version__
 from bench.machine import cpu_name, gpu_driver, package_version, usable_cores
 from bench.paths import ROOT, relative
 
+ADDRESS_OPTION = "--ray-address"
+"""Option whose value is the address of a machine."""
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "peft", "numpy", "scipy", "pydantic")
 
 
@@ -37,7 +40,7 @@ def collect() -> dict[str, Any]:
         "cpu": cpu_name(),
         **_accelerator(),
         "threads": _threads(),
-        "command": redact_paths(sys.argv),
+        "command": redact(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -57,17 +60,24 @@ def git_state(root: Path) -> tuple[str | None, str | None]:
     return lines[1], hashlib.sha256(changed + difference).hexdigest()
 
 
-def redact_paths(arguments: Sequence[str]) -> list[str]:
-    """A command line without absolute paths: relative to the project or the working folder, else their last part.
+def redact(arguments: Sequence[str]) -> list[str]:
+    """A command line without absolute paths, which become relative to the project or the working folder, or their last
+    part, and without the address of a cluster.
 
     Relative paths that leave the working folder lose all but their last part, too. Paths after "=", "," or ":" within
     an argument are included.
     """
     path = re.compile(r"(?:(?<=[=,:])|^)(?:~|/(?!/)|\.\./)[^=,:]*")
-    return [path.sub(lambda match: _redact(match[0]), text) for text in arguments]
+    shown = [path.sub(lambda match: _short(match[0]), text) for text in arguments]
+    for i, (before, text) in enumerate(itertools.pairwise(["", *shown])):
+        if before == ADDRESS_OPTION:
+            shown[i] = "ADDRESS"
+        elif text.startswith(f"{ADDRESS_OPTION}="):
+            shown[i] = f"{ADDRESS_OPTION}=ADDRESS"
+    return shown
 
 
-def _redact(path: str) -> str:
+def _short(path: str) -> str:
     return relative(Path(path)) or Path(path).name
 
 

@@ -125,7 +125,8 @@ class Forecaster:
         base = base_of(self.planner.model_hash, self.experiment.device, self.experiment.dtype)
         sources = (self.planner.sources(on, index) for index in range(on.count))
         sizes = [prefix or len(inputs_of(source, "stream").stream.entries) for source in sources]
-        return [Load(base, plan.name, arm, on.split, None, size) for size in sizes]
+        dataset = self.planner.recipe.name
+        return [Load(base, plan.name, dataset, on.split, arm, None, size) for size in sizes]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Load]:
         missing = {cell.id: cell for cell in cells if not cell.is_done(self.runs)}

@@ -20,8 +20,9 @@ class Load:
     base: str
     """Identity of the base model, with its device and number format."""
     method: str
-    arm: str
+    dataset: str
     split: str
+    arm: str
     config: str | None
     """The settings as JSON; None if they are not chosen yet."""
     documents: int
@@ -29,7 +30,14 @@ class Load:
     @property
     def kinds(self) -> Iterator[tuple[str, ...]]:
         """What cells of about the same cost for each document have in common, the most alike first."""
-        alike = (self.base, self.method, self.split, self.arm, *([] if self.config is None else [self.config]))
+        alike = (
+            self.base,
+            self.method,
+            self.dataset,
+            self.split,
+            self.arm,
+            *([] if self.config is None else [self.config]),
+        )
         for length in range(len(alike), 1, -1):
             yield alike[:length]
 
@@ -40,8 +48,9 @@ def load_of(spec: CellSpec, documents: int = 1) -> Load:
     return Load(
         base=base_of(spec.model_hash, spec.device, spec.dtype),
         method=spec.method,
-        arm=spec.arm,
+        dataset=spec.dataset,
         split=split,
+        arm=spec.arm,
         config=content(spec.config),
         documents=spec.prefix or (int(size) if size.isdigit() else documents),
     )

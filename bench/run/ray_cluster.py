@@ -143,7 +143,7 @@ class RayCluster:
             num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )(_Worker)
         name = f"{time.monotonic_ns()}"
-        worker = _Actor(name, kind.remote(name, self._mail, self.threads))
+        worker = _Actor(name, kind.remote(name, self._mail, self.threads, sys.argv))
         worker.assign(task, self._shipped(task))
         return worker
 
@@ -257,8 +257,8 @@ class _Mailbox:
 class _Worker:
     """A worker, in its own process on some node."""
 
-    def __init__(self, name: str, mail: Any, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, name: str, mail: Any, threads: int, command: list[str]) -> None:
+        self.threads, sys.argv = threads, command  # as a process of the local pool has it
         machine.keep_freed_memory()
         executor.connect(_Letters(name, mail))
 

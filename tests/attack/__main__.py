@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.attack import command_lines, data_files, experiments, kills, methods, records, shared
+from tests.attack import cluster, command_lines, data_files, experiments, kills, methods, records, shared
 from tests.attack.attacks import Attack
 
 ATTACKS: dict[str, tuple[Attack, float]] = {
@@ -21,8 +21,9 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "command lines": (command_lines.prepare, 0.05),
     "records": (records.prepare, 0.1),
     "faulty methods": (methods.prepare, 0.3),
-    "kill -9": (kills.prepare, 0.2),
-    "kill -9 of one of three runs": (shared.prepare, 0.2),
+    "kill -9": (kills.prepare, 0.1),
+    "kill -9 of one of three runs": (shared.prepare, 0.1),
+    **{name: (prepare, 0.07) for name, prepare in cluster.ATTACKS.items()},
 }
 """Each kind of attack, and its share of the time."""
 FAILURES_SHOWN = 20

@@ -21,8 +21,8 @@ from tests.world import make_dataset, make_experiment
 SECONDS = 20.0
 """The latest moment at which a run is killed; most of that is its start."""
 
-MEASURED = ("seconds", "bytes", "break_even", "started")
-"""Parts of the names of what is measured."""
+MEASURED = ("seconds", "bytes", "break_even", "started", "origin")
+"""Parts of the names of what is measured, or says where and by which command a cell ran."""
 
 Command = Callable[[Path], list[str]]
 Check = Callable[[Path], str | None]

@@ -84,6 +84,13 @@ def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_
         "runs/a",
         "https://a/b",
     ]
-    assert provenance.redact_paths(command) == [
+    assert provenance.redact(command) == [
         "run_bench.py", "runs", "--set", "a.b=c.json", "test=d.json", "org/model", "runs/a", "https://a/b",
+    ]  # fmt: skip
+
+
+def test_command_lines_lose_the_address_of_a_cluster() -> None:
+    command = ["run", "--ray-address", "head:6379", "--ray-address=ray://192.0.2.2:10001", "--jobs", "2"]
+    assert provenance.redact(command) == [
+        "run", "--ray-address", "ADDRESS", "--ray-address=ADDRESS", "--jobs", "2",
     ]  # fmt: skip

@@ -38,6 +38,15 @@ def test_seconds_are_those_of_the_cells_that_are_most_alike(pace: Pace) -> None:
     assert seconds(pace, arm="placebo", config={"rate": 1}) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4) / 2), "any arm"
 
 
+def test_documents_of_another_data_set_may_be_longer(pace: Pace, tmp_path: Path) -> None:
+    run = record(
+        tmp_path, spec("lora", "test-4-1", dataset="novels", config={"rate": 1}), [[0.5]] * 4, costs=costs(80.0)
+    )
+    pace.learn(read_run(tmp_path / run))
+    assert seconds(pace) == pytest.approx(5 + 4 * 6 / 2), "as without it"
+    assert seconds(pace, dataset="novels") == pytest.approx(5 + 4 * 84 / 4)
+
+
 def test_a_load_without_settings_counts_all_settings(pace: Pace) -> None:
     load = load_of(spec("lora", "test-4-0", config={"rate": 1}))
     assert pace.seconds(replace(load, config=None)) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4) / 2)
