@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +31,10 @@ from bench.harness.ledger import state_bytes
 from bench.harness.loop import Loop
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
+from bench.records.store import read_run
 from bench.run import experiment
+from bench.run.runner import Runner
+from bench.run.workers import Workers
 from methods.parts.inner_loop import twice_differentiable
 from methods.parts.memory_bank import MemoryMethod
 
@@ -322,6 +327,32 @@ def top_k(lm: BaseModel, stream: Stream) -> None:
     print(f"cmt, all 10,000               {len(questions) / everything:8.1f} questions/s   ratio {ratio:.1f}")
 
 
+def executors() -> None:
+    """Cells per minute in the local pool and on Ray, with the same number of workers, and what a cell costs around it.
+
+    That is the time of the workers, from the first start to the last end, beyond the seconds that the cells record.
+    """
+    plan = experiment.load("default")
+    plan.methods = [method for method in plan.methods if method.name in ("closed_book", "uniform")]
+    plan.tuning, plan.seeds = None, [0]
+    rates = {}
+    for kind in ("local", "ray"):
+        with tempfile.TemporaryDirectory() as folder:
+            runner = Runner(plan, Path(folder))
+            workers = Workers(kind, threads=1)
+            with workers.open(plan, workers.plan(plan, runner.weights)) as executor:
+                taken = seconds(lambda runner=runner, executor=executor: runner.run(executor))
+            records = [read_run(path.parent) for path in Path(folder).glob("*/run.json")]
+            costs = [record.costs for record in records if record.costs is not None]
+            inside = sum(c.fit.seconds + c.score.seconds + c.observe.seconds + c.answer.seconds for c in costs)
+            rates[kind] = 60 * len(costs) / taken
+            around = 1000 * (executor.jobs * taken - inside) / len(costs)
+            print(
+                f"{kind:<5} executor, {executor.jobs} workers     {rates[kind]:8.1f} cells/min, and {around:.0f} ms around a cell"
+            )
+    print(f"ray / local                   ratio {rates['ray'] / rates['local']:.2f} (goal 0.9)")
+
+
 def main() -> None:
     base = next(iter(sys.argv[1:]), "nano")
     folder = str(checkpoint.locate(base))
@@ -341,6 +372,7 @@ def main() -> None:
     reused_scoring(lm, stream)
     memories(lm, stream)
     top_k(lm, stream)
+    executors()
 
 
 if __name__ == "__main__":
