@@ -347,9 +347,8 @@ def executors() -> None:
             inside = sum(c.fit.seconds + c.score.seconds + c.observe.seconds + c.answer.seconds for c in costs)
             rates[kind] = 60 * len(costs) / taken
             around = 1000 * (executor.jobs * taken - inside) / len(costs)
-            print(
-                f"{kind:<5} executor, {executor.jobs} workers     {rates[kind]:8.1f} cells/min, and {around:.0f} ms around a cell"
-            )
+            where = f"{kind} executor, {executor.jobs} workers"
+            print(f"{where:<29} {rates[kind]:8.1f} cells/min, and {around:.0f} ms around a cell")
     print(f"ray / local                   ratio {rates['ray'] / rates['local']:.2f} (goal 0.9)")
 
 
