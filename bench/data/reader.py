@@ -18,6 +18,7 @@ from typing import Any
 
 from bench.data import tables, times
 from bench.data.documents import Document, Entry, GoldQuestion, Question, document_id, stream_hash
+from bench.data.layouts import LAYOUTS
 from bench.data.recipe import SPLITS, Column, Hub, Recipe, find, rows_of
 from bench.data.scripts import mostly_unspaced
 from bench.data.tables import Number, Row
@@ -62,6 +63,8 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
         MissingSplit: there is no such split; the message says how to provide it.
         BenchError: a file is missing, or a row is wrong; the message names the file, the row (from 1) and the column.
     """
+    if recipe.terms and recipe.name not in os.environ.get("OAB_ACCEPT", "").split(","):
+        raise BenchError(f"{recipe.name}: {recipe.terms} If you have agreed to this, set OAB_ACCEPT={recipe.name}.")
     for name in {split, *data_files}:
         if name not in SPLITS:
             raise BenchError(f"There is no split {name!r}.{nearest(name, SPLITS)}")
@@ -78,7 +81,54 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
         raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
-    return _merge(recipe, split, rows)
+    data = _merge(recipe, split, _joined(recipe, split, rows) if recipe.join else rows)
+    if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
+        raise BenchError(f"{difference} The source has changed, or was not read whole: read it again.")
+    return replace(data, remarks=(*data.remarks, *filter(None, [difference])))
+
+
+def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of questions, each with the columns of its document.
+
+    Rows without a question are documents. They come after the questions, so that only those that are asked about are
+    kept in memory.
+    """
+    assert recipe.join is not None
+    on, key, column = recipe.join.question, recipe.join.document, recipe.column("question")
+    asked: list[Row] = []
+    documents: dict[Any, Mapping[str, Any] | None] = {}
+    for where, row in rows:
+        name = on if column in row else key
+        if name not in row:
+            raise BenchError(f"{where} has no column {name!r}, by which questions and documents are joined.")
+        if column in row:
+            asked.append((where, row))
+            documents.setdefault(row[on])
+        elif row[key] in documents:
+            documents[row[key]] = row
+    for where, row in asked:
+        document = documents[row[on]]
+        if document is None:
+            missing = sum(found is None for found in documents.values())
+            raise BenchError(
+                f"{where}: its document, {key} = {str(row[on])[:60]!r}, is not there ({missing} of {len(documents)} "
+                f"are missing). Name the questions first and then all files of documents: --data-files "
+                f"{split}=QUESTIONS,DOCUMENTS[,...]."
+            )
+        yield where, {**document, **row}
+
+
+def _unexpected(recipe: Recipe, split: str, entries: Sequence[Entry]) -> str:
+    """How the numbers of a split differ from the published ones, in a sentence; "" if they do not."""
+    counts = {str(name): value for name, value in recipe.expected.items()}.get(split)
+    if counts is None:
+        return ""
+    found = {"documents": len(entries), "questions": sum(len(entry.questions) for entry in entries)}
+    published = {name: value for name, value in counts.model_dump().items() if value is not None}
+    if all(found[name] == value for name, value in published.items()):
+        return ""
+    here, there = (" and ".join(f"{numbers[name]:,} {name}" for name in published) for numbers in (found, published))
+    return f"{split} of {recipe.name} has {here}; the published split has {there}."
 
 
 def load_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> tuple[Entry, ...]:
@@ -129,6 +179,8 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
             yield from tables.texts(path)
         elif recipe.format == "squad":
             yield from _squad_rows(recipe, path, split)
+        elif recipe.format in LAYOUTS:
+            yield from LAYOUTS[recipe.format](path, split)
         else:
             yield from tables.rows(path, split)
 
@@ -156,7 +208,9 @@ def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
     if not text.strip():
         raise BenchError(f"{where}, column {recipe.column('text')}: the document is empty.")
     document = Document(document_id(text), text, _cell(recipe, where, row, "title"), _timestamp(recipe, where, row))
-    nested = recipe.format == "documents" or (recipe.format == "squad" and recipe.column("questions") in row)
+    nested = recipe.format in ("documents", *LAYOUTS) or (
+        recipe.format == "squad" and recipe.column("questions") in row
+    )
     questions: tuple[GoldQuestion, ...] = ()
     if nested:
         items = row.get(recipe.column("questions"))
@@ -326,6 +380,8 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     differing = 0
     for where, row in rows:
         entry = _entry(recipe, where, row)
+        if not _within(recipe, split, where, entry.document.timestamp):
+            continue
         first = documents.setdefault(entry.document.id, entry)
         differing += (first.document, first.group) != (entry.document, entry.group)
         for gold in entry.questions:
@@ -348,6 +404,17 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     )
     left_out = sum(not gold.answers for _, gold in golds.values())
     return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing)))
+
+
+def _within(recipe: Recipe, split: str, where: str, timestamp: str) -> bool:
+    """True if a document belongs to the period of its split."""
+    start, stop = {str(name): period for name, period in recipe.periods.items()}.get(split, (None, None))
+    if start is None and stop is None:
+        return True
+    if not timestamp:
+        raise BenchError(f"{where} has no {recipe.column('timestamp')}, by which {recipe.name} is cut into splits.")
+    day = times.parse(timestamp).date()
+    return (start is None or start <= day) and (stop is None or day < stop)
 
 
 def _with_id(gold: GoldQuestion, document: str, taken: Mapping[str, tuple[str, GoldQuestion]]) -> GoldQuestion:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Mapping
@@ -66,6 +67,20 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
+class Join(_Strict):
+    """Questions and documents in different files: the columns of each that are equal if they belong together."""
+
+    question: str
+    document: str
+
+
+class Counts(_Strict):
+    """Numbers of a published split."""
+
+    documents: pydantic.PositiveInt | None = None
+    questions: pydantic.PositiveInt | None = None
+
+
 class StreamPolicy(_Strict):
     """Rule by which streams are drawn (see :func:`bench.data.streams.draw`)."""
 
@@ -100,7 +115,10 @@ class Recipe(_Strict):
     citation: str
     source: Source | None = None
     """None for a dataset without data, which needs ``--data-files``."""
-    format: Literal["documents", "rows", "squad", "text"]
+    format: Literal[
+        "documents", "rows", "squad", "text", "realtimeqa", "counterfact", "zsre", "babi", "oaks", "wikitext"
+    ]
+    """One of ours, or a layout of :mod:`bench.data.layouts`."""
     columns: Mapping[Column, str] = {}
     """Our name of a column -> its name in the data, if they differ."""
     timestamp_format: Annotated[str, pydantic.AfterValidator(check_format)] | None = None
@@ -113,6 +131,13 @@ class Recipe(_Strict):
     """Treatment of questions without an answer. None: left out with format ``squad``, an error with the others."""
     splits: Mapping[Split, str] = {}
     """Our split -> source split, or a range of its rows (``train[0:1000]``). Default: the same names."""
+    join: Join | None = None
+    periods: Mapping[Split, tuple[datetime.date | None, datetime.date | None]] = {}
+    """Our split -> the day from which, and that before which, its documents are; others are left out."""
+    expected: Mapping[Split, Counts] = {}
+    """What a published split has. Another number is an error from the hub, and a note with the user's files."""
+    terms: str | None = None
+    """What a user must have agreed to; the environment variable OAB_ACCEPT then names the dataset."""
     gold: Literal["all", "shortest"] = "all"
     """Reference answers that count."""
     segment: Segmentation = "words"
@@ -143,14 +168,16 @@ class Recipe(_Strict):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.join and self.format != "rows":
+            raise ValueError("join needs format: rows")
         if self.answer_separator == "" or (self.answer_separator and self.answer_cells):
             raise ValueError("answer_separator is a text that is not empty, and excludes answer_cells")
         if self.source is None:
             if self.splits:
                 raise ValueError("splits without a source")
             return self
-        if self.source.hub and self.format == "text":
-            raise ValueError("format: text reads files, not the hub")
+        if self.source.hub and self.format not in ("documents", "rows", "squad"):
+            raise ValueError(f"format: {self.format} reads files, not the hub")
         if self.source.hub and not self.splits:
             raise ValueError("a hub source needs splits")
         for split, place in self.declared.items():

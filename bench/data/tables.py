@@ -7,8 +7,10 @@ and a number of JSON is the text that stands in the file (:class:`Number`). Parq
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -18,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,7 +30,8 @@ from bench.errors import BenchError
 Row = tuple[str, Mapping[str, Any]]
 """Location of a row (for error messages), and its cells by the column names of the data."""
 
-JSON, CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
+JSON, CSV, ARCHIVE = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv"), ".filtered"
+GZIP = (".gz", ".gzip")
 KINDS = ".jsonl, .json, .csv or .tsv (also .gz), .parquet, or a folder written by save_to_disk"
 
 
@@ -51,6 +55,8 @@ def rows(path: Path, split: str) -> Iterator[Row]:
         return _parquet_rows(path)
     if suffix in JSON:
         return _json_rows(path)
+    if suffix == ARCHIVE:
+        return _archive_rows(path)
     raise BenchError(f"{path} is of a kind that is not read, or lacks a suffix. Kinds that are read: {KINDS}.")
 
 
@@ -63,7 +69,7 @@ def texts(path: Path) -> Iterator[Row]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt") if path.is_dir() else [path]
     for file in files:
         title, year = re.fullmatch(r"(.*?)(?:_(?!0000)(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
-        with _open(file) as lines:
+        with open_text(file) as lines:
             yield str(file), {"text": lines.read(), "title": title.replace("_", " "), "timestamp": year or ""}
 
 
@@ -106,14 +112,15 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_mapping, parse_int=Number, parse_
 
 def _suffix(path: Path) -> str:
     """The suffix in lower case, without that of gzip."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in GZIP else name.suffix
 
 
 @contextmanager
-def _open(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file, unpacked if its name ends in .gz, in UTF-8 or, if its byte order mark says so, UTF-16."""
+def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A text file, unpacked if its name ends in .gz or .gzip, in UTF-8 or, if its byte order mark says so, UTF-16."""
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        with gzip.open(path) if path.name.lower().endswith(GZIP) else path.open("rb") as file:
             start = file.read(4)
             file.seek(0)
             is_utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:] != b"\0\0"
@@ -134,7 +141,7 @@ def _check_unique(names: Sequence[str], where: str) -> None:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     """Lines of JSON, or one JSON value on one or more lines: an array of rows, or a single row."""
-    with _open(path) as file:
+    with open_text(path) as file:
         lines = enumerate(file, 1)
         first = next((item for item in lines if item[1].strip()), None)
         if first is None:
@@ -162,7 +169,7 @@ def _object(where: str, value: Any) -> Row:
 def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
     """The rows below the header. Without a delimiter, it is that of Excel's ``sep=`` line, or of the header."""
     csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
-    with _open(path, newline="") as file:
+    with open_text(path, newline="") as file:
         line = file.readline()
         if declared := re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE):
             delimiter, line = declared[1], file.readline()
@@ -181,6 +188,24 @@ def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
                 yield f"{path}, row {number}", row
         except csv.Error as error:
             raise BenchError(f"{path}, row {number + 1} is not valid CSV: {error}.") from None
+
+
+def _archive_rows(path: Path) -> Iterator[Row]:
+    """WMT News Crawl by document: a date, and the text with and without sentences split, both in Base64, on a line.
+
+    ``sorting_key`` names the document as StreamingQA does: by its date and the hash of the second text (its README).
+    """
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            try:
+                date, text, whole = line.strip().split("\t")
+                day = datetime.strptime(date, "%Y%m%d").date()
+                content = base64.b64decode(text, validate=True).decode()
+            except ValueError:  # of all three
+                raise BenchError(f"{where} is not of the WMT News Crawl: a date and two texts in Base64.") from None
+            key = f"{day:%Y%m%d}{'0' * 12}", hashlib.sha256(whole.encode()).hexdigest(), ""
+            yield where, {"sorting_key": "\0\1".join(key), "timestamp": day.isoformat(), "text": content}
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

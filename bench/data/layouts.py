@@ -1,0 +1,183 @@
+"""Published layouts of data sets that are neither tables of questions nor SQuAD's JSON, as rows of documents.
+
+A layout reads a file, or a folder of them, and yields rows with our columns: ``text``, ``questions`` and others that
+``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from bench.data import tables
+from bench.data.tables import Row
+from bench.errors import BenchError
+
+Layout = Callable[[Path, str], Iterator[Row]]
+"""The rows of a file or folder for a split of ours."""
+
+_HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
+"""The line above an article in WikiText."""
+
+
+def realtimeqa(path: Path, split: str) -> Iterator[Row]:
+    """RealTimeQA: weekly JSON lines with ``question_sentence``, ``choices``, ``answer`` and ``evidence``.
+
+    Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, without
+    HTML, which is the document.
+    """
+    files = sorted(path.rglob("*_qa.jsonl")) if path.is_dir() else [path]
+    for where, row in itertools.chain.from_iterable(tables.rows(file, split) for file in files):
+        with _fields(where, "RealTimeQA"):
+            text, choices = plain(row["evidence"]), row["choices"]
+            answers = [choices[int(index)] for index in row["answer"]]
+            date = row["question_date"].replace("/", "-")
+            question = {"id": row["question_id"], "question": row["question_sentence"], "answers": answers}
+        if any(answer.casefold() in text.casefold() for answer in answers):
+            yield where, {"text": text, "timestamp": date, "group": date, "questions": [question]}
+
+
+def counterfact(path: Path, split: str) -> Iterator[Row]:
+    """CounterFact (Meng et al. 2022): an edit is a statement with the new object, asked as it is and in paraphrases.
+
+    The splits ``qa_train`` and ``qa_validation`` have its neighbourhood instead: true statements about other subjects,
+    which no edit should change.
+    """
+    for where, row in tables.rows(path, split):
+        with _fields(where, "CounterFact"):
+            rewrite = row["requested_rewrite"]
+            new, true = (rewrite[name]["str"].strip() for name in ("target_new", "target_true"))
+            edit = [rewrite["prompt"].replace("{}", rewrite["subject"]), *row["paraphrase_prompts"]]
+            near = row["neighborhood_prompts"]
+        yield from _edit(where, split, row.get("case_id", ""), edit, new, [(prompt, true) for prompt in near], ".")
+
+
+def zsre(path: Path, split: str) -> Iterator[Row]:
+    """zsRE as MEND prepared it (Mitchell et al. 2022), with its answers as ROME and MEMIT take them.
+
+    An edit is a question with its answer, asked as it is and rephrased. ``qa_train`` and ``qa_validation`` have the
+    questions of Natural Questions beside them, whose answers no edit should change.
+    """
+    for number, (where, row) in enumerate(tables.rows(path, split)):
+        with _fields(where, "zsRE"):
+            edit, answer = [row["src"], row["rephrase"]], row["answers"][0]
+            near = [(row["loc"].removeprefix("nq question: ").rstrip("?") + "?", row["loc_ans"])]
+        yield from _edit(where, split, number, edit, answer, near, "")
+
+
+def _edit(
+    where: str, split: str, case: object, asked: list[str], answer: str, near: list[tuple[str, str]], end: str
+) -> Iterator[Row]:
+    """The row of an edit, or those of its neighbourhood."""
+    if split.startswith("qa_"):
+        for prompt, truth in near:
+            yield where, {"text": f"{prompt} {truth}{end}", "questions": [{"question": prompt, "answers": [truth]}]}
+        return
+    questions = [
+        {"id": f"{case}{f'/paraphrase-{number}' if number else ''}", "question": prompt, "answers": [answer]}
+        for number, prompt in enumerate(asked)
+    ]
+    yield where, {"text": f"{asked[0]} {answer}{end}", "questions": questions}
+
+
+def babi(path: Path, split: str) -> Iterator[Row]:
+    """A task of bAbI (Weston et al. 2015): a document is a story; of a repeated question, the last answer holds.
+
+    Lines are ``1 Mary went to the hall.`` or ``3 Where is Mary?<tab>hall<tab>1``; a story begins at each 1.
+    """
+    story: list[str] = []
+    questions: dict[str, dict[str, Any]] = {}
+    with tables.open_text(path) as lines:
+        for number, line in enumerate(itertools.chain(lines, ["1 "]), 1):
+            if not line.strip():
+                continue
+            place, _, content = line.rstrip("\n").partition(" ")
+            if not place.isdecimal():
+                raise BenchError(f"{path}, line {number} is not of bAbI: it begins without a number.")
+            if place == "1" and story:
+                yield f"{path}, line {number}", {"text": "\n".join(story), "questions": list(questions.values())}
+                story, questions = [], {}
+            question, *answer = content.split("\t")
+            if answer:
+                identity = f"{path.stem}-{number}"
+                questions[question.strip()] = {"id": identity, "question": question, "answers": answer[:1]}
+            elif content:
+                story.append(content)
+
+
+def oaks(path: Path, split: str) -> Iterator[Row]:
+    """OAKS (Kim et al. 2026): texts in chunks, and questions whose answer changes from chunk to chunk.
+
+    A document is a chunk. A question is asked anew with each chunk that changes its answer, and then revises the one
+    before. Several answers at a time are alternatives.
+    """
+    for where, row in tables.rows(path, split):
+        with _fields(where, "OAKS"):
+            name, chunks = row["meta"]["bid"], row["data"]["chunks"]
+            asked: dict[str, list[dict[str, Any]]] = {chunk: [] for chunk in chunks}
+            for text, question in row["data"]["qas"].items():
+                before: Any = None
+                for chunk in chunks:
+                    answer = question["chunk_to_answer"].get(chunk)
+                    if not answer or (before is not None and answer == before["answers"]):
+                        continue
+                    after = {"revises": before["id"]} if before else {}
+                    identity = f"{question['question_id']}@{chunk}"
+                    before = {"id": identity, "question": text, "answers": answer, **after}
+                    asked[chunk].append(before)
+        for chunk, text in chunks.items():
+            yield f"{where}, chunk {chunk}", {"text": text, "group": name, "questions": asked[chunk]}
+
+
+def wikitext(path: Path, split: str) -> Iterator[Row]:
+    """WikiText (Merity et al. 2017): an article is what follows a line `` = Title = ``, without questions."""
+    title, article = "", list[str]()
+    with tables.open_text(path) as lines:
+        for line in itertools.chain(lines, [" = end = \n"]):
+            heading = _HEADING.fullmatch(line.rstrip("\n"))
+            if heading is None:
+                article.append(line)
+                continue
+            if text := "".join(article).strip():
+                yield f"{path}, article {title!r}", {"text": text, "title": title, "questions": []}
+            title, article = heading["title"], [line]
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    layout.__name__: layout for layout in (realtimeqa, counterfact, zsre, babi, oaks, wikitext)
+}
+
+
+class _Text(HTMLParser):
+    """Collects the text between tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def plain(html: str) -> str:
+    """The text of a piece of HTML, with single spaces."""
+    parser = _Text()
+    parser.feed(html)
+    parser.close()
+    return " ".join("".join(parser.parts).split())
+
+
+@contextmanager
+def _fields(where: str, layout: str) -> Iterator[None]:
+    """Context that reads the fields of a row; what is missing or of another type is refused."""
+    try:
+        yield
+    except KeyError as error:
+        raise BenchError(f"{where} has no {error.args[0]!r}, which a row of {layout} has.") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise BenchError(f"{where} is not a row of {layout}: {error}.") from None

@@ -1,0 +1,256 @@
+"""Published layouts: miniatures of each give the right documents, questions, answers, dates and splits."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from bench.data import recipe
+from bench.data.documents import Entry, superseded
+from bench.data.layouts import LAYOUTS
+from bench.data.reader import read_split
+from bench.data.recipe import Recipe
+from bench.errors import BenchError
+
+
+def read(dataset: str, split: str, *files: Path) -> tuple[Entry, ...]:
+    return read_split(recipe.find(dataset), split, {split: list(map(str, files))}).entries
+
+
+def asked(entry: Entry) -> dict[str, Sequence[str]]:
+    return {gold.question.text: gold.answers for gold in entry.questions}
+
+
+def lines(path: Path, *rows: Mapping[str, Any]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_every_layout_is_a_format() -> None:
+    assert set(get_args(Recipe.model_fields["format"].annotation)) == {"documents", "rows", "squad", "text", *LAYOUTS}
+
+
+def test_a_row_that_lacks_a_field_is_named(tmp_path: Path) -> None:
+    path = lines(tmp_path / "edits.jsonl", {"case_id": 1, "requested_rewrite": {"prompt": "{} is", "subject": "Ada"}})
+    with pytest.raises(BenchError, match=r"edits.jsonl, row 1 has no 'target_new', which a row of CounterFact has"):
+        read("counterfact", "test", path)
+    path = lines(tmp_path / "edits.jsonl", {"case_id": 1, "requested_rewrite": "none"})
+    with pytest.raises(BenchError, match=r"edits.jsonl, row 1 is not a row of CounterFact: "):
+        read("counterfact", "test", path)
+
+
+@pytest.fixture
+def weeks(tmp_path: Path) -> Path:
+    """A folder of two weeks, with a question without evidence and one whose answer is not in it."""
+
+    def week(date: str, *evidence: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "question_id": f"{date}_{number}",
+                "question_date": f"{date[:4]}/{date[4:6]}/{date[6:]}",
+                "question_sentence": f"Who won match {number}?",
+                "choices": ["Alder", "Birch & Co", "Cedar", "Dogwood"],
+                "answer": ["1"],
+                "evidence": text,
+            }
+            for number, text in enumerate(evidence)
+        ]
+
+    for date in ("20210625", "20240705"):
+        (tmp_path / "past" / date[:4]).mkdir(parents=True)
+        rows = week(date, "", f"<p>On {date}, <b>birch &amp; co</b>\n won.</p>", "Nobody won.")
+        lines(tmp_path / "past" / date[:4] / f"{date}_qa.jsonl", *rows)
+    (tmp_path / "past" / "2024" / "20240705_dpr.jsonl").write_text("not read")
+    return tmp_path
+
+
+def test_realtimeqa_keeps_questions_whose_evidence_has_the_answer_in_the_period_of_the_split(weeks: Path) -> None:
+    [entry] = read("realtimeqa_weekly", "test", weeks)
+    assert (entry.document.text, entry.document.timestamp) == ("On 20240705, birch & co won.", "2024-07-05")
+    assert [(gold.question.id, gold.answers) for gold in entry.questions] == [("20240705_1", ("Birch & Co",))]
+    [older] = read("realtimeqa_weekly", "qa_train", weeks)
+    assert older.document.timestamp == "2021-06-25"
+    with pytest.raises(BenchError, match="'validation' of realtimeqa_weekly contains no documents"):
+        read("realtimeqa_weekly", "validation", weeks)
+
+
+def test_counterfact_asks_the_edit_and_keeps_its_neighbourhood_for_the_anchor_set(tmp_path: Path) -> None:
+    case = {
+        "case_id": 7,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "subject": "Ada Alder",
+            "target_new": {"str": "Finnish", "id": "Q1"},
+            "target_true": {"str": "French", "id": "Q2"},
+        },
+        "paraphrase_prompts": ["It rained. Ada Alder, a native"],
+        "neighborhood_prompts": ["The mother tongue of Bo Birch is", "Cy Cedar speaks"],
+    }
+    path = tmp_path / "counterfact.json"
+    path.write_text(json.dumps([case]))
+    [edit] = read("counterfact", "test", path)
+    assert edit.document.text == "The mother tongue of Ada Alder is Finnish."
+    assert [(gold.question.id, gold.question.text, gold.answers) for gold in edit.questions] == [
+        ("7", "The mother tongue of Ada Alder is", ("Finnish",)),
+        ("7/paraphrase-1", "It rained. Ada Alder, a native", ("Finnish",)),
+    ]
+    near = read("counterfact", "qa_train", path)
+    assert [entry.document.text for entry in near] == [
+        "The mother tongue of Bo Birch is French.",
+        "Cy Cedar speaks French.",
+    ]
+    assert asked(near[1]) == {"Cy Cedar speaks": ("French",)}
+
+
+def test_zsre_asks_the_edit_rephrased_and_questions_beside_it_for_the_anchor_set(tmp_path: Path) -> None:
+    row = {
+        "subject": "Ada",
+        "src": "Where was Ada born?",
+        "rephrase": "What is Ada's birthplace?",
+        "answers": ["Oslo"],
+        "alt": "Bergen",
+        "loc": "nq question: who sang the song",
+        "loc_ans": "Bo",
+    }
+    path = tmp_path / "zsre_mend_eval.json"
+    path.write_text(json.dumps([row]))
+    [edit] = read("zsre", "test", path)
+    assert edit.document.text == "Where was Ada born? Oslo"
+    assert asked(edit) == {"Where was Ada born?": ("Oslo",), "What is Ada's birthplace?": ("Oslo",)}
+    [near] = read("zsre", "qa_train", path)
+    assert asked(near) == {"who sang the song?": ("Bo",)}
+
+
+def test_a_story_of_babi_is_a_document_and_the_last_answer_holds(tmp_path: Path) -> None:
+    path = tmp_path / "qa1_test.txt"
+    path.write_text(
+        "1 Mary went to the hall.\n2 Where is Mary? \thall\t1\n3 Mary went to the garden.\n"
+        "4 Where is Mary? \tgarden\t3\n1 Bo took the milk.\n2 What has Bo? \tmilk\t1\n"
+    )
+    first, second = read("babi", "test", path)
+    assert first.document.text == "Mary went to the hall.\nMary went to the garden."
+    assert asked(first) == {"Where is Mary?": ("garden",)} and asked(second) == {"What has Bo?": ("milk",)}
+    path.write_text("Mary went to the hall.\n")
+    with pytest.raises(BenchError, match=r"line 1 is not of bAbI: it begins without a number"):
+        read("babi", "test", path)
+
+
+def test_a_question_of_oaks_is_asked_anew_when_its_answer_changes(tmp_path: Path) -> None:
+    answers = {"0": ["hall"], "1": ["hall"], "2": ["garden", "yard"], "3": ["hall"]}
+    text = {
+        "meta": {"bid": "OAKSB00", "num_chunks": 4, "num_qas": 1},
+        "data": {
+            "chunks": {str(chunk): f"Chunk {chunk}." for chunk in range(4)},
+            "qas": {"Where is Mary?": {"question_id": "OAKSB00_q0", "chunk_to_answer": answers}},
+        },
+    }
+    path = tmp_path / "oaks.json"
+    path.write_text(json.dumps([text]))
+    entries = read("oaks", "test", path)
+    assert [(entry.document.text, entry.group) for entry in entries] == [(f"Chunk {i}.", "OAKSB00") for i in range(4)]
+    golds = [gold for entry in entries for gold in entry.questions]
+    assert [(gold.question.id, gold.answers, gold.revises) for gold in golds] == [
+        ("OAKSB00_q0@0", ("hall",), None),
+        ("OAKSB00_q0@2", ("garden", "yard"), "OAKSB00_q0@0"),
+        ("OAKSB00_q0@3", ("hall",), "OAKSB00_q0@2"),
+    ]
+    assert superseded(golds) == {"OAKSB00_q0@0", "OAKSB00_q0@2"}
+
+
+def test_an_article_of_wikitext_is_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "wiki.test.tokens"
+    path.write_text(" \n = Alder = \n \n The alder . \n = = Leaves = = \n Green . \n = Birch = \n \n White . \n")
+    alder, birch = read("wikitext", "test", path)
+    assert alder.document.title == "Alder" and birch.document.title == "Birch"
+    assert alder.document.text == "= Alder = \n \n The alder . \n = = Leaves = = \n Green ." and not alder.questions
+
+
+def archive(path: Path, *articles: tuple[str, str]) -> list[str]:
+    """Write articles (date, text) as the WMT News Crawl does; returns their sorting keys."""
+    keys, written = [], []
+    for date, text in articles:
+        split, whole = (base64.b64encode(part.encode()).decode() for part in (text, text.replace("\n", " ")))
+        written.append(f"{date}\t{split}\t{whole}\n")
+        keys.append(f"{date}000000000000\0\1{hashlib.sha256(whole.encode()).hexdigest()}\0\1")
+    path.write_bytes(gzip.compress("".join(written).encode()))
+    return keys
+
+
+def test_streamingqa_joins_questions_to_articles_of_the_news_crawl(tmp_path: Path) -> None:
+    articles = [("20200105", "Ada won.\nBo lost."), ("20190307", "It rained."), ("20190308", "Not asked about.")]
+    news = tmp_path / "news-docs.2020.en.filtered.gz"
+    keys = archive(news, *articles)
+    rows = [
+        {"qa_id": f"eval-{number}", "question": question, "answers": answers, "evidence_id": keys[place]}
+        for number, (question, answers, place) in enumerate(
+            [("Who won?", ["Ada", "Ada A.", "ada"], 0), ("Who lost?", ["Bo"], 0), ("Did it rain?", ["yes"], 1)]
+        )
+    ]
+    questions = lines(tmp_path / "streaminqa_eval.jsonl", *rows)
+    data = read_split(recipe.find("streamingqa_upstream"), "test", {"test": [str(questions), str(news)]})
+    assert [(entry.document.text, entry.document.timestamp) for entry in data.entries] == [
+        ("Ada won.\nBo lost.", "2020-01-05"),
+        ("It rained.", "2019-03-07"),
+    ]
+    assert asked(data.entries[0]) == {"Who won?": ("Ada", "Ada A.", "ada"), "Who lost?": ("Bo",)}
+    assert data.remarks == ("test of streamingqa_upstream has 3 questions; the published split has 36,378 questions.",)
+    with pytest.raises(BenchError, match=r"'20190307.*' is not there \(1 of 2 are missing\)|\(2 of 2 are missing\)"):
+        read("streamingqa_upstream", "test", news, questions)
+    news.write_bytes(gzip.compress(b"20200105\tno base64\t-\n"))
+    with pytest.raises(BenchError, match=r"line 1 is not of the WMT News Crawl"):
+        read("streamingqa_upstream", "test", questions, news)
+
+
+def test_the_tables_of_camels_give_the_shortest_answer(tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    path.write_text("question,answers,text\nWho won?,Ada Alder\\Ada,Ada Alder won.\nWho lost?,Bo,Ada Alder won.\n")
+    [entry] = read("streamingqa", "test", path)
+    assert asked(entry) == {"Who won?": ("Ada",), "Who lost?": ("Bo",)}
+
+
+def test_archivalqa_needs_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "test.csv"
+    path.write_text(
+        "question,answer,doc_id,para_num,ans_paragraph,ans_text\nWho won?,Ada,12,3,Ada won.,Ada won. It rained.\n"
+    )
+    with pytest.raises(BenchError, match=r"needs a licence .* If you have agreed to this, set OAB_ACCEPT=archivalqa\."):
+        read("archivalqa", "test", path)
+    monkeypatch.setenv("OAB_ACCEPT", "other,archivalqa")
+    [entry] = read("archivalqa", "test", path)
+    assert (entry.document.text, entry.group, asked(entry)) == ("Ada won.", "12", {"Who won?": ("Ada",)})
+
+
+def test_archivalqa_as_published_is_cut_by_year(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OAB_ACCEPT", "archivalqa_upstream")
+    questions = tmp_path / "ArchivalQA_val.csv"
+    questions.write_text(
+        "id,question,answer,org_answer,answer_start,para_id,trans_que,trans_ans,source\n"
+        "val_0,Who won?,Ada,Ada,0,1_0,0,0,wiki\nval_1,Who lost?,Bo,Bo,0,2_4,0,0,wiki\n"
+    )
+    paragraphs = lines(
+        tmp_path / "paragraphs.jsonl",
+        {"para_id": "1_0", "text": "Ada won.", "date": "1990-12-31"},
+        {"para_id": "2_4", "text": "Bo lost.", "date": "2004-01-01"},
+    )
+    for split, question in (("qa_train", "Who won?"), ("test", "Who lost?")):
+        [entry] = read("archivalqa_upstream", split, questions, paragraphs)
+        assert list(asked(entry)) == [question]
+
+
+def test_timeqa_leaves_out_what_the_article_does_not_answer(tmp_path: Path) -> None:
+    rows = [
+        {"idx": "/wiki/Ada#P1#0", "question": "Which club had Ada in 1993?", "context": "Ada.", "targets": ["FC A"]},
+        {"idx": "/wiki/Ada#P1#1", "question": "Which club had Ada in 1890?", "context": "Ada.", "targets": [""]},
+    ]
+    path = tmp_path / "test.hard.json.gzip"
+    path.write_bytes(gzip.compress("".join(f"{json.dumps(row)}\n" for row in rows).encode()))
+    data = read_split(recipe.find("timeqa"), "test", {"test": [str(path)]})
+    assert asked(data.entries[0]) == {"Which club had Ada in 1993?": ("FC A",)}
+    assert data.remarks[0].startswith("1 question(s) of test without an answer are left out")
