@@ -27,6 +27,7 @@ from bench.terminal import visible
 if TYPE_CHECKING:
     from bench import Results
     from bench.run.experiment import Experiment
+    from bench.run.pace import Pace
     from bench.run.runner import Result, Runner
     from bench.run.workers import Workers
 else:
@@ -109,9 +110,11 @@ def _device(name: str | None) -> str | None:
 def _devices(numbers: str | None) -> str | None:
     """Let no other GPUs be visible from now on."""
     if numbers is not None:
+        from bench.machine import GPU_ORDER
+
         if not all(map(str.isdecimal, numbers.split(","))):
             raise BenchError(f"A GPU has a number, as in cuda:1 or --devices 0,1: {numbers!r} is none.")
-        os.environ["CUDA_VISIBLE_DEVICES"] = numbers
+        os.environ |= {"CUDA_VISIBLE_DEVICES": numbers, **GPU_ORDER}
     return numbers
 
 
@@ -307,7 +310,7 @@ def _run_cells(
     if track is not None:
         tracking.check(track)
     if workers.kind == "slurm":
-        job = workers.submit(sys.argv[2:], (runs / "slurm").absolute())
+        job = workers.submit(sys.argv[sys.argv.index("run") + 1 :], (runs / "slurm").absolute())
         _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
         return []
     with workers.open(experiment, plan) as executor, display.following(console) as show:
@@ -791,37 +794,81 @@ def status(
     ] = "default",
 ) -> None:
     """Show what of an experiment is there, runs now and where, has failed, or is missing. Takes the options of run."""
+    named = ["default", experiment] if experiment.startswith("-") else [experiment]  # an option may come first
     command = typer.main.get_command(app)
-    command.main(["run", experiment, *context.args, "--dry-run"], standalone_mode=False)
+    command.main(["run", *named, *context.args, "--dry-run"], standalone_mode=False)
 
 
 @app.command()
-def doctor() -> None:
-    """Show what is installed, which devices there are, and what is missing."""
+def doctor(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[EXPERIMENT]", help="say what it needs and takes, by a short trial")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="the only methods, separated by commas")] = None,
+    model: Annotated[str | None, typer.Option(help="another base model")] = None,
+    dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
+    data_files: ExperimentFiles = None,
+    device: DeviceName = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("runs"),
+    jobs: Jobs = None,
+) -> None:
+    """Show what is installed, which devices there are, and what is missing; or what an experiment needs and takes."""
     from bench.help import doctor as diagnosis
 
-    for finding in diagnosis.diagnose():
+    if name is None:
+        for finding in diagnosis.diagnose():
+            _print_line(str(finding))
+        return
+    from bench.help import readiness
+    from bench.run.experiment import load
+    from bench.run.overrides import Overrides
+    from bench.run.runner import Runner
+    from bench.run.workers import Workers
+
+    overrides = Overrides(
+        methods=_names(methods, "method"),
+        model=model,
+        dataset=dataset,
+        data_files=_data_files(data_files),
+        device=device,
+        dtype=dtype,
+    )
+    experiment = overrides.vary(load(name), None)
+    findings = readiness.readiness(experiment)
+    for finding in findings:
         _print_line(str(finding))
+    if any(finding.level == "missing" for finding in findings):
+        raise BenchError(f"{experiment.name} cannot run here yet: see what is missing above.")
+    pairs = [experiment, *experiment.on_each_pair()[1:]]
+    runners = [Runner(one, runs, _paths(plugin), look_only=True) for one in pairs]
+    console.print("Each method is tried on a few documents ...", markup=False)
+    pace = readiness.measure(experiment, runs, _paths(plugin), jobs)
+    _print_plan(runners, Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs, pace)
 
 
 def _print_line(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _print_plan(runners: Sequence[Runner], jobs: int) -> None:
-    """Print what a run would do: the cells of each method, those that are there, and what the others would take."""
-    from bench.run import claims, display
+def _print_plan(runners: Sequence[Runner], jobs: int, tried: Pace | None = None) -> None:
+    """Print what a run would do: the cells of each method, those that are there, and what the others would take.
+
+    Time and memory are those of earlier records, or what was ``tried``.
+    """
+    from bench.run import display
     from bench.run.pace import Pace
 
-    pace = Pace()
+    pace, source = (tried, "a short trial") if tried else (Pace(), "earlier records")
     outlooks = {runner: runner.look_ahead(pace) for runner in runners}
     for runner, of_pair in outlooks.items():
         console.print(display.plan(runner.experiment, of_pair, pace))
         for remark in runner.remarks:
             _print_line(f"Note: {remark}")
-    for line in display.totals([one for of_pair in outlooks.values() for one in of_pair], pace, jobs):
+    for line in display.totals([one for of_pair in outlooks.values() for one in of_pair], pace, jobs, source):
         _print_line(line)
-    for line in display.where(claims.running(runners[0].runs)):
+    for line in display.where(runners[0].place.running()):
         _print_line(line)
 
 
@@ -850,6 +897,8 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
 
     Those from DATASET=FOLDER are under DATASET.SPLIT.
     """
+    from bench.data.recipe import SPLITS
+
     files: dict[str, list[str]] = {}
     for assignment in option or []:
         if os.path.isdir(assignment):
@@ -857,7 +906,7 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
                 files.setdefault(split, []).append(path)
             continue
         split, separator, value = assignment.partition("=")
-        if split and os.path.isdir(value):
+        if split.rpartition(".")[2] not in SPLITS and split and os.path.isdir(value):
             for of_folder, path in _split_files(Path(value)).items():
                 files.setdefault(f"{split}.{of_folder}", []).append(path)
             continue

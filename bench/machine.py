@@ -77,6 +77,10 @@ def gpu_driver() -> str | None:
     return match[0] if match else None
 
 
+GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Variable that lets CUDA number GPUs as nvidia-smi does, not the fastest first."""
+
+
 def free_gpu_memory() -> dict[str, int]:
     """Free bytes of each GPU that this process may use, by its name in CUDA_VISIBLE_DEVICES; {} without nvidia-smi.
 
@@ -89,7 +93,8 @@ def free_gpu_memory() -> dict[str, int]:
         return {}
     free: dict[str, int] = {}
     for index, identity, mebibytes in (map(str.strip, row.split(",")) for row in rows):
-        free |= dict.fromkeys((index, identity), int(mebibytes) * 2**20)
+        if mebibytes.isdecimal():  # some cards do not tell
+            free |= dict.fromkeys((index, identity), int(mebibytes) * 2**20)
     stated = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [name for name in free if name.isdecimal()] if stated is None else stated.split(",")
     return {name: free[name] for name in visible if name in free}

@@ -495,6 +495,7 @@ def test_doctor_lists_what_is_installed() -> None:
         (["test=" + ",".join(["a.jsonl"] * 99)], {"test": ["a.jsonl"] * 99}),
         (["folder"], {"test": ["folder/test.jsonl.gz"], "train": ["folder/train.json"]}),
         (["folder", "test=a.jsonl"], {"test": ["folder/test.jsonl.gz", "a.jsonl"], "train": ["folder/train.json"]}),
+        (["test=folder", "train=a.jsonl"], {"test": ["folder"], "train": ["a.jsonl"]}),
     ],
 )
 def test_files_of_a_split_are_named_in_a_list_or_by_a_folder(
@@ -539,3 +540,25 @@ def test_an_empty_name_of_a_file_is_refused(option: str) -> None:
 
     with pytest.raises(BenchError, match="--data-files takes SPLIT=FILE"):
         run_bench.app(["streams", "build", "newsworld", "--data-files", option], standalone_mode=False)
+
+
+def test_doctor_says_what_an_experiment_needs_and_takes(experiment: Path, tmp_path: Path) -> None:
+    result = bench("doctor", str(experiment), "--runs", str(tmp_path / "runs"))
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^ok +test +\d+ documents, \d+ questions$", result.stdout, re.MULTILINE)
+    assert re.search(r"^note +qa_train +keepers has no split 'qa_train'", result.stdout, re.MULTILINE)
+    assert re.search(r"^uniform +\d+ +0 +\d+ +0 +\d+ s +\d+\.\d GB", result.stdout, re.MULTILINE), "time and memory"
+    assert "Time, by a short trial: about " in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_doctor_names_what_is_missing_before_it_tries_anything(tmp_path: Path) -> None:
+    result = bench("doctor", "default", "--dataset", "archivalqa", "--model", str(tmp_path))
+    assert result.returncode == 2 and "default+" in result.stderr and "cannot run here yet" in result.stderr
+    assert re.search(r"^missing +\w+ +archivalqa: .*set OAB_ACCEPT=archivalqa", result.stdout, re.MULTILINE)
+    assert re.search(r"^missing +base .* is a folder without config.json", result.stdout, re.MULTILINE)
+
+
+def test_status_takes_options_without_an_experiment(tmp_path: Path) -> None:
+    result = bench("status", "--methods", "closed_book", "--runs", str(tmp_path / "runs"))
+    assert result.returncode == 0 and "closed_book" in result.stdout, result.stderr

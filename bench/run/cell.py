@@ -84,12 +84,12 @@ class Cell(pydantic.BaseModel):
         return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
 
 
-def written(runs: Path, cell: str) -> float:
-    """When the record of a cell was written, by the clock of its file system; 0 if there is none."""
+def written(runs: Path, cell: str) -> str:
+    """A hash of the record of a cell, which tells it from an earlier one; "" if there is none."""
     try:
-        return (runs / cell / MANIFEST).stat().st_mtime
+        return hashing.digest((runs / cell / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return 0.0
+        return ""
 
 
 ELSEWHERE = "elsewhere"
@@ -101,7 +101,7 @@ def run(
     runs: str,
     hook_timeout: float | None = None,
     abilities: Abilities | None = None,
-    planned: float | None = None,
+    planned: str | None = None,
 ) -> str:
     """Run a cell (as plain data) and write its record to the place ``runs``; returns the record's status.
 
@@ -121,8 +121,9 @@ def run(
         if not free:
             return ELSEWHERE
         where.fetch_record(own.id)
-        if planned is not None and written(folder, own.id) > planned:
+        if planned is not None and written(folder, own.id) not in ("", planned):
             return read_run(folder / own.id).status
+        where.fetch_weights()
         record = run_cell(own, folder, hook_timeout, abilities)
         where.send(own.id)
     if record.status != "complete":

@@ -58,7 +58,7 @@ def claimed(runs: Path, cell: str) -> Iterator[bool]:
     """Context in which this process holds the claim to a cell; False if another one does, which is then left alone."""
     folder = runs / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    claim = Claim(cell, platform.node(), process_name(), datetime.now(UTC).isoformat(), uuid.uuid4().hex)
+    claim = own_claim(cell)
     with _lock(folder):
         free = _running(folder, cell) is None
         if free:
@@ -75,14 +75,19 @@ def claimed(runs: Path, cell: str) -> Iterator[bool]:
                 _path(folder, cell).unlink(missing_ok=True)
 
 
+def own_claim(cell: str) -> Claim:
+    """A claim of this process, from now on."""
+    return Claim(cell, platform.node(), process_name(), datetime.now(UTC).isoformat(), uuid.uuid4().hex)
+
+
 @contextlib.contextmanager
 def beating(seconds: float, beat: Callable[[], object]) -> Iterator[None]:
-    """Context in which ``beat`` is called every so many seconds. It may fail with an OSError, and is called again."""
+    """Context in which ``beat`` is called every so many seconds. It may fail, and is called again."""
     ended = threading.Event()
 
     def run() -> None:
         while not ended.wait(seconds):
-            with contextlib.suppress(OSError):  # the claim is taken over, or the server does not answer now
+            with contextlib.suppress(Exception):  # the claim is taken over, or the server does not answer now
                 beat()
 
     heart = threading.Thread(target=run, daemon=True)
@@ -121,8 +126,16 @@ def _running(folder: Path, cell: str) -> Running | None:
 
 def _read(path: Path) -> Claim | None:
     try:
-        return Claim(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or one that was not written by a claim
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse(content: bytes) -> Claim | None:
+    """A claim from the content of its file; None if it was not written by a claim."""
+    try:
+        return Claim(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 

@@ -174,8 +174,8 @@ def where(running: Sequence[Running]) -> Iterator[str]:
         )
 
 
-def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int) -> list[str]:
-    """Sentences on the whole plan: cells, time, memory, and what must be trained first."""
+def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int, source: str = "earlier records") -> list[str]:
+    """Sentences on the whole plan: cells, time and memory by a source, and what must be trained first."""
     loads = [load for one in outlooks for load in one.after(0)]
     cached = sum(one.cached_tuning + one.cached_board for one in outlooks)
     known = [seconds for load in loads if (seconds := pace.seconds(load)) is not None]
@@ -186,10 +186,10 @@ def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int) -> list[str]:
         workers = f"{jobs} worker{'s' if jobs > 1 else ''}"
         rest = len(loads) - len(known)
         without = f", without {rest} cell(s) of methods of which there are no records" if rest else ""
-        lines.append(f"Time, by earlier records: {duration(sum(known) / min(jobs, len(loads)))} on {workers}{without}.")
+        lines.append(f"Time, by {source}: {duration(sum(known) / min(jobs, len(loads)))} on {workers}{without}.")
         peaks = [peak for one in outlooks if one.after(0) and (peak := _peak(one, pace)) is not None]
         if peaks:
-            lines.append(f"Memory, by earlier records: up to {max(peaks) / 1e9:.1f} GB a worker.")
+            lines.append(f"Memory, by {source}: up to {max(peaks) / 1e9:.1f} GB a worker.")
     return [*lines, *(f"Train first: {one.problem}" for one in outlooks if one.problem)]
 
 

@@ -113,11 +113,13 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
 
 
 def gpu_places(weights: int, free: Mapping[str, int]) -> list[str]:
-    """The GPU of each worker, with a base of so many weights: as many as fit in the ``free`` bytes, but one at least.
+    """The GPU of each worker, with a base of so many weights: as many as fit into the ``free`` bytes if all learn.
 
-    It is assumed that all weights learn. The first workers are on different GPUs.
+    A GPU on which the base can at least be read has one worker, and one on which it cannot has none, unless there is no
+    other: methods differ in what they need. The first workers are on different GPUs.
     """
-    fitting = {gpu: max(1, size // (GPU_BYTES + LEARNING_BYTES * weights)) for gpu, size in free.items()}
+    able = {gpu: size for gpu, size in free.items() if size >= GPU_BYTES + READING_BYTES * weights} or free
+    fitting = {gpu: max(1, size // (GPU_BYTES + LEARNING_BYTES * weights)) for gpu, size in able.items()}
     return [gpu for place in range(max(fitting.values(), default=0)) for gpu in fitting if place < fitting[gpu]]
 
 
@@ -178,10 +180,10 @@ class LocalPool:
                 connection.wait([worker.pipe for worker in workers], min([CHECK_SECONDS, *limits]))
                 for worker in list(workers):
                     outcome = worker.outcome()
+                    if worker.note is not None:
+                        note, worker.note = worker.note, None
+                        yield note
                     if outcome is None:
-                        if worker.note is not None:
-                            note, worker.note = worker.note, None
-                            yield note
                         continue
                     task = take(waiting, {worker.group}) if worker.reusable else None
                     if task is not None:
@@ -290,7 +292,7 @@ class _Worker(Assignee):
         counts = thread_counts(threads)
         self.group, self.gpu = group, gpu
         self.pipe, worker_end = context.Pipe()
-        here = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        here = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu, **machine.GPU_ORDER}
         arguments = (worker_end, threads, {**os.environ, **counts, **here})
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():

@@ -10,11 +10,11 @@ from pathlib import Path
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.records.store import MANIFEST
-from bench.run import claims
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import inputs_of
 from bench.run.pace import Load, base_of, load_of
+from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.tuner import Tuner
 from bench.run.tuning import Tuning
@@ -63,7 +63,7 @@ class Forecaster:
     def __init__(self, planner: Planner, tuner: Tuner, runs: Path) -> None:
         self.planner, self.tuner, self.runs = planner, tuner, runs
         self.experiment = planner.experiment
-        self._claimed = {one.claim.cell for one in claims.running(runs)}
+        self._claimed = {one.claim.cell for one in place(runs).running()}
         self._missed: dict[str, Cell] = {}
         """Cells of the method at hand that are known and have no results."""
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,12 @@ from bench.files import json_bytes, write_bytes
 from bench.hashing import digest
 from bench.records.store import MANIFEST, read_run
 from bench.run import claims
+from bench.run.claims import Running
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
-LISTED = ("boards/", "tuning/", "artifacts/")
+WEIGHTS = "artifacts/"
+LISTED = ("boards/", "tuning/", WEIGHTS)
 """Folders in a bucket with single files, beside those of the records."""
 MARK = ".bucket"
 """File in the copy of a bucket, with its URL."""
@@ -54,8 +54,15 @@ class Place:
     def fetch_record(self, cell: str) -> None:
         """Take over the record of a cell, if there is a newer one."""
 
+    def fetch_weights(self) -> None:
+        """Take over trained weights that others have made."""
+
     def send(self, name: str) -> None:
         """Pass on a file or a record, by its name under the path."""
+
+    def running(self) -> list[Running]:
+        """All claims that hold, the oldest first."""
+        return claims.running(self.path)
 
     def claimed(self, cell: str) -> contextlib.AbstractContextManager[bool]:
         """Context in which this process holds the claim to a cell; False if another one does."""
@@ -83,14 +90,40 @@ class Bucket(Place):
             write_bytes(self.path / MARK, url.encode())
 
     def fetch(self) -> None:
-        """Take over all records and files that are not here, and boards in any case."""
+        """Take over records and files that are not here, failed records that are, and boards; send what is only here.
+
+        What is only here was left behind by a process that was killed before it had sent it.
+        """
         names = self._names()
         for name in names:
             folder, _, file = name.partition("/")
-            if file == MANIFEST and not (self.path / name).is_file():
+            if file == MANIFEST and not self._is_good(folder):
                 self.fetch_record(folder)
-            elif name.startswith(LISTED) and (name.startswith("boards/") or not (self.path / name).is_file()):
-                write_bytes(self.path / name, self.fs.cat_file(f"{self.root}/{name}"))
+            elif name.startswith("boards/"):
+                self._fetch_file(name)
+        self._fetch_files([name for name in names if name.startswith(LISTED)])
+        here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
+        here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
+        for path in sorted(here):
+            name = path.relative_to(self.path).as_posix()
+            if name not in names and f"{name}/{MANIFEST}" not in names:
+                self.send(name)
+
+    def fetch_weights(self) -> None:
+        """Take over trained weights that others have made."""
+        self._fetch_files(self._names(WEIGHTS))
+
+    def _is_good(self, cell: str) -> bool:
+        """True if there is a record here, and it is not a failed one."""
+        return (self.path / cell / MANIFEST).is_file() and read_run(self.path / cell).status != "failed"
+
+    def _fetch_files(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not (self.path / name).is_file():
+                self._fetch_file(name)
+
+    def _fetch_file(self, name: str) -> None:
+        write_bytes(self.path / name, self.fs.cat_file(f"{self.root}/{name}"))
 
     def fetch_record(self, cell: str) -> None:
         """Take over the record of a cell, if there is none here, or another one than a failed one that is here."""
@@ -117,19 +150,35 @@ class Bucket(Place):
             self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)  # only some places have folders
             self.fs.pipe_file(path, file.read_bytes())
 
+    def running(self) -> list[Running]:
+        """All claims that hold, here and elsewhere, the oldest first."""
+        found = {one.claim.cell: one for one in super().running()}
+        for name in self._names(f"{claims.FOLDER}/"):
+            cell = Path(name).stem
+            with contextlib.suppress(FileNotFoundError):
+                claim, age = claims.parse(self.fs.cat_file(self._claim(cell))), self._age(cell)
+                if claim is not None and age < STALE_SECONDS:
+                    found.setdefault(cell, Running(claim, age))
+        return sorted(found.values(), key=lambda one: one.claim.started)
+
     @contextlib.contextmanager
     def claimed(self, cell: str) -> Iterator[bool]:
         """Context in which this process holds the claim to a cell, here and there; False if another one does."""
         with super().claimed(cell) as own:
-            claim = json_bytes({"process": uuid.uuid4().hex})
+            claim = json_bytes(claims.own_claim(cell)._asdict())
             if not own or not self._take(cell, claim):
                 yield False
                 return
+
+            def beat() -> None:
+                if self._holds(cell, claim):
+                    self.fs.pipe_file(self._claim(cell), claim)
+
             try:
-                with claims.beating(HEARTBEAT_SECONDS, partial(self.fs.pipe_file, self._claim(cell), claim)):
+                with claims.beating(HEARTBEAT_SECONDS, beat):
                     yield True
             finally:
-                with contextlib.suppress(FileNotFoundError):
+                if self._holds(cell, claim):
                     self.fs.rm_file(self._claim(cell))
 
     def is_claimed(self, cell: str) -> bool:
@@ -139,10 +188,12 @@ class Bucket(Place):
     def _take(self, cell: str, claim: bytes) -> bool:
         path = self._claim(cell)
         self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if self._age(cell) < STALE_SECONDS:
+        age = self._age(cell)
+        if age < STALE_SECONDS:
             return False
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(path)
+        if age < float("inf"):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)
         try:
             with self.fs.open(path, "xb") as file:
                 file.write(claim)
@@ -150,7 +201,14 @@ class Bucket(Place):
             return False
         except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
             self.fs.pipe_file(path, claim)
-        return bool(self.fs.cat_file(path) == claim)
+        return self._holds(cell, claim)
+
+    def _holds(self, cell: str, claim: bytes) -> bool:
+        """True if this is the claim to a cell."""
+        try:
+            return bool(self.fs.cat_file(self._claim(cell)) == claim)
+        except FileNotFoundError:
+            return False
 
     def _age(self, cell: str) -> float:
         """Seconds since the last heartbeat of a claim; infinite without one."""
@@ -163,7 +221,8 @@ class Bucket(Place):
     def _claim(self, cell: str) -> str:
         return f"{self.root}/{claims.FOLDER}/{cell}.json"
 
-    def _names(self) -> list[str]:
+    def _names(self, folder: str = "") -> list[str]:
+        """All files in the bucket, or in a folder of it, by their names under the root."""
         self.fs.invalidate_cache()
-        found: list[Any] = self.fs.find(self.root)
+        found: list[Any] = self.fs.find(f"{self.root}/{folder}".rstrip("/"))
         return sorted(path.removeprefix(self.root).lstrip("/") for path in found)

@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,12 +60,13 @@ def start(address: str | None, cores: int | None = None) -> Any:
                 socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
             except OSError:
                 raise BenchError(missing) from None
-        settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cores, "include_dashboard": False}
+        settings: dict[str, Any] = {"address": address or "local"}
+        settings |= {} if address else {"num_cpus": cores, "include_dashboard": False}
         os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else Ray replaces the function print
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
-        except (ConnectionError, RuntimeError, ValueError):
-            raise BenchError(missing) from None
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BenchError(missing if address else f"Ray did not start on this machine: {error}") from None
     return ray
 
 
@@ -93,6 +95,7 @@ class RayCluster:
             )
         self.jobs, self.gpus = min(jobs or room, room), gpus
         self._parcels: dict[str, Parcel] = {}
+        self._lost: Counter[str] = Counter()  # also of earlier calls: one may end with the task left to another process
         here = self._ray.get_runtime_context().get_node_id()
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity)(_Mailbox).remote()
@@ -105,7 +108,7 @@ class RayCluster:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. Actors start when the first outcome is requested."""
-        waiting, lost = list(tasks), dict.fromkeys((task.key for task in tasks), 0)
+        waiting = list(tasks)
         workers: list[_Actor] = []
         try:
             while waiting or workers:
@@ -115,14 +118,14 @@ class RayCluster:
                 self._read_mail(workers)
                 for worker in list(workers):
                     outcome = worker.outcome(self._ray)
+                    if worker.note is not None:
+                        note, worker.note = worker.note, None
+                        yield note
                     if outcome is None:
-                        if worker.note is not None:
-                            note, worker.note = worker.note, None
-                            yield note
                         continue
                     died = outcome.error is not None and outcome.error.kind == "worker_died"
-                    if died and lost[outcome.key] < RETRIES:
-                        lost[outcome.key] += 1
+                    if died and self._lost[outcome.key] < RETRIES:
+                        self._lost[outcome.key] += 1
                         waiting.insert(0, worker.task)
                         workers.remove(worker)
                         continue
@@ -183,8 +186,8 @@ def unpacked(parcel: Parcel) -> Path:
 
     if Path(parcel.path).exists():  # its content is checked with the cell
         return Path(parcel.path)
-    folder = paths.cache() / "shipped" / parcel.content[:16]
     name = Path(parcel.path).name
+    folder = paths.cache() / "shipped" / hashing.digest([name, parcel.content])[:16]
 
     def write(into: Path) -> None:
         for relative, content in ray.get(parcel.reference).items():

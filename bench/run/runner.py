@@ -418,12 +418,14 @@ class Runner:
                 if outcome.error.kind == "raised":
                     raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
                 cell = cells[outcome.key]
+                self.place.fetch_record(outcome.key)
                 if not cell.is_done(self.runs):
                     write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
                     self.place.send(outcome.key)
+            self.place.fetch_record(outcome.key)  # another machine may have run it
             progress.end(outcome.key, read_run(self.runs / outcome.key))
 
-    def _await(self, tasks: Sequence[Task], before: Mapping[str, float], progress: Progress) -> Sequence[Task]:
+    def _await(self, tasks: Sequence[Task], before: Mapping[str, str], progress: Progress) -> Sequence[Task]:
         """Wait for cells that other processes run, until all have ended or one is free without a new record.
 
         Returns the tasks that have not ended.

@@ -31,6 +31,7 @@ from bench.run.artifacts import ArtifactKey
 from bench.run.executor import Note, Task, tell
 from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.overrides import Overrides
+from bench.run.places import place
 from bench.run.roles import overlaps, uses_of
 from bench.run.workers import Workers
 
@@ -90,8 +91,11 @@ def train_target(
             _Training(name, one, seed, to, work, tuple(plugins)) for one in changed.on_each_pair() for seed in seeds
         ]
     if workers is None or len(trainings) == 1:
-        return list(filter(None, [train(*training, say) for training in trainings]))
-    return _train_all(trainings, workers, say)
+        folders = list(filter(None, [train(*training, say) for training in trainings]))
+    else:
+        folders = _train_all(trainings, workers, say)
+    place(runs).fetch()  # of a bucket: sends what is new
+    return folders
 
 
 class _Training(NamedTuple):
@@ -107,6 +111,7 @@ class _Training(NamedTuple):
 
 def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
     """Train several methods or seeds at a time; each line of progress begins with the name and the seed."""
+    trainings = [one._replace(out=one.out.absolute(), work=one.work.absolute()) for one in trainings]
     for training in trainings:
         _meta_trained(training.name, training.plugins)
     experiment = trainings[0].experiment
@@ -129,6 +134,8 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
                 say(failures[-1])
             elif result.value is not None:
                 folders.append(result.value)
+            else:
+                say(f"{label}: another process trains it.")
     if failures:
         raise RunError(
             "\n  ".join([f"{len(failures)} of {len(trainings)} trainings failed. The same command resumes.", *failures])

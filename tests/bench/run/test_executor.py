@@ -12,7 +12,7 @@ import pytest
 from bench.errors import BenchError
 from bench.machine import available_memory, usable_cores
 from bench.run import executor
-from bench.run.executor import LocalPool, Outcome, Task, affordable_jobs
+from bench.run.executor import LocalPool, Note, Outcome, Task, affordable_jobs
 from tests.conftest import ROOT
 
 JOBS = """
@@ -30,6 +30,9 @@ def retire():
     from bench.run import executor
     executor.retire()
     return os.getpid()
+def last_words(words):
+    from bench.run.executor import tell
+    tell(words)
 def busy(steps, limit, last):
     from bench.run.executor import limit_time
     for step in range(steps):
@@ -269,3 +272,12 @@ def test_a_base_that_cannot_be_read_is_refused_and_one_that_may_not_learn_is_rem
     remark = "Memory may run out: a worker needs up to 3.2 GB of memory, and 2.0 GB are available."
     assert affordable_jobs(1, 10**8, 2 * 10**9) == (1, remark)
     assert 0 < available_memory() < 2**50
+
+
+def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:
+    tasks = [task(str(number), "last_words", words=f"word {number}") for number in range(20)]
+    with LocalPool(1, 1) as pool:
+        messages = list(pool.run(tasks))
+    assert [one.content if isinstance(one, Note) else one.key for one in messages] == [
+        word for number in range(20) for word in (f"word {number}", str(number))
+    ]

@@ -98,6 +98,43 @@ def test_a_record_is_sent_with_its_manifest_last_and_fetched_only_with_it(
     assert not (second.path / cell).exists()
 
 
+def test_what_was_not_sent_before_a_kill_is_sent_by_the_next_run(
+    machine: Callable[[str], Bucket], experiment: Experiment
+) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    weights = first.path / "artifacts" / "learner" / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    first.fs.rm(f"{first.root}/{cell}", recursive=True)
+    first.fetch()
+    assert first.fs.exists(f"{first.root}/{cell}/{MANIFEST}")
+    second = machine("second")
+    second.fetch_weights()
+    assert (second.path / "artifacts" / "learner" / "weights.safetensors").read_bytes() == b"weights"
+    assert not (second.path / cell).exists()
+
+
+def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("first"), machine("second")
+    with first.claimed("cell") as own:
+        assert own and [one.claim.cell for one in second.running()] == ["cell"]
+        monkeypatch.setattr(second, "_age", lambda cell: float("inf"))  # there was no claim then
+        with second.claimed("cell") as other:
+            assert not other
+        assert first._holds("cell", first.fs.cat_file(first._claim("cell")))
+    assert second.running() == []
+
+
+def test_a_claim_that_was_taken_over_is_left_alone_by_its_former_holder(machine: Callable[[str], Bucket]) -> None:
+    first = machine("first")
+    with first.claimed("cell"):
+        first.fs.pipe_file(first._claim("cell"), b"another's")
+    assert first.fs.cat_file(first._claim("cell")) == b"another's"
+
+
 def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Bucket], experiment: Experiment) -> None:
     first = machine("first")
     cell = Runner(experiment, first.path).run(Inline()).cells[0].id
@@ -106,7 +143,7 @@ def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Buc
     failure = Failure(kind="failed", message="m", traceback="", position=None)
     changes = {"status": "failed", "failure": failure, "summary": None, "costs": None}
     write_run(second.path, read_run(second.path / cell).model_copy(update=changes))
-    second.fetch_record(cell)
+    second.fetch()
     assert read_run(second.path / cell).status == "complete"
 
 

@@ -124,6 +124,8 @@ def test_files_reach_a_node_that_lacks_them_once(nodes: Any, tmp_path: Path, mon
         assert data.name == "data.jsonl"
         lost = [Parcel(parcel.path, parcel.content, None) for parcel in parcels]
         assert list(map(unpacked, lost)) == [base, data], "they are not fetched again"
+        renamed_base = unpacked(parcels[0]._replace(path=str(tmp_path / "base-2")))
+        assert renamed_base.name == "base-2" and (renamed_base / "config.json").is_file()
     payload = {"cell": {"model": str(folder), "files": (str(file), "other")}, "number": 3}
     names = {str(folder): str(base), str(file): str(data)}
     assert renamed(payload, names) == {"cell": {"model": str(base), "files": [str(data), "other"]}, "number": 3}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.machine import free_gpu_memory
-from bench.run.executor import GPU_BYTES, LEARNING_BYTES, LocalPool, Outcome, Task, gpu_places
+from bench.run.executor import GPU_BYTES, LEARNING_BYTES, READING_BYTES, LocalPool, Outcome, Task, gpu_places
 from bench.run.experiment import Experiment, load
 from bench.run.workers import Plan, Workers
 
@@ -18,7 +18,7 @@ GIB = 2**30
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nvidia-smi shows two GPUs, with 10 and 4 GiB free."""
     program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\necho "0, GPU-aa, 10240"\necho "1, GPU-bb, 4096"\n')
+    program.write_text('#!/bin/sh\necho "0, GPU-aa, 10240"\necho "1, GPU-bb, 4096"\necho "2, GPU-cc, [N/A]"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -44,7 +44,10 @@ def test_without_nvidia_smi_no_gpu_is_known(tmp_path: Path, monkeypatch: pytest.
 
 def test_as_many_workers_share_a_gpu_as_fit_into_its_memory() -> None:
     weights = (GIB - GPU_BYTES) // LEARNING_BYTES  # a worker needs 1 GiB
-    assert gpu_places(weights, {"0": 3 * GIB, "1": GIB, "2": GIB // 2}) == ["0", "1", "2", "0", "0"]
+    reads = GPU_BYTES + READING_BYTES * weights
+    free = {"0": 3 * GIB, "1": GIB, "2": reads, "3": reads - 1}
+    assert gpu_places(weights, free) == ["0", "1", "2", "0", "0"], "none on one that cannot even read the base"
+    assert gpu_places(weights, {"0": 0}) == ["0"], "unless there is no other: a method may need less"
     assert gpu_places(weights, {}) == []
 
 

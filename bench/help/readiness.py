@@ -1,0 +1,110 @@
+"""Whether an experiment can run here: its data, licences, base, device and memory, and what its methods take."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from math import ceil
+from pathlib import Path
+
+from bench import paths
+from bench.data import recipe
+from bench.data.reader import MissingSplit, split_entries
+from bench.data.recipe import SPLITS
+from bench.errors import BenchError
+from bench.help.doctor import Finding
+from bench.lm import checkpoint
+from bench.run import artifacts
+from bench.run.executor import LEARNING_BYTES, PROCESS_BYTES, READING_BYTES
+from bench.run.experiment import AnchorPlan, Experiment, StreamPlan
+from bench.run.pace import Pace
+from bench.run.runner import Runner
+from bench.run.workers import Workers
+
+MEASURED_DOCUMENTS = 8
+"""Documents of a stream on which each method is tried to learn what it takes."""
+
+
+def readiness(experiment: Experiment) -> list[Finding]:
+    """What an experiment needs, and whether it is there, without a download; a ``missing`` item stops it."""
+    return [finding for one in experiment.on_each_pair() for finding in (*_data(one), *_base(one))]
+
+
+def _data(experiment: Experiment) -> Iterator[Finding]:
+    """The licence of a data set, and each split: read, to be downloaded, or to be provided."""
+    data = recipe.find(experiment.dataset)
+    yield Finding("ok", data.name, f"{data.title}; licence: {data.licence}")
+    needed = {experiment.streams.split}
+    for split in SPLITS:
+        if not experiment.data_files and data.source and data.source.hub and split in data.declared:
+            hub = data.source.hub
+            yield Finding("note", split, f"is downloaded from the hub: {hub.id}, revision {hub.revision[:8]}")
+            continue
+        try:
+            entries = split_entries(experiment.dataset, split, experiment.data_files)
+        except MissingSplit as error:
+            yield Finding("missing" if split in needed else "note", split, str(error))
+        except BenchError as error:
+            yield Finding("missing", split, str(error))
+            return  # the same holds for the other splits
+        else:
+            questions = sum(len(entry.questions) for entry in entries)
+            yield Finding("ok", split, f"{len(entries):,} documents, {questions:,} questions")
+
+
+def _base(experiment: Experiment) -> Iterator[Finding]:
+    """The base, the device, and the memory of a worker."""
+    name = experiment.model
+    if not (os.path.isdir(name) or (paths.MODELS / name).is_dir()):
+        yield Finding("note", "base", f"{name} is downloaded from the hub unless it is in its cache")
+        return
+    try:
+        folder = checkpoint.locate(name)
+        checkpoint.check(folder, experiment.device)
+    except BenchError as error:
+        yield Finding("missing", "base", str(error))
+        return
+    weights = sum(tensor.numel() for tensor in checkpoint.mapped_tensors(folder).values())
+    yield Finding("ok", "base", f"{Path(name).name}, {weights / 1e6:,.0f} million weights, on {experiment.device}")
+    try:
+        plan = Workers().plan(experiment, weights)
+    except BenchError as error:
+        yield Finding("missing", "memory", str(error))
+        return
+    least, most = ((PROCESS_BYTES + size * weights) / 1e9 for size in (READING_BYTES, LEARNING_BYTES))
+    text = f"{least:.1f} GB a worker to read the base, up to {most:.1f} GB to fine-tune it; {plan.jobs} fit"
+    yield Finding("note" if plan.remark else "ok", "memory", text)
+
+
+def measure(experiment: Experiment, runs: Path, plugins: Sequence[str], jobs: int | None = None) -> Pace:
+    """What each method takes by a trial on a few documents, whose records are thrown away.
+
+    Methods run with the first of their settings, and trained weights under ``runs`` are used. As large a share of the
+    anchor set is asked as of the documents.
+
+    Raises:
+        BenchError: the experiment cannot run here.
+    """
+    pace = Pace()
+    for pair in experiment.on_each_pair():
+        small = pair.model_copy(deep=True)
+        documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
+        share = documents / (small.streams.documents or documents)
+        anchor = AnchorPlan(
+            questions=ceil(share * pair.anchor.questions), documents=ceil(share * pair.anchor.documents)
+        )
+        small.streams = StreamPlan(split=pair.streams.split, documents=documents, count=1)
+        small.tuning, small.seeds, small.orders, small.anchor = None, pair.seeds[:1], 1, anchor
+        for plan in small.methods:
+            plan.seeds, plan.arms = plan.seeds and plan.seeds[:1], plan.arms[:1]
+        with tempfile.TemporaryDirectory() as folder:
+            trained = runs / artifacts.FOLDER
+            if trained.is_dir():
+                (Path(folder) / artifacts.FOLDER).symlink_to(trained.resolve())
+            runner = Runner(small, Path(folder), plugins)
+            workers = Workers(jobs=jobs)
+            with workers.open(small, workers.plan(small, runner.weights)) as executor:
+                runner.run(executor)
+            pace.read(Path(folder), dict.fromkeys(plan.name for plan in small.methods))
+    return pace
