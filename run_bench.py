@@ -86,6 +86,9 @@ Columns = Annotated[
 Track = Annotated[str | None, typer.Option(help="log the board to tensorboard or wandb (the extra [track])")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run and what it would take; run nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
+Scale = Annotated[
+    str | None, typer.Option(help="tiny or small: the size of an experiment of a paper (default: its own)")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of each worker")]
 RayAddress = Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")]
 DataFiles = Annotated[
@@ -160,6 +163,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="name of this variation, EXPERIMENT+NAME (default: a hash of what is changed)")
     ] = None,
+    scale: Scale = None,
     methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
     model: Annotated[
         str | None, typer.Option(help="an embedded name, a local folder, or a hub id; the only one of several")
@@ -230,7 +234,7 @@ def run(
         methods=_names(methods, "method"),
         assignments=set_ or [],
     )
-    varied = overrides.vary(load(experiment), name)
+    varied = overrides.vary(load(experiment, scale), name)
     planned = [plan.name for plan in varied.methods]
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
@@ -672,6 +676,7 @@ def train(
         str, typer.Argument(metavar="METHOD[,METHOD]|nano", help="meta-trained methods, or the embedded model")
     ],
     experiment: Annotated[str, typer.Option(help="experiment whose settings, base and data are used")] = "default",
+    scale: Scale = None,
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
     data_files: ExperimentFiles = None,
@@ -714,7 +719,7 @@ def train(
         dtype=dtype,
         assignments=set_ or [],
     )
-    paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line, workers)
+    paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line, workers, scale)
     for path in paths:
         _print_line(f"Wrote {path}")
 
@@ -804,6 +809,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Argument(metavar="[EXPERIMENT]", help="say what it needs and takes, by a short trial")
     ] = None,
+    scale: Scale = None,
     methods: Annotated[str | None, typer.Option(help="the only methods, separated by commas")] = None,
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
@@ -835,7 +841,7 @@ def doctor(
         device=device,
         dtype=dtype,
     )
-    experiment = overrides.vary(load(name), None)
+    experiment = overrides.vary(load(name, scale))
     findings = readiness.readiness(experiment)
     for finding in findings:
         _print_line(str(finding))

@@ -317,13 +317,16 @@ def _files_of(dataset: str, data_files: Mapping[str, list[str]]) -> dict[str, li
     return {split: files for name, dot, split, files in named if not dot or Path(name).name == Path(dataset).name}
 
 
-def load(name: str) -> Experiment:
-    """An experiment by name or from a YAML file.
+def load(name: str, scale: str | None = None) -> Experiment:
+    """An experiment by name or from a YAML file, as it is or at one of the ``scales`` that the file states.
+
+    A scale is a mapping of settings that replace those of the file; its board has a name of its own.
 
     Raises:
-        BenchError: there is no such experiment, its YAML cannot be read, a key is unknown or a value out of bounds.
+        BenchError: there is no such experiment or scale, its YAML cannot be read, a key is unknown or a value out of
+            bounds.
     """
-    experiment = _read(name)
+    experiment = _read(name, scale)
     bases = {base: _read(base) for base in {plan.like for plan in experiment.methods} if base is not None}
     for plan in experiment.methods:
         if plan.like is not None:
@@ -331,21 +334,33 @@ def load(name: str) -> Experiment:
     return experiment
 
 
-def _read(name: str) -> Experiment:
+def _read(name: str, scale: str | None = None) -> Experiment:
     """An experiment as its file states it, with the ``like`` of its methods not yet resolved."""
     file, values = _values(name)
+    stem, scales = Path(file).stem, values.pop("scales", {})
+    if scale is not None:
+        if not isinstance(scales, dict) or not isinstance(scales.get(scale), dict):
+            known = f"It has {', '.join(map(str, scales))}." if scales else "It has one size only."
+            raise BenchError(f"{stem} has no scale {scale!r}.{nearest(scale, scales)} {known}")
+        stem, values = f"{stem}-{scale}", _onto(values, scales[scale])
     if (like := values.pop("like", None)) is not None:
         base = _values(str(like))[1]
         if "like" in base:
             raise BenchError(
                 f"{file}: like: {like} is itself like {base['like']}. Name that one, or write the settings."
             )
-        replaced = {key for pair in SEVERAL.items() for key in pair if values.keys() & {*pair}}
-        values = {**{key: value for key, value in base.items() if key not in replaced}, **values}
+        base.pop("scales", None)
+        values = _onto(base, values)
     try:
-        return Experiment.model_validate({"name": Path(file).stem, **values})
+        return Experiment.model_validate({"name": stem, **values})
     except pydantic.ValidationError as error:
         raise BenchError(f"{file}: {first_problem(error, Experiment)}") from None
+
+
+def _onto(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, and those of ``base`` that they do not replace. Several data sets replace one, and the reverse."""
+    replaced = {key for pair in SEVERAL.items() for key in pair if values.keys() & {*pair}}
+    return {**{key: value for key, value in base.items() if key not in replaced}, **values}
 
 
 def _values(name: str) -> tuple[str, dict[str, Any]]:

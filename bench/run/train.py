@@ -51,6 +51,7 @@ def train_target(
     plugins: Sequence[str] = (),
     say: Say = lambda _: None,
     workers: Workers | None = None,
+    scale: str | None = None,
 ) -> list[Path]:
     """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns the folders written.
 
@@ -80,7 +81,7 @@ def train_target(
     for name in dict.fromkeys(target.split(",")):
         if name not in names:
             raise BenchError(f"Nothing named {name!r} can be trained.{nearest(name, [EMBEDDED_MODEL, *names])}")
-        changed = load(experiment)
+        changed = load(experiment, scale)
         replace(overrides, methods=[name]).apply(changed)
         seeds = _seeds(name, changed)
         is_default = experiment == DEFAULT_EXPERIMENT and not plugins

@@ -357,3 +357,24 @@ def test_experiments_on_dynamic_evaluation_score_text_alone_and_tune_the_rate(na
     plans = [plan for plan in experiment.methods if plan.name != "closed_book"]
     assert all({*(plan.space or {})} == {"learning_rate"} - plan.config.keys() for plan in plans)
     assert len({str(validate_config(load_method(plan.name), plan.config)) for plan in plans}) == len(plans)
+
+
+PAPERS = [name for name in experiments() if name.startswith("paper-")]
+
+
+@pytest.mark.parametrize("scale", [None, "tiny", "small"])
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_experiments_of_papers_have_valid_settings_at_every_scale(name: str, scale: str | None) -> None:
+    experiment = load(name, scale)
+    assert experiment.name == (name if scale is None else f"{name}-{scale}")
+    for plan in experiment.methods:
+        validate_config(load_method(plan.name), plan.config)
+    rows = {plan.name for plan in experiment.methods}
+    assert rows <= {plan.name for plan in load(name).methods} | {"closed_book", "gold_in_prompt"}
+
+
+def test_a_scale_that_an_experiment_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"paper-mac has no scale 'tini'\. Did you mean tiny\? It has tiny, small\."):
+        load("paper-mac", "tini")
+    with pytest.raises(BenchError, match=r"default has no scale 'tiny'\. It has one size only\."):
+        load("default", "tiny")
