@@ -1,0 +1,161 @@
+"""What methods take on a GPU, on random bases of the papers' shapes: ``python -m tests.gpu``.
+
+Prints documents and questions per second, the share of this card's own matrix-product rate that is reached, and peak
+memory; and whether records of the embedded model on the GPU agree with those on the CPU. Without a GPU, or with
+``--tiny``, shapes are tiny, which shows that the script runs and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from bench.answering.answers import answer
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import build_prompts
+from bench.contract import registry
+from bench.contract.method import Method
+from bench.data import recipe, streams
+from bench.data.documents import Question, Stream
+from bench.errors import BenchError
+from bench.harness.loop import Loop
+from bench.lm.base_model import BaseModel
+from bench.lm.flops import FlopCounter
+from bench.paths import MODELS
+
+DOCUMENTS, QUESTIONS = 20, 48
+SHAPES: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "GPT-2 XL": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257}),
+    "Llama-2-7B": (
+        "llama",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+        },
+    ),
+}
+TINY: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "tiny GPT-2": ("gpt2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 8192}),
+    "tiny Llama": (
+        "llama",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "vocab_size": 8192,
+            "max_position_embeddings": 512,
+        },
+    ),
+}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "uniform": {"optimizer": "adamw"},
+    "lora": {"optimizer": "adamw"},
+    "camels": {"training": {"weigher_blocks": 2, "learn": "top_2"}},
+    "generative_adapter": {"training": {"blocks": [0, 2], "inner": 64, "rank": 32, "keys": "module_input"}},
+    "cmt": {"training": {"memory_tokens": 8, "compressor_blocks": 1, "aggregator_blocks": 1}},
+}
+"""Settings of each method; what is trained offline stays random, since that does not change what it takes."""
+
+
+def base(kind: str, sizes: Mapping[str, int], device: str, dtype: str) -> BaseModel:
+    """A random model of a shape, with the tokenizer of the embedded one. Its first weights are not kept."""
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "nano")
+    with torch.device(device):
+        ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **ids, **sizes))
+    return BaseModel(model, tokenizer, device, dtype, stored=dict(model.named_parameters()))
+
+
+def ceiling(device: str, dtype: torch.dtype, size: int) -> float:
+    """Operations per second of a product of square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Seconds of some work, until the device has finished it."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def measure(name: str, lm: BaseModel, stream: Stream, device: str, peak: float) -> str:
+    """A row of the table: what a method takes on a base."""
+    kind = registry.load_method(name)
+    method: Method = kind(lm, kind.Config(**METHODS[name]))
+    documents = [entry.document for entry in stream.entries[:DOCUMENTS]]
+    questions = [gold.question for entry in stream.entries[:DOCUMENTS] for gold in entry.questions][:QUESTIONS]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    method.reset()
+    try:
+        with FlopCounter() as counter:
+            method.observe(documents[0])
+        rest = documents[1:]
+        observing = seconds(lambda: [method.observe(document) for document in rest], device) / len(rest)
+        answering = seconds(lambda: _answer(lm, method, questions), device)
+    finally:
+        method.reset()
+    memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if device == "cuda" else "-"
+    share = counter.flops / observing / peak
+    return f"{name} | {1 / observing:.2f} | {100 * share:.0f} % | {len(questions) / answering:.1f} | {memory}"
+
+
+def _answer(lm: BaseModel, method: Method, questions: Sequence[Question]) -> None:
+    answer(lm, build_prompts(lm, questions, method.condition(questions), 16), Decoding())
+
+
+def agreement(stream: Stream) -> str:
+    """Whether the embedded model gives the same scores on the GPU as on the CPU."""
+    entries = stream.entries[:DOCUMENTS]
+    summaries = []
+    for device in ("cpu", "cuda"):
+        lm = BaseModel.load(str(MODELS / "nano"), device)
+        kind = registry.load_method("uniform")
+        loop = Loop(kind(lm, kind.Config(learning_rate=1e-4)), entries, [entry.document for entry in entries])
+        loop.run()
+        summaries.append(loop.summary())
+    here, there = (f"{one.token_nll:.6f} nats a token and F1 {one.f1:.4f}" for one in summaries)
+    return f"nano: {here} on the CPU, {there} on the GPU"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, as without a GPU")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tiny = options.tiny or device == "cpu"
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    stream = streams.load(recipe.find("newsworld"), "test", 100, 0, {})
+    peak = ceiling(device, getattr(torch, dtype), 512 if tiny else 8192)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(f"{name}, {dtype}, matrix products at {peak / 1e12:.2f} TFLOP/s")
+    for title, (kind, sizes) in (TINY if tiny else SHAPES).items():
+        print(f"\n{title}\nmethod | documents/s | of the ceiling | questions/s | GB")
+        lm = base(kind, sizes, device, dtype)
+        for method in METHODS:
+            try:
+                print(measure(method, lm, stream, device, peak), flush=True)
+            except (BenchError, torch.cuda.OutOfMemoryError) as error:
+                print(f"{method} | {str(error).splitlines()[0]}", flush=True)
+        del lm
+    if device == "cuda":
+        print(f"\n{agreement(stream)}")
+
+
+if __name__ == "__main__":
+    main()
