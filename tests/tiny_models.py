@@ -99,7 +99,7 @@ def tiny_model(architecture: str, **changes: Any) -> Any:
 
     tokenizer = fixtures.base_model().tokenizer
     end = tokenizer.eos_token_id
-    settings = {"bos_token_id": end, "eos_token_id": end, **CONFIGS[architecture], **changes}
+    settings = {"bos_token_id": end, "eos_token_id": end, **CONFIGS.get(architecture, {}), **changes}
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -1,0 +1,97 @@
+"""Families of base models: a tiny checkpoint of each, in its own format, runs every kind of method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.answering.answers import answer
+from bench.answering.decoding import Decoding
+from bench.answering.prompts import build_prompts
+from bench.conformance import fixtures
+from bench.contract import registry
+from bench.contract.method import Conditioning
+from bench.harness.loop import Loop
+from bench.lm.base_model import BaseModel
+from tests.tiny_models import CONFIGS, tiny_model
+
+_SIZES = CONFIGS["llama"]
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": CONFIGS["gpt2"],
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 24,
+        "max_position_embeddings": 256,
+    },
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 4},
+    "gpt_neox": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    },
+    "llama": {**_SIZES, "tie_word_embeddings": False},
+    "mistral": CONFIGS["mistral"],
+    "qwen2": {**_SIZES, "tie_word_embeddings": True},
+    "qwen3": {**_SIZES, "head_dim": 8},
+    "opt": CONFIGS["opt"],
+    "gemma": {**_SIZES, "head_dim": 8},
+    "gemma2": CONFIGS["gemma2"],
+    "gemma3_text": CONFIGS["gemma3_text"],
+}
+"""Learned positions and rotary ones, tied and untied embeddings, with and without sliding windows."""
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "closed_book": {},
+    "uniform": {},
+    "lora": {},
+    "camels": {"training": {"weigher_blocks": 1, "learn": "top_1"}},
+    "dynamic_evaluation": {},
+    "generative_adapter": {"training": {"blocks": [0], "inner": 8, "rank": 4}},
+    "cmt": {
+        "training": {"memory_tokens": 2, "compressor_blocks": 1, "aggregator_blocks": 1, "heads": 2, "head_width": 8}
+    },
+    "mac": {
+        "training": {"shared": True, "encoder_heads": 2, "encoder_hidden": 32, "tokens": 2, "heads": 2, "head_width": 8}
+    },
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
+    """A checkpoint of a family, saved and read again."""
+    tiny_model(request.param, **FAMILIES[request.param]).save_pretrained(tmp_path)
+    fixtures.base_model().tokenizer.save_pretrained(tmp_path)
+    return BaseModel.load(str(tmp_path))
+
+
+def test_a_checkpoint_of_the_family_runs_every_kind_of_method(base: BaseModel) -> None:
+    entries = fixtures.entries(3)
+    documents = [entry.document for entry in entries]
+    closed = None
+    for name, config in METHODS.items():
+        kind = registry.load_method(name)
+        loop = Loop(kind(base, kind.Config(**config)), entries, documents)
+        loop.run()
+        summary = loop.summary()
+        assert summary.questions == sum(len(entry.questions) for entry in entries) and summary.token_nll is not None
+        closed = closed or summary
+        learns = name in ("uniform", "lora", "camels", "dynamic_evaluation")  # untrained generators and banks do not
+        assert (summary.token_nll != closed.token_nll) == learns, name
+        loop.method.reset()
+        base.restore()
+
+
+def test_batched_answers_are_those_of_one_question_at_a_time(base: BaseModel) -> None:
+    entries = fixtures.entries(3)
+    questions = [gold.question for entry in entries for gold in entry.questions]
+    texts = [entry.document.text for entry in entries for _ in entry.questions]
+    prompts = build_prompts(base, questions, Conditioning(text=texts), 8)
+    together = answer(base, prompts, Decoding(max_new_tokens=8))
+    assert together == [one for prompt in prompts for one in answer(base, [prompt], Decoding(max_new_tokens=8))]
