@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +19,10 @@ from bench.run import ray_cluster
 from bench.run.executor import Outcome, Task
 from bench.run.ray_cluster import Parcel, RayCluster, pack, renamed, unpacked
 from bench.run.runner import Runner
+from tests.attack.kills import unmeasured
+from tests.bench.run.test_claims import PLUGIN
 from tests.bench.run.test_executor import JOBS
+from tests.conftest import ROOT
 from tests.world import Inline, make_dataset, make_experiment
 
 ray = pytest.importorskip("ray", reason="needs Ray (the extra [cluster])")
@@ -105,6 +110,28 @@ def test_an_experiment_gives_the_same_records_as_in_this_process(nodes: Any, lla
         one, other = (read_run(tmp_path / name / cell.id) for name in ("alone", "together"))
         assert one.summary == other.summary
         assert other.provenance["command"] == one.provenance["command"], "that of the run, not of the worker"
+
+
+def test_commands_with_and_without_ray_share_a_folder(nodes: Any, llama: Path, tmp_path: Path) -> None:
+    log, plugin, file = tmp_path / "log", tmp_path / "logged.py", tmp_path / "shared.yaml"
+    plugin.write_text(PLUGIN.format(log=str(log)))
+    streams = "{split: test, documents: 2, count: 8}"
+    data = make_dataset(tmp_path / "keepers")
+    file.write_text(f"dataset: {data}\nmodel: {llama}\nstreams: {streams}\nmethods: [closed_book, logged]\n")
+    command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "1"]
+    on_ray = ["--executor", "ray", "--ray-address", nodes.address]
+
+    def start(name: str, *options: str) -> Any:
+        folders = ["--runs", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
+        return subprocess.Popen([*command, *folders, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    runs = [start("runs"), start("runs"), start("runs", *on_ray)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
+    assert len(log.read_text().splitlines()) == 8, "each cell once"
+    assert start("alone").wait(timeout=300) == 0
+    boards = [(tmp_path / f"out-{name}" / "leaderboard.json").read_text() for name in ("runs", "alone")]
+    together, alone = (unmeasured(json.loads(board)["rows"]) for board in boards)
+    assert together == alone
 
 
 def test_files_reach_a_node_that_lacks_them_once(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
