@@ -45,7 +45,7 @@ MAY_IMPORT["methods.parts"] = {"bench", "bench.data", "bench.lm", "bench.contrac
 MAY_IMPORT["methods"] = {*MAY_IMPORT["methods.parts"], "methods.parts"}
 MAY_IMPORT["reports"] = {"bench", "bench.data", "bench.answering", "bench.records", "bench.help"}
 MODULES = [path for top in ("bench", "methods", "reports") for path in sorted((ROOT / top).rglob("*.py"))]
-WHOLE = {"answer_form", "browser", "changing_answers", "language_modelling", "page"}
+WHOLE = {"answer_form", "browser", "changing_answers", "families", "language_modelling", "page"}
 """Tests of several modules of their room at once."""
 UNTRACKED = {"runs", "out", "build", "dist", "__pycache__"}
 
