@@ -9,9 +9,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -268,6 +269,34 @@ def test_the_readme_shows_the_default_board(clone: Path) -> None:
         printed, half_width = map(float, rows[str(row["label"])].split("±"))
         assert printed == pytest.approx(row["f1"], abs=0.02), f"the README has another F1 of {row['label']}"
         assert half_width == pytest.approx(row["f1_ci95"], abs=0.02)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of a published board that the README shows."""
+
+    def mean(row: Mapping[str, Any], key: str) -> str:
+        width = row[f"{key}_ci95"]
+        return "" if row[key] is None else f"{row[key]:.3f} ± {'<0.001' if width < 0.0005 else f'{width:.3f}'}"
+
+    lines = [
+        "| method | F1 | F1 vs closed book | EM | prefix EM | ended | answer NLL | s/document |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        label = f"*{row['label']}*" if row["control"] else row["label"]
+        shares = [f"{row[key]:.3f}" for key in ("em", "em_prefix", "ended")]
+        cells = [label, mean(row, "f1"), mean(row, "f1_vs_reference"), *shares]
+        lines.append(f"| {' | '.join(cells)} | {row['answer_nll']:.2f} | {row['seconds_per_document']:.2f} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["real-squad"])
+def test_the_readme_shows_the_published_boards(name: str, tmp_path: Path) -> None:
+    records, out = ROOT / "reports" / "results" / name, tmp_path / "out"
+    run(f"python run_bench.py report {name} --reference closed_book --runs {records} --out {out}", ROOT)
+    rows = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))["rows"]
+    assert table_of(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
