@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_all_tied_methods_have_no_correlation(tmp_path):
 class Pool(Inline):
     """Runs the cells in this process, with the interface of the pool of the command line."""
 
-    def __init__(self, jobs: int, threads: int | None) -> None:
+    def __init__(self, jobs: int, threads: int | None, gpus: Sequence[str]) -> None:
         super().__init__()
         self.jobs = jobs
 
