@@ -123,7 +123,8 @@ def run(
         where.fetch_record(own.id)
         if planned is not None and written(folder, own.id) not in ("", planned):
             return read_run(folder / own.id).status
-        where.fetch_weights()
+        if own.spec.train_hash:
+            where.fetch_weights()
         record = run_cell(own, folder, hook_timeout, abilities)
         where.send(own.id)
     if record.status != "complete":

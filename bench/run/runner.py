@@ -414,15 +414,14 @@ class Runner:
                 progress.note(outcome.key, Moment("running elsewhere"))
                 yield outcome.key
                 continue
+            if outcome.error is not None and outcome.error.kind == "raised":
+                raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
+            self.place.fetch_record(outcome.key)  # another machine may have run it
             if outcome.error is not None:
-                if outcome.error.kind == "raised":
-                    raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
                 cell = cells[outcome.key]
-                self.place.fetch_record(outcome.key)
                 if not cell.is_done(self.runs):
                     write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
                     self.place.send(outcome.key)
-            self.place.fetch_record(outcome.key)  # another machine may have run it
             progress.end(outcome.key, read_run(self.runs / outcome.key))
 
     def _await(self, tasks: Sequence[Task], before: Mapping[str, str], progress: Progress) -> Sequence[Task]:
