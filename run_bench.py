@@ -850,7 +850,7 @@ def doctor(
     pairs = [experiment, *experiment.on_each_pair()[1:]]
     runners = [Runner(one, runs, _paths(plugin), look_only=True) for one in pairs]
     console.print("Each method is tried on a few documents ...", markup=False)
-    pace = readiness.measure(experiment, runs, _paths(plugin), jobs)
+    pace = readiness.measure(runners, runs, _paths(plugin), jobs)
     _print_plan(runners, Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs, pace)
 
 

@@ -165,7 +165,10 @@ class DynamicEvaluation(AdapterMethod):
 
     @classmethod
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
-        return ("carried_cache",) if isinstance(config, cls.Config) and config.context == "carry" else ()
+        if not isinstance(config, cls.Config):
+            return super().needs(config)
+        carried: Sequence[Ability] = ("carried_cache",) if config.context == "carry" else ()
+        return carried if config.learn == "lora" else (*carried, *super().needs(config))
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""

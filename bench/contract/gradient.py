@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from bench.contract.search import Range, SearchSpace
 from bench.data.documents import Document, Segment
 from bench.errors import Diverged
 from bench.lm.base_model import BaseModel, TokenBatch
+from bench.lm.probe import Ability
 
 
 def build_optimizer(
@@ -85,6 +86,11 @@ class GradientMethod(Method):
         """The step size, in a range that fits the optimizer, and the steps on each document."""
         low, high = (1e-3, 1.0) if config.optimizer == "sgd" else (1e-6, 1e-2)
         return {"learning_rate": Range(low=low, high=high, log=True), "steps_per_document": (1, 2, 3, 5)}
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        """Weights that can change."""
+        return ("float_weights",)
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
         """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1."""

@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 
 from bench import paths
+from bench.contract.method import validate_config
 from bench.data import recipe
 from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
@@ -17,13 +18,16 @@ from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
 from bench.run.executor import LEARNING_BYTES, PROCESS_BYTES, READING_BYTES
-from bench.run.experiment import AnchorPlan, Experiment, StreamPlan
+from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.runner import Runner
+from bench.run.search import explore
 from bench.run.workers import Workers
 
-MEASURED_DOCUMENTS = 8
+MEASURED_DOCUMENTS = 16
 """Documents of a stream on which each method is tried to learn what it takes."""
+MEASURED_SETTINGS = 3
+"""Settings with which a method is tried that is tuned: its first ones may cost less than those that are chosen."""
 
 
 def readiness(experiment: Experiment) -> list[Finding]:
@@ -65,7 +69,7 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
     except BenchError as error:
         yield Finding("missing", "base", str(error))
         return
-    weights = sum(tensor.numel() for tensor in checkpoint.mapped_tensors(folder).values())
+    weights = checkpoint.weight_count(checkpoint.mapped_tensors(folder).values())
     yield Finding("ok", "base", f"{Path(name).name}, {weights / 1e6:,.0f} million weights, on {experiment.device}")
     try:
         plan = Workers().plan(experiment, weights)
@@ -77,27 +81,26 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
     yield Finding("note" if plan.remark else "ok", "memory", text)
 
 
-def measure(experiment: Experiment, runs: Path, plugins: Sequence[str], jobs: int | None = None) -> Pace:
-    """What each method takes by a trial on a few documents, whose records are thrown away.
+def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs: int | None = None) -> Pace:
+    """What each method takes by trials on a few documents, whose records are thrown away.
 
-    Methods run with the first of their settings, and trained weights under ``runs`` are used. As large a share of the
-    anchor set is asked as of the documents.
+    A method that is tuned is tried with settings that cover its search space, and trained weights under ``runs`` are
+    used. As large a share of the anchor set is asked as of the documents.
 
     Raises:
         BenchError: the experiment cannot run here.
     """
     pace = Pace()
-    for pair in experiment.on_each_pair():
-        small = pair.model_copy(deep=True)
+    for planned in runners:
+        small = planned.experiment.model_copy(deep=True)
         documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
         share = documents / (small.streams.documents or documents)
-        anchor = AnchorPlan(
-            questions=ceil(share * pair.anchor.questions), documents=ceil(share * pair.anchor.documents)
+        small.anchor = AnchorPlan(
+            questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
         )
-        small.streams = StreamPlan(split=pair.streams.split, documents=documents, count=1)
-        small.tuning, small.seeds, small.orders, small.anchor = None, pair.seeds[:1], 1, anchor
-        for plan in small.methods:
-            plan.seeds, plan.arms = plan.seeds and plan.seeds[:1], plan.arms[:1]
+        small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
+        small.tuning, small.seeds, small.orders = None, small.seeds[:1], 1
+        small.methods = [tried for plan in planned.experiment.methods for tried in _tried(plan, planned)]
         with tempfile.TemporaryDirectory() as folder:
             trained = runs / artifacts.FOLDER
             if trained.is_dir():
@@ -108,3 +111,12 @@ def measure(experiment: Experiment, runs: Path, plugins: Sequence[str], jobs: in
                 runner.run(executor)
             pace.read(Path(folder), dict.fromkeys(plan.name for plan in small.methods))
     return pace
+
+
+def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
+    """The method with each of the settings that are tried, on one arm and with one seed."""
+    space = planned.spaces[id(plan)]
+    defaults = validate_config(planned.methods[plan.name], plan.config).model_dump(mode="json")
+    for settings in explore(space, defaults, MEASURED_SETTINGS) if space else [{}]:
+        config = {**plan.config, **settings}
+        yield plan.model_copy(update={"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": plan.arms[:1]})

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from bench.data.documents import Document, Segment
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
-from bench.lm import checkpoint
+from bench.lm import checkpoint, quantized
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
 from bench.lm.precision import DTYPES, autocast, keep_casts, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
@@ -85,8 +85,9 @@ class BaseModel:
         window: int | None = None,
         stored: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model: Any = model.to(device).eval()
+        self.model: Any = (model if quantized.is_quantized(model) else model.to(device)).eval()
         self.dtype = DTYPES[dtype]
+        quantized.compute_in_float32(self.model)
         if self.dtype != torch.float32:
             keep_casts(self.model)
             wrap_forward(self.model, self.autocast)
@@ -132,6 +133,7 @@ class BaseModel:
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
+                **quantized.placement(Path(path), device),
             )
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except MemoryError:
@@ -444,7 +446,7 @@ class BaseModel:
                 if not same_bits(value, initial):  # memory that is not written to is shared with other processes
                     value.copy_(initial)
         self.model.eval()
-        self.model.requires_grad_(True)
+        self._require_gradients(True)
         self.model.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -456,12 +458,17 @@ class BaseModel:
     @contextmanager
     def _requires_grad(self, flag: bool) -> Iterator[None]:
         before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        self.model.requires_grad_(flag)
+        self._require_gradients(flag)
         try:
             yield
         finally:
             for parameter, value in before.items():
                 parameter.requires_grad_(value)
+
+    def _require_gradients(self, flag: bool) -> None:
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():  # what is quantized has none
+                parameter.requires_grad_(flag)
 
     def pristine(self, name: str) -> Tensor:
         """Value of a parameter or persistent buffer in the checkpoint. It is not a copy: do not change it."""

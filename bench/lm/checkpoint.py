@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from bench import paths
 from bench.errors import BenchError
 from bench.hashing import path_hash
-from bench.lm import adapters, pretrained
+from bench.lm import adapters, pretrained, quantized
 
 
 def locate(name: str, setting: str = "--model") -> Path:
@@ -94,6 +95,7 @@ def check(folder: Path, device: str = "cpu") -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each tokenizer library raises its own errors
         raise BenchError(f"No model and tokenizer could be read from {folder}: {_one_line(error)}") from None
+    quantized.check(folder, config)
     architectures = config.architectures or []
     causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
     if config.is_encoder_decoder or (architectures and not causal):
@@ -236,6 +238,14 @@ def mapped_tensors(folder: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             tensors.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
     return tensors
+
+
+def weight_count(tensors: Iterable[Any]) -> int:
+    """Number of weights; quantized ones count as the float32 numbers that their bytes would hold."""
+    return sum(
+        tensor.numel() if tensor.is_floating_point() else tensor.numel() * tensor.element_size() // 4
+        for tensor in tensors
+    )
 
 
 def identity(folder: Path) -> str:

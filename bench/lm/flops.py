@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from bench.lm.quantized import numbers
+
 if TYPE_CHECKING:
     from bench.lm.base_model import BaseModel
 
@@ -82,7 +84,7 @@ class ReadingMeter:
         self._base: Any = getattr(lm.model, "base_model", lm.model)  # which methods also call without its head
         tables = {id(module.weight) for module in lm.model.modules() if isinstance(module, torch.nn.Embedding)}
         tables -= {id(getattr(lm.model.get_output_embeddings(), "weight", None))}  # one that is also multiplied with
-        self._per_token = 2 * sum(weights.numel() for weights in lm.model.parameters() if id(weights) not in tables)
+        self._per_token = 2 * sum(numbers(weights) for weights in lm.model.parameters() if id(weights) not in tables)
         layers = getattr(lm.model.config, "num_hidden_layers", 0)
         self._per_pair = 4 * layers * getattr(lm.model.config, "hidden_size", 0)
 

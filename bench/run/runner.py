@@ -19,7 +19,7 @@ from bench.data.arms import Arm, documents_per_reset, irrelevant_percent
 from bench.data.reader import MissingSplit, split_data, split_entries, split_hash
 from bench.errors import BenchError, RunError
 from bench.harness.loop import due_questions
-from bench.lm import coverage
+from bench.lm import checkpoint, coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
@@ -131,6 +131,8 @@ class Runner:
         )
         for streams in filter(None, (experiment.streams, experiment.tuning)):
             self._check_coverage(tokenizer, streams)
+        if experiment.retune is not None:
+            self.abilities.require(["float_weights"], Path(experiment.model).name, "retune")
         for plan in experiment.methods:
             choices = [[{key: value} for value in examples(values)] for key, values in self.spaces[id(plan)].items()]
             for settings in ({}, *itertools.chain.from_iterable(choices)):
@@ -457,7 +459,7 @@ class _Batch(NamedTuple):
 def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities, int]:
     """The tokenizer of a base, what the base can do, and the number of its weights."""
     lm = BaseModel.load(str(folder), device, dtype)
-    return lm.tokenizer, lm.abilities, sum(weights.numel() for _, weights in lm.named_tensors())
+    return lm.tokenizer, lm.abilities, checkpoint.weight_count(weights for _, weights in lm.named_tensors())
 
 
 def _failure_line(record: RunRecord) -> str:

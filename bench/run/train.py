@@ -117,7 +117,7 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
         _meta_trained(training.name, training.plugins)
     experiment = trainings[0].experiment
     bases = {checkpoint.locate(training.experiment.model) for training in trainings}
-    weights = max(sum(tensor.numel() for tensor in checkpoint.mapped_tensors(base).values()) for base in bases)
+    weights = max(checkpoint.weight_count(checkpoint.mapped_tensors(base).values()) for base in bases)
     plan = replace(workers, jobs=min(workers.jobs or usable_cores(), len(trainings))).plan(experiment, weights)
     labels = {f"training-{place}": f"{one.name}, seed {one.seed}" for place, one in enumerate(trainings)}
     tasks = [

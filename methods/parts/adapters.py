@@ -106,7 +106,7 @@ def output_layers(model: Any, part: Literal["attention", "mlp"]) -> dict[nn.Modu
 
 
 def _outputs(module: Any) -> int:
-    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+    return int(module.nf if isinstance(module, Conv1D) else module.out_features)  # quantized weights have other shapes
 
 
 class Adapter:

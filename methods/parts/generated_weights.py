@@ -14,6 +14,7 @@ from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.data.documents import Document
 from bench.lm.base_model import BaseModel
+from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.adapted_layers import Activations, AdaptedLayers
 from methods.parts.adapters import Adapter
@@ -29,6 +30,11 @@ class GeneratedWeights(MetaTrained):
     A subclass's ``Config`` has ``training`` of a kind of :class:`GeneratorTraining`, and for the stream alone
     ``encoding``, to read it in another way than in training, and ``scale``, a factor of the update.
     """
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        """Weights that can change."""
+        return ("float_weights",)
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)

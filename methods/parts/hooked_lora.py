@@ -34,7 +34,8 @@ class HookedLora(nn.Module):
         self.targets, self.alpha = tuple(targets), alpha  # in a tuple: the base is not part of the learner
         self.downs, self.ups, self.dropout = nn.ModuleList(), nn.ModuleList(), nn.Dropout(dropout)
         for module, indices in targets:
-            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            linear = isinstance(module, nn.Linear)  # whose weights have another shape if they are quantized
+            inputs, outputs = (module.in_features, module.out_features) if linear else module.weight.shape
             down = nn.Linear(inputs, rank, bias=False)
             up = nn.Linear(rank, outputs if indices is None else len(indices), bias=False)
             nn.init.zeros_(up.weight)
