@@ -256,7 +256,7 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    return artifacts.write(out, key, trainer, card(kind, key, trainer))
+    return artifacts.write(out, key, trainer, card(kind, key, trainer, experiment.name.rstrip("+")))
 
 
 @torch.no_grad()
@@ -299,8 +299,9 @@ def check_prompts(method: MetaTrained, episodes: Sequence[Episode]) -> None:
         )
 
 
-def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
-    """The artifact's card: what it is, what it was made from, and the loss during training."""
+def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, experiment: str) -> str:
+    """The artifact's card: what it is, what it was made from in which experiment, and the loss during training."""
+    of = "" if experiment == "default" else f" --experiment {experiment}"
     minutes = trainer.seconds / 60
     settings = [f"| {name} | {value} |" for name, value in key.settings.items()]
     return "\n".join(
@@ -309,11 +310,12 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer) -> str:
             "",
             inspect.getdoc(kind) or "",
             "",
-            f"`python run_bench.py train {key.method} --seed {key.seed}` makes these weights: {trainer.step} outer "
-            f"steps on the {len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} "
-            f"minutes on one {machine.cpu_name()}, with {trainer.flops:.2g} floating-point operations. The "
-            f"weights are those of step {trainer.best_step}, which has the lowest loss on {len(trainer.validation)} "
-            "documents of the validation split. They are stored in bfloat16 and used in float32. `artifact.json` holds "
+            f"`python run_bench.py train {key.method}{of} --seed {key.seed}`, with the settings below, makes these "
+            f"weights: {trainer.step} outer steps on the {len(trainer.train):,} documents of the train split and their "
+            f"questions, in {minutes:.0f} minutes on one {machine.cpu_name()}, with {trainer.flops:.2g} floating-point "
+            f"operations. The weights are those of step {trainer.best_step}, which has the lowest loss on "
+            f"{len(trainer.validation)} documents of the validation split. They are stored in bfloat16 and used in "
+            "float32. `artifact.json` holds "
             "the hashes of what they were made from; if any of it changes, the weights are refused.",
             "",
             "| setting | value |",

@@ -22,6 +22,7 @@ from bench.run.inputs import inputs_of
 from bench.run.planner import Planner
 from bench.run.search import Settings, at_edge
 from bench.run.tuning import SLACK, Tuning, first_part, operations_per_token
+from bench.settings import dotted
 
 STEPS = "steps_per_document"
 """The setting that a limit on operations fixes."""
@@ -210,10 +211,10 @@ class Tuner:
 
     def label(self, plan: MethodPlan) -> str:
         """The method's name, with the settings in which this entry differs from others of the same method."""
-        configs = [other.config for other in self.experiment.methods if other.name == plan.name]
+        configs = [dotted(other.config) for other in self.experiment.methods if other.name == plan.name]
         settings = [
             f"{key}={value}"
-            for key, value in plan.config.items()
+            for key, value in dotted(plan.config).items()
             if any(config.get(key) != value for config in configs)
         ]
         return f"{plan.name} ({', '.join(settings)})" if settings else plan.name

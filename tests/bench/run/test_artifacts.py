@@ -222,7 +222,8 @@ def test_the_card_has_the_settings_and_the_command(
 ) -> None:
     folder = train(plan(), tmp_path, plugin)
     card = (folder / "README.md").read_text()
-    assert "| learning_rate | 0.25 |" in card and "python run_bench.py train shifts" in card
+    assert "| learning_rate | 0.25 |" in card
+    assert f"`python run_bench.py train shifts --experiment {plan().name} --seed 0`, with the settings below," in card
     facts: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
     assert facts["training"]["best_step"] == 2
     assert len((folder / "curve.csv").read_text().splitlines()) == 1 + 3

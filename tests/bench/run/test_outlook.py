@@ -46,6 +46,16 @@ def test_nothing_is_there_before_the_first_run_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_entries_of_a_method_are_told_apart_by_the_settings_that_differ(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    entries = [
+        {"name": "mac", "config": {"training": {"steps": 0, "tokens": tokens}}, "space": {}} for tokens in (2, 4)
+    ]
+    labels = [outlook.label for outlook in ahead(plan("closed_book", *entries), tmp_path)]
+    assert labels == ["closed_book", "mac (training.tokens=2)", "mac (training.tokens=4)"]
+
+
 def test_a_run_that_is_complete_is_all_there(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan("closed_book", TUNED, tuning=BY_F1)
     assert Runner(experiment, tmp_path).run(executor := Inline()).failures == ()
