@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.data import recipe
 from bench.data.documents import document_id
+from bench.data.reader import read_split
 from bench.records.store import read_answers, read_board, read_documents, read_run
 from tests.test_cli import bench
 
@@ -37,6 +39,12 @@ def test_every_question_of_the_sampled_squad_paragraphs_is_scored(real_data: Pat
         expected = set().union(*(questions[event.document_id] for event in documents))
         assert {event.question_id for event in read_answers(runs, name) if event.set == "stream"} == expected
         assert len(documents) == 10
+
+
+def test_wikitext_has_its_sixty_articles(real_data: Path) -> None:
+    for split, name in (("test", "test"), ("validation", "valid")):
+        files = {split: [str(real_data / "wikitext2" / f"{name}.txt")]}
+        assert len(read_split(recipe.find("wikitext"), split, files).entries) == 60
 
 
 def test_novels_are_scored_in_bits_per_byte_over_the_stream(real_data: Path, tmp_path: Path) -> None:

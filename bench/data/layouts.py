@@ -23,23 +23,31 @@ Layout = Callable[[Path, str], Iterator[Row]]
 
 _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
+_BLOCKS = frozenset({"br", "div", "li", "p", "td", "tr"})
+"""Tags of HTML that divide words."""
 
 
 def realtimeqa(path: Path, split: str) -> Iterator[Row]:
     """RealTimeQA: weekly JSON lines with ``question_sentence``, ``choices``, ``answer`` and ``evidence``.
 
-    Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, without
-    HTML, which is the document.
+    Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, in whole
+    words and without HTML, which is the document. What a later quiz repeats, with the same evidence, is of the first
+    one's week.
     """
-    files = sorted(path.rglob("*_qa.jsonl")) if path.is_dir() else [path]
+    files = sorted(path.rglob("*_qa.jsonl"), key=lambda file: file.name) if path.is_dir() else [path]
+    weeks: dict[str, str] = {}
+    asked: set[tuple[str, str]] = set()
     for where, row in itertools.chain.from_iterable(tables.rows(file, split) for file in files):
         with _fields(where, "RealTimeQA"):
-            text, choices = plain(row["evidence"]), row["choices"]
-            answers = [choices[int(index)] for index in row["answer"]]
+            text, question = plain(row["evidence"]), plain(row["question_sentence"])
+            answers = [plain(row["choices"][int(index)]) for index in row["answer"]]
             date = row["question_date"].replace("/", "-")
-            question = {"id": row["question_id"], "question": row["question_sentence"], "answers": answers}
-        if any(answer.casefold() in text.casefold() for answer in answers):
-            yield where, {"text": text, "timestamp": date, "group": date, "questions": [question]}
+            item = {"id": row["question_id"], "question": question, "answers": answers}
+        found = (re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers)
+        if any(found) and (text, question) not in asked:
+            asked.add((text, question))
+            date = weeks.setdefault(text, date)
+            yield where, {"text": text, "timestamp": date, "group": date, "questions": [item]}
 
 
 def counterfact(path: Path, split: str) -> Iterator[Row]:
@@ -67,7 +75,7 @@ def zsre(path: Path, split: str) -> Iterator[Row]:
         with _fields(where, "zsRE"):
             edit, answer = [row["src"], row["rephrase"]], row["answers"][0]
             near = [(row["loc"].removeprefix("nq question: ").rstrip("?") + "?", row["loc_ans"])]
-        yield from _edit(where, split, number, edit, answer, near, "")
+        yield from _edit(where, split, f"{path.stem}-{number}", edit, answer, near, "")
 
 
 def _edit(
@@ -86,27 +94,25 @@ def _edit(
 
 
 def babi(path: Path, split: str) -> Iterator[Row]:
-    """A task of bAbI (Weston et al. 2015): a document is a story; of a repeated question, the last answer holds.
+    """A task of bAbI (Weston et al. 2015): a document is a story up to a question, which holds at that moment.
 
     Lines are ``1 Mary went to the hall.`` or ``3 Where is Mary?<tab>hall<tab>1``; a story begins at each 1.
     """
     story: list[str] = []
-    questions: dict[str, dict[str, Any]] = {}
     with tables.open_text(path) as lines:
-        for number, line in enumerate(itertools.chain(lines, ["1 "]), 1):
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             place, _, content = line.rstrip("\n").partition(" ")
             if not place.isdecimal():
                 raise BenchError(f"{path}, line {number} is not of bAbI: it begins without a number.")
-            if place == "1" and story:
-                yield f"{path}, line {number}", {"text": "\n".join(story), "questions": list(questions.values())}
-                story, questions = [], {}
+            if place == "1":
+                story = []
             question, *answer = content.split("\t")
             if answer:
-                identity = f"{path.stem}-{number}"
-                questions[question.strip()] = {"id": identity, "question": question, "answers": answer[:1]}
-            elif content:
+                asked = {"question": question, "answers": answer[:1]}
+                yield f"{path}, line {number}", {"text": "\n".join(story), "questions": [asked]}
+            else:
                 story.append(content)
 
 
@@ -135,17 +141,21 @@ def oaks(path: Path, split: str) -> Iterator[Row]:
 
 
 def wikitext(path: Path, split: str) -> Iterator[Row]:
-    """WikiText (Merity et al. 2017): an article is what follows a line `` = Title = ``, without questions."""
+    """WikiText (Merity et al. 2017): an article is what follows a line `` = Title = ``, without questions.
+
+    The line stands between empty ones; others of this form are parts of formulas.
+    """
     title, article = "", list[str]()
     with tables.open_text(path) as lines:
-        for line in itertools.chain(lines, [" = end = \n"]):
+        before = ""
+        for line, after in itertools.pairwise(itertools.chain(lines, ["", " = end = ", ""])):
             heading = _HEADING.fullmatch(line.rstrip("\n"))
-            if heading is None:
-                article.append(line)
-                continue
-            if text := "".join(article).strip():
-                yield f"{path}, article {title!r}", {"text": text, "title": title, "questions": []}
-            title, article = heading["title"], [line]
+            if heading is not None and not before.strip() and not after.strip():
+                if text := "".join(article).strip():
+                    yield f"{path}, article {title!r}", {"text": text, "title": title, "questions": []}
+                title, article = heading["title"], []
+            article.append(line)
+            before = line
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -159,6 +169,9 @@ class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.parts.append(" " * (tag in _BLOCKS))
 
     def handle_data(self, data: str) -> None:
         self.parts.append(data)

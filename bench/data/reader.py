@@ -81,14 +81,15 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
         raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
-    data = _merge(recipe, split, _joined(recipe, split, rows) if recipe.join else rows)
+    rows, left_out = _joined(recipe, split, rows) if recipe.join else (rows, "")
+    data = _merge(recipe, split, rows)
     if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
         raise BenchError(f"{difference} The source has changed, or was not read whole: read it again.")
-    return replace(data, remarks=(*data.remarks, *filter(None, [difference])))
+    return replace(data, remarks=(*data.remarks, *filter(None, [left_out, difference])))
 
 
-def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows of questions, each with the columns of its document.
+def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterable[Row], str]:
+    """The rows of questions, each with the columns of its document, and a remark on those that are left out.
 
     Rows without a question are documents. They come after the questions, so that only those that are asked about are
     kept in memory.
@@ -106,16 +107,18 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> Iterator[Row]:
             documents.setdefault(row[on])
         elif row[key] in documents:
             documents[row[key]] = row
-    for where, row in asked:
-        document = documents[row[on]]
-        if document is None:
-            missing = sum(found is None for found in documents.values())
-            raise BenchError(
-                f"{where}: its document, {key} = {str(row[on])[:60]!r}, is not there ({missing} of {len(documents)} "
-                f"are missing). Name the questions first and then all files of documents: --data-files "
-                f"{split}=QUESTIONS,DOCUMENTS[,...]."
-            )
-        yield where, {**document, **row}
+    lost = [(where, row) for where, row in asked if documents[row[on]] is None]
+    if lost and (recipe.join.missing is None or len(lost) == len(asked)):
+        where, row = lost[0]
+        missing = sum(found is None for found in documents.values())
+        raise BenchError(
+            f"{where}: its document, {key} = {str(row[on])[:60]!r}, is not there ({missing} of {len(documents)} "
+            f"are missing). Name the questions first and then all files of documents: --data-files "
+            f"{split}=QUESTIONS,DOCUMENTS[,...]."
+        )
+    remark = f"{len(lost)} of {len(asked)} questions of {split} are left out: the files have not their documents."
+    joined = ((where, {**document, **row}) for where, row in asked if (document := documents[row[on]]) is not None)
+    return joined, remark if lost else ""
 
 
 def _unexpected(recipe: Recipe, split: str, entries: Sequence[Entry]) -> str:
@@ -207,7 +210,8 @@ def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
     text = _cell(recipe, where, row, "text", required=True)
     if not text.strip():
         raise BenchError(f"{where}, column {recipe.column('text')}: the document is empty.")
-    document = Document(document_id(text), text, _cell(recipe, where, row, "title"), _timestamp(recipe, where, row))
+    time = _time(recipe, where, row, "timestamp", recipe.timestamp_format)
+    document = Document(document_id(text), text, _cell(recipe, where, row, "title"), time)
     nested = recipe.format in ("documents", *LAYOUTS) or (
         recipe.format == "squad" and recipe.column("questions") in row
     )
@@ -234,15 +238,17 @@ def _question(recipe: Recipe, where: str, row: Mapping[str, Any]) -> GoldQuestio
         answers = answers or NO_ANSWER
     if recipe.gold == "shortest":
         answers = answers and (min(answers, key=len),)
-    return GoldQuestion(
-        Question(_cell(recipe, where, row, "id"), text), answers, _cell(recipe, where, row, "revises") or None
-    )
+    asked = _time(recipe, where, row, "asked", recipe.asked_format)
+    question = Question(_cell(recipe, where, row, "id"), text, asked)
+    return GoldQuestion(question, answers, _cell(recipe, where, row, "revises") or None)
 
 
 def _answers(recipe: Recipe, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     """The different answers of a question in order; none if it has none and the recipe allows that."""
     column = recipe.column("answers")
     here = f"{where}, column {column}"
+    if recipe.declares("answers") and column not in row:
+        raise BenchError(f"{where} has no column {column!r} (our 'answers').{nearest(column, row)}")
     raw = row.get(column)
     if isinstance(raw, dict) and "text" in raw:  # the hub's form of SQuAD: {"text": [...], "answer_start": [...]}
         raw = raw["text"]
@@ -324,22 +330,23 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-def _timestamp(recipe: Recipe, where: str, row: Mapping[str, Any]) -> str:
-    text = _cell(recipe, where, row, "timestamp").strip()
+def _time(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, declared: str | None) -> str:
+    """A time as ISO 8601, whose format the recipe may have ``declared``; "" if there is none."""
+    text = _cell(recipe, where, row, name).strip()
     if not text:
         return ""
-    value = row[recipe.column("timestamp")]
+    value = row[recipe.column(name)]
     native = value if isinstance(value, datetime.date) else text
     try:
-        return times.to_iso(native, recipe.timestamp_format)
+        return times.to_iso(native, declared)
     except ValueError as error:
+        key = "asked_format" if name == "asked" else "timestamp_format"
         remedy = (
-            'Write 2031-05-02, or declare its format in the recipe, e.g. timestamp_format: "%d.%m.%Y" or '
-            "epoch_milliseconds."
-            if recipe.timestamp_format is None
-            else f"The recipe declares timestamp_format: {recipe.timestamp_format}."
+            f'Write 2031-05-02, or declare its format in the recipe, e.g. {key}: "%d.%m.%Y" or epoch_milliseconds.'
+            if declared is None
+            else f"The recipe declares {key}: {declared}."
         )
-        raise BenchError(f"{where}, column {recipe.column('timestamp')}: {error}. {remedy}") from None
+        raise BenchError(f"{where}, column {recipe.column(name)}: {error}. {remedy}") from None
 
 
 def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, required: bool = False) -> str:
@@ -388,14 +395,18 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
             gold = gold if gold.question.id else _with_id(gold, entry.document.id, golds)
             item = (entry.document.id, gold)
             if golds.setdefault(gold.question.id, item) != item:
-                raise BenchError(f"{where}: another question already has the id {gold.question.id!r}.")
+                raise BenchError(
+                    f"{where}: another question already has the id {gold.question.id!r}. Ids are unique in a split: "
+                    f"change one, or leave the ids out."
+                )
             places.setdefault(gold.question.id, where)
     questions: dict[str, list[GoldQuestion]] = {document: [] for document in documents}
     for document, gold in golds.values():
         questions[document].append(gold)
     entries = tuple(replace(entry, questions=tuple(questions[document])) for document, entry in documents.items())
     if not entries:
-        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents.")
+        within = " of its period" if recipe.periods else ""
+        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents{within}: name other files.")
     _check_revisions(recipe, entries, places)
     revises = {identity: gold.revises for identity, (_, gold) in golds.items()}
     asked = tuple(

@@ -23,7 +23,9 @@ from bench.files import read_yaml
 Split = Literal["qa_train", "qa_validation", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-Column = Literal["text", "title", "timestamp", "group", "facts", "questions", "id", "question", "answers", "revises"]
+Column = Literal[
+    "text", "title", "timestamp", "group", "facts", "questions", "id", "question", "answers", "asked", "revises"
+]
 
 _RANGE = re.compile(r"(?P<source>[\w.-]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
@@ -72,6 +74,8 @@ class Join(_Strict):
 
     question: str
     document: str
+    missing: Literal["leave_out"] | None = None
+    """Treatment of questions whose document is not there. None: an error."""
 
 
 class Counts(_Strict):
@@ -84,8 +88,9 @@ class Counts(_Strict):
 class StreamPolicy(_Strict):
     """Rule by which streams are drawn (see :func:`bench.data.streams.draw`)."""
 
-    group: bool = False
-    """Draw whole groups (an entity, an article) rather than single documents."""
+    group: bool | Literal["alone"] = False
+    """Draw whole groups (an entity, an article) rather than single documents; ``alone``: the beginning of one group,
+    for documents that build on those before them."""
     order: Literal["timestamp", "grouped", "random"] = "random"
     sizes: Mapping[Split, Annotated[tuple[Size, ...], pydantic.BeforeValidator(_listed)]] = {}
     """Sizes of the streams to freeze; one, or a list."""
@@ -123,6 +128,8 @@ class Recipe(_Strict):
     """Our name of a column -> its name in the data, if they differ."""
     timestamp_format: Annotated[str, pydantic.AfterValidator(check_format)] | None = None
     """Format of timestamps that are not ISO 8601 (:mod:`bench.data.times`)."""
+    asked_format: Annotated[str, pydantic.AfterValidator(check_format)] | None = None
+    """The same for the days on which questions are asked."""
     answer_separator: str | None = None
     """Separator of the answers in a cell that contains all of them as one string."""
     answer_cells: Literal["text", "list"] | None = None

@@ -7,10 +7,12 @@ manifest detects later changes of the data, and keeps the stream if the rule cha
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pydantic
@@ -90,7 +92,8 @@ def draw(
     The groups of the split (single documents without ``policy.group``) are sorted by hash and concatenated. Stream k is
     the k-th run of n documents, so streams of one length share no document and cut at most one group at each border.
     Each run is then sorted by ``policy.order``: ``timestamp`` (ties in file order), ``grouped`` (groups as drawn, file
-    order within a group) or ``random`` (by a hash of the document).
+    order within a group) or ``random`` (by a hash of the document). With ``policy.group: alone`` stream k is the first
+    n documents of the k-th group that has as many.
 
     Raises:
         BenchError: the split is too small, or the order is by time and a document has no timestamp.
@@ -102,11 +105,6 @@ def draw(
                 f"(--streams, --documents, --validation-documents)."
             )
         return tuple(entries)
-    if documents < 1 or (index + 1) * documents > len(entries):
-        raise BenchError(
-            f"{split!r} of {dataset} has {len(entries)} documents, too few for {index + 1} disjoint stream(s) of "
-            f"{documents}: use fewer streams or documents (--streams, --documents, --validation-documents)."
-        )
 
     def rank(*name: str | int) -> int:
         return seed_for("stream", dataset, split, documents, *name)
@@ -114,8 +112,21 @@ def draw(
     groups: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
         groups.setdefault((policy.group and entry.group) or entry.document.id, []).append(position)
-    line = [position for group in sorted(groups, key=rank) for position in groups[group]]
-    run = line[index * documents : (index + 1) * documents]
+    ordered = [groups[group] for group in sorted(groups, key=rank)]
+    if policy.group == "alone":
+        runs = [group[:documents] for group in ordered if len(group) >= documents]
+        there = f"{len(runs)} groups of that length"
+    else:
+        line = list(itertools.chain.from_iterable(ordered))
+        ends = range(documents, len(line) + 1, documents) if documents > 0 else ()
+        runs = [line[end - documents : end] for end in ends]
+        there = f"{len(entries)} documents"
+    if index >= len(runs):
+        raise BenchError(
+            f"{split!r} of {dataset} has {there}, too few for {index + 1} disjoint stream(s) of {documents}: use fewer "
+            f"streams or documents (--streams, --documents, --validation-documents)."
+        )
+    run = runs[index]
     if policy.order == "timestamp":
         undated = [entries[position].document.id for position in run if not entries[position].document.timestamp]
         if undated:
@@ -174,11 +185,12 @@ def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
         BenchError: a manifest is unreadable, its data differ, or two streams of one length share a document.
     """
     report = []
+    read = lru_cache(maxsize=1)(lambda split: load_split(recipe, split, data_files))  # manifests are sorted by split
     owners: dict[tuple[str, str], str] = {}
     for path in sorted((recipe.folder / "streams").glob("*.json")):
         manifest = _read(path)
         family = manifest.name.rpartition("-")[0]
-        entries = load_split(recipe, family.rpartition("-")[0], data_files)
+        entries = read(family.rpartition("-")[0])
         stream = _thaw(recipe, path, manifest, entries)
         if manifest.source != stream_hash(entries):
             raise BenchError(

@@ -201,7 +201,7 @@ def _archive_rows(path: Path) -> Iterator[Row]:
             try:
                 date, text, whole = line.strip().split("\t")
                 day = datetime.strptime(date, "%Y%m%d").date()
-                content = base64.b64decode(text, validate=True).decode()
+                content = base64.b64decode(text, validate=True).decode(errors="replace")
             except ValueError:  # of all three
                 raise BenchError(f"{where} is not of the WMT News Crawl: a date and two texts in Base64.") from None
             key = f"{day:%Y%m%d}{'0' * 12}", hashlib.sha256(whole.encode()).hexdigest(), ""

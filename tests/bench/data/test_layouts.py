@@ -63,21 +63,26 @@ def weeks(tmp_path: Path) -> Path:
             for number, text in enumerate(evidence)
         ]
 
+    again = "<p>Each year</p><p>birch &amp; co win.</p>"
+
     for date in ("20210625", "20240705"):
         (tmp_path / "past" / date[:4]).mkdir(parents=True)
-        rows = week(date, "", f"<p>On {date}, <b>birch &amp; co</b>\n won.</p>", "Nobody won.")
+        rows = week(date, "", f"<p>On {date}, <b>birch &amp; co</b>\n won.</p>", "Birch & Cold won.", again, again)
+        rows[4]["question_sentence"] = f"Who won <em>again</em> in {date[:4]}?"
         lines(tmp_path / "past" / date[:4] / f"{date}_qa.jsonl", *rows)
     (tmp_path / "past" / "2024" / "20240705_dpr.jsonl").write_text("not read")
     return tmp_path
 
 
 def test_realtimeqa_keeps_questions_whose_evidence_has_the_answer_in_the_period_of_the_split(weeks: Path) -> None:
-    [entry] = read("realtimeqa_weekly", "test", weeks)
+    [entry] = read("realtimeqa_weekly", "test", weeks)  # the evidence of each year is of the first one
     assert (entry.document.text, entry.document.timestamp) == ("On 20240705, birch & co won.", "2024-07-05")
     assert [(gold.question.id, gold.answers) for gold in entry.questions] == [("20240705_1", ("Birch & Co",))]
-    [older] = read("realtimeqa_weekly", "qa_train", weeks)
-    assert older.document.timestamp == "2021-06-25"
-    with pytest.raises(BenchError, match="'validation' of realtimeqa_weekly contains no documents"):
+    older, yearly = read("realtimeqa_weekly", "qa_train", weeks)
+    assert older.document.timestamp == yearly.document.timestamp == "2021-06-25"
+    assert yearly.document.text == "Each year birch & co win."
+    assert list(asked(yearly)) == ["Who won match 3?", "Who won again in 2021?", "Who won again in 2024?"]
+    with pytest.raises(BenchError, match="'validation' of realtimeqa_weekly contains no documents of its period"):
         read("realtimeqa_weekly", "validation", weeks)
 
 
@@ -128,15 +133,16 @@ def test_zsre_asks_the_edit_rephrased_and_questions_beside_it_for_the_anchor_set
     assert asked(near) == {"who sang the song?": ("Bo",)}
 
 
-def test_a_story_of_babi_is_a_document_and_the_last_answer_holds(tmp_path: Path) -> None:
+def test_a_document_of_babi_is_the_story_up_to_a_question(tmp_path: Path) -> None:
     path = tmp_path / "qa1_test.txt"
     path.write_text(
-        "1 Mary went to the hall.\n2 Where is Mary? \thall\t1\n3 Mary went to the garden.\n"
-        "4 Where is Mary? \tgarden\t3\n1 Bo took the milk.\n2 What has Bo? \tmilk\t1\n"
+        "1 Mary went to the hall.\n2 Where is Mary? \thall\t1\n3 Mary went to the garden.\n4 Bo went to the hall.\n"
+        "5 Where is Bo? \thall\t4\n1 Bo took the milk.\n2 What has Bo? \tmilk\t1\n"
     )
-    first, second = read("babi", "test", path)
-    assert first.document.text == "Mary went to the hall.\nMary went to the garden."
-    assert asked(first) == {"Where is Mary?": ("garden",)} and asked(second) == {"What has Bo?": ("milk",)}
+    one, two, three = read("babi", "test", path)
+    assert one.document.text == "Mary went to the hall." and asked(one) == {"Where is Mary?": ("hall",)}
+    assert two.document.text == "Mary went to the hall.\nMary went to the garden.\nBo went to the hall."
+    assert asked(two) == {"Where is Bo?": ("hall",)} and asked(three) == {"What has Bo?": ("milk",)}
     path.write_text("Mary went to the hall.\n")
     with pytest.raises(BenchError, match=r"line 1 is not of bAbI: it begins without a number"):
         read("babi", "test", path)
@@ -166,10 +172,14 @@ def test_a_question_of_oaks_is_asked_anew_when_its_answer_changes(tmp_path: Path
 
 def test_an_article_of_wikitext_is_a_document(tmp_path: Path) -> None:
     path = tmp_path / "wiki.test.tokens"
-    path.write_text(" \n = Alder = \n \n The alder . \n = = Leaves = = \n Green . \n = Birch = \n \n White . \n")
+    path.write_text(
+        " \n = Alder = \n \n The alder . \n \n = = Leaves = = \n \n Green : \n = 1 <unk> = \n \n"
+        " = Birch = \n \n White . \n"
+    )
     alder, birch = read("wikitext", "test", path)
     assert alder.document.title == "Alder" and birch.document.title == "Birch"
-    assert alder.document.text == "= Alder = \n \n The alder . \n = = Leaves = = \n Green ." and not alder.questions
+    assert alder.document.text == "= Alder = \n \n The alder . \n \n = = Leaves = = \n \n Green : \n = 1 <unk> ="
+    assert not alder.questions
 
 
 def archive(path: Path, *articles: tuple[str, str]) -> list[str]:
@@ -188,7 +198,13 @@ def test_streamingqa_joins_questions_to_articles_of_the_news_crawl(tmp_path: Pat
     news = tmp_path / "news-docs.2020.en.filtered.gz"
     keys = archive(news, *articles)
     rows = [
-        {"qa_id": f"eval-{number}", "question": question, "answers": answers, "evidence_id": keys[place]}
+        {
+            "qa_id": f"eval-{number}",
+            "question": question,
+            "question_ts": 1586649600 + 86400 * number,
+            "answers": answers,
+            "evidence_id": keys[place],
+        }
         for number, (question, answers, place) in enumerate(
             [("Who won?", ["Ada", "Ada A.", "ada"], 0), ("Who lost?", ["Bo"], 0), ("Did it rain?", ["yes"], 1)]
         )
@@ -200,9 +216,14 @@ def test_streamingqa_joins_questions_to_articles_of_the_news_crawl(tmp_path: Pat
         ("It rained.", "2019-03-07"),
     ]
     assert asked(data.entries[0]) == {"Who won?": ("Ada", "Ada A.", "ada"), "Who lost?": ("Bo",)}
+    assert [gold.question.timestamp for gold in data.entries[0].questions] == ["2020-04-12", "2020-04-13"]
     assert data.remarks == ("test of streamingqa_upstream has 3 questions; the published split has 36,378 questions.",)
-    with pytest.raises(BenchError, match=r"'20190307.*' is not there \(1 of 2 are missing\)|\(2 of 2 are missing\)"):
+    with pytest.raises(BenchError, match=r"is not there \(2 of 2 are missing\)\. Name the questions first"):
         read("streamingqa_upstream", "test", news, questions)
+    archive(news, articles[0])
+    data = read_split(recipe.find("streamingqa_upstream"), "test", {"test": [str(questions), str(news)]})
+    assert len(data.entries) == 1
+    assert data.remarks[0] == "1 of 3 questions of test are left out: the files have not their documents."
     news.write_bytes(gzip.compress(b"20200105\tno base64\t-\n"))
     with pytest.raises(BenchError, match=r"line 1 is not of the WMT News Crawl"):
         read("streamingqa_upstream", "test", questions, news)

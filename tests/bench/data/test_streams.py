@@ -89,6 +89,16 @@ def test_time_order_needs_timestamps() -> None:
         draw([entry("a")], 1, 0, StreamPolicy(order="timestamp"))
 
 
+def test_a_stream_of_a_group_alone_is_its_beginning() -> None:
+    entries = [entry(f"{group}{place}", group) for place in range(5) for group in "abc"][:-2]  # of b and c one less
+    alone = StreamPolicy(group="alone", order="grouped")
+    streams = [[item.document.text for item in draw(entries, 4, index, alone)] for index in range(3)]
+    assert sorted(streams) == [[f"{group}{place}" for place in range(4)] for group in "abc"]
+    assert texts(draw(entries, 5, 0, alone)) == ["a0", "a1", "a2", "a3", "a4"]
+    with pytest.raises(BenchError, match=r"has 1 groups of that length, too few for 2 disjoint"):
+        draw(entries, 5, 1, alone)
+
+
 def test_random_order_separates_the_documents_of_a_group() -> None:
     entries = [entry(f"{group}/{k}", str(group)) for group in range(4) for k in range(10)]
     order = [item.group for item in draw(entries, 40, 0, StreamPolicy(group=True, order="random"))]
