@@ -850,8 +850,10 @@ def doctor(
     pairs = [experiment, *experiment.on_each_pair()[1:]]
     runners = [Runner(one, runs, _paths(plugin), look_only=True) for one in pairs]
     console.print("Each method is tried on a few documents ...", markup=False)
-    pace = readiness.measure(runners, runs, _paths(plugin), jobs)
+    pace, failures = readiness.measure(runners, runs, _paths(plugin), jobs)
     _print_plan(runners, Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs, pace)
+    if failures:
+        raise RunError("\n  ".join(["These methods failed in the trial:", *failures]))
 
 
 def _print_line(line: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +38,13 @@ def return_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def release_gpu_memory() -> None:
+    """Give back the GPU memory of what is no longer used; nothing is done if torch is not loaded, or uses no GPU."""
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def usable_cores() -> int:
     """Number of cores that this process may use: fewer than the machine has under ``taskset`` or in a container."""
     if hasattr(os, "sched_getaffinity"):
@@ -47,14 +56,28 @@ def available_memory() -> int:
     """Bytes that new processes can use without swapping: those of the machine or, in a container, of its limit."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError, KeyError):  # no control group, or one without a limit
+    return min(int(psutil.virtual_memory().available), *map(_left_in, _control_groups()))
+
+
+def _control_groups() -> Iterator[Path]:
+    """The folders of this process's control group and of all above it, such as those of a container or a Slurm job."""
+    root = Path("/sys/fs/cgroup")
+    yield root
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            hierarchy, _, name = line.split(":", 2)
+            if hierarchy == "0":
+                own = root / name.lstrip("/")
+                yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
+
+
+def _left_in(group: Path) -> int:
+    """Bytes that a control group may still use; as good as all if it has no limit."""
+    with suppress(OSError, ValueError, KeyError):
         limit = int((group / "memory.max").read_text())
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])
-        free = min(free, max(0, limit - used))
-    return free
+        return max(0, limit - (int((group / "memory.current").read_text()) - int(counts["inactive_file"])))
+    return sys.maxsize
 
 
 def cpu_name() -> str:
@@ -109,8 +132,14 @@ def package_version(name: str) -> str | None:
 
 
 def process_name() -> str:
-    """A name for this process, ``<hash of the host's name>-<process id>``, that :func:`may_be_alive` understands."""
-    return f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-{os.getpid()}"
+    """A name for this process, ``<hash of its host>-<process id>``, that :func:`may_be_alive` understands.
+
+    Containers can share the name of a host, but not the numbers of processes.
+    """
+    numbers = ""
+    with suppress(OSError):
+        numbers = os.readlink("/proc/self/ns/pid")
+    return f"{hashlib.sha256(f'{platform.node()} {numbers}'.encode()).hexdigest()[:8]}-{os.getpid()}"
 
 
 def may_be_alive(name: str) -> bool:

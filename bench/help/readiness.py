@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bench.errors import BenchError
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
-from bench.run.executor import LEARNING_BYTES, PROCESS_BYTES, READING_BYTES
+from bench.run.executor import GPU_BYTES, LEARNING_BYTES, PROCESS_BYTES, READING_BYTES
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.runner import Runner
@@ -69,38 +70,44 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
     except BenchError as error:
         yield Finding("missing", "base", str(error))
         return
-    weights = checkpoint.weight_count(checkpoint.mapped_tensors(folder).values())
-    yield Finding("ok", "base", f"{Path(name).name}, {weights / 1e6:,.0f} million weights, on {experiment.device}")
+    weights, parameters = checkpoint.weight_count(folder), checkpoint.parameter_count(folder)
+    yield Finding("ok", "base", f"{Path(name).name}, {parameters / 1e6:,.0f} million weights, on {experiment.device}")
     try:
         plan = Workers().plan(experiment, weights)
     except BenchError as error:
         yield Finding("missing", "memory", str(error))
         return
-    least, most = ((PROCESS_BYTES + size * weights) / 1e9 for size in (READING_BYTES, LEARNING_BYTES))
-    text = f"{least:.1f} GB a worker to read the base, up to {most:.1f} GB to fine-tune it; {plan.jobs} fit"
+    process = PROCESS_BYTES if experiment.device == "cpu" else GPU_BYTES
+    least, most = ((process + size * weights) / 1e9 for size in (READING_BYTES, LEARNING_BYTES))
+    learning = f", up to {most:.1f} GB to fine-tune it" if weights == parameters else ""  # what is quantized is not
+    text = f"{least:.1f} GB a worker to read the base{learning}; {plan.jobs} fit"
     yield Finding("note" if plan.remark else "ok", "memory", text)
 
 
-def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs: int | None = None) -> Pace:
-    """What each method takes by trials on a few documents, whose records are thrown away.
+def measure(
+    runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs: int | None = None
+) -> tuple[Pace, list[str]]:
+    """What each method takes by trials on a few documents, whose records are thrown away, and what failed.
 
     A method that is tuned is tried with settings that cover its search space, and trained weights under ``runs`` are
-    used. As large a share of the anchor set is asked as of the documents.
+    used; a method without them is not tried. As large a share of the anchor set is asked as of the documents.
 
     Raises:
         BenchError: the experiment cannot run here.
     """
-    pace = Pace()
+    pace, failures = Pace(), list[str]()
     for planned in runners:
         small = planned.experiment.model_copy(deep=True)
+        small.methods = [tried for plan in planned.experiment.methods for tried in _tried(plan, planned)]
+        if not small.methods:
+            continue
         documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
         share = documents / (small.streams.documents or documents)
         small.anchor = AnchorPlan(
             questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
         )
         small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
-        small.tuning, small.seeds, small.orders = None, small.seeds[:1], 1
-        small.methods = [tried for plan in planned.experiment.methods for tried in _tried(plan, planned)]
+        small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
         with tempfile.TemporaryDirectory() as folder:
             trained = runs / artifacts.FOLDER
             if trained.is_dir():
@@ -108,15 +115,20 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
             runner = Runner(small, Path(folder), plugins)
             workers = Workers(jobs=jobs)
             with workers.open(small, workers.plan(small, runner.weights)) as executor:
-                runner.run(executor)
+                failures += runner.run(executor).failures
             pace.read(Path(folder), dict.fromkeys(plan.name for plan in small.methods))
-    return pace
+    return pace, failures
 
 
 def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
     """The method with each of the settings that are tried, on one arm and with one seed."""
-    space = planned.spaces[id(plan)]
-    defaults = validate_config(planned.methods[plan.name], plan.config).model_dump(mode="json")
+    if not planned.can_run(plan):
+        return
+    space, kind = planned.spaces[id(plan)], planned.methods[plan.name]
+    defaults = validate_config(kind, plan.config).model_dump(mode="json")
     for settings in explore(space, defaults, MEASURED_SETTINGS) if space else [{}]:
         config = {**plan.config, **settings}
-        yield plan.model_copy(update={"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": plan.arms[:1]})
+        with suppress(BenchError):  # a combination that the method refuses
+            validate_config(kind, config)
+            one = {"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": plan.arms[:1]}
+            yield plan.model_copy(update=one)

@@ -128,7 +128,11 @@ def _write(temporary: Path, folder: Path, base: Path, config: Mapping[str, Any],
     weights = dict(_weights(base))
     for name, (a, b) in pairs.items():
         own = name if name in weights else name.partition(".")[2]  # old checkpoints leave the model's prefix out
-        if own not in weights or not weights[own].is_floating_point():
+        if own in weights and not weights[own].is_floating_point():
+            raise BenchError(
+                f"{base} is quantized, so {folder} cannot be merged into it. Name the base in 16 or 32 bits."
+            )
+        if own not in weights:
             raise BenchError(f"{base} has no weights {name}, which the adapter {folder} changes. Name its own base.")
         turned = bool(config.get("fan_in_fan_out"))  # (in, out), in the layers of GPT-2
         weight = weights[own].T if turned else weights[own]

@@ -68,8 +68,9 @@ class BaseModel:
     Every text is read after one begin-of-text token, so that every token of a document has a probability: the one that
     ``prompt`` states, or the tokenizer's (its end-of-text token if it has no other).
 
-    The weights are in float32, and so are their gradients. If ``dtype`` is another, forward passes of ``model`` run
-    under autocast: matrices are multiplied in that type, and activations, logits, keys and values may have it.
+    The weights are in float32, and so are their gradients, unless they are quantized. If ``dtype`` is another, forward
+    passes of ``model`` run under autocast: matrices are multiplied in that type, and activations, logits, keys and
+    values may have it.
 
     ``window`` is the most tokens that are read at once, if the model could read more. ``stored`` are tensors by name
     that hold what the model's weights are now: those that do are not copied to be able to :meth:`restore` them.
@@ -87,7 +88,7 @@ class BaseModel:
     ) -> None:
         self.model: Any = (model if quantized.is_quantized(model) else model.to(device)).eval()
         self.dtype = DTYPES[dtype]
-        quantized.compute_in_float32(self.model)
+        quantized.multiply_dequantized(self.model)
         if self.dtype != torch.float32:
             keep_casts(self.model)
             wrap_forward(self.model, self.autocast)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -240,11 +239,21 @@ def mapped_tensors(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def weight_count(tensors: Iterable[Any]) -> int:
-    """Number of weights; quantized ones count as the float32 numbers that their bytes would hold."""
+def parameter_count(folder: Path) -> int:
+    """Number of parameters in a model folder."""
+    tensors = mapped_tensors(folder)
+    if all(tensor.is_floating_point() for tensor in tensors.values()):
+        return sum(tensor.numel() for tensor in tensors.values())
+    scales = (".SCB", ".weight_format")
+    own = (tensor for name, tensor in tensors.items() if ".weight." not in name and not name.endswith(scales))
+    return sum(map(quantized.numbers, own))
+
+
+def weight_count(folder: Path) -> int:
+    """Number of weights in a model folder; quantized ones count as the float32 numbers that their bytes would hold."""
     return sum(
         tensor.numel() if tensor.is_floating_point() else tensor.numel() * tensor.element_size() // 4
-        for tensor in tensors
+        for tensor in mapped_tensors(folder).values()
     )
 
 

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from bench.errors import BenchError
 from bench.paths import CONFIG
 
 METHOD = "bitsandbytes"
+logging.getLogger(METHOD).setLevel(logging.ERROR)  # it names kernels that are not there, as soon as peft imports it
 QUANTIZATION = "quantization_config"
 
 
@@ -30,9 +36,12 @@ def check(folder: Path, config: Any) -> None:
     if settings is None:
         return
     stated = settings if isinstance(settings, Mapping) else vars(settings)
-    method = str(getattr(stated.get("quant_method"), "value", stated.get("quant_method")))
-    if method != METHOD:
+    old = METHOD if stated.get("load_in_8bit") or stated.get("load_in_4bit") else None  # before methods were named
+    method = stated.get("quant_method", old)
+    if getattr(method, "value", method) != METHOD:
         raise BenchError(f"{folder} is quantized by {method}. Use a base in 16 or 32 bits, or one of {METHOD}.")
+    if (storage := stated.get("bnb_4bit_quant_storage") or "uint8") != "uint8":
+        raise BenchError(f"{folder} keeps its 4 bits as {storage}. Save it with bnb_4bit_quant_storage=torch.uint8.")
     if importlib.util.find_spec(METHOD) is None:
         raise BenchError(
             f"{folder} is quantized by {METHOD}, which is not installed. Install it: "
@@ -50,18 +59,50 @@ def placement(folder: Path, device: str) -> dict[str, Any]:
     return {"device_map": {"": device}} if QUANTIZATION in json.loads((folder / CONFIG).read_bytes()) else {}
 
 
-def numbers(weights: torch.Tensor) -> int:
+def numbers(weights: Tensor) -> int:
     """How many numbers a matrix has: two in each byte if they have 4 bits."""
     return weights.numel() * (2 if weights.dtype == torch.uint8 else 1)
 
 
-def compute_in_float32(model: Any) -> None:
-    """Let matrices be multiplied in float32, or as autocast says, whatever the base was saved with.
+def multiply_dequantized(model: Any) -> None:
+    """Let each quantized layer multiply with the matrix that its bits stand for, as any other linear layer does.
 
-    bitsandbytes would give the biases the type it multiplies in and, on a CPU, store matrices of 4 bits in another
-    order once they are read without gradients. The weights of a base stay as they are.
+    The kernels of bitsandbytes would make the result for one token depend on others in the batch (LLM.int8() rounds
+    activations, and picks outlier columns over all rows), change biases and the order of weights in memory, and hide
+    the operations from whoever counts them.
     """
     for module in model.modules():
-        if isinstance(getattr(module, "compute_dtype", None), torch.dtype):
-            module.compute_dtype, module.compute_type_is_set = torch.float32, True
-            module.support_avx512bf16_for_cpu = False
+        weight = module._parameters.get("weight")
+        if weight is not None and not weight.is_floating_point():
+            module.forward = MethodType(_forward, module)
+
+
+def _forward(module: Any, inputs: Tensor) -> Tensor:
+    product: Tensor = _Product.apply(inputs, module)  # type: ignore[no-untyped-call]
+    return product if module.bias is None else product + module.bias.to(product.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T with a quantized W, which is not kept in float for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, module: Any) -> Tensor:
+        ctx.module = module
+        return functional.linear(inputs, _matrix(module).to(inputs.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ _matrix(ctx.module).to(gradient.dtype), None
+
+
+def _matrix(module: Any) -> Tensor:
+    """The weights of a layer as numbers, (outputs, inputs)."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = module.weight
+    if weight.dtype == torch.int8:
+        matrix: Tensor = weight.data * (weight.SCB[:, None] / 127)
+    else:
+        matrix = dequantize_4bit(weight.data, weight.quant_state)
+    return matrix

@@ -82,6 +82,7 @@ def tune(
     }
     machine.keep_freed_memory()
     lm = BaseModel.load(str(base), device, settings.dtype, prompt=settings.prompt)
+    lm.abilities.require(["float_weights"], settings.base, "tune-qa")
     run = Run(lm, settings, parts["qa_train"], parts["qa_validation"], identity, work / "checkpoint.safetensors")
     run.run(say)
     files = [f"--data-files {name}=FOLDER" for name in data_files]

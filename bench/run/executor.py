@@ -31,9 +31,10 @@ GRACE_SECONDS = 2.0
 """Seconds that a worker has to end before it is killed."""
 PROCESS_BYTES = 350 * 2**20
 """Memory of a worker without a base: its share of Python and the libraries, and what it makes of texts."""
-READING_BYTES, LEARNING_BYTES = 6, 28
-"""Memory for each weight of a base that is read: its float32 value and its cast to 16 bits; and, if all weights learn
-with Adam: gradient, moments, and what a pass keeps."""
+READING_BYTES, LEARNING_BYTES = 10, 28
+"""Memory for each weight of a base that is read: its float32 value, the copy that restores it (which is shared on a CPU
+if the file is in float32), and its cast to 16 bits; and, if all weights learn with Adam: gradient, moments, and what a
+pass keeps."""
 GPU_BYTES = 600 * 2**20
 """Memory of a process on a GPU before it has a base: CUDA's context and libraries."""
 _PRELOADED = ["bench.run.cell", "transformers.modeling_utils"]

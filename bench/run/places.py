@@ -22,11 +22,16 @@ from bench.run.claims import Running
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
-WEIGHTS = "artifacts/"
+WEIGHTS, ARTIFACT = "artifacts/", "artifact.json"
 LISTED = ("boards/", "tuning/", WEIGHTS)
 """Folders in a bucket with single files, beside those of the records."""
 MARK = ".bucket"
 """File in the copy of a bucket, with its URL."""
+
+
+def _as_sent(path: Path) -> tuple[str, bool, str]:
+    """Key of an order in which what makes others use a folder, its manifest, comes last."""
+    return str(path.parent), path.name in (MANIFEST, ARTIFACT), path.name
 
 
 def place(runs: str | Path) -> Place:
@@ -94,17 +99,19 @@ class Bucket(Place):
 
         What is only here was left behind by a process that was killed before it had sent it.
         """
-        names = self._names()
-        for name in names:
+        names = set(self._names())
+        for name in sorted(names):
             folder, _, file = name.partition("/")
             if file == MANIFEST and not self._is_good(folder):
                 self.fetch_record(folder)
             elif name.startswith("boards/"):
                 self._fetch_file(name)
-        self._fetch_files([name for name in names if name.startswith(LISTED)])
+        self._fetch_files(name for name in names if name.startswith(LISTED))
         here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
         here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
-        for path in sorted(here):
+        for path in sorted(here, key=_as_sent):
+            if any(part.startswith(".") for part in path.relative_to(self.path).parts):
+                continue  # not finished
             name = path.relative_to(self.path).as_posix()
             if name not in names and f"{name}/{MANIFEST}" not in names:
                 self.send(name)
@@ -118,7 +125,7 @@ class Bucket(Place):
         return (self.path / cell / MANIFEST).is_file() and read_run(self.path / cell).status != "failed"
 
     def _fetch_files(self, names: Iterable[str]) -> None:
-        for name in names:
+        for name in sorted(names, key=lambda name: _as_sent(Path(name))):
             if not (self.path / name).is_file():
                 self._fetch_file(name)
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import machine
 from bench.contract import registry
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
@@ -269,6 +270,10 @@ class Runner:
             settings = ", ".join(f"{key}={value}" for key, value in plan.config.items() if key != "training")
             self.remarks.append(f"Left out{f' ({settings})' if settings else ''}: {lacks}")
 
+    def can_run(self, plan: MethodPlan) -> bool:
+        """False for a method that lacks its trained weights."""
+        return id(plan) not in self._untrained
+
     def look_ahead(self, pace: Pace) -> list[Outlook]:
         """What is ahead of each method of the experiment, by the records that are there; ``pace`` learns from these."""
         pace.read(self.runs, dict.fromkeys(plan.name for plan in self.experiment.methods))
@@ -459,7 +464,10 @@ class _Batch(NamedTuple):
 def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities, int]:
     """The tokenizer of a base, what the base can do, and the number of its weights."""
     lm = BaseModel.load(str(folder), device, dtype)
-    return lm.tokenizer, lm.abilities, checkpoint.weight_count(weights for _, weights in lm.named_tensors())
+    tokenizer, abilities = lm.tokenizer, lm.abilities
+    del lm
+    machine.release_gpu_memory()  # the workers are planned by what is free
+    return tokenizer, abilities, checkpoint.weight_count(folder)
 
 
 def _failure_line(record: RunRecord) -> str:

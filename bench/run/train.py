@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import machine
+from bench import machine, paths
 from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract import registry
@@ -88,11 +89,14 @@ def train_target(
         is_default &= replace(overrides, device=None, seed=None).is_empty
         is_default &= set(seeds) <= set(_seeds(name, load(experiment)))
         to = out or (artifacts.COMMITTED if is_default else runs / artifacts.FOLDER)
-        trainings += [
-            _Training(name, one, seed, to, work, tuple(plugins)) for one in changed.on_each_pair() for seed in seeds
-        ]
+        pairs = changed.on_each_pair()
+        for one in pairs:
+            options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
+            options += [f"--scale {scale}"] if scale else []
+            options += [f"--dataset {one.dataset} --model {Path(one.model).name}"] if len(pairs) > 1 else []
+            trainings += [_Training(name, one, seed, to, work, tuple(plugins), tuple(options)) for seed in seeds]
     if workers is None or len(trainings) == 1:
-        folders = list(filter(None, [train(*training, say) for training in trainings]))
+        folders = list(filter(None, [train(*training, say=say) for training in trainings]))
     else:
         folders = _train_all(trainings, workers, say)
     place(runs).fetch()  # of a bucket: sends what is new
@@ -108,16 +112,17 @@ class _Training(NamedTuple):
     out: Path
     work: Path
     plugins: tuple[str, ...]
+    options: tuple[str, ...]
 
 
 def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
     """Train several methods or seeds at a time; each line of progress begins with the name and the seed."""
-    trainings = [one._replace(out=one.out.absolute(), work=one.work.absolute()) for one in trainings]
+    trainings = [_from_anywhere(training) for training in trainings]
     for training in trainings:
         _meta_trained(training.name, training.plugins)
     experiment = trainings[0].experiment
     bases = {checkpoint.locate(training.experiment.model) for training in trainings}
-    weights = max(checkpoint.weight_count(checkpoint.mapped_tensors(base).values()) for base in bases)
+    weights = max(map(checkpoint.weight_count, bases))
     plan = replace(workers, jobs=min(workers.jobs or usable_cores(), len(trainings))).plan(experiment, weights)
     labels = {f"training-{place}": f"{one.name}, seed {one.seed}" for place, one in enumerate(trainings)}
     tasks = [
@@ -144,9 +149,22 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
     return folders
 
 
+def _from_anywhere(training: _Training) -> _Training:
+    """The training with absolute paths: a worker on a cluster has a working folder of its own."""
+    experiment = training.experiment.model_copy(deep=True)
+    experiment.data_files = {split: [*map(os.path.abspath, of)] for split, of in experiment.data_files.items()}
+    if os.path.isdir(experiment.model) and experiment.model not in paths.models():
+        experiment.model = os.path.abspath(experiment.model)
+    if os.path.isdir(experiment.dataset) and experiment.dataset not in paths.datasets():
+        experiment.dataset = os.path.abspath(experiment.dataset)
+    plugins = tuple(os.path.abspath(plugin) for plugin in training.plugins)
+    out, work = training.out.absolute(), training.work.absolute()
+    return training._replace(experiment=experiment, plugins=plugins, out=out, work=work)
+
+
 def train_task(training: _Training) -> Path | None:
     """Train in a worker, which tells the lines of progress."""
-    return train(*training, tell)
+    return train(*training, say=tell)
 
 
 def _seeds(target: str, experiment: Experiment) -> Sequence[int]:
@@ -190,12 +208,13 @@ def train(
     out: Path,
     work: Path,
     plugins: Sequence[str] = (),
+    options: Sequence[str] = (),
     say: Say = lambda _: None,
 ) -> Path | None:
     """Meta-train a method with its first settings in ``experiment``, its base and data; returns the artifact's folder.
 
-    A run that was killed resumes exactly from the checkpoint under ``work``, on any machine that has this folder. None
-    is returned if another process trains it now.
+    ``options`` of the command line go into the card. A run that was killed resumes exactly from the checkpoint under
+    ``work``, on any machine that has this folder. None is returned if another process trains it now.
 
     Raises:
         BenchError: the method is not meta-trained, the data or the model cannot be found or read, the train and
@@ -220,7 +239,8 @@ def train(
     )
     with claims.claimed(work, key.folder_name) as free:
         if free:
-            return _train(kind, experiment, config, key, out, work / key.folder_name / "checkpoint.safetensors", say)
+            file = work / key.folder_name / "checkpoint.safetensors"
+            return _train(kind, experiment, config, key, out, file, options, say)
     owner = claims.holder(work, key.folder_name)
     say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
     return None
@@ -240,6 +260,7 @@ def _train(
     key: ArtifactKey,
     out: Path,
     file: Path,
+    options: Sequence[str],
     say: Say,
 ) -> Path:
     """Train with the checkpoint ``file``."""
@@ -256,7 +277,7 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    return artifacts.write(out, key, trainer, card(kind, key, trainer, experiment.name.rstrip("+")))
+    return artifacts.write(out, key, trainer, card(kind, key, trainer, options))
 
 
 @torch.no_grad()
@@ -299,9 +320,9 @@ def check_prompts(method: MetaTrained, episodes: Sequence[Episode]) -> None:
         )
 
 
-def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, experiment: str) -> str:
-    """The artifact's card: what it is, what it was made from in which experiment, and the loss during training."""
-    of = "" if experiment == "default" else f" --experiment {experiment}"
+def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, options: Sequence[str] = ()) -> str:
+    """The artifact's card: what it is, what it was made from, and the loss during training."""
+    command = " ".join(["python run_bench.py train", key.method, *options, f"--seed {key.seed}"])
     minutes = trainer.seconds / 60
     settings = [f"| {name} | {value} |" for name, value in key.settings.items()]
     return "\n".join(
@@ -310,12 +331,11 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, experiment
             "",
             inspect.getdoc(kind) or "",
             "",
-            f"`python run_bench.py train {key.method}{of} --seed {key.seed}`, with the settings below, makes these "
-            f"weights: {trainer.step} outer steps on the {len(trainer.train):,} documents of the train split and their "
-            f"questions, in {minutes:.0f} minutes on one {machine.cpu_name()}, with {trainer.flops:.2g} floating-point "
-            f"operations. The weights are those of step {trainer.best_step}, which has the lowest loss on "
-            f"{len(trainer.validation)} documents of the validation split. They are stored in bfloat16 and used in "
-            "float32. `artifact.json` holds "
+            f"`{command}`, with the settings below, makes these weights: {trainer.step} outer steps on the "
+            f"{len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} minutes on one "
+            f"{machine.cpu_name()}, with {trainer.flops:.2g} floating-point operations. The weights are those of step "
+            f"{trainer.best_step}, which has the lowest loss on {len(trainer.validation)} documents of the validation "
+            "split. They are stored in bfloat16 and used in float32. `artifact.json` holds "
             "the hashes of what they were made from; if any of it changes, the weights are refused.",
             "",
             "| setting | value |",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
 
 from bench import BaseModel, GradientMethod, MethodConfig
+from bench.lm.probe import Ability
 from methods.parts.adapters import Adapter
 
 
@@ -19,6 +20,11 @@ class AdapterMethod(GradientMethod):
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
         super().__init__(lm, config, seed)
         self._adapter: Adapter | None = None
+
+    @classmethod
+    def needs(cls, config: MethodConfig) -> Sequence[Ability]:
+        """Nothing: the base may be quantized."""
+        return ()
 
     @abstractmethod
     def build_adapter(self) -> Adapter:

@@ -220,10 +220,14 @@ def test_training_is_deterministic(plan: Callable[..., Experiment], tmp_path: Pa
 def test_the_card_has_the_settings_and_the_command(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
-    folder = train(plan(), tmp_path, plugin)
+    options = ["--experiment mine", "--scale tiny"]
+    folder = training.train("shifts", plan(), 0, tmp_path / "artifacts", tmp_path / "train", [plugin], options)
+    assert folder is not None
     card = (folder / "README.md").read_text()
     assert "| learning_rate | 0.25 |" in card
-    assert f"`python run_bench.py train shifts --experiment {plan().name} --seed 0`, with the settings below," in card
+    assert (
+        "`python run_bench.py train shifts --experiment mine --scale tiny --seed 0`, with the settings below," in card
+    )
     facts: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
     assert facts["training"]["best_step"] == 2
     assert len((folder / "curve.csv").read_text().splitlines()) == 1 + 3
