@@ -552,6 +552,26 @@ def test_doctor_says_what_an_experiment_needs_and_takes(experiment: Path, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "breaks.py"
+    plugin.write_text(
+        "from bench import Method\n\n\nclass Breaks(Method):\n    'Breaks.'\n\n    name = 'breaks'\n    paper = 'none'\n\n"
+        "    def observe(self, document):\n        raise RuntimeError('no room left')\n"
+    )
+    plan = {
+        "dataset": str(make_dataset(tmp_path / "keepers")),
+        "model": str(llama),
+        "streams": {"split": "test", "documents": 5, "count": 1},
+        "methods": ["closed_book", "breaks", {"name": "mac", "space": {}}],
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    result = bench("doctor", str(tmp_path / "plan.yaml"), "--plugin", str(plugin), "--runs", str(tmp_path / "runs"))
+    assert result.returncode == 1 and "These methods failed in the trial:" in result.stderr, result.stderr
+    assert "no room left" in result.stderr
+    assert re.search(r"^closed_book .* \d+ s ", result.stdout, re.MULTILINE)
+    assert "mac has no trained weights" in result.stdout
+
+
 def test_doctor_names_what_is_missing_before_it_tries_anything(tmp_path: Path) -> None:
     result = bench("doctor", "default", "--dataset", "archivalqa", "--model", str(tmp_path))
     assert result.returncode == 2 and "default+" in result.stderr and "cannot run here yet" in result.stderr

@@ -129,6 +129,15 @@ def test_sweep_removes_the_incomplete_folders_of_dead_processes_only(runs: Path)
     assert {path.name for path in runs.iterdir()} == kept
 
 
+def test_processes_of_containers_with_one_host_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = machine.process_name()
+    assert machine.may_be_alive(ours)
+    monkeypatch.setattr(machine.os, "readlink", lambda path: "pid:[1]")
+    theirs = machine.process_name()
+    assert theirs.rpartition("-")[0] != ours.rpartition("-")[0] and theirs.rpartition("-")[2] == ours.rpartition("-")[2]
+    assert machine.may_be_alive(ours.replace(str(os.getpid()), "999999999")), "it cannot be seen from here"
+
+
 def test_the_newest_board_is_read_unless_one_is_named(runs: Path) -> None:
     with pytest.raises(BenchError, match="There is no board in"):
         store.read_board(runs)

@@ -13,11 +13,12 @@ import fsspec
 import pytest
 
 from bench.errors import BenchError
+from bench.files import write_bytes
 from bench.records.schema import Failure
 from bench.records.store import MANIFEST, read_board, read_run, write_run
 from bench.run import places
 from bench.run.experiment import Experiment
-from bench.run.places import Bucket, Place, place
+from bench.run.places import ARTIFACT, Bucket, Place, place
 from bench.run.runner import Runner
 from tests.bench.run.test_claims import PLUGIN
 from tests.conftest import ROOT
@@ -96,6 +97,26 @@ def test_a_record_is_sent_with_its_manifest_last_and_fetched_only_with_it(
     second = machine("second")
     second.fetch()
     assert not (second.path / cell).exists()
+
+
+def test_weights_are_sent_and_fetched_with_their_manifest_last_and_only_when_they_are_whole(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine("first")
+    for name in ("learner", ".partial-learner"):
+        for file in (ARTIFACT, "curve.csv", "weights.safetensors"):
+            write_bytes(first.path / "artifacts" / name / file, file.encode())
+    moved: list[str] = []
+    for call in ("pipe_file", "cat_file"):
+        real = getattr(first.fs, call)
+        monkeypatch.setattr(
+            first.fs, call, lambda path, *given, _real=real: (moved.append(Path(path).name), _real(path, *given))[1]
+        )
+    first.fetch()
+    second = machine("second")
+    second.fetch_weights()
+    assert moved == ["curve.csv", "weights.safetensors", ARTIFACT] * 2
+    assert [path.name for path in (second.path / "artifacts").iterdir()] == ["learner"]
 
 
 def test_what_was_not_sent_before_a_kill_is_sent_by_the_next_run(
