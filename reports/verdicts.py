@@ -42,12 +42,13 @@ class Sign(NamedTuple):
     ours: Estimate
     word: Word
 
-    def sentence(self) -> str:
-        """The published difference, and ours in the same direction."""
+    def sentence(self, digits: int = 1, units: tuple[str, str] = ("", "")) -> str:
+        """The published difference, and ours in the same direction to so many digits, with the units of both."""
         direction = math.copysign(1, self.published)
+        theirs, ours = (f" {unit}" if unit else "" for unit in units)
         return (
-            f"{self.name} by {shown(abs(self.published), self.decimals)} in the paper, by "
-            f"{show(direction * self.ours.mean, self.ours.half_width(), 1)} here."
+            f"{self.name} by {shown(abs(self.published), self.decimals)}{theirs} in the paper, by "
+            f"{show(direction * self.ours.mean, self.ours.half_width(), digits)}{ours} here."
         )
 
 
@@ -79,9 +80,9 @@ class Shape:
         return AGREES if words == {AGREES} or (AGREES in words and above) else UNRESOLVED
 
     @property
-    def differing(self) -> list[str]:
-        """A sentence for each sign that differs."""
-        return [sign.sentence() for sign in (*self.gaps, *self.slopes) if sign.word == DIFFERS]
+    def differing(self) -> list[Sign]:
+        """The signs that differ."""
+        return [sign for sign in (*self.gaps, *self.slopes) if sign.word == DIFFERS]
 
     def sentences(self) -> list[str]:
         """The verdict in words, without the signs that differ."""
@@ -103,7 +104,9 @@ def counted(words: Iterable[Word]) -> str:
 
 
 def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
-    """Compare the shapes of what both have: ranks and gaps at the last place of each, and the change along each curve.
+    """Compare the shapes of what both have: ranks and gaps at the last place, and the change along each curve.
+
+    Ours is the last place that all our methods have.
 
     Our signs are tested by paired t tests over streams, with Holm's correction over the gaps and over the changes, at
     :data:`reports.ranks.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
@@ -113,7 +116,10 @@ def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
     """
     ends = {name: values[max(values)] for name, values in theirs.items() if values and ours.get(name)}
     methods = sorted(ends, key=lambda name: (-ends[name].number, name))
-    samples = {name: Sample.of(ours[name][max(ours[name])]) for name in methods}
+    last = max(
+        set[float]().union(*map(ours.__getitem__, methods)).intersection(*map(ours.__getitem__, methods)), default=0
+    )
+    samples = {name: Sample.of(ours[name][last]) for name in methods}
     gaps, changes = [], []
     for a, b in itertools.combinations(methods, 2):
         published, error = ends[a].number - ends[b].number, ends[a].reading_error + ends[b].reading_error
@@ -128,7 +134,7 @@ def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
             changes.append(_Difference(f"{name} {verb}", published, error, ends[name].decimals, own))
     return Shape(
         methods=tuple(methods),
-        agreement=_agreement(methods, ends, samples),
+        agreement=_agreement(methods, ends, samples, [gap.is_known for gap in gaps]),
         gaps=_signs(gaps),
         slopes=_signs(changes),
         unread=sum(not of.is_known for of in (*gaps, *changes)),
@@ -156,13 +162,15 @@ def _even(points: Mapping[float, Sequence[Item]], log: bool) -> dict[float, Sequ
     return {(places[x] - low) / (high - low): items for x, items in points.items()}
 
 
-def _agreement(methods: Sequence[str], ends: Mapping[str, Value], samples: Mapping[str, Sample]) -> Agreement | None:
-    """The agreement of the published ranks, which have no streams, with ours."""
+def _agreement(
+    methods: Sequence[str], ends: Mapping[str, Value], samples: Mapping[str, Sample], known: Sequence[bool]
+) -> Agreement | None:
+    """The agreement of the published ranks, which have no streams, with ours, over the pairs with a known gap."""
     if len(methods) < 2:
         return None
     own = np.array([list(samples[name].by_stream.values()) for name in methods])
     published = np.repeat([[ends[name].number] for name in methods], own.shape[1], axis=1)
-    return agreement(published, own)
+    return agreement(published, own, known=known)
 
 
 def _signs(found: Sequence[_Difference]) -> tuple[Sign, ...]:

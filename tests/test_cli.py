@@ -555,7 +555,8 @@ def test_doctor_says_what_an_experiment_needs_and_takes(experiment: Path, tmp_pa
 def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "breaks.py"
     plugin.write_text(
-        "from bench import Method\n\n\nclass Breaks(Method):\n    'Breaks.'\n\n    name = 'breaks'\n    paper = 'none'\n\n"
+        "from bench import Method\n\n\nclass Breaks(Method):\n    'Breaks.'\n\n"
+        "    name = 'breaks'\n    paper = 'none'\n\n"
         "    def observe(self, document):\n        raise RuntimeError('no room left')\n"
     )
     plan = {

@@ -105,10 +105,12 @@ def _bars_apart(
                 value = theirs.lines[name][NO_PLACE]
                 axes.barh(y, value.number, height=0.62, color="white", edgecolor=ORANGE)
                 write_value(axes, (value.number, y), str(value))
-        _name_panel(axes, _heading(theirs, published))
+        _name_panel(axes, _heading(theirs, published, score))
     label_rows(grid, places, labels, margin=0.6)
     for axes in grid:
-        axes.set_xlim(0, 1.3 * axes.get_xlim()[1])  # room for the values
+        low, high = axes.get_xlim()
+        axes.set_xlim(1.3 * min(low, 0), 1.3 * max(high, 0))  # room for the values
+        axes.axvline(0, color="black", linewidth=0.5)
         axes.locator_params(axis="x", nbins=4)
     name_axes(drawn, "", "", [UNITS[score].name, *notes])
     return drawn
@@ -132,7 +134,7 @@ def _curves_apart(
             values = theirs.lines.get(name, {})
             _curve(axes, place, name, values, [value.number for value in values.values()])
         _finish(axes, figure, theirs.lines, along[1])
-        _name_panel(axes, _heading(theirs, published))
+        _name_panel(axes, _heading(theirs, published, score))
     _legend(drawn, grid, names)
     name_axes(drawn, "", UNITS[score].name, notes)
     return drawn
@@ -190,9 +192,11 @@ def _name_panel(axes: Axes, text: str) -> None:
     heading(axes, textwrap.fill(text, width, break_on_hyphens=False))
 
 
-def _heading(theirs: Theirs, published: Sequence[Theirs]) -> str:
-    """Data set and base, with the paper if that is not the same for all panels."""
-    return theirs.place if len({one.papers for one in published}) == 1 else theirs.name
+def _heading(theirs: Theirs, published: Sequence[Theirs], score: str) -> str:
+    """Data set and base, with the paper if that is not the same for all panels, and the unit if it is not ours."""
+    unit, _ = UNITS[score].differing(theirs.unit)
+    place = theirs.place if len({one.papers for one in published}) == 1 else theirs.name
+    return f"{place} ({unit})" if unit else place
 
 
 def heat(figure: Figure, score: str, own: Sequence[Ours]) -> Plot:

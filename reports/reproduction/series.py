@@ -46,6 +46,13 @@ class Unit(NamedTuple):
     factor: float = 100.0
     """What the score is multiplied with."""
     digits: int = 1
+    theirs: str = "percent"
+    """How a published value in the same unit names it."""
+
+    def differing(self, published: str) -> tuple[str, str]:
+        """The unit of published values and ours, if they differ; else twice ""."""
+        own = self.name.rpartition("(")[2].rstrip(")")
+        return ("", "") if published.startswith(self.theirs) else (published, own)
 
 
 UNITS: Mapping[str, Unit] = {
@@ -55,12 +62,12 @@ UNITS: Mapping[str, Unit] = {
     "em_prefix": Unit("EM (%)"),
     RELATIVE: Unit("relative F1 (%)"),
     CHANGE: Unit(f"change of F1 relative to {FLOOR} (%)", digits=0),
-    "bits_per_byte": Unit("bits per byte", 1, 3),
-    "reconstruction_perplexity": Unit("perplexity after reading", 1, 2),
-    "completion_perplexity": Unit("perplexity of what follows", 1, 2),
-    "observe_seconds": Unit("time of observing a stream (min)", 1 / 60, 2),
-    "observe_peak_bytes": Unit("peak memory in observing (GB)", 1e-9, 2),
-    "answer_flops": Unit("operations per question (GFLOP)", 1e-9, 3),
+    "bits_per_byte": Unit("bits per byte", 1, 3, "bits per byte"),
+    "reconstruction_perplexity": Unit("perplexity after reading", 1, 2, "ppl"),
+    "completion_perplexity": Unit("perplexity of what follows", 1, 2, "ppl"),
+    "observe_seconds": Unit("time of observing a stream (min)", 1 / 60, 2, "min"),
+    "observe_peak_bytes": Unit("peak memory in observing (GB)", 1e-9, 2, "GB"),
+    "answer_flops": Unit("operations per question (GFLOP)", 1e-9, 3, "GFLOP"),
 }
 """The scores that a figure can show, in the unit of the papers."""
 NO_PLACE = 0.0
@@ -146,6 +153,10 @@ def ours(figure: Figure, score: str, board: Board, runs: Path) -> Ours:
         else:
             lines[name] = line
             estimates[name] = {x: _estimate(board, row, score, items, figure.along) for x, items in line.items()}
+    places = {x for line in lines.values() for x in line}
+    for name, line in lines.items():
+        if lacking := sorted(places - line.keys()):
+            left_out.append(f"{name} at {', '.join(f'{x:g}' for x in lacking)} (not complete)")
     return Ours(board, lines, estimates, tuple(left_out))
 
 
@@ -214,7 +225,8 @@ def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str
         return lambda row, score: {
             float(other.config["k"]): _by_run(runs, other, score)
             for other in board.rows
-            if (other.method, other.arm) == (row.method, "stream") and isinstance(other.config.get("k"), int)
+            if (other.method, other.arm, other.status) == (row.method, "stream", "complete")
+            if isinstance(other.config.get("k"), int)
             if _without_k(other) == _without_k(row)
         }
     of = families(board)
@@ -227,7 +239,8 @@ def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str
     def read(row: Row, score: str) -> Values:
         family = next((one for one in of if row in one.rows.values()), None)
         found = sorted(places(family), key=lambda pair: pair[0]) if family else []
-        return {x: _by_run(runs, other, "f1" if score == RELATIVE else score) for x, other in found}
+        whole = ((x, other) for x, other in found if other.status == "complete")
+        return {x: _by_run(runs, other, "f1" if score == RELATIVE else score) for x, other in whole}
 
     return read
 

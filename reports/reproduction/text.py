@@ -18,8 +18,8 @@ VERDICT = "verdict"
 """Heading of the column of words."""
 APART = (
     "The sizes differ, so absolute values do not compare: ours and the published ones have panels and tables of their "
-    "own, and the verdict is on the shape alone, at the last place of a curve. It does not say that anything was "
-    "reproduced. The papers print no error bars, so a small gap of theirs may be chance."
+    "own, and the verdict is on the shape alone, at the last place of a curve and on the change along it. It does not "
+    "say that anything was reproduced. The papers print no error bars, so a small gap of theirs may be chance."
 )
 
 
@@ -59,7 +59,13 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
         )
         if any(shape.unread for _, shape in shapes):
             yield "Left out: gaps and changes in the paper that are smaller than the error of reading them."
-        if differing := [f"{panel.name}: {text}" for panel, shape in shapes for text in shape.differing]:
+        differing = [
+            f"{panel.name}: {sign.sentence(unit.digits, unit.differing(panel.theirs.unit))}"
+            for panel, shape in shapes
+            for unit in [UNITS[panel.score]]
+            for sign in shape.differing
+        ]
+        if differing:
             yield f"{DIFFERS[0].upper()}{DIFFERS[1:]}:"
             yield _list(differing)
     for panel in comparison.panels if not shapes else ():
