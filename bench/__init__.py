@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.seeds import seed_for
     from reports.frames import Results, load_results
 
-PROTOCOL = "2.0"
+PROTOCOL = "2.1"
 """Version of the rules in docs/rules.md: any change of a rule that can change a score bumps it."""
 
 __version__ = "0.1.0"

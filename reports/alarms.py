@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
+from bench.records.tuning import best
 from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find
 from reports.statistics import paired_difference
 
@@ -13,6 +14,9 @@ LEVEL = 0.05
 """Level of the tests."""
 FAR = 3.0
 """Standard errors (SE_doc) of the difference by which a placebo arm counts as far above closed book."""
+UNEVEN, SHORTEST = 2.0, 1.0
+"""Ratio of seconds for the same operations, in scoring the streams of a row, above which a machine was loaded unevenly;
+and the fewest seconds of scoring a stream that tell it."""
 EXPLODED = 2.0
 """Multiple of the unadapted model's token NLL above which a run counts as exploded."""
 
@@ -30,7 +34,9 @@ def remarks(entries: Entries, tuning: Sequence[TuningRecord], runs: Path) -> lis
         *_exploded(rows),
         *_placebo(entries),
         *_equal_trials(tuning),
+        *_at_the_floor(tuning),
         *_anchors(rows),
+        *_uneven_load(rows),
     ]
 
 
@@ -129,6 +135,37 @@ def _equal_trials(tuning: Sequence[TuningRecord]) -> Iterator[str]:
         yield (
             f"Every trial has the same score: {', '.join(dict.fromkeys(undecided))}. It does not tell the settings "
             f"apart, and only the answers' NLL has decided."
+        )
+
+
+def _at_the_floor(tuning: Sequence[TuningRecord]) -> Iterator[str]:
+    """The chosen settings score no more on validation than the method without documents."""
+    found = []
+    for record in tuning:
+        index = best(record.metric, record.floor, record.trials)
+        score = None if index is None else record.trials[index]["score"]
+        if record.metric == "f1" and record.floor is not None and score is not None and score <= record.floor:
+            found.append(f"{record.method} (F1 {score:.3f} against {record.floor:.3f})")
+    if found:
+        yield (
+            f"No settings that were tried score above the method without documents on validation: "
+            f"{', '.join(dict.fromkeys(found))}."
+        )
+
+
+def _uneven_load(rows: Sequence[Row]) -> Iterator[str]:
+    """Scoring the streams of a row took very different seconds for each operation."""
+    ratios = {}
+    for row in rows:
+        scoring = [cost.score for record in row.records if (cost := record.costs) and cost.score.seconds >= SHORTEST]
+        rates = [tally.seconds / tally.flops for tally in scoring if tally.flops]
+        if len(rates) > 1 and max(rates) > UNEVEN * min(rates):
+            ratios[row.label] = max(rates) / min(rates)
+    if ratios:
+        label = max(ratios, key=ratios.__getitem__)
+        yield (
+            f"The machine was loaded unevenly: scoring took up to {ratios[label]:.1f} times as long for the same "
+            f"operations ({label}). Compare operations, not seconds."
         )
 
 

@@ -220,7 +220,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         model=first.spec.model,
         streams=streams,
         headline=headline,
-        reference=REFERENCE if reference is None or reference_row is None else reference_row.label,
+        reference=REFERENCE if reference_row is None else reference_row.label,
         rows=tuple(rows),
         tuning=tuple(tuning),
         remarks=(

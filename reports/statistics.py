@@ -49,14 +49,15 @@ class Estimate:
     def p_value(self) -> float | None:
         """Two-sided p-value of the null hypothesis that the mean is 0, by the same t distribution.
 
-        None without a standard error. If there is no spread it is 1 for a mean of 0, and 0 for another one.
+        None without a standard error. If there is no spread it is 1 for a mean of 0, or with two units, which can agree
+        by chance, and else 0.
         """
         from scipy.special import stdtr
 
         if self.se is None:
             return None
         if abs(self.mean) < NOTHING or not self.se:
-            return float(abs(self.mean) < NOTHING)
+            return float(abs(self.mean) < NOTHING or self.n < 3)
         return float(2 * stdtr(self.degrees, -abs(self.mean) / self.se))
 
     def __str__(self) -> str:

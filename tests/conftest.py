@@ -11,7 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more threads, tiny models 
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)  # machines may be busy
+hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"

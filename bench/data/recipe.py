@@ -91,6 +91,8 @@ class StreamPolicy(_Strict):
     group: bool | Literal["alone"] = False
     """Draw whole groups (an entity, an article) rather than single documents; ``alone``: the beginning of one group,
     for documents that build on those before them."""
+    groups: pydantic.PositiveInt = 1
+    """Fewest groups in a stream: of each at most its share of the stream's documents is used."""
     order: Literal["timestamp", "grouped", "random"] = "random"
     sizes: Mapping[Split, Annotated[tuple[Size, ...], pydantic.BeforeValidator(_listed)]] = {}
     """Sizes of the streams to freeze; one, or a list."""

@@ -7,10 +7,9 @@ manifest detects later changes of the data, and keeps the stream if the rule cha
 
 from __future__ import annotations
 
-import itertools
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -89,11 +88,12 @@ def draw(
 ) -> tuple[Entry, ...]:
     """The entries of stream ``index`` of n = ``documents`` documents (None: the whole split in file order).
 
-    The groups of the split (single documents without ``policy.group``) are sorted by hash and concatenated. Stream k is
-    the k-th run of n documents, so streams of one length share no document and cut at most one group at each border.
-    Each run is then sorted by ``policy.order``: ``timestamp`` (ties in file order), ``grouped`` (groups as drawn, file
-    order within a group) or ``random`` (by a hash of the document). With ``policy.group: alone`` stream k is the first
-    n documents of the k-th group that has as many.
+    The groups of the split (single documents without ``policy.group``) are sorted by hash. Stream k begins with the
+    first group that no earlier stream has, and takes documents of one group after another, of each at most its share of
+    n among ``policy.groups``, until it has n. So streams of one length share no group. Each is then sorted by
+    ``policy.order``: ``timestamp`` (ties in file order), ``grouped`` (groups as drawn, file order within a group) or
+    ``random`` (by a hash of the document). With ``policy.group: alone`` stream k is the first n documents of the k-th
+    group that has as many.
 
     Raises:
         BenchError: the split is too small, or the order is by time and a document has no timestamp.
@@ -117,10 +117,9 @@ def draw(
         runs = [group[:documents] for group in ordered if len(group) >= documents]
         there = f"{len(runs)} groups of that length"
     else:
-        line = list(itertools.chain.from_iterable(ordered))
-        ends = range(documents, len(line) + 1, documents) if documents > 0 else ()
-        runs = [line[end - documents : end] for end in ends]
+        runs = _whole_groups(ordered, documents, policy.groups)
         there = f"{len(entries)} documents"
+        there += f" in {len(ordered)} groups" if len(ordered) < len(entries) else ""
     if index >= len(runs):
         raise BenchError(
             f"{split!r} of {dataset} has {there}, too few for {index + 1} disjoint stream(s) of {documents}: use fewer "
@@ -135,6 +134,19 @@ def draw(
     elif policy.order == "random":
         run.sort(key=lambda position: rank(index, entries[position].document.id))
     return tuple(entries[position] for position in run)
+
+
+def _whole_groups(groups: Iterable[list[int]], documents: int, fewest: int) -> list[list[int]]:
+    """Streams of documents from groups that no other stream has, at least so many groups in each."""
+    most = math.ceil(documents / fewest)
+    streams: list[list[int]] = []
+    stream: list[int] = []
+    for group in groups if documents > 0 else ():
+        stream += group[: min(most, documents - len(stream))]
+        if len(stream) == documents:
+            streams.append(stream)
+            stream = []
+    return streams
 
 
 def build(

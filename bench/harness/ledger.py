@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import psutil
 import torch
@@ -19,6 +20,11 @@ from bench.records.schema import Costs, Tally
 PHASES = ("fit", "score", "observe", "answer")
 COUNT_EVERY = 32
 """Operations are counted in one n-th of a phase's work, and in some of its first calls, and scaled to all of it."""
+
+
+Kind = Literal["alone", "graph", "counted"]
+"""Calls whose costs are not alike: those that keep or use a graph of scoring, and those that are always counted."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Ledger:
 
     def __init__(self, lm: BaseModel) -> None:
         self.lm = lm
-        self._calls = {(name, graph): _Calls() for name in PHASES for graph in (False, True)}
+        self._calls = {(name, kind): _Calls() for name in PHASES for kind in KINDS}
         self._scoring = 0.0
         """Work of the backward pass of the last scoring."""
 
@@ -72,9 +78,10 @@ class Ledger:
 
         ``graph`` says that a scoring keeps its graph, or that observing may go on from the graph of the last scoring.
         Without that, and if the base reads nothing, the cost is assumed to be proportional to ``tokens``, those of the
-        text. With ``count`` the block's operations are always counted, not only in the sample.
+        text. With ``count`` the block's operations are always counted, and apart from the sample.
         """
-        calls, device = self._calls[name, graph], self.lm.device
+        kind: Kind = "counted" if count else "graph" if graph else "alone"
+        calls, device = self._calls[name, kind], self.lm.device
         counter = FlopCounter() if count or calls.is_counted_next() else None
         meter = ReadingMeter(self.lm)
         _reset_peak(device)
@@ -102,7 +109,7 @@ class Ledger:
 
     def seconds(self, name: str) -> float:
         """Seconds charged to a phase so far."""
-        return sum(self._calls[name, graph].seconds for graph in (False, True))
+        return sum(self._calls[name, kind].seconds for kind in KINDS)
 
     def costs(self, state_bytes: int, training: Tally) -> Costs:
         """Costs of all phases so far, with the bytes of the method's state and the cost of its trained weights."""
@@ -110,7 +117,7 @@ class Ledger:
         return Costs(state_bytes=state_bytes, training=training, **phases)
 
     def _tally(self, name: str) -> Tally:
-        kinds = [self._calls[name, graph] for graph in (False, True)]
+        kinds = [self._calls[name, kind] for kind in KINDS]
         return Tally(
             seconds=sum(calls.true_seconds() for calls in kinds),
             flops=sum(calls.flops() for calls in kinds),

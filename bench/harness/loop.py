@@ -212,7 +212,9 @@ class Loop:
         size = self.method.segment_tokens
         segments: Sequence[Document] = [document] if size is None else self.lm.segments(document, size)
         notes = TokenNotes(position, document, self.entries, position < self.gradient_norms)
-        with self.hook("begin_document", position):
+        begins = type(self.method).begin_document is not Method.begin_document
+        phase = self.ledger.phase("observe", 0, count=True) if begins else contextlib.nullcontext()
+        with self.hook("begin_document", position), phase:
             self.method.begin_document()
         for index, segment in enumerate(segments):
             batch = self.lm.tokens(segment)
@@ -251,7 +253,7 @@ class Loop:
         reading = self.method.reading
         keep_graph = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
         if keep_graph:
-            with self.hook("before_scoring", self.position):
+            with self.hook("before_scoring", self.position), self.ledger.phase("observe", 0, count=True):
                 self.method.before_scoring()
         mix = self._mix  # what it costs may grow along the stream, so that a sample does not show it
         phase = self.ledger.phase("score", len(batch), graph=keep_graph, count=mix is not None)
@@ -302,7 +304,7 @@ class Loop:
         with self.hook("state_dict", self.position):
             state = self.method.state_dict()
         torch.manual_seed(seed_for(self.seed, "flush", when))
-        with self.hook("flush", self.position), self.ledger.phase("observe", 0):
+        with self.hook("flush", self.position), self.ledger.phase("observe", 0, count=True):
             self.method.flush()
         yield
         with self.hook("load_state_dict", self.position):
@@ -342,7 +344,7 @@ class Loop:
             with self.hook("answering", self.position), self.ledger.phase("answer", 0, count=True):
                 stack.enter_context(self.method.answering())
             yield
-            with self.hook("answering", self.position):
+            with self.hook("answering", self.position), self.ledger.phase("answer", 0, count=True):
                 stack.close()
         for (name, _), old, new in zip(self.lm.named_tensors(), before, checksum(self.lm), strict=True):
             if old != new:

@@ -17,6 +17,8 @@ MixNextToken = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LARGEST_DIFFERENCE = 0.02
 """Largest total variation distance between a position's distribution alone and among others: rounding is below it."""
+LARGEST_GAIN = 0.1
+"""The same, in nats, for the token that follows."""
 
 
 @contextmanager
@@ -47,11 +49,15 @@ def mixed(mix: MixNextToken, logits: Tensor, hidden: Tensor, ids: Tensor) -> Ten
         at = secrets.randbelow(len(log_probs))
         seen = ids[: len(ids) - len(log_probs) + at + 1]
         alone = _distributions(mix, log_probs[at : at + 1], hidden[at : at + 1], seen)[0]
-        distance = 0.5 * (alone.detach().exp() - result[at].detach().exp()).abs().sum().item()
-        if not distance <= LARGEST_DIFFERENCE:
+        own, among = alone.detach(), result[at].detach()
+        distance = 0.5 * (own.exp() - among.exp()).abs().sum().item()
+        follows = ids[len(seen) : len(seen) + 1]  # what it predicts; nothing after the last id
+        gain = (among[follows] - own[follows]).abs().sum().item()
+        if not (distance <= LARGEST_DIFFERENCE and gain <= LARGEST_GAIN):
             raise RunError(
                 f"mix_next_token gives position {at} of {len(log_probs)} another distribution than alone (total "
-                f"variation {distance:.2g}). It may use the hidden state of a position and the ids up to it only."
+                f"variation {distance:.2g}, {gain:.2g} nats at the token that follows). It may use the hidden state of "
+                f"a position and the ids up to it only."
             )
     return result
 

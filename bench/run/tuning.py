@@ -55,10 +55,10 @@ class Tuning:
     """The search for a method's settings within a budget of ``trials``.
 
     Two thirds of the trials cover the space, the rest is around the best of these, first beyond the edges at which it
-    is. Either part runs on the first third of each stream; the best third that scores above the method without
-    documents goes on to whole streams; if none of it still does there, as after steps that are too large for long, the
-    next best ones follow. With a ``limit``, candidates that observe with more operations per token are
-    dropped, and others take their place.
+    is; if that is not above the method without documents, the rest covers the space further. Either part runs on the
+    first third of each stream; the best third goes on to whole streams; if none of it is above the method without
+    documents there, as after steps that are too large for long, the next best ones follow. With a ``limit``, candidates
+    that observe with more operations per token are dropped, and others take their place.
     """
 
     space: SearchSpace
@@ -104,7 +104,7 @@ class Tuning:
         draws = self.trials * DRAWS
         waiting = [settings for settings in explore(self.space, self.defaults, draws) if self.is_valid(settings)]
         yield from self._halve(waiting, self.first)
-        if (best := self.best()) is not None:
+        if (best := self.best()) is not None and self._is_above(self.measure(best).score, self.floor()):
             tried = [trial.settings for trial in self.done]
             waiting = refine(self.space, tried, best.settings, draws, self.width, self.is_valid)
         yield from self._halve(waiting, self.trials - len(self.done))
@@ -129,10 +129,9 @@ class Tuning:
                     self.others += trial.cells
         self.done += new
         if prefix is not None:
-            ranked = self._ranked(new, prefix)
             share = max(1, math.ceil(len(new) / ETA))
-            for start in range(0, max(1, len(ranked)), share):  # the floor is measured even if no trial is left
-                going_on = ranked[start : start + share]
+            waves = [some[at : at + share] for some in self._ranked(new, prefix) for at in range(0, len(some), share)]
+            for going_on in waves or [[]]:  # the floor is measured even if no trial is left
                 for trial in going_on:
                     trial.cells += self.make_cells(trial.settings, "stream", None)
                 yield [cell for trial in going_on for cell in trial.cells] + self._floor_cells(None)
@@ -164,17 +163,17 @@ class Tuning:
         """True if there is a score, and F1 is above the floor."""
         return score is not None and (self.metric != "f1" or floor is None or score > floor)
 
-    def _ranked(self, trials: Sequence[Trial], prefix: int) -> list[Trial]:
-        """The trials that score above the floor, best first; only the best one if none does."""
+    def _ranked(self, trials: Sequence[Trial], prefix: int) -> tuple[list[Trial], list[Trial]]:
+        """The trials that score above the floor, and the others with results, the best first."""
         floor = self.floor(prefix)
         merits = []
         for index, trial in enumerate(trials):
             score, nll, *_ = self.measure(trial)
             if score is not None:
-                merits.append((tuning.merit(self.metric, score, nll, floor), -index, score))
-        merits.sort(reverse=True)
-        above = [item for item in merits if self._is_above(item[2], floor)] or merits[:1]
-        return [trials[-index] for _, index, _ in above]
+                merits.append((tuning.merit(self.metric, score, nll, floor), -index))
+        ranked = [trials[-index] for _, index in sorted(merits, reverse=True)]
+        above = [trial for trial in ranked if self._is_above(self.measure(trial).score, floor)]
+        return above, [trial for trial in ranked if trial not in above]
 
     def measure(self, trial: Trial) -> tuning.Measurement:
         """The scores of a trial that has run."""

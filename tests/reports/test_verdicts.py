@@ -51,7 +51,7 @@ def test_a_planted_disagreement_is_found():
     assert words(found) == {"high above low": DIFFERS}
     assert found.word == DIFFERS
     # differences -3.1, -2.8, -3.1 and -3.0: mean -3.0, standard deviation 0.1414, 3.182 of a half of it
-    assert found.differing == ["high above low by 20.5 in the paper, by -3.0 ± 0.2 here."]
+    assert [sign.sentence() for sign in found.differing] == ["high above low by 20.5 in the paper, by -3.0 ± 0.2 here."]
 
 
 def test_a_sign_that_differs_outweighs_ranks_that_agree():
@@ -111,7 +111,7 @@ def test_a_curve_that_goes_the_other_way_differs():
     curves = ours(a=[(1.0, 1.1, 0.9, 1.0), (2.0, 2.2, 1.9, 2.0)], b=[(3.0, 3.1, 3.2, 3.0), (2.0, 2.0, 2.1, 1.9)])
     found = shape(curves, published(a=["9.0", "5.0"], b=["9.0", "4.0"]))
     assert words(found) == {"a falls": DIFFERS, "b falls": AGREES, "a above b": UNRESOLVED}
-    assert found.differing[0].startswith("a falls by 4.0 in the paper, by -1.0")
+    assert found.differing[0].sentence().startswith("a falls by 4.0 in the paper, by -1.0")
 
 
 def test_only_what_both_have_is_compared():

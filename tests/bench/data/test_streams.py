@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,14 +44,21 @@ groups = st.lists(st.integers(1, 6), min_size=1, max_size=12).map(
 )
 
 
-@given(groups, st.integers(1, 10))
-def test_streams_share_no_document_and_keep_groups_together(entries: list[Entry], documents: int) -> None:
-    samples = [draw(entries, documents, index, GROUPED) for index in range(len(entries) // documents)]
+@given(groups, st.integers(1, 10), st.integers(1, 3))
+def test_streams_share_no_group_and_keep_groups_together(entries: list[Entry], documents: int, fewest: int) -> None:
+    policy = StreamPolicy(group=True, groups=fewest, order="grouped")
+    samples = []
+    with suppress(BenchError):
+        while True:
+            samples.append(draw(entries, documents, len(samples), policy))
     line = [item for stream in samples for item in stream]
     assert all(len(stream) == documents for stream in samples)
     assert len({item.document.id for item in line}) == len(line)
     changes = sum(before.group != after.group for before, after in pairwise(line))
-    assert changes == max(0, len({item.group for item in line}) - 1), "a group comes in one piece"
+    assert changes == max(0, len({item.group for item in line}) - 1), "a group comes in one piece, in one stream"
+    for stream in samples:
+        most = Counter(item.group for item in stream)
+        assert max(most.values()) <= math.ceil(documents / fewest) and len(most) >= min(fewest, documents)
     for group in {item.group for item in line}:
         place = [entries.index(item) for item in line if item.group == group]
         assert place == sorted(place), "a group keeps the order of the file"

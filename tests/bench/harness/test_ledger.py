@@ -107,7 +107,7 @@ def test_seconds_are_scaled_by_the_same_work_from_the_calls_that_are_not_slowed_
     monkeypatch.setattr(ledger, "COUNT_EVERY", 4)
     book, counted = Ledger(BaseModel.load(str(llama))), []
     for tokens in (1, 2, 3, 4, 5, 6, 50, 7):
-        counted.append(book._calls["observe", False].is_counted_next())
+        counted.append(book._calls["observe", "alone"].is_counted_next())
         with book.phase("observe", tokens):
             torch.ones(1, tokens) @ torch.ones(tokens, 1)
             now += tokens * (10 if counted[-1] else 1)

@@ -116,7 +116,29 @@ def test_answers_and_their_likelihoods_are_mixed_likewise(
 def test_what_is_no_distribution_or_looks_ahead_is_refused(hook, problem: str) -> None:  # type: ignore[no-untyped-def]
     logits = 5 * torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RunError, match=problem):
-        mixed(hook, logits, torch.zeros(6, 3), torch.arange(9))
+        mixed(hook, logits, torch.zeros(6, 3), torch.arange(9) % 7)
+
+
+def test_a_little_mass_on_the_token_that_follows_is_seen_too() -> None:
+    """It would be below what rounding moves in all, and yet lower the NLL by nats."""
+    ids, spread = torch.arange(9) % 7, torch.full((6, 7), -20.0)
+    spread[:, 0] = 0.0  # all other tokens are unlikely
+
+    def peek(log_probs: torch.Tensor, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        if len(log_probs) == 1:
+            return log_probs
+        following = torch.zeros_like(log_probs).scatter_(1, ids[4:][:, None], 0.015)  # of all positions but the last
+        return (0.985 * log_probs.exp() + following).log() if len(following) == 5 else log_probs
+
+    def mostly(log_probs: torch.Tensor, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        return log_probs if len(log_probs) == 1 else torch.cat([peek(log_probs[:5], hidden, seen), log_probs[5:]])
+
+    def score_often() -> None:
+        for _ in range(50):  # the position that is looked at is drawn
+            mixed(mostly, spread, torch.zeros(6, 3), ids)
+
+    with pytest.raises(RunError, match=r"nats at the token that follows"):
+        score_often()
 
 
 def test_hidden_states_are_those_that_predict_each_token_in_every_window(lm: BaseModel) -> None:

@@ -105,7 +105,8 @@ def test_the_progress_of_a_run_counts_every_cell_once(
     runner.expect(progress)
     runner.run(executor := Inline(), progress)
     assert [state.done for state in states if state.exact][-1] == states[-1].total == len(set(executor.keys))
-    assert states[0].total >= states[-1].total, "the beginning states the most"
+    at_the_floor = tuning == BY_F1  # more trials than planned go on to whole streams
+    assert (states[0].total >= states[-1].total) != at_the_floor, "the beginning states the most"
     assert states[-1].exact and states[-1].share == 1 and states[-1].left == pytest.approx(0)
     assert {state.total - state.done for state in states[1:]} >= {0}
 

@@ -141,9 +141,26 @@ def test_at_the_floor_the_likelihood_of_the_answers_decides(world: World) -> Non
     world.nll = lambda settings, _: settings["rate"]
     search, (first, second, *_) = world.tune()
     lowest = min(settings_of(first, 3), key=lambda settings: settings["rate"])
-    assert settings_of(second, None) == [lowest], "none is above the floor, and those below it count as the floor"
+    assert settings_of(second, None)[0] == lowest, "none is above the floor, and those below it count as the floor"
+    assert all(trial.cells[-1].spec.prefix is None for trial in search.done), "so all go on to whole streams"
+    assert [trial.settings for trial in search.done] == explore(SPACE, DEFAULTS, 8), "and none is refined"
     best = search.best()
-    assert best is not None and best.settings["rate"] <= lowest["rate"]
+    assert best is not None and best.settings["rate"] == min(trial.settings["rate"] for trial in search.done)
+
+
+def test_a_trial_below_the_floor_on_the_first_part_follows_if_those_above_break(world: World) -> None:
+    candidates = explore(SPACE, DEFAULTS, 5)
+    largest = max(settings["rate"] for settings in candidates)
+    world.floor = 0.5
+
+    def score(settings: dict[str, Any], prefix: int | None) -> float:
+        early, late = (0.6, 0.1) if settings["rate"] >= largest else (0.4, 0.6)
+        return early if prefix else late
+
+    world.score = score
+    search, _ = world.tune()
+    best = search.best()
+    assert best is not None and best.settings["rate"] < largest and search.measure(best).score == pytest.approx(0.6)
 
 
 def test_the_choice_is_the_best_on_whole_streams(world: World) -> None:

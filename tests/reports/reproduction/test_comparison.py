@@ -34,7 +34,7 @@ def test_planted_agreement_is_found_in_every_published_panel(tmp_path):
         if panel.score == "f1_shortest" and panel.theirs.place in inverted:
             assert panel.shape.agreement.tau == pytest.approx(0.8), "one pair of ten"
             (differing,) = panel.shape.differing
-            assert differing.startswith("uniform above salient spans by 0.")
+            assert differing.sentence().startswith("uniform above salient spans by 0.")
 
 
 def test_planted_disagreement_is_found_in_every_published_panel(tmp_path):
