@@ -309,7 +309,7 @@ def test_every_planned_seed_is_trained_unless_one_is_named(
     path.write_text(planned.model_dump_json(exclude_unset=True))
     plugin = tmp_path / "shifts.py"
     plugin.write_text(PLUGIN)
-    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_: seed)
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_, **__: seed)
     overrides = Overrides(seed=seed)
     assert training.train_target("shifts", str(path), overrides, tmp_path, plugins=[str(plugin)]) == trained
 
@@ -321,7 +321,7 @@ def test_a_method_is_trained_on_each_pair_of_data_set_and_base(
     planned = make_experiment(keepers, llama, ["shifts"], models=models, seeds=[4, 5])
     path = tmp_path / "keepers.yaml"
     path.write_text(planned.model_dump_json(exclude_unset=True))
-    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_: (experiment.model, seed))
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, *_, **__: (experiment.model, seed))
     trained = training.train_target("shifts", str(path), Overrides(), tmp_path, plugins=[plugin])
     assert trained == [(model, seed) for model in models for seed in (4, 5)]
     only = Overrides(model=models[1], seed=4)
@@ -357,7 +357,9 @@ def test_what_another_process_trains_is_left_to_it(
     folder = train(plan(), tmp_path, plugin)
     lines: list[str] = []
     with claims.claimed(tmp_path / "train", folder.name):
-        nothing = training.train("shifts", plan(), 0, tmp_path / "other", tmp_path / "train", [plugin], lines.append)
+        nothing = training.train(
+            "shifts", plan(), 0, tmp_path / "other", tmp_path / "train", [plugin], say=lines.append
+        )
     assert nothing is None and f"trains {folder.name}" in lines[0]
     assert not list((tmp_path / "other").iterdir())
 
@@ -394,7 +396,7 @@ def test_only_the_unchanged_default_experiment_replaces_the_committed_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugins = [plugin] if with_plugin else []
-    monkeypatch.setattr(training, "train", lambda name, experiment, seed, out, *_: out)
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, out, *_, **__: out)
     outs = training.train_target("cmt", "default", Overrides(**changes), tmp_path, plugins=plugins)
     assert set(outs) == {artifacts.COMMITTED if committed else tmp_path / artifacts.FOLDER}
 

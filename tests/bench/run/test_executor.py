@@ -267,7 +267,7 @@ def test_there_are_as_many_workers_as_fit_into_memory(available: float, jobs: in
 
 
 def test_a_base_that_cannot_be_read_is_refused_and_one_that_may_not_learn_is_remarked_on() -> None:
-    with pytest.raises(BenchError, match=r"needs 1\.0 GB of memory, and 0\.5 GB are available\. Close other programs"):
+    with pytest.raises(BenchError, match=r"needs 1\.4 GB of memory, and 0\.5 GB are available\. Close other programs"):
         affordable_jobs(4, 10**8, 5 * 10**8)
     remark = "Memory may run out: a worker needs up to 3.2 GB of memory, and 2.0 GB are available."
     assert affordable_jobs(1, 10**8, 2 * 10**9) == (1, remark)
