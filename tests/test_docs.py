@@ -42,7 +42,7 @@ PAGES = (
 PAGES_WITH_PATHS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))))
 FOLDERS = ("bench", "datasets", "docs", "methods", "reports", "tests")
 SUFFIXES = {".bib", ".cff", ".csv", ".json", ".jsonl", ".md", ".png", ".py", ".toml", ".txt", ".yaml"}
-CREATED = {"out/", "runs/", "methods/recency.py", "my_squad.json", "small.yaml"}
+CREATED = {"out/", "runs/", "run.json", "methods/recency.py", "my_squad.json", "small.yaml"}
 """Paths that exist only after the commands of the pages have run."""
 OFF_THE_BOARD = {"dense_retrieval", "full_context", "knn_lm", "replay", "joint"}
 """Methods that are of no use to a small base, or in the experiment `evolving`; docs/methods.md says why."""
@@ -323,6 +323,23 @@ def test_every_command_of_the_page_runs(
         run(command, clone)
         if command == "python run_bench.py new method recency":
             (clone / "methods" / "recency.py").write_text(block("plug-in: recency"))
+
+
+def test_every_option_of_the_pages_exists() -> None:
+    import typer
+
+    import run_bench
+
+    def options(command: Any) -> Iterator[str]:
+        yield from (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
+        for inner in getattr(command, "commands", {}).values():
+            yield from options(inner)
+
+    foreign = {"--help", "--no-deps", "--wheel-dir", "--revised"}  # of pip, and of a generator
+    known = {*options(typer.main.get_command(run_bench.app)), *foreign}
+    pages = [*PAGES_WITH_PATHS, "CHANGELOG.md", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
+    named = {str(page): set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) for page in pages}
+    assert {page: unknown for page, names in named.items() if (unknown := names - known)} == {}
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_PATHS)
