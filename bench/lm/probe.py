@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Ability = Literal["padding", "soft_prompts", "key_value_prefixes", "carried_cache", "float_weights"]
 """What a method may need of a base beyond text: see the fields of :class:`Abilities`."""
-TOLERANCE = 1e-3
+TOLERANCE = 3e-4
 """Largest difference (nats) between equal log-probabilities, for logits up to 30; more for larger ones."""
 _PARTS = ((4, 2), (11, 4), (7, 1))
 """Tokens of each text and of its continuation, so that the rows leave a batch one after another."""
