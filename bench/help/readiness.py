@@ -12,6 +12,7 @@ from pathlib import Path
 from bench import paths
 from bench.contract.method import validate_config
 from bench.data import recipe
+from bench.data.arms import Arm
 from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
@@ -121,14 +122,19 @@ def measure(
 
 
 def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
-    """The method with each of the settings that are tried, on one arm and with one seed."""
+    """The method with each of the settings that are tried, on its first arm and with its first seed.
+
+    The first settings are also tried without documents if tuning has such cells.
+    """
     if not planned.can_run(plan):
         return
     space, kind = planned.spaces[id(plan)], planned.methods[plan.name]
     defaults = validate_config(kind, plan.config).model_dump(mode="json")
-    for settings in explore(space, defaults, MEASURED_SETTINGS) if space else [{}]:
+    on = planned.experiment.tuning
+    floor: list[Arm] = ["empty"] if space and on is not None and on.metric == "f1" else []
+    for number, settings in enumerate(explore(space, defaults, MEASURED_SETTINGS) if space else [{}]):
         config = {**plan.config, **settings}
         with suppress(BenchError):  # a combination that the method refuses
             validate_config(kind, config)
-            one = {"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": plan.arms[:1]}
-            yield plan.model_copy(update=one)
+            arms = list(dict.fromkeys([*plan.arms[:1], *(floor if number == 0 else ())]))
+            yield plan.model_copy(update={"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": arms})

@@ -30,16 +30,15 @@ class Load:
     @property
     def kinds(self) -> Iterator[tuple[str, ...]]:
         """What cells of about the same cost for each document have in common, the most alike first."""
-        alike = (
-            self.base,
-            self.method,
-            self.dataset,
-            self.split,
-            self.arm,
-            *([] if self.config is None else [self.config]),
-        )
-        for length in range(len(alike), 1, -1):
-            yield alike[:length]
+        method = (self.base, self.method)
+        of_split = (*method, self.dataset, self.split)
+        if self.config is not None:
+            yield *of_split, self.arm, self.config
+        yield *of_split, self.arm
+        yield of_split
+        yield *method, self.dataset, "any split", self.arm
+        yield *method, self.dataset
+        yield method
 
 
 def load_of(spec: CellSpec, documents: int = 1) -> Load:
