@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from bench.records.schema import Tally
 from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning, write_run
 from reports.alarms import remarks
 from reports.board import build, load
 from reports.rows import make_row, read_items
 from tests.reports import records_factory
-from tests.reports.records_factory import record, spec, tuning_record
+from tests.reports.records_factory import costs, record, spec, tuning_record
 
 STREAMS = ("test-20-0", "test-20-1", "test-20-2")
 CONTROLS = {("closed_book", "stream"): 0.05, ("gold_in_prompt", "stream"): 0.9}
@@ -20,7 +21,8 @@ SOUND = {**CONTROLS, ("uniform", "stream"): 0.4, ("uniform", "placebo"): 0.05, (
 def alarms(tmp_path):
     """A function of the level of F1 by method and arm, and of changes by method; returns the alarms of the board.
 
-    ``silent`` is the number of documents of each stream whose answers are empty and wrong, by method.
+    A change may be a function of the number of the stream. ``silent`` is the number of documents of each stream whose
+    answers are empty and wrong, by method.
     """
 
     def of(levels, tuning=(), silent=None, **changes):
@@ -29,7 +31,8 @@ def alarms(tmp_path):
             for k, stream in enumerate(STREAMS):
                 f1 = [[float((7 * i + 3 * j + k) % 20 < 20 * level) for j in range(2)] for i in range(20)]
                 events = {"nll": [2.0] * 20, "anchor_before": 0.5, "anchor_after": 0.5} if arm == "stream" else {}
-                run_id = record(tmp_path, spec(method, stream, arm), f1, **{**events, **changes.get(method, {})})
+                own = {name: of(k) if callable(of) else of for name, of in changes.get(method, {}).items()}
+                run_id = record(tmp_path, spec(method, stream, arm), f1, **{**events, **own})
                 ids.append(run_id)
                 if number := (silent or {}).get(method):
                     silence(run_id, number)
@@ -145,3 +148,26 @@ def test_rows_without_anchor_scores_among_others_with_them(alarms):
     assert alarms(SOUND, uniform={"anchor_before": None, "anchor_after": None}) == [
         "No anchor scores, so forgetting is unknown: uniform."
     ]
+
+
+def test_settings_that_are_no_better_than_the_method_without_documents(tmp_path):
+    tried = [({"k": 1}, (0.1, 0.2)), ({"k": 2}, (0.1, 0.3))]
+    floors = {"lora": 0.2, "mac": 0.1}
+    keys = [tuning_record(tmp_path, name, tried, {"k": 2}, floor=floor) for name, floor in floors.items()]
+    assert remarks([], read_tuning(tmp_path, keys), tmp_path) == [
+        "No settings that were tried score above the method without documents on validation: lora (F1 0.200 against "
+        "0.200)."
+    ]
+
+
+def test_a_machine_that_was_loaded_unevenly(alarms):
+    def scoring(*seconds):
+        tallies = [Tally(seconds=each, flops=100.0, peak_bytes=20) for each in seconds]
+        return {"costs": lambda stream: costs().model_copy(update={"score": tallies[stream]})}
+
+    assert alarms(SOUND, uniform=scoring(2.0, 3.0, 3.9)) == []
+    assert alarms(SOUND, uniform=scoring(2.0, 3.0, 5.0)) == [
+        "The machine was loaded unevenly: scoring took up to 2.5 times as long for the same operations (uniform). "
+        "Compare operations, not seconds."
+    ]
+    assert alarms(SOUND, uniform=scoring(0.2, 0.3, 0.5)) == [], "too short to tell"
