@@ -59,12 +59,15 @@ def available_memory() -> int:
     return min(int(psutil.virtual_memory().available), *map(_left_in, _control_groups()))
 
 
+CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
 def _control_groups() -> Iterator[Path]:
     """The folders of this process's control group and of all above it, such as those of a container or a Slurm job."""
-    root = Path("/sys/fs/cgroup")
+    root = CONTROL_GROUPS
     yield root
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        for line in OWN_GROUP.read_text(encoding="utf-8").splitlines():
             hierarchy, _, name = line.split(":", 2)
             if hierarchy == "0":
                 own = root / name.lstrip("/")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import machine
 from bench.errors import BenchError
 from bench.machine import available_memory, usable_cores
 from bench.run import executor
@@ -272,6 +273,23 @@ def test_a_base_that_cannot_be_read_is_refused_and_one_that_may_not_learn_is_rem
     remark = "Memory may run out: a worker needs up to 3.2 GB of memory, and 2.0 GB are available."
     assert affordable_jobs(1, 10**8, 2 * 10**9) == (1, remark)
     assert 0 < available_memory() < 2**50
+
+
+def test_the_least_of_the_limits_around_a_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limit(group: Path, most: str, used: int) -> None:
+        group.mkdir(parents=True, exist_ok=True)
+        (group / "memory.max").write_text(most)
+        (group / "memory.current").write_text(str(used))
+        (group / "memory.stat").write_text("anon 5\ninactive_file 100\n")
+
+    limit(tmp_path / "slurm" / "job_7", "max", 500)
+    limit(tmp_path / "slurm", "3000", 1100)
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/slurm/job_7\n")
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUP", tmp_path / "own")
+    assert available_memory() == 3000 - (1100 - 100), "files that can be dropped are not used memory"
+    limit(tmp_path / "slurm" / "job_7", "1500", 500)
+    assert available_memory() == 1500 - (500 - 100)
 
 
 def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:
