@@ -17,8 +17,9 @@ MixNextToken = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LARGEST_DIFFERENCE = 0.02
 """Largest total variation distance between a position's distribution alone and among others: rounding is below it."""
-LARGEST_GAIN = 0.1
-"""The same, in nats, for the token that follows."""
+LARGEST_GAIN, REPETITIONS = 0.1, 7
+"""Most nats by which the token that follows may be likelier among others than alone, in the middle one of so many
+positions."""
 
 
 @contextmanager
@@ -46,17 +47,24 @@ def mixed(mix: MixNextToken, logits: Tensor, hidden: Tensor, ids: Tensor) -> Ten
         return log_probs
     result = _distributions(mix, log_probs, hidden, ids)
     if len(log_probs) > 1:
+
+        def differences(at: int) -> tuple[float, float]:
+            """Total variation from the position alone, and nats at the token that follows (0 after the last id)."""
+            seen = ids[: len(ids) - len(log_probs) + at + 1]
+            own = _distributions(mix, log_probs[at : at + 1], hidden[at : at + 1], seen)[0].detach()
+            among, follows = result[at].detach(), ids[len(seen) : len(seen) + 1]
+            nats = (among[follows] - own[follows]).sum().item()
+            return 0.5 * (own.exp() - among.exp()).abs().sum().item(), nats
+
         at = secrets.randbelow(len(log_probs))
-        seen = ids[: len(ids) - len(log_probs) + at + 1]
-        alone = _distributions(mix, log_probs[at : at + 1], hidden[at : at + 1], seen)[0]
-        own, among = alone.detach(), result[at].detach()
-        distance = 0.5 * (own.exp() - among.exp()).abs().sum().item()
-        follows = ids[len(seen) : len(seen) + 1]  # what it predicts; nothing after the last id
-        gain = (among[follows] - own[follows]).abs().sum().item()
-        if not (distance <= LARGEST_DIFFERENCE and gain <= LARGEST_GAIN):
+        distance, nats = differences(at)
+        if distance <= LARGEST_DIFFERENCE and nats > LARGEST_GAIN:  # one neighbour in place of another can do that
+            again = [differences(secrets.randbelow(len(log_probs)))[1] for _ in range(REPETITIONS)]
+            nats = min(nats, sorted(again)[REPETITIONS // 2])
+        if not (distance <= LARGEST_DIFFERENCE and nats <= LARGEST_GAIN):
             raise RunError(
                 f"mix_next_token gives position {at} of {len(log_probs)} another distribution than alone (total "
-                f"variation {distance:.2g}, {gain:.2g} nats at the token that follows). It may use the hidden state of "
+                f"variation {distance:.2g}, {nats:.2g} nats at the token that follows). It may use the hidden state of "
                 f"a position and the ids up to it only."
             )
     return result
