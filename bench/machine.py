@@ -64,14 +64,11 @@ CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def _control_groups() -> Iterator[Path]:
     """The folders of this process's control group and of all above it, such as those of a container or a Slurm job."""
-    root = CONTROL_GROUPS
-    yield root
+    own = CONTROL_GROUPS
     with suppress(OSError):
-        for line in OWN_GROUP.read_text(encoding="utf-8").splitlines():
-            hierarchy, _, name = line.split(":", 2)
-            if hierarchy == "0":
-                own = root / name.lstrip("/")
-                yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
+        lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
+        own /= next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    yield from (group for group in (own, *own.parents) if group.is_relative_to(CONTROL_GROUPS))
 
 
 def _left_in(group: Path) -> int:

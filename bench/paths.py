@@ -14,6 +14,9 @@ CONFIG, ADAPTER, SOURCE = "config.json", "adapter_config.json", "source.yaml"
 BASES = (CONFIG, ADAPTER, SOURCE)
 """Files by which the folder of a base model is known: a whole model, an adapter on another base, or where to get it."""
 
+ARTIFACTS, ARTIFACT = "artifacts", "artifact.json"
+"""The folder of trained weights under that of the records, and the manifest in each."""
+
 
 def datasets() -> list[str]:
     """Names of the datasets: folders with a recipe."""

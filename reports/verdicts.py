@@ -116,9 +116,8 @@ def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
     """
     ends = {name: values[max(values)] for name, values in theirs.items() if values and ours.get(name)}
     methods = sorted(ends, key=lambda name: (-ends[name].number, name))
-    last = max(
-        set[float]().union(*map(ours.__getitem__, methods)).intersection(*map(ours.__getitem__, methods)), default=0
-    )
+    places = [ours[name].keys() for name in methods]
+    last = max((x for own in places for x in own if all(x in other for other in places)), default=0.0)
     samples = {name: Sample.of(ours[name][last]) for name in methods}
     gaps, changes = [], []
     for a, b in itertools.combinations(methods, 2):

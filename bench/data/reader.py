@@ -248,7 +248,7 @@ def _answers(recipe: Recipe, where: str, row: Mapping[str, Any]) -> tuple[str, .
     column = recipe.column("answers")
     here = f"{where}, column {column}"
     if recipe.declares("answers") and column not in row:
-        raise BenchError(f"{where} has no column {column!r} (our 'answers').{nearest(column, row)}")
+        raise _no_column(recipe, where, row, "answers")
     raw = row.get(column)
     if isinstance(raw, dict) and "text" in raw:  # the hub's form of SQuAD: {"text": [...], "answer_start": [...]}
         raw = raw["text"]
@@ -354,11 +354,16 @@ def _cell(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column, requ
     column = recipe.column(name)
     if column not in row:
         if required or recipe.declares(name):
-            nested = isinstance(row.get("data"), list) and recipe.format != "squad"
-            hint = " The file is nested like SQuAD: use format: squad." if nested else nearest(column, row)
-            raise BenchError(f"{where} has no column {column!r} (our {name!r}).{hint}")
+            raise _no_column(recipe, where, row, name)
         return ""
     return _text(f"{where}, column {column}", row[column])
+
+
+def _no_column(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column) -> BenchError:
+    column = recipe.column(name)
+    nested = isinstance(row.get("data"), list) and recipe.format != "squad"
+    hint = " The file is nested like SQuAD: use format: squad." if nested else nearest(column, row)
+    return BenchError(f"{where} has no column {column!r} (our {name!r}).{hint}")
 
 
 def _text(where: str, value: Any) -> str:

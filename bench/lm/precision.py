@@ -85,7 +85,7 @@ def keep_casts(model: Any) -> None:
     """
     for module in model.modules():
         weight = module._parameters.get("weight")
-        if weight is not None and weight.ndim == 2 and type(weight) is Parameter and not isinstance(module, Embedding):
+        if weight is not None and weight.ndim == 2 and weight.is_floating_point() and not isinstance(module, Embedding):
             weight.__class__ = CastWeight
             _use_cast(module)
 

@@ -23,7 +23,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from bench import hashing, machine
+from bench import hashing, machine, paths
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, Trainer, training_of
 from bench.contract.method import Method
@@ -37,9 +37,9 @@ from bench.paths import ROOT
 from bench.records.schema import Tally
 
 COMMITTED = ROOT / "methods" / "trained"
-FOLDER = "artifacts"
+FOLDER = paths.ARTIFACTS
 """Folder of the artifacts that are not committed, under the folder of the records."""
-MANIFEST = "artifact.json"
+MANIFEST = paths.ARTIFACT
 WEIGHTS = "weights.safetensors"
 REMEDY = "Delete the artifact's folder, and train again."
 TRAINER = Path(inspect.getfile(Trainer))

@@ -22,7 +22,7 @@ from bench.run.claims import Running
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
-WEIGHTS, ARTIFACT = "artifacts/", "artifact.json"
+WEIGHTS = f"{paths.ARTIFACTS}/"
 LISTED = ("boards/", "tuning/", WEIGHTS)
 """Folders in a bucket with single files, beside those of the records."""
 MARK = ".bucket"
@@ -31,7 +31,7 @@ MARK = ".bucket"
 
 def _as_sent(path: Path) -> tuple[str, bool, str]:
     """Key of an order in which what makes others use a folder, its manifest, comes last."""
-    return str(path.parent), path.name in (MANIFEST, ARTIFACT), path.name
+    return str(path.parent), path.name in (MANIFEST, paths.ARTIFACT), path.name
 
 
 def place(runs: str | Path) -> Place:

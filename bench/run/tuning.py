@@ -170,10 +170,9 @@ class Tuning:
         for index, trial in enumerate(trials):
             score, nll, *_ = self.measure(trial)
             if score is not None:
-                merits.append((tuning.merit(self.metric, score, nll, floor), -index))
-        ranked = [trials[-index] for _, index in sorted(merits, reverse=True)]
-        above = [trial for trial in ranked if self._is_above(self.measure(trial).score, floor)]
-        return above, [trial for trial in ranked if trial not in above]
+                merits.append((tuning.merit(self.metric, score, nll, floor), -index, self._is_above(score, floor)))
+        ranked = [(trials[-index], is_above) for _, index, is_above in sorted(merits, reverse=True)]
+        return [trial for trial, is_above in ranked if is_above], [trial for trial, is_above in ranked if not is_above]
 
     def measure(self, trial: Trial) -> tuning.Measurement:
         """The scores of a trial that has run."""

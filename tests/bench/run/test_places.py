@@ -14,11 +14,12 @@ import pytest
 
 from bench.errors import BenchError
 from bench.files import write_bytes
+from bench.paths import ARTIFACT
 from bench.records.schema import Failure
 from bench.records.store import MANIFEST, read_board, read_run, write_run
 from bench.run import places
 from bench.run.experiment import Experiment
-from bench.run.places import ARTIFACT, Bucket, Place, place
+from bench.run.places import Bucket, Place, place
 from bench.run.runner import Runner
 from tests.bench.run.test_claims import PLUGIN
 from tests.conftest import ROOT
