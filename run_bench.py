@@ -185,6 +185,9 @@ def run(
         str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)", callback=_devices)
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="the same bits each time, also on a GPU; slower there")
+    ] = None,
     jobs: Jobs = None,
     hook_timeout: Annotated[
         float | None, typer.Option(min=0.001, help="seconds after which a call of a method's hook fails its cell")
@@ -226,6 +229,7 @@ def run(
         seed=seed,
         device="cuda" if devices else device,
         dtype=dtype,
+        deterministic=deterministic,
         trials=trials,
         equal_compute=None if equal_compute is None else EqualCompute(method=REFERENCE, steps=equal_compute),
         streams=streams,
@@ -581,7 +585,7 @@ def publish(
         "reports/results"
     ),
 ) -> None:
-    """Check an experiment's records, and pack them without texts: `report --runs` makes the same tables and plots."""
+    """Check an experiment's records, and pack them without the data: `report --runs` makes the same tables and plots."""
     from bench.records import published
 
     path = published.publish(runs, experiment, to)
@@ -590,6 +594,12 @@ def publish(
         f"python run_bench.py report {experiment} --runs {path.parent}",
         soft_wrap=True,
     )
+    unknown, count = published.without_commit(path.parent)
+    if unknown:
+        _print_line(
+            f"Warning: {unknown} of {count} runs name no commit, so nobody can find the code that made them. Run the "
+            f"experiment from a git checkout."
+        )
 
 
 def _report(
@@ -621,7 +631,7 @@ def _report(
     folder = boards.folder(out, board.experiment)
     _print_line(f"Tables and plots are in {folder}{'' if str(folder).endswith('/') else '/'}")
     if track is not None:
-        _print_line(tracking.track(board, runs, out, track))
+        _print_line(tracking.track(board, out, track))
 
 
 @app.command()
@@ -824,7 +834,7 @@ def doctor(
     from bench.help import doctor as diagnosis
 
     if name is None:
-        for finding in diagnosis.diagnose():
+        for finding in diagnosis.diagnose(runs):
             _print_line(str(finding))
         return
     from bench.help import readiness

@@ -158,7 +158,8 @@ class Camels(GradientMethod, MetaTrained):
             }
         }
         preset: Literal["sound", "reference"] = pydantic.Field(
-            default="sound", description="our values, or those of the authors' code"
+            default="sound",
+            description="our divisor, clipping, dropout and KL reference, or those of the authors' code",
         )
         control: Literal["none", "shuffled", "mean", "bimodal"] = pydantic.Field(
             default="none",
@@ -246,8 +247,11 @@ class Camels(GradientMethod, MetaTrained):
 
     @torch.no_grad()
     def token_weights(self, batch: TokenBatch) -> Tensor:
-        """The learned weights, changed as ``control`` says."""
+        """The learned weights, changed as ``control`` says. A weighing part of the base has no dropout here."""
+        learning = self.lm.model.training
+        self.lm.model.eval()
         weights = self.learned_weights(batch)
+        self.lm.model.train(learning)
         if self.config.control == "shuffled":
             generator = torch.Generator().manual_seed(seed_for(self.seed, "shuffled", *batch.token_ids.tolist()))
             return weights[torch.randperm(len(weights), generator=generator).to(weights.device)]

@@ -136,13 +136,15 @@ class GenerativeAdapter(GeneratedWeights):
         counts = [int(torch.randint(1, max(1, len(group) - followed) + 1, ())) for group in chunks]
         begin = torch.tensor([self.lm.bos_id], device=self.lm.device)
         longest = min(self.config.training.chunk, self.lm.window)
+        # the begin token is read, and never predicted
+        texts = [[chunk[int(chunk[0] == begin) :] for chunk in group] for group in chunks]
         reconstruction, completion = [], []
-        for k, (group, count) in enumerate(zip(chunks, counts, strict=True)):
+        for k, (group, count) in enumerate(zip(texts, counts, strict=True)):
             text = torch.cat(group[:count])
             start = int(torch.randint(len(text), ()))
             reconstruction.append(_Example(k, begin, text[start : start + longest]))
             if count < len(group):
-                completion.append(_Example(k, begin, group[count][-longest:]))
+                completion.append(_Example(k, begin, group[count]))
         states = self._group_states(self.chunk_states(chunks), chunks, counts)
         losses = {}
         if not completion or self.config.training.text != "completion":

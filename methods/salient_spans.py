@@ -51,7 +51,11 @@ class SalientSpans(GradientMethod):
         return batch.per_token(salient)
 
     def observe(self, document: Document) -> None:
-        """Learn from the entities if there are any: with a gradient of 0, momentum would still move the weights."""
+        """Learn from the entities if there are any.
+
+        The code of Hu et al. 2023 takes a step with a gradient of 0 where there are none, and Adam's momentum still
+        moves the weights.
+        """
         weights = self.weigh(self.lm.tokens(document))
         if weights is not None and weights.any():
             super().observe(document)

@@ -20,11 +20,11 @@ class Tfidf(GradientMethod):
 
         entry = tf x (ln((1 + n) / (1 + df)) + 1), divided by the Euclidean norm of the document's entries,
 
-    for lower-cased words of two or more characters. This is scikit-learn's definition, as in TF-IDF of Hu et al. 2023,
-    except that an unseen word has df = 0 instead of no weight, and that in scripts without spaces all pairs of
-    neighbouring characters count as words. A token gets the largest entry among its characters, 0
-    outside words. Weights are below 1, so the best learning rate is higher than with equal weights. Costs one forward
-    and one backward pass per step; counting words costs almost nothing.
+    for lower-cased words of two or more characters. This is scikit-learn's definition, as in the code of Hu et al.
+    2023, which counts in the documents of all splits, the test split included. Here an unseen word has df = 0, and in
+    scripts without spaces all pairs of neighbouring characters count as words. A token gets the largest entry among its
+    characters, 0 outside words. Weights are below 1, so the best learning rate is higher than with equal weights. Costs
+    one forward and one backward pass per step; counting words costs almost nothing.
     """
 
     name = "tfidf"

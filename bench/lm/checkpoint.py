@@ -63,16 +63,21 @@ def _merged(folder: Path, above: tuple[Path, ...]) -> Path:
     return adapters.merged(folder, base, identity(base))
 
 
+def has_device(device: str) -> bool:
+    """True if PyTorch can use a device here."""
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return present.get(device, False)
+
+
 def check_device(device: str) -> None:
     """Check that PyTorch can use a device.
 
     Raises:
         BenchError: there is no such device here.
     """
-    import torch
-
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device, False):
+    if not has_device(device):
         raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
 
 

@@ -1,7 +1,8 @@
-"""Precision: forward and backward passes in 16 bits, over weights that are kept and updated in float32."""
+"""Precision: passes in 16 bits over weights that are kept in float32, and results that are the same to the bit."""
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Context in which matrices are multiplied in ``dtype``; no effect for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def set_deterministic(only: bool) -> None:
+    """Let torch use ``only`` algorithms that give the same bits each time; an operation without one then fails.
+
+    On a GPU others add up in the order in which threads end. It must be set before anything is multiplied there.
+    """
+    if only:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(only)
 
 
 def wrap_forward(model: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:

@@ -183,6 +183,8 @@ class CellSpec(_Record):
     segment_tokens: Annotated[int, pydantic.Field(ge=1)] | None
     window: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Most tokens that the base reads at once; None: as many as it can."""
+    deterministic: bool = False
+    """True if torch may only use algorithms that give the same bits each time."""
     prompt: PromptFormat = PLAIN
     decoding: dict[str, Any]
     retune: Retune | None = None
@@ -234,11 +236,12 @@ NOT_COMPARED = {
     "order",
     "arm",
     "device",
+    "deterministic",
 }
 """Fields of a spec that may differ between cells of one board. The split and size of the streams may not."""
 
 
-ADDED = {"reread", "gradient_norms"}
+ADDED = {"reread", "gradient_norms", "deterministic"}
 """Fields of a spec that older records lack. At their defaults they are not hashed, so that the keys of these hold."""
 
 

@@ -169,8 +169,8 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
     raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
-        f"{difference}. Train them: python run_bench.py train {key.method}, with the same --experiment, --model, "
-        f"--dataset, --seed and --set as here."
+        f"{difference}. Train them: python run_bench.py train {key.method} --experiment EXPERIMENT, with the other "
+        f"options of this command."
     )
 
 

@@ -30,6 +30,7 @@ from bench.harness.integrity import Fingerprint
 from bench.harness.loop import Loop, construct, fit
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
+from bench.lm.precision import set_deterministic
 from bench.lm.probe import Abilities
 from bench.records import provenance
 from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
@@ -231,6 +232,7 @@ class _Hooks:
 def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel, Fingerprint]:
     """The base model, loaded once per process and method and then restored, and its fingerprint when it was loaded."""
     spec = cell.spec
+    set_deterministic(spec.deterministic)
     lm, fingerprint = _load_base(
         cell.sources.model, spec.device, spec.dtype, spec.prompt, spec.window, abilities, cell.group
     )

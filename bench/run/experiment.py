@@ -176,6 +176,9 @@ class Experiment(_Part):
     window: int | None = pydantic.Field(
         default=None, ge=SHORTEST_WINDOW, description="most tokens read at once; null: as many as the model can read"
     )
+    deterministic: bool = pydantic.Field(
+        default=False, description="use only algorithms of torch that give the same bits each time, also on a GPU"
+    )
     seeds: Seeds = [0]
     orders: int = pydantic.Field(
         default=1, ge=1, le=1000, description="orders of each stream's documents: its own, and permutations of it"

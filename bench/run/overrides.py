@@ -29,6 +29,7 @@ class Overrides:
     seed: int | None = None
     device: str | None = None
     dtype: str | None = None
+    deterministic: bool | None = None
     equal_compute: EqualCompute | None = None
     trials: int | None = None
     """Trials of every method that is tuned."""
@@ -98,6 +99,7 @@ class Overrides:
             seed=self.seed,
             device=self.device,
             dtype=self.dtype,
+            deterministic=self.deterministic,
             streams=self.streams,
             documents=self.documents,
             validation_documents=self.validation_documents,
@@ -118,6 +120,7 @@ class Overrides:
             equal_compute=self.equal_compute,
             device=self.device,
             dtype=self.dtype,
+            deterministic=self.deterministic,
         )
 
     def _sizes(self) -> dict[str, Any]:

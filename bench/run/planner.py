@@ -34,7 +34,7 @@ class Planner:
         self.experiment, self.runs, self.plugins = experiment, runs, list(plugins)
         self.recipe = recipe.find(experiment.dataset)
         self.base = checkpoint.locate(experiment.model)
-        checkpoint.check(self.base, experiment.device)
+        checkpoint.check(self.base)  # the device may be on other machines
         prompt_frame.check(experiment.prompt, self.base)
         self.model_hash = checkpoint.identity(self.base)
         self.harness_code = hashing.code_hash(ROOT / "bench" / "harness" / "loop.py")
@@ -106,6 +106,7 @@ class Planner:
                     gradient_norms=0 if trial else experiment.gradient_norms,
                     segment_tokens=experiment.segment_tokens,
                     window=experiment.window,
+                    deterministic=experiment.deterministic,
                     prompt=experiment.prompt,
                     decoding=experiment.decoding.model_dump(mode="json"),
                     retune=experiment.retune,

@@ -127,8 +127,9 @@ class Runner:
     def _check_base(self) -> None:
         """Load the base, and check that it knows the texts and that every method can run on it."""
         experiment = self.experiment
+        device = experiment.device if checkpoint.has_device(experiment.device) else "cpu"  # as where jobs are submitted
         tokenizer, self.abilities, self.weights = _base(
-            self.planner.base, self.planner.model_hash, experiment.device, experiment.dtype
+            self.planner.base, self.planner.model_hash, device, experiment.dtype
         )
         for streams in filter(None, (experiment.streams, experiment.tuning)):
             self._check_coverage(tokenizer, streams)

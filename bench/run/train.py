@@ -26,6 +26,7 @@ from bench.files import check_writable, curve_table
 from bench.harness.loop import construct
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
+from bench.lm.precision import set_deterministic
 from bench.machine import usable_cores
 from bench.run import artifacts, claims
 from bench.run.artifacts import ArtifactKey
@@ -265,8 +266,10 @@ def _train(
 ) -> Path:
     """Train with the checkpoint ``file``."""
     base = str(checkpoint.locate(training_of(config).base or experiment.model))
+    set_deterministic(experiment.deterministic)
     lm = BaseModel.load(base, experiment.device, experiment.dtype, prompt=experiment.prompt)
-    method = construct(kind, lm, config, key.seed)
+    alone = validate_config(kind, {"training": training_of(config).model_dump()})  # what the key covers
+    method = construct(kind, lm, alone, key.seed)
     assert isinstance(method, MetaTrained)
     dataset, data_files = training_of(config).source(experiment.dataset, experiment.data_files)
     splits = [split_entries(dataset, "train", data_files)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench.errors import BenchError
+from bench.lm import checkpoint
 from bench.machine import available_memory, free_gpu_memory, usable_cores
 from bench.run import executor, ray_cluster
 from bench.run.executor import affordable_jobs, gpu_places
@@ -70,7 +71,7 @@ class Workers:
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
         gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
         most = len(gpus) or self.jobs or 1
-        jobs = min(self.jobs or usable_cores(), most)
+        jobs = min(self.jobs or max(usable_cores(), len(set(gpus))), most)
         fewer = f"{jobs} workers instead of {self.jobs}: no more fit into the memory of the GPUs."
         return Plan(jobs, fewer if self.jobs and jobs < self.jobs else "", tuple(gpus[:jobs]))
 
@@ -95,11 +96,13 @@ class Workers:
         On Ray a worker takes the share of a GPU that it takes of this machine's.
 
         Raises:
-            BenchError: Ray is not installed, or there is no cluster at the address, or no room on it.
+            BenchError: the device is not on this machine; or Ray is not installed, or there is no cluster at the
+                address, or no room on it.
         """
         if self.kind == "ray":
             share = 1 / max(Counter(plan.gpus).values(), default=1)
             return ray_cluster.RayCluster(
                 self.address, self.jobs, self.threads, share if experiment.device == "cuda" else 0.0
             )
+        checkpoint.check_device(experiment.device)
         return executor.LocalPool(plan.jobs, self.threads, plan.gpus)

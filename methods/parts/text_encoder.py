@@ -24,6 +24,7 @@ FIT_TOKENS = 4096
 REFERENCE: Mapping[str, Any] = {
     "dropout": True,
     "bank_documents": 16,
+    "questions_per_document": 1,
     "episodes_per_step": 64,
     "clip_norm": 100.0,
     "steps": 31_200,

@@ -65,7 +65,7 @@ class GeneratorTraining(TrainingConfig):
         description="chunks are read by the base with the update from all chunks before, each by the bare base "
         "(parallel), or by the bare base in chunks of a whole window (concat)",
     )
-    chunk: int = pydantic.Field(default=1024, ge=1, description="most tokens that are read at a time")
+    chunk: int = pydantic.Field(default=1024, ge=2, description="most tokens that are read at a time")
     first_documents: int = pydantic.Field(default=8, ge=1, description="documents per state at the start of training")
     documents: int = pydantic.Field(default=8, ge=1, description="documents per state at the end of training")
     grown: float = pydantic.Field(

@@ -216,6 +216,20 @@ def test_the_padded_divisor_ignores_the_length_of_a_document(llama_lm: BaseModel
     assert Camels(llama_lm, Camels.Config(preset="reference")).loss_divisor(batch) == 1023
 
 
+def test_a_weighing_part_of_the_base_has_no_dropout_in_the_stream(tmp_path: Path) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2")))
+    config = Camels.Config(dropout=True, learning_rate=1.0, training={"weigher_blocks": 1, "learn": "top_1"})
+    method = Camels(lm, config)
+    head = method.weigher.head[-1]
+    with torch.no_grad():
+        head.weight.normal_(0, 1)
+    batch = lm.tokens(EPISODES[0].document)
+    still = method.token_weights(batch)
+    lm.model.train()
+    assert torch.equal(method.token_weights(batch), still) and still.std() > 0
+    assert lm.model.training
+
+
 def test_windows_must_fit_into_an_outer_step() -> None:
     with pytest.raises(pydantic.ValidationError, match="multiple"):
         settings(unroll=2, reset_every=3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
@@ -503,6 +505,22 @@ def test_training_on_text_alone_is_validated_by_the_losses_that_it_lowers(
     }
     assert first["validation_loss"] == pytest.approx(sum(first[f"validation_{part}"] for part in parts))
     assert all(best[f"validation_{part}"] < first[f"validation_{part}"] for part in parts)
+
+
+def test_the_begin_token_of_a_document_is_read_and_never_predicted(
+    llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = training_config(qa_from=1, text="both", documents=2, first_documents=2, chunk=96)
+    method = GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=settings))
+    nll, targets = method._nll, []
+
+    def kept(states: Sequence[Tensor], examples: Sequence[Any]) -> Any:
+        targets.extend(example.target for example in examples)
+        return nll(states, examples)
+
+    monkeypatch.setattr(method, "_nll", kept)
+    method.validate(EPISODES)
+    assert len(targets) > 2 and not any((target == llama_lm.bos_id).any() for target in targets)
 
 
 def test_text_is_scored_after_as_much_context_as_the_setting_says(llama_lm: BaseModel) -> None:

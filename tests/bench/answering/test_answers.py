@@ -17,7 +17,6 @@ from bench.answering.prompt_batch import PromptBatch
 from bench.answering.prompts import Prompt, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
-from bench.errors import BenchError
 from bench.lm.base_model import BaseModel, decode
 from tests.conftest import TEXT
 
@@ -111,12 +110,10 @@ def test_contrasted_answers_and_likelihoods_follow_from_the_two_logits(checkpoin
     assert value == pytest.approx(sum(nll) / len(nll), rel=1e-4)
 
 
-def test_a_contrast_of_zero_changes_nothing_and_beams_and_negative_contrasts_are_refused(llama: Path) -> None:
+def test_a_contrast_of_zero_changes_nothing_and_negative_contrasts_are_refused(llama: Path) -> None:
     lm = BaseModel.load(str(llama))
     plain, zero = (build_prompts(lm, QUESTIONS, replace(texts(lm), contrast=a), 10) for a in (None, 0.0))
     assert answer(lm, plain, GREEDY) == answer(lm, zero, GREEDY)
-    with pytest.raises(BenchError, match="greedy"):
-        answer(lm, zero, Decoding(strategy="beam", beams=2))
     with pytest.raises(ValueError, match="contrast is -1"):
         Conditioning(contrast=-1.0)
 
@@ -293,16 +290,70 @@ def test_beam_search_equals_that_of_generate(llama: Path) -> None:
     assert answers != answer(lm, prompts, GREEDY), "the beams must make a difference"
 
 
-def test_diverse_beams_are_refused_where_transformers_has_none(llama: Path) -> None:
-    import transformers
+def slow_beams(lm: BaseModel, ids: torch.Tensor, decoding: Decoding) -> tuple[str, bool]:
+    """Diverse beam search that reads each beam from its beginning, and sorts all of its continuations."""
+    size = decoding.beams // decoding.groups
+    opened: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(decoding.groups)]
+    ended: list[list[tuple[float, list[int], bool]]] = [[] for _ in range(decoding.groups)]
+    for _ in range(decoding.max_new_tokens):
+        used: list[int] = []
+        for group, over in zip(opened, ended, strict=True):
+            if len(over) >= size:
+                continue
+            candidates = []
+            for total, written in group:
+                logits = lm.model(torch.cat([ids, torch.tensor(written, dtype=torch.long)])[None]).logits[0, -1]
+                for token, value in enumerate(logits.double().log_softmax(-1).tolist()):
+                    lost = decoding.diversity_penalty * used.count(token)
+                    candidates.append((total + value - lost, [*written, token]))
+            candidates.sort(reverse=True)
+            over += [(total / len(new), new[:-1], True) for total, new in candidates[:size] if new[-1] in lm.stop_ids]
+            group[:] = [(total, new) for total, new in candidates if new[-1] not in lm.stop_ids][:size]
+            used += [new[-1] for _, new in group]
+    for group, over in zip(opened, ended, strict=True):
+        if len(over) < size:
+            over += [(total / len(new), new, False) for total, new in group]
+    _, best, stopped = max(answer for over in ended for answer in over)
+    return decode(lm.tokenizer, best), stopped
 
-    if int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("this transformers offers diverse beam search")
+
+@pytest.mark.parametrize(("beams", "groups", "penalty"), [(4, 2, 0.7), (6, 3, 10.0), (4, 4, 2.0)])
+@torch.no_grad()
+def test_diverse_beams_equal_a_slow_search(llama: Path, beams: int, groups: int, penalty: float) -> None:
     lm = BaseModel.load(str(llama))
-    prompts = build_prompts(lm, QUESTIONS[:2], Conditioning(), 10)
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 8)
+    decoding = Decoding(
+        strategy="diverse_beam", beams=beams, groups=groups, diversity_penalty=penalty, max_new_tokens=8
+    )
+    answers = answer(lm, prompts, decoding)
+    assert answers == [slow_beams(lm, prompt.ids, decoding) for prompt in prompts]
+    assert answers != answer(lm, prompts, Decoding(strategy="beam", beams=beams, max_new_tokens=8))
+
+
+@pytest.mark.parametrize("build_conditioning", [nothing, texts, soft_prompts, key_value_prefixes, *CONTRASTED])
+def test_beams_of_prompts_of_every_kind_are_those_of_each_alone(checkpoint: Path, build_conditioning) -> None:  # type: ignore[no-untyped-def]
+    lm = BaseModel.load(str(checkpoint))
+    prompts = build_prompts(lm, QUESTIONS, build_conditioning(lm), 10)
     decoding = Decoding(strategy="diverse_beam", beams=4, groups=2, diversity_penalty=1.0, max_new_tokens=10)
-    with pytest.raises(BenchError, match="cannot decode with diverse_beam"):
-        answer(lm, prompts, decoding)
+    golds = ["an otter"] * len(prompts)
+    together = answer_and_nll(lm, prompts, golds, decoding)
+    assert together[0] == [answer(lm, [prompt], decoding)[0] for prompt in prompts]
+    assert together[1] == pytest.approx(answer_nll(lm, prompts, golds), rel=1e-4)
+    assert together[0] != answer(lm, prompts, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beams": 2}, "greedy decoding has no beams"),
+        ({"strategy": "beam", "beams": 4, "groups": 2}, "only strategy: diverse_beam has groups"),
+        ({"strategy": "beam", "beams": 4, "diversity_penalty": 1.0}, "only strategy: diverse_beam has groups"),
+        ({"strategy": "diverse_beam", "beams": 4, "groups": 3}, "4 beams cannot be divided into 3 groups"),
+    ],
+)
+def test_settings_that_do_not_fit_the_strategy_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decoding.model_validate(settings)
 
 
 def test_a_gold_answer_longer_than_any_prediction_never_leaves_the_window(checkpoint: Path) -> None:

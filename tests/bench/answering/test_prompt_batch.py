@@ -91,8 +91,6 @@ def test_an_over_long_question_costs_that_question_alone(
     size = {"soft": 14, "longer than the window": 70}.get(conditioning, 1)
     if conditioning in ("nothing", "text"):
         given = Conditioning(text=["", "a ferry", ""] if conditioning == "text" else None)
-    elif decoding.strategy == "beam":
-        return  # beam search takes text alone
     elif conditioning == "key_values":
         given = Conditioning(prefix_key_values=[with_prefix(lm, n).key_values or [] for n in (2, 14, 2)])
     else:

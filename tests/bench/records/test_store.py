@@ -20,6 +20,7 @@ from bench.hashing import digest
 from bench.records import store
 from bench.records.schema import (
     ADDED,
+    NOT_COMPARED,
     AnswerEvent,
     DocumentEvent,
     RunRecord,
@@ -168,10 +169,24 @@ def test_fields_that_older_records_lack_change_keys_only_if_they_are_set() -> No
     fields = older.model_dump(mode="json", exclude=ADDED)
     assert older.key == digest(fields)
     assert type(older).model_validate(fields).comparability_key == older.comparability_key
-    for name, value in {"reread": True, "gradient_norms": 1}.items():
-        assert older.key != spec("uniform", "test-2-0", **{name: value}).key
-        assert older.comparability_key != spec("uniform", "test-2-0", **{name: value}).comparability_key
-    assert {"reread", "gradient_norms"} == ADDED
+    for name, value in {"reread": True, "gradient_norms": 1, "deterministic": True}.items():
+        newer = spec("uniform", "test-2-0", **{name: value})
+        assert newer.key != older.key
+        assert (newer.comparability_key == older.comparability_key) == (name == "deterministic")
+    assert {"reread", "gradient_norms", "deterministic"} == ADDED
+
+
+def test_the_fields_that_may_differ_on_a_board_are_those_of_the_rules() -> None:
+    of_stream = {"stream", "stream_hash", "order", "arm"}
+    of_method = {"method", "method_code", "dependencies", "config", "seed", "train_hash"}
+    assert {*of_stream, *of_method, "device", "deterministic"} == NOT_COMPARED
+
+
+def test_the_device_is_part_of_a_cell_and_may_differ_on_a_board() -> None:
+    cpu, gpu = (spec("uniform", "test-2-0", device=device) for device in ("cpu", "cuda"))
+    assert cpu.key != gpu.key and cpu.comparability_key == gpu.comparability_key
+    longer = spec("uniform", "test-3-0")
+    assert longer.comparability_key != cpu.comparability_key, "the size of the streams may not differ"
 
 
 # Records that are not as they were written.
@@ -613,6 +628,21 @@ def test_a_tuning_record_that_its_runs_do_not_give_is_refused(copy: Path, key: s
     seal(path)
     with pytest.raises(BenchError, match=rf"{path.name} is {problem}.* Delete it and run"):
         read_all(copy)
+
+
+def test_a_run_that_is_listed_as_tuned_must_have_the_settings_that_were_chosen(copy: Path) -> None:
+    other = record(copy, spec(TUNED, "test-2-0", config={"rate": 1.0}), [[1.0]])
+    whole = store.read_board(copy)
+    entry = whole.entries[0].model_copy(update={"runs": [FIRST.id, other]})
+    store.write_board(copy, whole.model_copy(update={"entries": [entry]}))
+    with pytest.raises(
+        BenchError, match=rf"boards/demo\.json is wrong: it lists {other} as tuned, whose settings are not"
+    ):
+        read_all(copy)
+    by_hand = entry.model_copy(update={"runs": [other], "tuning": None})
+    first = entry.model_copy(update={"runs": [FIRST.id]})
+    store.write_board(copy, whole.model_copy(update={"entries": [first, by_hand]}))
+    read_all(copy)
 
 
 def test_the_runs_of_trials_and_the_records_of_a_board_must_exist(copy: Path) -> None:

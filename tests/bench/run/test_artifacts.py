@@ -244,7 +244,7 @@ def test_every_seed_has_weights_of_its_own(plan: Callable[..., Experiment], tmp_
     experiment = plan(seeds=[0, 5])
     first = train(experiment, tmp_path, plugin)
     remedy = (
-        r"no trained weights .* and seed 5 \(the nearest differs in seed\)\. Train them: .* train shifts, .* --seed"
+        r"no trained weights .* and seed 5 \(the nearest differs in seed\)\. Train them: .* train shifts --experiment"
     )
     with pytest.raises(BenchError, match=remedy):
         Runner(experiment, tmp_path, [plugin])

@@ -40,9 +40,17 @@ REASONS = {
 STREAMS = {"split": "test", "documents": 2, "count": 1}
 
 
-def runner(keepers: Path, llama: Path, runs: Path, *methods: str, hook_timeout: float | None = None) -> Runner:
+def runner(
+    keepers: Path,
+    llama: Path,
+    runs: Path,
+    *methods: str,
+    hook_timeout: float | None = None,
+    deterministic: bool = False,
+) -> Runner:
     plugins = [str(path) for name in methods if (path := PLUGINS / f"{name}.py").is_file()]
     experiment = make_experiment(keepers, llama, methods, streams=STREAMS, tuning=None, anchor={})
+    experiment.deterministic = deterministic
     return Runner(experiment, runs, plugins, hook_timeout=hook_timeout)
 
 
@@ -97,6 +105,20 @@ def test_a_time_limit_does_not_enter_the_key_of_a_cell(keepers: Path, llama: Pat
     plans = [runner(keepers, llama, tmp_path, "closed_book", hook_timeout=limit) for limit in (None, 60.0)]
     keys = [[cell.key for cell in plan.planner.cells(plan.experiment.methods[0], {})] for plan in plans]
     assert keys[0] == keys[1]
+
+
+def test_only_deterministic_algorithms_are_used_if_asked_for(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    found = []
+    for only in (False, True):
+        with LocalPool(1, threads=1) as pool:
+            result = runner(keepers, llama, tmp_path, "puts", "uniform", deterministic=only).run(pool)
+        found.append([read_run(tmp_path / cell.id) for cell in result.cells])
+    (free_puts, free), (bound_puts, bound) = found
+    assert (free.spec.deterministic, bound.spec.deterministic) == (False, True) and free.id != bound.id
+    assert numbers(tmp_path, free) == numbers(tmp_path, bound)
+    assert free.comparability_key == bound.comparability_key
+    assert free_puts.status == "complete" and bound_puts.failure is not None
+    assert "put_ does not have a deterministic implementation" in bound_puts.failure.message
 
 
 def error_of(statement: str) -> BaseException:

@@ -80,6 +80,12 @@ def test_one_array_job_holds_all_shards(slurm: Callable[[bool], Path], tmp_path:
     ]
 
 
+def test_jobs_get_a_day_by_default(slurm: Callable[[bool], Path], tmp_path: Path) -> None:
+    log = slurm(False)
+    submit(["default"], 2, tmp_path / "logs", {})
+    assert "#SBATCH --time=1440\n" in log.read_text()
+
+
 def test_a_run_is_submitted_and_its_last_shard_makes_the_board(
     slurm: Callable[[bool], Path], llama: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +107,26 @@ def test_a_run_is_submitted_and_its_last_shard_makes_the_board(
     assert len(read_board(tmp_path / "runs").runs) == 4
     logs = "\n".join(path.read_text() for path in (tmp_path / "runs" / "slurm").glob("*.out"))
     assert "This shard has run. 2 cells of other shards are missing" in " ".join(logs.split())
+
+
+def test_jobs_for_gpus_are_submitted_from_a_machine_without_one(
+    slurm: Callable[[bool], Path], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import run_bench
+
+    log, file = slurm(False), tmp_path / "arrayed.yaml"
+    dataset = make_dataset(tmp_path / "keepers")
+    file.write_text(f"dataset: {dataset}\nmodel: {llama}\nstreams: {{split: test, count: 1}}\nmethods: [closed_book]\n")
+    monkeypatch.setattr("bench.lm.checkpoint.has_device", lambda device: device == "cpu")
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    command = ["run_bench.py", "run", str(file), "--device", "cuda", *folders]
+    monkeypatch.setattr(sys, "argv", [*command, "--executor", "slurm", "--shards", "2"])
+    run_bench.app(sys.argv[1:], standalone_mode=False)
+    assert "--array=0-1" in log.read_text()
+    run_bench.app([*command[1:], "--dry-run"], standalone_mode=False)
+    with pytest.raises(BenchError, match="PyTorch finds no cuda device here"):
+        run_bench.app(command[1:], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_slurm_or_with_an_unknown_setting_nothing_is_submitted(

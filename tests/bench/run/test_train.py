@@ -15,6 +15,7 @@ from bench.contract.meta_training import MetaTrained, TrainingConfig
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.paths import MODELS
+from bench.run import artifacts
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.train import check_prompts, train, train_target
@@ -35,6 +36,17 @@ def test_validation_documents_among_those_of_training_are_refused(keepers: Path,
     with pytest.raises(BenchError, match=r"train, the split that cmt was trained on, and validation.* share 4 of 4"):
         train("cmt", experiment, 0, tmp_path / "out", tmp_path / "work")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_what_the_key_covers_reaches_a_training(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    found = []
+    settings = {"steps": 2, "episodes_per_step": 2, "validate_every": 1, "validation_episodes": 4}
+    for k in (1, 16):
+        plan = {"name": "cmt", "config": {"k": k, "training": settings}}
+        folder = train("cmt", make_experiment(keepers, llama, [plan]), 0, tmp_path / f"{k}", tmp_path / f"work-{k}")
+        assert folder is not None
+        found.append((folder.name, artifacts.weights_hash(folder), (folder / "curve.csv").read_text()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("out", "work", "option"), [("file", "work", "--out"), ("out", "file/work", "--work")])

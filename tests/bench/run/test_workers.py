@@ -51,6 +51,15 @@ def test_as_many_workers_share_a_gpu_as_fit_into_its_memory() -> None:
     assert gpu_places(weights, {}) == []
 
 
+def test_each_gpu_has_a_worker_on_however_few_cores(
+    two_gpus: None, on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 1)
+    weights = (4 * GIB - GPU_BYTES) // LEARNING_BYTES
+    assert Workers().plan(on_gpu, weights) == Plan(2, "", ("0", "1"))
+    assert Workers(jobs=1).plan(on_gpu, weights) == Plan(1, "", ("0",))
+
+
 @pytest.mark.parametrize(
     ("jobs", "plan"),
     [
