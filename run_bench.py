@@ -164,7 +164,12 @@ def run(
         str | None, typer.Option(help="name of this variation, EXPERIMENT+NAME (default: a hash of what is changed)")
     ] = None,
     scale: Scale = None,
-    methods: Annotated[str | None, typer.Option(help="only these methods, separated by commas")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="only these methods, separated by commas; one that the experiment lacks has its default settings"
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="an embedded name, a local folder, or a hub id; the only one of several")
     ] = None,
@@ -585,7 +590,7 @@ def publish(
         "reports/results"
     ),
 ) -> None:
-    """Check an experiment's records, and pack them without the data: `report --runs` makes the same tables and plots."""
+    """Check an experiment's records, and pack them without data: `report --runs` makes the same tables and plots."""
     from bench.records import published
 
     path = published.publish(runs, experiment, to)

@@ -49,7 +49,7 @@ def write_page(runs: Path, out: Path, experiments: Sequence[str | None], referen
     from reports import board, page
 
     built = [board.build(runs, experiment, reference) for experiment in experiments]
-    return page.write([shown for one in built for shown in (one, *one.others)], runs, out)
+    return page.write([shown for one in built for shown in (one, *one.others)], out)
 
 
 def stale(
@@ -98,8 +98,8 @@ def _write_tables(built: Board, runs: Path, root: Path, columns: Sequence[str]) 
 
     paths = []
     for one, folder in _folders(built, root):
-        paths += [*tables.write(one, folder, columns), *token_weights.write(one, runs, folder)]
-    return [*paths, *pair_tables.write(built, root), page.write([built, *built.others], runs, root)]
+        paths += [*tables.write(one, folder, columns), *token_weights.write(one, folder)]
+    return [*paths, *pair_tables.write(built, root), page.write([built, *built.others], root)]
 
 
 def _drawings(built: Board, runs: Path, root: Path) -> Iterator[tuple[Path, Drawings]]:

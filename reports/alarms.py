@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
 from bench.records.tuning import best
-from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find
+from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm
 from reports.statistics import paired_difference
 
 LEVEL = 0.05
@@ -21,7 +20,7 @@ EXPLODED = 2.0
 """Multiple of the unadapted model's token NLL above which a run counts as exploded."""
 
 
-def remarks(entries: Entries, tuning: Sequence[TuningRecord], runs: Path) -> list[str]:
+def remarks(entries: Entries, tuning: Sequence[TuningRecord]) -> list[str]:
     """The alarms of a board; [] if there is no reason for any.
 
     Raises:
@@ -30,7 +29,7 @@ def remarks(entries: Entries, tuning: Sequence[TuningRecord], runs: Path) -> lis
     rows = [row for row, _ in entries]
     return [
         *_ceiling(entries),
-        *_empty_answers(rows, runs),
+        *_empty_answers(rows),
         *_exploded(rows),
         *_placebo(entries),
         *_equal_trials(tuning),
@@ -55,11 +54,11 @@ def _ceiling(entries: Entries) -> Iterator[str]:
         )
 
 
-def _empty_answers(rows: Sequence[Row], runs: Path) -> Iterator[str]:
+def _empty_answers(rows: Sequence[Row]) -> Iterator[str]:
     """Over half of a row's answers are empty and wrong."""
     shares = {}
     for row in rows:
-        answers = [event for record in row.records for event in final_answers(runs, record)]
+        answers = [event for record in row.records for event in final_answers(row.runs, record)]
         empty = sum(not event.prediction.strip() and event.f1 < 1 for event in answers)
         if 2 * empty > len(answers):
             shares[row.label] = f"{empty / len(answers):.0%}"
@@ -69,13 +68,9 @@ def _empty_answers(rows: Sequence[Row], runs: Path) -> Iterator[str]:
 
 def _exploded(rows: Sequence[Row]) -> Iterator[str]:
     """The token NLL of a run is above twice that of the unadapted model on the same stream."""
-    unadapted = {
-        record.spec.stream: nll
-        for row in rows
-        if (row.method, row.arm) == (FLOOR, "stream")
-        for record in row.records
-        if (nll := _token_nll(record))
-    }
+    floor = next((row for row in rows if (row.method, row.arm) == (FLOOR, "stream")), None)  # one's own comes first
+    records = () if floor is None else floor.records
+    unadapted = {record.spec.stream: nll for record in records if (nll := _token_nll(record))}
     counts = {}
     for row in rows:
         runs = [record for record in row.records if row.arm == "stream" and record.spec.stream in unadapted]
@@ -104,7 +99,7 @@ def _placebo(entries: Entries) -> Iterator[str]:
     """
     floor, above = find(entries, FLOOR), {}
     for row, items in entries:
-        stream = find(entries, row.method, config=row.config)
+        stream = find_arm(entries, row, "stream")
         if (row.arm, row.status) != ("placebo", "complete") or not floor or not stream or "f1" not in items:
             continue
         gain = paired_difference(items["f1"], floor["f1"]).document

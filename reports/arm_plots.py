@@ -20,6 +20,7 @@ from reports.style import (
     Drawings,
     Key,
     Plot,
+    Points,
     answer_f1,
     band,
     bar,
@@ -31,6 +32,7 @@ from reports.style import (
     legend,
     log_ticks,
     name_axes,
+    no_band,
     panels,
     score,
 )
@@ -108,6 +110,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
             "Answer F1 on the same questions by the number of documents held when they are asked",
             [
                 intervals("bands", board_error(board)),
+                no_band(board, [_points(board, family) for family in with_resets]),
                 *(control.note for control in _lines(board, (FLOOR, CEILING))),
                 "light lines: the other panels" if len(with_resets) > 1 else "",
             ],
@@ -117,14 +120,23 @@ def drawings(board: Board, runs: Path) -> Drawings:
 
 def families(board: Board) -> list[Family]:
     """The rows with F1, grouped by method and config, in the board's order of the methods themselves."""
-    rows: dict[tuple[str, str], dict[str, Row]] = {}
+    rows: dict[tuple[str, ...], dict[str, Row]] = {}
     documents = 0
     for row in sorted(board.rows, key=lambda row: row.arm != "stream"):
         if not irrelevant_percent(row.arm):
             documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
         if "f1" in row.scores:
-            rows.setdefault((row.method, json.dumps(row.config, sort_keys=True)), {})[row.arm] = row
+            rows.setdefault(_without_arm(row), {})[row.arm] = row
     return [Family(_label(by_arm), by_arm, documents) for by_arm in rows.values()]
+
+
+def arms_of(board: Board, row: Row) -> list[Row]:
+    """The rows of a row's method with the same settings on all arms."""
+    return [other for other in board.rows if _without_arm(other) == _without_arm(row)]
+
+
+def _without_arm(row: Row) -> tuple[str, ...]:
+    return row.method, json.dumps(row.config, sort_keys=True), row.imported
 
 
 def _label(by_arm: Mapping[str, Row]) -> str:
@@ -158,10 +170,15 @@ def _controls(board: Board, methods: Sequence[Family]) -> Figure:
     return figure
 
 
+def _points(board: Board, family: Family) -> Points:
+    """F1 by the number of documents held."""
+    return [(documents, score(board, row)) for documents, row in family.contexts()]
+
+
 def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
     """One small panel for each method: F1 on the same questions by the number of documents held."""
     figure, grid = panels([family.label for family in methods])
-    curves = [[(documents, score(board, row)) for documents, row in family.contexts()] for family in methods]
+    curves = [_points(board, family) for family in methods]
     for axes, points in zip(grid, curves, strict=True):
         band(axes, points)
     compare(grid, curves)
@@ -179,7 +196,7 @@ def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
 
 def _lines(board: Board, controls: Sequence[str]) -> list[Control]:
     """The lines of these controls, as far as the board has them."""
-    rows = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores}
+    rows = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores and not row.imported}
     styles = (("dashed", DASHED), ("dotted", DOTTED))
     return [
         Control(name, word, style, score(board, rows[name]).mean)

@@ -28,7 +28,20 @@ from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import break_even
 from reports.ranks import Standing, compare
-from reports.rows import CEILING, FIRST, FLOOR, Entries, Group, Items, Row, entry_of, find, make_row, read_items
+from reports.rows import (
+    CEILING,
+    FIRST,
+    FLOOR,
+    Entries,
+    Group,
+    Items,
+    Row,
+    entry_of,
+    find,
+    find_arm,
+    make_row,
+    read_items,
+)
 from reports.spread import Run, Runs, shares
 from reports.statistics import (
     ErrorKind,
@@ -83,8 +96,9 @@ class Board:
 
     @property
     def floor(self) -> Row | None:
-        """The row of the unadapted model on the streams themselves; None without one."""
-        return next((row for row in self.rows if (row.method, row.arm) == (FLOOR, "stream")), None)
+        """The row of the unadapted model on the streams themselves, one's own if there is one; None without one."""
+        found = [row for row in self.rows if (row.method, row.arm) == (FLOOR, "stream")]
+        return min(found, key=lambda row: row.imported != "", default=None)
 
     @property
     def f1_name(self) -> str:
@@ -130,6 +144,7 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
     """The imported rows of a board that fit to its own rows, and remarks on them and on those that do not fit."""
     records = [record for group in own for record in group.records]
     streams = {record.spec.stream for record in records}
+    documents = {_place(record): record.spec.stream_hash for record in records}
     key, groups, remarks = records[0].comparability_key, [], []
     for row in imported.rows(runs, experiment):
         if any(record.comparability_key != key for record in row.records):
@@ -137,7 +152,10 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
             remarks.append(f"The imported row {row.folder.name} is left out: it differs from the board in {what}.")
         elif any((runs / run_id).is_dir() for run_id in row.board.runs):
             remarks.append(f"The imported row {row.folder.name} is left out: its cells were run here since.")
+        elif any(documents.get(_place(one), one.spec.stream_hash) != one.spec.stream_hash for one in row.records):
+            remarks.append(f"The imported row {row.folder.name} is left out: the board is on other documents since.")
         else:
+            remarks += [f"Overlap in the imported row {row.folder.name}: {found}" for found in row.board.overlaps]
             for group in grouped((record for record in row.records if record.spec.stream in streams), row.folder):
                 entry = entry_of(group, row.board.entries)
                 label = f"{_label(group, [*own, group], entry.hand_set)} [imported {row.mark}]"
@@ -174,14 +192,12 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
     tuning = read_tuning(runs, dict.fromkeys(record.tuning))
     entries = []
     for group in groups:
-        items = read_items(group.runs, group)
+        items = read_items(group)
         if group.imported is None:
-            row = make_row(runs, group, group.label, items, len(streams), record.entries, tuning)
+            row = make_row(group, items, len(streams), record, tuning)
         else:
-            own = group.imported.board
-            tried = read_tuning(group.runs, dict.fromkeys(own.tuning))
-            row = make_row(group.runs, group, group.label, items, len(streams), own.entries, tried)
-            row = replace(row, entries=(), imported=group.imported.mark)
+            theirs = group.imported.board
+            row = make_row(group, items, len(streams), theirs, read_tuning(group.runs, dict.fromkeys(theirs.tuning)))
         entries.append((row, items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, "SE_stream" if len(streams) > 1 else "SE_doc")
@@ -191,7 +207,6 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
             row,
             standing=standings.get(row.label),
             spread=shares(run_means(items[headline])) if headline in items else {},
-            overlap=bool(record.overlaps),
             scores={
                 **row.scores,
                 **_difference(row, items, entries, headline, reference_row),
@@ -227,7 +242,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
             *overlaps,
             *record.remarks,
             *_noted_remarks(groups),
-            *remarks(entries, tuning, runs),
+            *remarks(entries, tuning),
             *_spread_remarks(rows),
             *_hand_set_remarks(rows),
             *_provenance_remarks(groups),
@@ -241,9 +256,8 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
 
 
 def is_arm_of(group: Group, other: Group) -> bool:
-    """True if a group is the other one or, if that is on the stream itself, the same method on another arm."""
-    alike = (group.method, group.config, group.imported) == (other.method, other.config, other.imported)
-    return alike and other.arm in ("stream", group.arm)
+    """True if two groups are of one method with the same settings and from the same source, on any arms."""
+    return (group.method, group.config, group.imported) == (other.method, other.config, other.imported)
 
 
 Named = TypeVar("Named", Row, Group)
@@ -334,12 +348,17 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
             )
     first_runs: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        earlier = first_runs.setdefault((record.spec.stream, record.spec.arm, record.spec.order), record)
+        earlier = first_runs.setdefault(_place(record), record)
         if earlier.spec.stream_hash != record.spec.stream_hash:
             raise BenchError(
                 f"{earlier.id} and {record.id} saw different documents under the name {record.spec.stream}. "
                 f"Run the experiment again."
             )
+
+
+def _place(record: RunRecord) -> tuple[str, str, int]:
+    """What decides which documents a run of a board observes, and in which order."""
+    return record.spec.stream, record.spec.arm, record.spec.order
 
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
@@ -383,7 +402,7 @@ def _difference(row: Row, items: Items, entries: Entries, headline: Headline, re
 
 def _gain(row: Row, items: Items, entries: Entries) -> Scores:
     """Knowledge gain = (method - placebo) / (gold in prompt - placebo) in F1, if both controls are complete."""
-    placebo, gold = find(entries, row.method, "placebo", row.config), find(entries, CEILING)
+    placebo, gold = find_arm(entries, row, "placebo"), find(entries, CEILING)
     if row.control or row.status != "complete" or placebo is None or gold is None or "f1" not in items:
         return {}
     (method_f1, placebo_f1), gold_f1 = _same_runs(items["f1"], placebo["f1"]), stream_means(gold["f1"])
@@ -408,7 +427,7 @@ def _relative(row: Row, items: Items, entries: Entries) -> Scores:
     keeps all of it.
     """
     inserted = irrelevant_percent(row.arm) > 0
-    own = find(entries, row.method, config=row.config) if inserted else items
+    own = find_arm(entries, row, "stream") if inserted else items
     base, floor = ((of or {}).get("f1" if inserted else FIRST, ()) for of in (own, find(entries, FLOOR)))
     if row.status != "complete" or "f1" not in items or not base:
         return {}
@@ -435,11 +454,8 @@ def _standings(entries: Entries, headline: Headline, kind: ErrorKind) -> dict[st
 
 
 def _break_even(row: Row, reference: Row | None) -> dict[str, float]:
-    """The number of documents from which the row is cheaper than the reference, if there is one."""
-    if reference is None or row.label == reference.label or not row.costs:
-        return {}
-    documents = break_even(row.costs, reference.costs)
-    return {} if documents is None else {"break_even_documents": documents}
+    """The number of documents from which on, or up to which, the row is cheaper than the reference, if there is one."""
+    return {} if reference is None or row.label == reference.label else break_even(row.costs, reference.costs)
 
 
 def _spread_remarks(rows: Sequence[Row]) -> list[str]:

@@ -46,7 +46,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
     if not about_changes(board.rows):
         return {}
     rows = [row for row in board.rows if row.arm == "stream" and row.method not in (FLOOR, CEILING)]
-    curves = {row.title: curves_of(row, runs, CHANGE_SCORES) for row in rows if probes(row) > 1}
+    curves = {row.title: curves_of(row, CHANGE_SCORES) for row in rows if probes(row) > 1}
     if not curves:
         return {}
     caption = (

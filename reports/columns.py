@@ -71,7 +71,9 @@ def _every(board: Board) -> list[Column]:
     """The columns of :data:`NAMES`, with the headline score first."""
     reference, kind = board.reference, board.error
     nll = "nats per token, scored before any update on the token"
-    difference = f"paired difference from {reference}"
+    difference = (
+        f"paired difference from {reference}, each interval by itself, not corrected for the number of rows; see rank"
+    )
     spread = [_error("SE", board.headline, kind), _RANK]
     answers = [
         _score(board.f1_name, "f1", kind),
@@ -100,25 +102,26 @@ def _every(board: Board) -> list[Column]:
         _count("seeds"),
         _count("orders"),
         _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
-        _cost("train s", "training_seconds", _number, "seconds to train the weights that it loads"),
-        _cost("fit s", "fit_seconds", _number, "seconds to learn offline within a run"),
-        _cost("tune s", "tuning_seconds", _number, "seconds of all runs that tuning needed"),
-        _cost("s/doc", "seconds_per_document", _number, "seconds to observe a document"),
-        _cost("s/question", "seconds_per_question", _number),
+        _cost("train s", "training_seconds", number, "seconds to train the weights that it loads"),
+        _cost("fit s", "fit_seconds", number, "seconds to learn offline within a run"),
+        _cost("tune s", "tuning_seconds", number, "seconds of all runs that tuning needed"),
+        _cost("s/doc", "seconds_per_document", number, "seconds to observe a document"),
+        _cost("s/question", "seconds_per_question", number),
         _cost(
             "total s",
             "total_seconds",
-            _number,
+            number,
             "the offline seconds and those of the documents and questions of one stream",
         ),
         _cost("FLOP/doc", "flops_per_document", _quantity),
         _cost("total FLOP", "total_flops", _quantity),
-        _cost("state", "state_bytes", _bytes, "bytes that the method changes or adds"),
-        _cost(
-            "break-even",
+        _cost("state", "state_bytes", in_bytes, "bytes that the method changes or adds"),
+        Column(
             "break_even_documents",
-            _number,
-            f"documents from which on its total seconds are at most those of {reference}",
+            "break-even",
+            lambda row: break_even(row) or "",
+            f"documents from which on, or until which, its total seconds are at most those of {reference}",
+            lambda row: row.costs.get("break_even_documents"),
         ),
         Column(
             "trials",
@@ -139,8 +142,8 @@ def _relative(board: Board) -> str:
 
 
 def caption(board: Board, selection: Sequence[Column]) -> str:
-    """The caption of a board: dataset, model, meaning of the errors, and explanations of the columns."""
-    return " ".join([f"{board.dataset}, {board.model}.", *notes(board, selection)])
+    """The caption of a board: dataset, model, protocol, meaning of the errors, and explanations of the columns."""
+    return " ".join([f"{board.dataset}, {board.model}, protocol {board.protocol}.", *notes(board, selection)])
 
 
 def notes(board: Board, selection: Sequence[Column]) -> list[str]:
@@ -275,7 +278,16 @@ def _trials(row: Row) -> str:
     return "-" if row.tuned is None else str(row.trials) if row.tuned else "untuned"
 
 
-def _number(value: float) -> str:
+def break_even(row: Row) -> str | None:
+    """The documents from which on a row is cheaper than the reference, or "until" which it is; None if it never is."""
+    if (until := row.costs.get("break_even_until")) is not None:
+        return f"until {number(until)}"
+    start = row.costs.get("break_even_documents")
+    return None if start is None else number(start)
+
+
+def number(value: float) -> str:
+    """A number of seconds or documents as text."""
     return "0" if value == 0 else "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
@@ -283,7 +295,8 @@ def _quantity(value: float) -> str:
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
+    """A number of bytes as text, with its unit."""
     return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 

@@ -292,7 +292,7 @@ def _conditions(pair: Pair) -> Mapping[str, str]:
 
 def _pair(title: str, a: Group, b: Group, score: str | None) -> Pair:
     """Pair two rows on the streams that both have."""
-    scored = read_items(a.runs, a), read_items(b.runs, b)
+    scored = read_items(a), read_items(b)
     both = [name for name in SCORES if all(items.get(name) for items in scored)]
     if score is None:
         score = next((name for name in ("f1", "token_nll") if name in both), None)

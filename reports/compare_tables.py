@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.terminal import visible
 from reports.compare import Answered, Comparison, Inference, Pair, inferences, permutation, t_test
+from reports.rows import TEXT_SCORES
 from reports.statistics import LEVEL, MOST_UNITS, POWER, RESAMPLES, ErrorKind, Plan, show_error
 
 if TYPE_CHECKING:
@@ -21,17 +22,23 @@ NAMES = {
     "f1_shortest": "shortest-gold F1",
     "answer_nll": "answer NLL",
     "token_nll": "token NLL",
+    "token_nll_after": "token NLL after observing",
     "bits_per_byte": "bits/byte",
     "f1_current": "current F1",
     "f1_unchanged": "unchanged F1",
 }
-"""Scores in words."""
+"""Scores in words, unless their name is one."""
 UNITS: dict[ErrorKind, str] = {"SE_stream": "streams", "SE_doc": "documents"}
 
 
 def name_of(score: str) -> str:
     """A score in words."""
     return NAMES.get(score, score)
+
+
+def _scored(score: str) -> str:
+    """What has the score: each question, or each document."""
+    return "documents" if score in TEXT_SCORES else "questions"
 
 
 def title(comparison: Comparison) -> str:
@@ -123,11 +130,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.pairs if comparison.of_rows else ():
         better, worse, equal = pair.counts()
         where = f" of {pair.title}" if len(comparison.pairs) > 1 else ""
-        what = "questions" if pair.score not in ("token_nll", "bits_per_byte") else "documents"
-        total = better + worse + equal
         yield (
-            f"{comparison.a} is better on {better:,} of {total:,} {what}{where}, {comparison.b} on {worse:,}; they are "
-            f"equal on {equal:,}."
+            f"{comparison.a} is better on {better:,} of {better + worse + equal:,} {_scored(pair.score)}{where}, "
+            f"{comparison.b} on {worse:,}; they are equal on {equal:,}."
         )
     if comparison.of_rows:
         yield (
@@ -142,8 +147,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         unit = UNITS[first.error]
         yield (
             f"The interval and p are by paired t tests over {unit}; p (Holm) is adjusted for {len(comparison.pairs)} "
-            f"rows, p (perm.) swaps the two in whole documents. better on: questions on which {comparison.a} is "
-            f"better, and those on which {comparison.b} is."
+            f"rows, p (perm.) swaps the two in whole documents. better on: {_scored(first.score)} on which "
+            f"{comparison.a} is better, and those on which {comparison.b} is."
         )
     if any(sample.seeds is not None for pair in comparison.pairs for sample in pair.samples):
         yield "t intervals include what the seeds add; the bootstrap and the permutations are about the seeds that ran."

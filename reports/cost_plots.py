@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.board import Board
+from reports.columns import break_even, in_bytes, number
 from reports.rows import FLOOR, Row
 from reports.statistics import Estimate
 from reports.style import (
@@ -39,7 +40,7 @@ NAMES = ("f1_by_cost", "bits_per_byte_by_cost", "cost_by_method")
 
 TOTALS = {"total_flops": "floating-point operations", "total_seconds": "seconds"}
 
-BREAK_EVEN = "break_even_documents"
+BREAK_EVEN, UNTIL = "break_even_documents", "break_even_until"
 LABELS = {
     "state_bytes": "state (bytes)",
     "offline_seconds": "offline (s)",
@@ -54,9 +55,10 @@ NEAR = 12
 """Points from a dot to the end of its label up to which no line joins them."""
 
 NOTES = {
-    "f1": "filled: on the Pareto front, better than every cheaper method",
-    "bits_per_byte": "filled: on the Pareto front, lower than every cheaper method",
+    "f1": "filled: on the Pareto front, better than every cheaper method that competes",
+    "bits_per_byte": "filled: on the Pareto front, lower than every cheaper method that competes",
 }
+BESIDE = "controls, in grey, and rows that are not complete do not compete"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Point:
     cost: float
     score: Estimate
     control: bool
+    competes: bool
+    """True if it has ranks on its board, or is the unadapted model where text is scored: these can be on the front."""
     beyond: bool = False
     """True if the score is beyond the axis."""
 
@@ -77,13 +81,16 @@ def drawings(board: Board, runs: Path) -> Drawings:
     plots = {}
     if any(points(board, total) for total in TOTALS):
         plots[f"{_scored(board)}_by_cost"] = scores([board])
-    if any(row.costs.get(name) for row in rows for name in LABELS):
-        paid_back = f"break-even: documents from which on it takes no more seconds in all than {board.reference}"
+    if _drawn(rows):
+        paid_back = (
+            f"break-even: documents from which on, or until which (a triangle), it takes no more seconds in all than "
+            f"{board.reference}"
+        )
         plots["cost_by_method"] = Plot(
             lambda: _draw_costs(board, rows),
             "Costs of every method: bytes that it changes or adds, offline seconds, seconds to observe a document, "
             "and seconds to answer a question",
-            [paid_back * any(row.costs.get(BREAK_EVEN) for row in rows), "axes are logarithmic", "grey: controls"],
+            [paid_back * (BREAK_EVEN in _drawn(rows)), "axes are logarithmic", "grey: controls"],
         )
     return plots
 
@@ -96,8 +103,8 @@ def scores(boards: Sequence[Board]) -> Plot:
         [
             intervals("bars", _errors(boards)),
             NOTES[_scored(boards[0])],
+            BESIDE,
             "dashed: the Pareto front" + " of all boards together" * (len(boards) > 1),
-            "grey: controls",
             BEYOND,
         ],
     )
@@ -128,7 +135,14 @@ def points(board: Board, total: str) -> list[Point]:
     rows = [row for row in board.rows if row.arm == "stream" and name in row.scores and total in row.costs]
     far = off_scale(board, rows) if name == "f1" else set()
     found = [
-        Point(row.label, _cost(row, total, name), score(board, row, name), _is_beside(row, name), row.label in far)
+        Point(
+            label=row.title,
+            cost=_cost(row, total, name),
+            score=score(board, row, name),
+            control=row.control and not _is_static(row, name),
+            competes=row.standing is not None or _is_static(row, name),
+            beyond=row.label in far,
+        )
         for row in rows
     ]
     return found if any(point.cost for point in found) else []
@@ -143,9 +157,9 @@ def _cost(row: Row, total: str, name: str) -> float:
     return cost
 
 
-def _is_beside(row: Row, name: str) -> bool:
-    """True for a control, which is not on the front; where text alone is scored the unadapted model is no control."""
-    return row.control and not (name == "bits_per_byte" and row.method == FLOOR)
+def _is_static(row: Row, name: str) -> bool:
+    """True for the unadapted model where text alone is scored: there it is no control, but what others must beat."""
+    return name == "bits_per_byte" and row.method == FLOOR and row.status == "complete"
 
 
 def _all_points(boards: Sequence[Board], total: str) -> list[Point]:
@@ -158,11 +172,11 @@ def _all_points(boards: Sequence[Board], total: str) -> list[Point]:
 
 
 def pareto_front(methods: Sequence[Point], lower_is_better: bool = False) -> list[Point]:
-    """The methods, without controls, than which none is both cheaper and better, by cost."""
+    """The methods that compete and than which no other such one is at most as dear and at least as good, by cost."""
     sign = -1 if lower_is_better else 1
     front: list[Point] = []
     for point in sorted(methods, key=lambda point: (point.cost, -sign * point.score.mean)):
-        if not point.control and (not front or sign * point.score.mean > sign * front[-1].score.mean):
+        if point.competes and (not front or sign * point.score.mean > sign * front[-1].score.mean):
             front.append(point)
     return front
 
@@ -308,15 +322,16 @@ def _overlap(a: Any, b: Any) -> float:
 def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
     """One panel for each cost with a dot and its value for each method, on logarithmic axes.
 
-    A cost of 0 is a "0" at the edge. So is "never" for a method that does not become cheaper than the reference, with
-    which every other complete method is compared.
+    A cost of 0 is a "0" at the edge. So is "never" for a method that is not cheaper than the reference with any number
+    of documents; every other complete method is compared with it. A method that is cheaper with few documents only has
+    a triangle at the last of them.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    names = [name for name in LABELS if any(row.costs.get(name) for row in rows)]
+    names = _drawn(rows)
     compared = f"{board.headline}_vs_reference"
-    labels, places, height = wrap_labels([row.label for row in rows])
+    labels, places, height = wrap_labels([row.title for row in rows])
     figure = Figure(figsize=(WIDTH, 0.6 + height), layout="constrained")
     grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
@@ -324,10 +339,11 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
         axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
         axes.set_axisbelow(True)
         for y, row in zip(places, rows, strict=True):
-            value, colour = row.costs.get(name), GREY if row.control else BLUE
+            value, colour = _value(row, name), GREY if row.control else BLUE
             if value:
-                axes.plot(value, y, "o", color=colour, markersize=4, clip_on=False)
-                write_value(axes, (value, y), _amount(value, name))
+                marker = "<" if name == BREAK_EVEN and UNTIL in row.costs else "o"
+                axes.plot(value, y, marker, color=colour, markersize=4, clip_on=False)
+                write_value(axes, (value, y), _text(row, name))
             elif value == 0 or (name == BREAK_EVEN and compared in row.scores):
                 axes.annotate(
                     "never" if value is None else "0",
@@ -338,7 +354,7 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
                     fontsize=7,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
                 )
-        values = [value for row in rows if (value := row.costs.get(name))]
+        values = [value for row in rows if (value := _value(row, name))]
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         high = max(high, low + 1)
         axes.set_xlim(10.0**low / 2, 10.0 ** (high + 0.45 * (high - low)))  # with room for the values
@@ -349,10 +365,18 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _amount(value: float, name: str) -> str:
-    """A cost as text, with its unit if it is in bytes."""
-    from matplotlib.ticker import EngFormatter
+def _drawn(rows: Sequence[Row]) -> list[str]:
+    """The costs that are above 0 in a row."""
+    return [name for name in LABELS if any(_value(row, name) for row in rows)]
 
-    if name == "state_bytes":
-        return str(EngFormatter("B", places=1)(value))
-    return "<0.001" if value < 0.0005 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+def _value(row: Row, name: str) -> float | None:
+    """The place of a cost; that of a break-even is the number of documents from which on, or until which, it holds."""
+    return row.costs.get(UNTIL, row.costs.get(name)) if name == BREAK_EVEN else row.costs.get(name)
+
+
+def _text(row: Row, name: str) -> str:
+    """A cost as in the tables."""
+    if name == BREAK_EVEN:
+        return break_even(row) or ""
+    return (in_bytes if name == "state_bytes" else number)(row.costs[name])

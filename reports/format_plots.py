@@ -47,7 +47,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
     shows how much of it is due to the questions alone.
     """
     rows = [row for row in board.rows if row.arm == "stream" and row.method != CEILING and probes(row) > 1]
-    curves = {row.title: curves_of(row, runs, tuple(LABELS)) for row in rows}
+    curves = {row.title: curves_of(row, tuple(LABELS)) for row in rows}
     if len({share for of in curves.values() for share in _shares(of)}) < 2:
         return {}
     drifting = {label: of for label, of in curves.items() if _shares(of) != {1.0}}

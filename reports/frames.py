@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from bench.data import recipe
 from bench.data.reader import NO_FILES, split_entries
 from bench.records import boards
-from bench.records.imported import home
 from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TokenEvent
 from bench.records.store import read_answers, read_documents, read_tokens
 from reports.rows import Row, final_answers
@@ -37,7 +36,8 @@ DOCUMENT = tuple(DocumentEvent.model_fields)
 TOKEN = ("position", "document_id", "token", "piece", "weight", "nll", "class", "pos")
 TEXT = ("document_id", "title", "text", "question_id", "question")
 
-Events = Callable[[RunRecord], Iterable[Mapping[str, Any]]]
+Events = Callable[[Path, RunRecord], Iterable[Mapping[str, Any]]]
+"""The events of a run, whose record is in a folder."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Results:
         is the rank of the question's document among those that the method used, 0 if it is not among them, missing if
         the method names none. ``answer_nll`` is in nats per token. ``probe`` is the last probe of the run.
         """
-        return self._frame(lambda record: map(_answer, final_answers(self.runs, record)), ANSWER)
+        return self._frame(lambda runs, record: map(_answer, final_answers(runs, record)), ANSWER)
 
     @cached_property
     def all_answers(self) -> pd.DataFrame:
@@ -93,7 +93,7 @@ class Results:
 
         ``probe`` is the fraction of the stream observed so far. The means of the board are not over all of these.
         """
-        return self._frame(lambda record: map(_answer, read_answers(home(self.runs, record.id), record.id)), ANSWER)
+        return self._frame(lambda runs, record: map(_answer, read_answers(runs, record.id)), ANSWER)
 
     @cached_property
     def documents(self) -> pd.DataFrame:
@@ -102,7 +102,7 @@ class Results:
         Columns: :data:`RUN` and :data:`DOCUMENT`. ``nll`` is the sum over its tokens, in nats, before any update on
         them; divided by ``tokens`` it is the token NLL.
         """
-        return self._frame(lambda record: map(vars, read_documents(home(self.runs, record.id), record.id)), DOCUMENT)
+        return self._frame(lambda runs, record: map(vars, read_documents(runs, record.id)), DOCUMENT)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -111,7 +111,7 @@ class Results:
         Columns: :data:`RUN` and :data:`TOKEN`. ``token`` counts from 0 within its document, ``class`` is ``fact``,
         ``name`` or ``filler``; ``piece`` (its text) and ``nll`` (nats) are missing in published records.
         """
-        return self._frame(lambda record: _tokens(read_tokens(home(self.runs, record.id), record.id)), TOKEN)
+        return self._frame(lambda runs, record: _tokens(read_tokens(runs, record.id)), TOKEN)
 
     def texts(self, data_files: Mapping[str, Sequence[str]] = NO_FILES) -> pd.DataFrame:
         """The questions and documents of the streams' split, from the data set: records hold their ids only.
@@ -154,7 +154,7 @@ class Results:
             spec = record.spec
             names = (board.experiment, spec.dataset, spec.model, spec.method, row.label, _text(spec.config), spec.arm)
             run = dict(zip(RUN, (*names, spec.stream, spec.seed, spec.order, record.id), strict=True))
-            rows += [{**run, **event} for event in events(record)]
+            rows += [{**run, **event} for event in events(row.runs, record)]
         return pd.DataFrame(rows, columns=[*RUN, *columns])
 
 

@@ -24,7 +24,7 @@ TOKENS = 60
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, if a method weights tokens and gradients were recorded. Published records have no text to draw."""
-    rows = [weights for weights in row_weights(board, runs) if weights.row.arm == "stream"]
+    rows = [weights for weights in row_weights(board) if weights.row.arm == "stream"]
     found = [(weights, event) for weights in rows if (event := first_document(weights)) is not None]
     if not found:
         return {}

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records.imported import home
 from bench.records.schema import RunRecord, documents_seen
 from bench.records.store import read_answers
 from reports.board import Board
 from reports.rows import CEILING, FLOOR, Row, run_of
-from reports.spread import Run
-from reports.statistics import Item, mean_over_streams
+from reports.spread import Run, Runs
+from reports.statistics import Item, mean_over_streams, run_means
 from reports.style import (
     BLUE,
     DASHED,
@@ -37,6 +36,7 @@ from reports.style import (
     line,
     log_ticks,
     name_axes,
+    no_band,
     panels,
     stream_error_name,
 )
@@ -77,7 +77,7 @@ class Curves:
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots that have data; the first two need several probes."""
-    answers = by_row(board, runs)
+    answers = by_row(board)
     by_size = {
         label: Curves(label, *mean_scores(row_answers, lambda answer: answer.seen))
         for label, row_answers in answers.items()
@@ -109,13 +109,14 @@ def drawings(board: Board, runs: Path) -> Drawings:
 def _notes(board: Board, curves: Sequence[Curves], floor: bool) -> list[str]:
     return [
         intervals("bands", stream_error_name(len(board.streams))),
+        no_band(board, [method.f1 for method in curves]),
         f"dashed: {FLOOR}" if floor else "",
         f"orange: recall, the {RECALL}" if any(method.recall for method in curves) else "",
         "light lines: F1 in the other panels" if len(curves) > 1 + floor else "",
     ]
 
 
-def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
+def by_row(board: Board) -> dict[str, list[ProbeAnswer]]:
     """The answers at all probes by the title of the row, for rows with several probes.
 
     The ceiling and control arms are left out: their input does not depend on the documents seen.
@@ -124,8 +125,9 @@ def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
     for row in board.rows:
         if row.arm != "stream" or row.method == CEILING or not row.records:
             continue
-        probes = [probe for probe in row.records[0].spec.probes if probe > 0]
-        row_answers = [answer for record in row.records for answer in _answers(runs, record)] if len(probes) > 1 else []
+        if sum(probe > 0 for probe in row.records[0].spec.probes) < 2:
+            continue
+        row_answers = [answer for record in row.records for answer in _answers(row.runs, record)]
         if row_answers:
             answers[row.title] = row_answers
     return answers
@@ -134,7 +136,7 @@ def by_row(board: Board, runs: Path) -> dict[str, list[ProbeAnswer]]:
 def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
     documents = record.summary.documents if record.summary else 0
     run = run_of(record)
-    for event in read_answers(home(runs, record.id), record.id):
+    for event in read_answers(runs, record.id):
         if event.set == "stream":
             seen = documents_seen(event.probe, documents)
             yield ProbeAnswer(run, seen, seen - 1 - event.position, event.f1, event.recall)
@@ -153,6 +155,14 @@ def mean_scores(answers: Iterable[ProbeAnswer], x: Callable[[ProbeAnswer], float
 
 def _points(items: Mapping[float, Sequence[Item]]) -> Points:
     return [(x, mean_over_streams(items[x])) for x in sorted(items)]
+
+
+def f1_by_documents(answers: Iterable[ProbeAnswer]) -> dict[float, Runs]:
+    """Mean F1 of each run at each probe, by the number of documents seen, in ascending order."""
+    steps: dict[float, list[Item]] = defaultdict(list)
+    for answer in answers:
+        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
+    return {seen: run_means(steps[seen]) for seen in sorted(steps)}
 
 
 def lag_bins(documents: int) -> list[int]:
@@ -215,10 +225,10 @@ def _axis(methods: Sequence[Curves], f1: str) -> str:
 
 def curves_by_k(board: Board) -> list[Curves]:
     """F1 and recall by ``k``, of each method's rows that differ only in ``k``."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in board.rows:
         if row.arm == "stream" and "f1" in row.scores and _is_k(row.config.get("k")):
-            groups[row.method, _without_k(row.config)].append(row)
+            groups[without_k(row)].append(row)
     return [_row_curves(rows) for rows in groups.values() if len(rows) > 1]
 
 
@@ -226,8 +236,10 @@ def _is_k(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _without_k(config: Mapping[str, object]) -> str:
-    return json.dumps({key: value for key, value in config.items() if key != "k"}, sort_keys=True)
+def without_k(row: Row) -> tuple[str, ...]:
+    """What rows have in common that differ only in ``k``."""
+    rest = {key: value for key, value in row.config.items() if key != "k"}
+    return row.method, row.arm, json.dumps(rest, sort_keys=True), row.imported
 
 
 def _row_curves(rows: Sequence[Row]) -> Curves:

@@ -38,7 +38,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
     """
     complete = [row for row in reversed(board.rows) if row.arm == "stream" and row.status == "complete"]
     rows = {**{row.method: row for row in complete}, **{row.label: row for row in complete}}
-    items = {name: items_of(rows[name], runs) for name in (FLOOR, board.reference) if name in rows}
+    items = {name: items_of(rows[name]) for name in (FLOOR, board.reference) if name in rows}
     if len(items.get(FLOOR, ())) < MONTHS:
         return {}
     width = 1 if max(items[FLOOR]) - min(items[FLOOR]) < LONGEST else 3
@@ -57,11 +57,11 @@ def drawings(board: Board, runs: Path) -> Drawings:
     }
 
 
-def items_of(row: Row, runs: Path) -> Items:
+def items_of(row: Row) -> Items:
     """The F1 of a row's answers at the last probe by the month of the document, for documents that have one."""
     items: dict[int, list[Item]] = defaultdict(list)
     for record in row.records:
-        for event in final_answers(runs, record):
+        for event in final_answers(row.runs, record):
             if (month := month_of(event.timestamp)) is not None:
                 items[month].append(Item.of(run_of(record), event.question_id, event.document_id, event.f1))
     return dict(sorted(items.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,16 +176,25 @@ def _score_name(board: Board) -> str:
     return board.f1_name if board.headline == "f1" else "token NLL"
 
 
-def _shown(board: Board) -> list[tuple[str, str]]:
-    """The scores of a board in the files, the headline last: heading and name."""
+Shown = Sequence[tuple[str, str]]
+"""Scores in a table: heading and name."""
+
+
+def _both(board: Board) -> Shown:
+    """The scores of a board in Markdown, the headline last."""
     other = ("EM", "em") if board.headline == "f1" else ("bits/byte", "bits_per_byte")
-    return [other, (_score_name(board), board.headline)]
+    return [other, *_headline(board)]
 
 
-def _cells(board: Board, line: Line) -> Iterator[tuple[str, bool]]:
+def _headline(board: Board) -> Shown:
+    """The score of a board in LaTeX: more would not fit into a column of a paper."""
+    return [(_score_name(board), board.headline)]
+
+
+def _cells(board: Board, line: Line, shown: Callable[[Board], Shown]) -> Iterator[tuple[str, bool]]:
     """The scores and the rank on each board, as text, and True for the headline of a method as good as the best."""
     for one, row in _pairs(board, line):
-        for _, score in _shown(one):
+        for _, score in shown(one):
             yield _score_cell(one, row, score), score == one.headline and _is_best(row)
         yield _rank_cell(one, row), False
 
@@ -225,11 +234,11 @@ def _caption(board: Board, with_ranks: bool = True) -> str:
 
 def _markdown(board: Board) -> str:
     boards = zip((board, *board.others), names(board), strict=True)
-    headings = [[f"{heading} on {name}" for heading, _ in _shown(one)] + ["rank"] for one, name in boards]
+    headings = [[f"{heading} on {name}" for heading, _ in _both(one)] + ["rank"] for one, name in boards]
     columns = ["method", *itertools.chain.from_iterable(headings)]
     text = [f"# {markdown(_title(board))}", "", pipes(columns), pipes(["---", *["---:"] * (len(columns) - 1)])]
     for line in lines(board):
-        cells = [*_cells(board, line)]
+        cells = [*_cells(board, line, _both)]
         marks = ["*" * line.control, *("**" * best for _, best in cells)]
         text.append(pipes([line.label, *(cell for cell, _ in cells)], marks))
     text += ["", markdown(_caption(board))]
@@ -244,7 +253,7 @@ def _markdown(board: Board) -> str:
 
 def _latex(board: Board) -> str:
     """The table with a group of columns for each pair, as in papers."""
-    columns = [[*(heading for heading, _ in _shown(one)), "rank"] for one in (board, *board.others)]
+    columns = [[*(heading for heading, _ in _headline(one)), "rank"] for one in (board, *board.others)]
     groups, rules, first = [], [], 2
     for name, headings in zip(names(board), columns, strict=True):
         last = first + len(headings) - 1
@@ -261,7 +270,7 @@ def _latex(board: Board) -> str:
     for previous, line in zip([None, *found], found, strict=False):
         if previous is not None and line.control and not previous.control:
             text.append(r"\midrule")
-        cells = [*_cells(board, line)]
+        cells = [*_cells(board, line, _headline)]
         text.append(ampersands([line.label, *(cell for cell, _ in cells)], [False, *(best for _, best in cells)]))
     return tabularx(text, first - 2, "pairs.txt")
 

@@ -18,7 +18,8 @@ from bench.errors import BenchError
 from bench.records.schema import NOT_COMPARED
 from reports.agreement import DECIMALS, Agreement, Scores, agreement
 from reports.board import Board
-from reports.rows import Row
+from reports.rows import Row, run_of
+from reports.statistics import run_items, stream_means
 
 OF_DATA = {"dataset", "anchor_hash", "qa_train_hash", "segment"}
 """Fields of a spec that follow from the data set."""
@@ -194,7 +195,5 @@ def _beats(a: Row, b: Row) -> bool:
 
 def _by_stream(board: Board, row: Row) -> Scores:
     """The headline score of a row on each stream, the higher the better."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for record in row.records:
-        values[record.spec.stream].append(getattr(record.summary, board.headline))
-    return np.array([np.mean(values[stream]) for stream in board.streams]) * (1 if board.headline == "f1" else -1)
+    means = stream_means(run_items({run_of(record): getattr(record.summary, board.headline) for record in row.records}))
+    return np.array([means[stream] for stream in board.streams]) * (1 if board.headline == "f1" else -1)

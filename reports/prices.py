@@ -26,6 +26,7 @@ COSTS = (
     "total_flops",
     "marginal_seconds",
     "break_even_documents",
+    "break_even_until",
     "state_bytes",
     "peak_bytes",
 )
@@ -44,7 +45,7 @@ def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None
     - ``total``: offline, and the documents and questions of one stream at its last probe, without anchors.
     - ``marginal_seconds``: a further document of the stream with its questions.
 
-    ``break_even_documents`` needs another row and is left to :func:`break_even`.
+    The break-even needs another row and is left to :func:`break_even`.
 
     Raises:
         BenchError: a run of the tuning record is missing or unreadable.
@@ -84,19 +85,26 @@ def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None
     return by_name
 
 
-def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> float | None:
-    """The number of documents from which on the total seconds are at most those of the reference.
+def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of documents with which the total seconds are at most those of the reference.
 
-    Each document comes with as many questions as on the board's streams. 0: from the start; None: never, or not for
-    good, because each further document costs more.
+    Each document comes with as many questions as on the board's streams.
+
+    - ``break_even_documents``: from so many on; 0: from the start.
+    - ``break_even_until``: only up to so many, at least one, because each further document costs more.
+
+    {}: never, or one of the two has no price of a document.
     """
     names = ("offline_seconds", "marginal_seconds")
     if any(name not in prices for name in names for prices in (costs, reference)):
-        return None
+        return {}
     more, saved = (costs[names[0]] - reference[names[0]], reference[names[1]] - costs[names[1]])
-    if saved <= 0:
-        return 0.0 if saved == 0 and more <= 0 else None
-    return float(max(0, math.ceil(more / saved)))
+    if saved > 0:
+        return {"break_even_documents": float(max(0, math.ceil(more / saved)))}
+    if saved == 0:
+        return {"break_even_documents": 0.0} if more <= 0 else {}
+    last = math.floor(more / saved)
+    return {"break_even_until": float(last)} if last > 0 else {}
 
 
 UNITS = ("seconds", "flops")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bench.records.imported import home
 from bench.records.schema import documents_seen
 from bench.records.store import read_answers
 from reports.rows import Row, run_of
@@ -19,7 +17,7 @@ def probes(row: Row) -> int:
     return sum(probe > 0 for probe in row.records[0].spec.probes) if row.records else 0
 
 
-def curves_of(row: Row, runs: Path, scores: Sequence[str]) -> Mapping[str, Points]:
+def curves_of(row: Row, scores: Sequence[str]) -> Mapping[str, Points]:
     """The means of scores of answers over streams by the number of documents seen.
 
     A score has no point where one of the row's streams has no question for it.
@@ -27,7 +25,7 @@ def curves_of(row: Row, runs: Path, scores: Sequence[str]) -> Mapping[str, Point
     items: dict[tuple[str, int], list[Item]] = defaultdict(list)
     for record in row.records:
         documents = record.summary.documents if record.summary else 0
-        for event in read_answers(home(runs, record.id), record.id):
+        for event in read_answers(row.runs, record.id):
             for name in scores:
                 value = getattr(event, name)
                 if event.set == "stream" and value is not None:

@@ -43,18 +43,16 @@ class Price:
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, if one of the methods has all documents in the prompt."""
-    prices = {
-        row.method: _price(row) for row in board.rows if row.arm == "stream" and "flops_per_question" in row.costs
-    }
-    prompt = prices.pop(PROMPT, None)
-    others = [price for price in prices.values() if price.update]
+    rows = [row for row in board.rows if row.arm == "stream" and "flops_per_question" in row.costs]
+    prompt = next((_price(row) for row in rows if row.method == PROMPT), None)
+    others = [price for row in rows if row.method != PROMPT and (price := _price(row)).update]
     if prompt is None or not others:
         return {}
     return {
         NAME: Plot(
             lambda: _draw(prompt, others),
             "Operations of observing a stream and of answering questions on it, by the number of questions",
-            [f"dashed: {PROMPT}", "dotted: the number of questions from which on the method takes fewer", ONLINE],
+            [f"dashed: {prompt.label}", "dotted: the number of questions from which on the method takes fewer", ONLINE],
         )
     }
 
@@ -81,7 +79,7 @@ def _draw(prompt: Price, others: Sequence[Price]) -> Figure:
             axes.axvline(even, color=GREY, linewidth=0.8, linestyle=DOTTED, zorder=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
-    legend(figure, [(PROMPT, GREY, DASHED), ("break-even", GREY, DOTTED)])
+    legend(figure, [(prompt.label, GREY, DASHED), ("break-even", GREY, DOTTED)])
     name_axes(figure, "questions on a stream", "operations", [ONLINE])
     return figure
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.arms import irrelevant_percent
-from reports.arm_plots import families
+from reports.arm_plots import arms_of
 from reports.board import Board
-from reports.memory_plots import ProbeAnswer, by_row
+from reports.memory_plots import by_row, f1_by_documents
 from reports.rows import CEILING, FLOOR, Row
-from reports.statistics import Item, ratio, run_means
+from reports.statistics import ratio
 from reports.style import (
     BLUE,
     DASHED,
@@ -47,11 +46,13 @@ class Curve:
     """Empty for a method without a base that is above closed book, or with failed runs."""
     base: float
     """F1 of the base."""
+    failed: tuple[str, ...]
+    """Titles of the rows of the curve that are not complete."""
 
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots of methods that have a relative F1."""
-    retention = by_documents(board, runs) if board.first_documents is not None else []
+    retention = by_documents(board) if board.first_documents is not None else []
     robustness = by_irrelevant(board)
     plots: dict[str, Plot] = {}
     if any(curve.points for curve in retention):
@@ -82,55 +83,57 @@ def _notes(board: Board, curves: Sequence[Curve]) -> list[str]:
         "grey number: the method's own 100 %",
         f"dashed: F1 of {FLOOR} on this scale" if _floor(board) is not None else "",
         "light lines: the other panels",
-        _left_out(board, curves),
+        *_left_out(board, curves),
     ]
 
 
-def _left_out(board: Board, curves: Sequence[Curve]) -> str:
-    """The methods without a base above closed book or, without it, above 0."""
-    names = ", ".join(curve.label for curve in curves if not curve.points)
+def _left_out(board: Board, curves: Sequence[Curve]) -> list[str]:
+    """The rows that are not complete, and the methods without a base above closed book or, without it, above 0."""
+    rest = [curve for curve in curves if not curve.points]
+    failed = ", ".join(title for curve in rest for title in curve.failed)
+    low = ", ".join(curve.label for curve in rest if not curve.failed)
     least = "0" if _floor(board) is None else FLOOR
-    return f"left out, since their base is not above {least}: {names}" if names else ""
+    return [
+        f"left out, since not complete: {failed}" if failed else "",
+        f"left out, since their base is not above {least}: {low}" if low else "",
+    ]
 
 
 def _floor(board: Board) -> float | None:
-    """F1 of closed book."""
-    return None if board.floor is None else board.floor.value("f1")
+    """F1 of closed book, if it is complete."""
+    floor = board.floor
+    return None if floor is None or floor.note else floor.value("f1")
 
 
-def by_documents(board: Board, runs: Path) -> list[Curve]:
+def by_documents(board: Board) -> list[Curve]:
     """F1 on the same questions at each probe, relative to the first."""
-    answers = by_row(board, runs)
+    answers = by_row(board)
     curves = []
     for row in _learning(board.rows):
-        if row.title in answers and "f1" in row.scores:
-            points = _relative(answers[row.title]) if "relative_f1" in row.scores else ()
-            curves.append(Curve(row.title, points, row.value("f1_first_probe") or 0.0))
+        if row.note or row.title in answers:
+            steps = f1_by_documents(answers[row.title]) if "relative_f1" in row.scores else {}
+            points = [(seen, ratio(f1, steps[min(steps)])) for seen, f1 in steps.items()]
+            curves.append(Curve(row.title, points, row.value("f1_first_probe") or 0.0, _failed([row])))
     return curves
-
-
-def _relative(answers: Iterable[ProbeAnswer]) -> Points:
-    steps: dict[int, list[Item]] = defaultdict(list)
-    for answer in answers:
-        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
-    base = run_means(steps[min(steps)])
-    return [(seen, ratio(run_means(steps[seen]), base)) for seen in sorted(steps)]
 
 
 def by_irrelevant(board: Board) -> list[Curve]:
     """F1 by the percentage of irrelevant documents, relative to that without any."""
     curves = []
-    for family in families(board):
-        stream = family.rows.get("stream")
-        arms = sorted((percent, row) for arm, row in family.rows.items() if (percent := irrelevant_percent(arm)))
-        if stream is None or not arms or not _learning([stream]):
+    for row in _learning(board.rows):
+        arms = {percent: arm for arm in arms_of(board, row) if (percent := irrelevant_percent(arm.arm))}
+        if not arms:
             continue
         points: Points = ()
-        if all("relative_f1" in row.scores for _, row in arms):
-            rest = [(percent, row.scores["relative_f1"][0]) for percent, row in arms]
+        if all("relative_f1" in arm.scores for arm in arms.values()):
+            rest = [(percent, arms[percent].scores["relative_f1"][0]) for percent in sorted(arms)]
             points = [(0, replace(rest[0][1], mean=1.0, se=0.0)), *rest]
-        curves.append(Curve(stream.title, points, stream.value("f1") or 0.0))
+        curves.append(Curve(row.title, points, row.value("f1") or 0.0, _failed([row, *arms.values()])))
     return curves
+
+
+def _failed(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(row.title for row in rows if row.note)
 
 
 def _learning(rows: Iterable[Row]) -> list[Row]:
@@ -152,7 +155,15 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
         band(axes, curve.points)
         place, last = curve.points[-1]
         write_value(axes, (place, last.mean), f"{last.mean:.0%}", BLUE)
-        axes.text(0.03, 0.08, f"100% is F1 {curve.base:.2f}", transform=axes.transAxes, color=GREY, fontsize=6.5)
+        axes.text(
+            0.03,
+            0.08,
+            f"100% is F1 {curve.base:.2f}",
+            transform=axes.transAxes,
+            color=GREY,
+            fontsize=6.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
     compare(grid, [curve.points for curve in drawn])
     grid[0].set_xticks([place for place, _ in drawn[0].points])
     ends = [estimate.mean + (estimate.half_width() or 0) for curve in drawn for _, estimate in curve.points]
@@ -161,5 +172,5 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
     grid[0].yaxis.set_major_formatter(PercentFormatter(1))
     keys = [] if floor is None else [(FLOOR, GREY, DASHED)]
     legend(figure, [*keys, *([OTHERS] if len(drawn) > 1 else [])])
-    name_axes(figure, x, y, [stream_error_name(len(board.streams)), _left_out(board, curves)])
+    name_axes(figure, x, y, [stream_error_name(len(board.streams)), *_left_out(board, curves)])
     return figure

@@ -68,7 +68,7 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
     rescored = []
     for one in (board, *board.others):
         for row in one.rows:
-            items = _items(runs, row, compute)
+            items = _items(row, compute)
             if items:
                 estimates = {name: mean_over_streams(of_runs) for name, of_runs in items.items()}
                 rescored.append(Rescored(one, row, estimates))
@@ -103,11 +103,11 @@ def render(rescored: Sequence[Rescored]) -> Table:
     return table
 
 
-def _items(runs: Path, row: Row, compute: Metric) -> dict[str, list[Item]]:
+def _items(row: Row, compute: Metric) -> dict[str, list[Item]]:
     """The values of each run of a row that has answers."""
     items: dict[str, list[Item]] = defaultdict(list)
     for record in row.records:
-        answers = final_answers(runs, record)
+        answers = final_answers(row.runs, record)
         if answers:
             predictions, golds = [answer.prediction for answer in answers], [answer.answers for answer in answers]
             for name, value in compute(predictions, golds, record.spec.segment).items():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.arms import documents_per_reset
-from bench.records.imported import home
 from bench.records.store import read_documents
+from reports.arm_plots import arms_of
 from reports.board import Board
 from reports.rows import FLOOR, Row
-from reports.score_plots import CUT, Curve, Value, binned
+from reports.score_plots import CUT, Curve, Value, binned, without_seeds
 from reports.style import (
     DASHED,
     GREY,
@@ -27,6 +26,7 @@ from reports.style import (
     legend,
     line,
     name_axes,
+    no_band,
     panels,
     stream_error_name,
 )
@@ -50,7 +50,7 @@ class Restarts:
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plot, if a method was reset along the stream, and documents are scored."""
-    found = list(restarts(board, runs))
+    found = list(restarts(board))
     if not found:
         return {}
     return {
@@ -59,6 +59,8 @@ def drawings(board: Board, runs: Path) -> Drawings:
             f"Token NLL of {FLOOR} minus that of the method by documents since its last reset; higher is better",
             [
                 intervals("bands", stream_error_name(len(board.streams))),
+                without_seeds(board),
+                no_band(board, [one.gain.points() for one in found]),
                 f"dashed: {WITHOUT}" if any(one.without for one in found) else "",
                 "light lines: the other panels" if len(found) > 1 else "",
                 CUT,
@@ -67,27 +69,26 @@ def drawings(board: Board, runs: Path) -> Drawings:
     }
 
 
-def restarts(board: Board, runs: Path) -> Iterator[Restarts]:
+def restarts(board: Board) -> Iterator[Restarts]:
     """Each row on an arm ``every_N``, in the board's order; none if documents are not scored or without the floor."""
-    rows = {(row.method, json.dumps(row.config, sort_keys=True), row.arm): row for row in board.rows}
     floor = board.floor
-    for (method, config, arm), row in rows.items():
-        every = documents_per_reset(arm) if arm.startswith("every_") else None
-        if every is None or floor is None or method == FLOOR:
+    for row in board.rows:
+        every = documents_per_reset(row.arm) if row.arm.startswith("every_") else None
+        if every is None or floor is None or row.method == FLOOR:
             continue
-        bare, after = (_since_reset(runs, one, every) for one in (floor, row))
+        bare, after = (_since_reset(one, every) for one in (floor, row))
         if not bare.by_stream or not after.by_stream:
             continue
-        same = rows.get((method, config, "stream"))
-        yield Restarts(after.below(bare), _since_reset(runs, same, every).below(bare) if same is not None else None)
+        same = next((other for other in arms_of(board, row) if other.arm == "stream"), None)
+        yield Restarts(after.below(bare), _since_reset(same, every).below(bare) if same is not None else None)
 
 
-def _since_reset(runs: Path, row: Row, every: int) -> Curve:
+def _since_reset(row: Row, every: int) -> Curve:
     """Token NLL by the number of documents since the last multiple of ``every`` of them."""
     values = [
         Value(record.spec.stream, event.position % every, event.nll, event.tokens)
         for record in row.records
-        for event in read_documents(home(runs, record.id), record.id)
+        for event in read_documents(row.runs, record.id)
         if event.nll is not None
     ]
     return Curve(row.title, binned(values, every), every, "document")

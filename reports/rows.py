@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.answering import metrics
-from bench.records.imported import ImportedRow, home
+from bench.records.imported import ImportedRow
 from bench.records.schema import (
     CHANGE_SCORES,
     AnswerEvent,
     BoardEntry,
+    BoardRecord,
     DocumentEvent,
     RunRecord,
     TuningRecord,
@@ -70,28 +71,36 @@ class Row:
     seeds: int
     orders: int
     """Number of orders of the documents."""
-    trials: int
-    """Number of configurations tried on the validation streams."""
+    tuning: TuningRecord | None
+    """How its settings were chosen; None if they were not tuned."""
     tuned: bool | None
     """None for a method that has nothing to tune."""
     hand_set: tuple[str, ...]
     """Settings that the experiment sets by hand (dotted names)."""
     entries: tuple[int, ...]
-    """Places in the experiment of the entries that list the row's runs: several if tuning made them the same."""
+    """Places in the experiment of the entries that list the row's runs: several if tuning made them the same, none if
+    the row was imported."""
     scores: Mapping[str, tuple[Estimate, ...]]
     """By name (:data:`SCORES`): the mean with SE_stream, then, for the scores in :data:`SE_DOC`, with SE_doc."""
     costs: Mapping[str, float]
     """By name (:data:`reports.prices.COSTS`)."""
     records: tuple[RunRecord, ...]
     """The records of the streams on which no run failed or is missing: the source of the scores."""
+    runs: Path = field(compare=False)
+    """Folder of these records."""
     standing: Standing | None = None
     """The ranks that the row can have; None if it does not compete, as a control or an incomplete row."""
     spread: Mapping[str, float] = field(default_factory=dict)
     """Shares of streams, seeds, orders and the rest in the spread of the headline score; empty if there are none."""
     overlap: bool = False
-    """True if the experiment allows splits that share documents, and they do."""
+    """True if the experiment that ran it allows splits that share documents, and they do."""
     imported: str = ""
     """The mark of an imported row, which its label has, too; "" for a row that was run here."""
+
+    @property
+    def trials(self) -> int:
+        """Number of configurations tried on the validation streams."""
+        return 0 if self.tuning is None else len(self.tuning.trials)
 
     @property
     def as_good_as_best(self) -> bool:
@@ -140,7 +149,7 @@ class Group:
 
 def final_answers(runs: Path, record: RunRecord) -> list[AnswerEvent]:
     """A run's answers on the stream's questions at its last probe."""
-    answers = [event for event in read_answers(home(runs, record.id), record.id) if event.set == "stream"]
+    answers = [event for event in read_answers(runs, record.id) if event.set == "stream"]
     last = max((event.probe for event in answers), default=None)
     return [event for event in answers if event.probe == last]
 
@@ -150,33 +159,36 @@ Items = Mapping[str, Sequence[Item]]
 Entries = Sequence[tuple[Row, Items]]
 
 
-def find(entries: Entries, method: str, arm: str = "stream", config: Mapping[str, Any] | None = None) -> Items | None:
-    """The items of the first complete row that matches, in the order of the experiment; None if there is none."""
-    matches = (
-        items
-        for row, items in entries
-        if (row.method, row.arm, row.status) == (method, arm, "complete") and config in (None, row.config)
-    )
-    return next(matches, None)
+def find(entries: Entries, method: str) -> Items | None:
+    """The items of a method's first complete row on the streams themselves, which is one's own if there is one."""
+    complete = (items for row, items in entries if (row.method, row.arm, row.status) == (method, "stream", "complete"))
+    return next(complete, None)
 
 
-def read_items(runs: Path, group: Group) -> Items:
+def find_arm(entries: Entries, of: Row, arm: str) -> Items | None:
+    """The items of a row's method on an arm, with the same settings and from the same source, if complete."""
+    wanted = (of.method, of.config, of.imported, arm, "complete")
+    found = (items for row, items in entries if (row.method, row.config, row.imported, row.arm, row.status) == wanted)
+    return next(found, None)
+
+
+def read_items(group: Group) -> Items:
     """The scored questions and documents of the group's complete records."""
     items: dict[str, list[Item]] = defaultdict(list)
     for record in group.complete():
         run = run_of(record)
-        for answer in final_answers(runs, record):
+        for answer in final_answers(group.runs, record):
             for name in ANSWER_SCORES:
                 value = answer.nll if name == "answer_nll" else getattr(answer, name)
                 if value is not None:
                     items[name].append(_answer_item(run, answer, value))
         if record.spec.questions == "first":
             probe = first_probe(record.spec.probes)
-            for answer in read_answers(runs, record.id):
+            for answer in read_answers(group.runs, record.id):
                 if (answer.set, answer.probe) == ("stream", probe):
                     items[FIRST].append(_answer_item(run, answer, answer.f1))
         seen: Counter[str] = Counter()
-        for _, events in itertools.groupby(read_documents(runs, record.id), lambda event: event.position):
+        for _, events in itertools.groupby(read_documents(group.runs, record.id), lambda event: event.position):
             document = list(events)
             seen[document[0].document_id] += 1  # the shuffled arm can observe a document twice
             for name, item in _text_items(run, document, seen[document[0].document_id]):
@@ -212,26 +224,22 @@ def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterato
         yield "bits_per_byte", Item.of(run, unit, document, metrics.bits_per_byte(nll, utf8_bytes), utf8_bytes)
 
 
-def make_row(
-    runs: Path,
-    group: Group,
-    label: str,
-    items: Items,
-    streams: int,
-    entries: Sequence[BoardEntry],
-    tuning: Sequence[TuningRecord],
-) -> Row:
-    """The row of a group on a board with ``streams`` streams, before it is compared with other rows."""
+def make_row(group: Group, items: Items, streams: int, board: BoardRecord, tuning: Sequence[TuningRecord]) -> Row:
+    """The row of a group on a board with ``streams`` streams, before it is compared with other rows.
+
+    ``board`` is the record of the board for which the group was run, and ``tuning`` has its tuning records.
+    """
     complete = group.complete()
     status, note = _status(group, streams)
     scores: dict[str, tuple[Estimate, ...]] = {name: tuple(summarize(scored)) for name, scored in items.items()}
     for name in ANCHOR_SCORES:
         if anchor_items := _anchor_items(complete, name):
             scores[name] = (mean_over_streams(anchor_items),)
-    entry = entry_of(group, entries)
-    record = next((record for record in tuning if record.key == entry.tuning), None)
+    entry = entry_of(group, board.entries)
+    tuned = next((record for record in tuning if record.key == entry.tuning), None)
+    listing = (place for place, other in enumerate(board.entries) if any(run.id in other.runs for run in group.records))
     return Row(
-        label=label,
+        label=group.label,
         method=group.method,
         config=group.config,
         arm=group.arm,
@@ -241,15 +249,16 @@ def make_row(
         streams=len({record.spec.stream for record in complete}),
         seeds=len({record.spec.seed for record in group.records}),
         orders=len({record.spec.order for record in group.records}),
-        trials=len(record.trials) if record else 0,
-        tuned=True if record else False if group.records[0].tunable else None,
+        tuning=tuned,
+        tuned=True if tuned else False if group.records[0].tunable else None,
         hand_set=tuple(entry.hand_set),
-        entries=tuple(
-            place for place, other in enumerate(entries) if any(run.id in other.runs for run in group.records)
-        ),
+        entries=tuple(listing) if group.imported is None else (),
         scores=scores,
-        costs=prices(runs, complete, record),
+        costs=prices(group.runs, complete, tuned),
         records=complete,
+        runs=group.runs,
+        overlap=bool(board.overlaps),
+        imported="" if group.imported is None else group.imported.mark,
     )
 
 

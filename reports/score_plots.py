@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.records.imported import home
 from bench.records.schema import RunRecord
 from bench.records.store import read_documents
 from reports.board import Board
@@ -34,6 +33,7 @@ from reports.style import (
     legend,
     line,
     name_axes,
+    no_band,
     off_scale,
     panels,
     score,
@@ -81,7 +81,7 @@ class Curve:
         )
 
     def points(self) -> Points:
-        """The mean over streams at the middle of each part that has values."""
+        """The mean over streams at the middle of each part that has values; its error does not include the seeds."""
         size = self.units / len(next(iter(self.by_stream.values())))
         points = []
         for part, values in enumerate(zip(*self.by_stream.values(), strict=True)):
@@ -92,7 +92,7 @@ class Curve:
 
 def drawings(board: Board, runs: Path) -> Drawings:
     """The plots that have data."""
-    f1_curves, nll_curves, gain_curves = _curves(board, runs)
+    f1_curves, nll_curves, gain_curves = _curves(board)
     plots: dict[str, Plot] = {}
     if rows := _main_rows(board):
         plots["f1_by_method"] = Plot(
@@ -136,9 +136,17 @@ def _notes(board: Board, curves: Curves) -> list[str]:
     shown, floor = _split(curves)
     return [
         intervals("bands", stream_error_name(len(board.streams))),
+        without_seeds(board),
+        no_band(board, [curve.points() for curve in shown]),
         _dashed(floor is not None),
         "light lines: the other panels" if len(shown) > 1 else "",
     ]
+
+
+def without_seeds(board: Board) -> str:
+    """A note on the errors of :meth:`Curve.points`, if the board has seeds."""
+    several = len(board.streams) > 1 and any(row.seeds > 1 for row in board.rows)
+    return "the bands do not include the seeds of methods that have several" if several else ""
 
 
 def _main_rows(board: Board) -> list[Row]:
@@ -217,7 +225,7 @@ def _split(curves: Curves) -> tuple[list[Curve], Curve | None]:
     return (others, curves.get(FLOOR)) if others else (list(curves.values()), None)
 
 
-def _curves(board: Board, runs: Path) -> tuple[Curves, Curves, Curves]:
+def _curves(board: Board) -> tuple[Curves, Curves, Curves]:
     """Curves of F1, of token NLL, and of how far it is below that of the unadapted model.
 
     The ceiling and control arms have no curves: their scores do not depend on the position.
@@ -228,10 +236,10 @@ def _curves(board: Board, runs: Path) -> tuple[Curves, Curves, Curves]:
         if row.arm != "stream" or row.method == CEILING or not row.streams:
             continue
         documents = max((record.summary.documents for record in row.records if record.summary), default=0)
-        answers = [value for record in row.records for value in _answer_values(runs, record)]
+        answers = [value for record in row.records for value in _answer_values(row.runs, record)]
         if answers:
             f1_curves[row.label] = Curve(row.title, binned(answers, documents), documents, "document")
-        texts = [value for record in row.records for value in _text_values(runs, record)]
+        texts = [value for record in row.records for value in _text_values(row.runs, record)]
         if texts and row.records[0].spec.segment_tokens is None:
             nll_curves[row.label] = Curve(row.title, binned(texts, documents), documents, "document")
         elif texts:
@@ -259,7 +267,7 @@ def _answer_values(runs: Path, record: RunRecord) -> Iterable[Value]:
 
 def _text_values(runs: Path, record: RunRecord) -> Iterable[Value]:
     """Total NLL and number of tokens of each scored document or, if documents are cut, segment."""
-    events = ((event, event.nll) for event in read_documents(home(runs, record.id), record.id) if event.nll is not None)
+    events = ((event, event.nll) for event in read_documents(runs, record.id) if event.nll is not None)
     cut = record.spec.segment_tokens is not None
     return (
         Value(record.spec.stream, i if cut else event.position, nll, event.tokens)

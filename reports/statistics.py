@@ -56,7 +56,7 @@ class Estimate:
 
         if self.se is None:
             return None
-        if abs(self.mean) < NOTHING or not self.se:
+        if abs(self.mean) < NOTHING or self.se < NOTHING:
             return float(abs(self.mean) < NOTHING or self.n < 3)
         return float(2 * stdtr(self.degrees, -abs(self.mean) / self.se))
 
@@ -65,7 +65,7 @@ class Estimate:
 
 
 NOTHING = 1e-12
-"""A mean below this is a rounding error of 0."""
+"""A mean or a standard error below this is a rounding error of 0."""
 
 
 class Item(NamedTuple):
@@ -200,6 +200,11 @@ def run_means(items: Iterable[Item]) -> dict[Run, float]:
     for item in items:
         by_run[Run(item.stream, item.seed, item.order)].append(item)
     return {run: _weighted_mean(group) for run, group in sorted(by_run.items())}
+
+
+def run_items(runs: Runs) -> list[Item]:
+    """A score of each run as one item."""
+    return [Item.of(run, "", "", value) for run, value in runs.items()]
 
 
 def _weighted_mean(items: Sequence[Item]) -> float:
@@ -442,7 +447,8 @@ def plan(a: Sample, b: Sample, gap: float, kind: ErrorKind) -> Plan | None:
                 return int(part[found.argmax()])
         return None
 
-    gaps = own.se * np.arange(1, 10_001) / 100  # in steps of a hundredth of the error
+    error = np.sqrt(own.se**2 + sum(term.variance for term in extra))
+    gaps = error * np.arange(1, 10_001) / 100  # even with one degree of freedom 17 errors are found
     smallest = gaps[(power(gaps, own.n, variance) >= POWER).argmax()]
     low, high = (needed(variance * degrees / float(chi2.ppf(q, degrees))) for q in (0.975, 0.025))
     return Plan(kind, own.n, float(smallest), needed(variance), (low, high))
@@ -503,7 +509,7 @@ def slope(points: Mapping[float, Sequence[Item]]) -> Estimate:
 
 
 def _mean_of_runs(runs: Runs) -> Estimate:
-    return mean_over_streams([Item.of(run, "", "", value) for run, value in runs.items()])
+    return mean_over_streams(run_items(runs))
 
 
 def roc_auc(values: Sequence[float], positive: Sequence[bool]) -> float | None:

@@ -176,10 +176,17 @@ def line(axes: Axes, points: Points, colour: str, linestyle: Any = "-") -> None:
 
 
 def band(axes: Axes, points: Points, colour: str = BLUE) -> None:
-    """Means with a band of their 95 % intervals."""
+    """Means with a band of their 95 % intervals, where they have one."""
     x, means = _coordinates(points)
+    known = [estimate.se is not None for _, estimate in points]
     axes.plot(x, means, color=colour, marker="o", markersize=2)
-    axes.fill_between(x, *_ends(points), color=colour, alpha=0.25, linewidth=0)
+    axes.fill_between(x, *_ends(points), where=known, color=colour, alpha=0.25, linewidth=0)
+
+
+def no_band(board: Board, curves: Sequence[Points]) -> str:
+    """A note if the band of a curve has gaps, since a single one of the board's streams has a value there."""
+    gaps = len(board.streams) > 1 and any(estimate.se is None for points in curves for _, estimate in points)
+    return "without a band: one stream" if gaps else ""
 
 
 def compare(grid: Sequence[Axes], curves: Sequence[Points]) -> None:

@@ -239,6 +239,6 @@ def _latex(board: Board, selection: Sequence[Column]) -> str:
 
 def _text(board: Board, selection: Sequence[Column]) -> str:
     """The caption of a table, its notes, and the remarks on the board, as paragraphs."""
-    shown = f"Scores and costs of methods on {board.dataset} with {board.model}."
+    shown = f"Scores and costs of methods on {board.dataset} with {board.model}, protocol {board.protocol}."
     parts = [shown, " ".join(notes(board, selection)), *board.remarks]
     return "\n\n".join(textwrap.fill(visible(part), 120, break_long_words=False) for part in parts) + "\n"

@@ -53,7 +53,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
 
     Control arms are left out: they have other documents.
     """
-    all_weights = [weights for weights in row_weights(board, runs) if weights.row.arm == "stream"]
+    all_weights = [weights for weights in row_weights(board) if weights.row.arm == "stream"]
     if not all_weights:
         return {}
     document = Plot(
@@ -125,14 +125,14 @@ def _words(pieces: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def select_document(all_weights: Sequence[RowWeights]) -> dict[str, TokenEvent]:
-    """The events of one document of the first stream, by the label of the row.
+    """The events of one document of the first stream, by the label of the row; of several seeds the first.
 
     Of the documents weighted by most rows it is the shortest with a fact.
     """
-    stream = min(itertools.chain.from_iterable(weights.events for weights in all_weights))
+    stream = min(itertools.chain.from_iterable(weights.events for weights in all_weights)).stream
     by_position: dict[int, dict[str, TokenEvent]] = defaultdict(dict)
     for weights in all_weights:
-        for event in weights.events.get(stream, ()):
+        for event in next((of for run, of in weights.events.items() if run.stream == stream), ()):
             by_position[event.position][weights.row.label] = event
 
     def order(position: int) -> tuple[int, bool, int, int]:
@@ -218,14 +218,14 @@ def _histogram(all_weights: Sequence[RowWeights]) -> Figure:
 
 def _relative(weights: RowWeights) -> dict[str, list[float]]:
     """The weights of each class in units of the mean weight of all tokens, which may be 0."""
-    every = [weight for stream in weights.streams for weight in stream.weights]
-    unit = mean(every) or 1.0
-    return {kind: [weight / unit for stream in weights.streams for weight in stream.of(kind)] for kind in CLASSES}
+    runs = weights.runs.values()
+    unit = mean([weight for run in runs for weight in run.weights]) or 1.0
+    return {kind: [weight / unit for run in runs for weight in run.of(kind)] for kind in CLASSES}
 
 
 def _by_class(board: Board, all_weights: Sequence[RowWeights]) -> Figure:
     """Mean weight of each class and, if known, part of speech, relative to the mean weight of all tokens."""
-    counts = Counter(tag for weights in all_weights for stream in weights.streams for tag in stream.pos)
+    counts = Counter(tag for weights in all_weights for run in weights.runs.values() for tag in run.pos)
     tags = [tag for tag, _ in counts.most_common(TAGS)]
     kinds: list[str] = [*CLASSES, *tags]
     places = [y + 0.5 * (kind in tags) for y, kind in enumerate(kinds)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,21 @@ from typing import Any
 
 from bench.data.arms import documents_per_reset
 from bench.files import write_bytes
-from bench.records.imported import home
 from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
 from reports.board import Board
 from reports.markup import markdown, pipes, spreadsheet
-from reports.rows import Row
-from reports.statistics import Estimate, roc_auc, stream_error
+from reports.rows import Row, run_of
+from reports.spread import Run
+from reports.statistics import Estimate, mean_over_streams, roc_auc, run_items
 
 FILES = ("token_weights.md", "token_weights.csv")
 CLASSES: tuple[TokenClass, ...] = ("fact", "name", "filler")
 
 
 @dataclass(frozen=True)
-class StreamWeights:
-    """Token weights of one row on one stream, in order, with the class of each token."""
+class RunWeights:
+    """Token weights of one run, in order, with the class of each token."""
 
     weights: Sequence[float]
     classes: Sequence[TokenClass]
@@ -55,43 +54,52 @@ class StreamWeights:
 
 @dataclass(frozen=True)
 class RowWeights:
-    """Token weights of one row, by stream. Estimates are means over the streams that have the quantity."""
+    """Token weights of one row, by run. Estimates are means over the streams that have the quantity, with SE_stream."""
 
     row: Row
-    events: Mapping[str, Sequence[TokenEvent]]
-    streams: Sequence[StreamWeights]
+    events: Mapping[Run, Sequence[TokenEvent]]
+    runs: Mapping[Run, RunWeights]
 
     def auc(self) -> Estimate | None:
         """Probability that a fact token has a larger weight than another token."""
-        return self._estimate(StreamWeights.auc)
+        return self._estimate(RunWeights.auc)
 
     def mean(self) -> Estimate | None:
         """Mean weight of a token."""
-        return self._estimate(lambda stream: mean(stream.weights))
+        return self._estimate(lambda run: mean(run.weights))
 
     def relative(self, kind: str) -> Estimate | None:
         """Mean weight of the tokens of a class or part of speech over the mean weight of all."""
-        return self._estimate(lambda stream: stream.relative(kind))
+        return self._estimate(lambda run: run.relative(kind))
 
     def share(self, kind: str) -> Estimate | None:
         """Share of the total weight on tokens of a class or part of speech."""
-        return self._estimate(lambda stream: stream.share(kind))
+        return self._estimate(lambda run: run.share(kind))
 
     def frequency(self, kind: str) -> float:
         """Fraction of the tokens that are of a class or part of speech."""
-        return sum(len(stream.of(kind)) for stream in self.streams) / self.tokens
+        every = self.runs.values()
+        return sum(len(run.of(kind)) for run in every) / sum(len(run.weights) for run in every)
+
+    @property
+    def streams(self) -> int:
+        """Number of streams."""
+        return len({run.stream for run in self.runs})
 
     @property
     def tokens(self) -> int:
-        """Number of tokens on all streams."""
-        return sum(len(stream.weights) for stream in self.streams)
+        """Number of tokens on all streams; those that several seeds weigh count once."""
+        documents = {
+            (run.stream, event.document_id): len(event.weights) for run, of in self.events.items() for event in of
+        }
+        return sum(documents.values())
 
-    def _estimate(self, value: Callable[[StreamWeights], float | None]) -> Estimate | None:
-        values = [number for stream in self.streams if (number := value(stream)) is not None]
-        return stream_error(values) if values else None
+    def _estimate(self, value: Callable[[RunWeights], float | None]) -> Estimate | None:
+        values = {run: number for run, weights in self.runs.items() if (number := value(weights)) is not None}
+        return mean_over_streams(run_items(values)) if values else None
 
 
-def row_weights(board: Board, runs: Path) -> list[RowWeights]:
+def row_weights(board: Board) -> list[RowWeights]:
     """The token weights of the board's rows, for methods that weight tokens.
 
     Raises:
@@ -101,19 +109,15 @@ def row_weights(board: Board, runs: Path) -> list[RowWeights]:
     for row in board.rows:
         if documents_per_reset(row.arm):
             continue  # there every document is weighted as the first of a stream
-        events: dict[str, list[TokenEvent]] = defaultdict(list)
-        for record in sorted(row.records, key=lambda record: (record.spec.stream, record.spec.seed)):
-            if token_events := read_tokens(home(runs, record.id), record.id):
-                events[record.spec.stream] += token_events
-        if events:
-            streams = [_stream_weights(stream_events) for stream_events in events.values()]
-            all_weights.append(RowWeights(row, dict(events), streams))
+        found = ((run_of(record), read_tokens(row.runs, record.id)) for record in row.records)
+        if events := {run: of for run, of in sorted(found) if of}:
+            all_weights.append(RowWeights(row, events, {run: _run_weights(of) for run, of in events.items()}))
     return all_weights
 
 
-def write(board: Board, runs: Path, out: Path) -> list[Path]:
+def write(board: Board, out: Path) -> list[Path]:
     """Write the table of token weights, if there are any; returns the files written."""
-    all_weights = row_weights(board, runs)
+    all_weights = row_weights(board)
     if not all_weights:
         return []
     paths = [out / name for name in FILES]
@@ -122,8 +126,8 @@ def write(board: Board, runs: Path, out: Path) -> list[Path]:
     return paths
 
 
-def _stream_weights(events: Sequence[TokenEvent]) -> StreamWeights:
-    return StreamWeights(
+def _run_weights(events: Sequence[TokenEvent]) -> RunWeights:
+    return RunWeights(
         weights=[weight for event in events for weight in event.weights],
         classes=[kind for event in events for kind in event.classes],
         pos=[tag for event in events for tag in event.pos or ()] if all(event.pos for event in events) else (),
@@ -151,11 +155,13 @@ def _markdown(board: Board, all_weights: Sequence[RowWeights]) -> str:
 
 def _caption(board: Board, all_weights: Sequence[RowWeights], headings: Sequence[str]) -> str:
     streams, kinds = len(board.streams), ", ".join(kind for kind in CLASSES if kind in headings)
-    documents = max(len(events) for weights in all_weights for events in weights.events.values())
+    documents = max(len(of) for weights in all_weights for of in weights.events.values())
+    seeds = any(weights.row.seeds > 1 for weights in all_weights)
     facts = f"{all_weights[0].frequency('fact'):.1%}"
     sentences = [
         f"{board.dataset}, {board.model}.",
         f"± is the half-width of the 95 % t interval over {streams} streams." if streams > 1 else "One stream: no ±.",
+        *(["Errors include the seeds, for rows that have several."] if seeds and streams > 1 else []),
         f"Tokens are from the first {documents} documents of each {board.streams[0].rpartition('-')[0]} stream.",
         "AUC: probability that a token of a fact asked about has a larger weight than another token (0.5 is chance).",
         f"{kinds}: mean weight of these tokens, relative to the mean weight of all tokens.",
@@ -167,7 +173,7 @@ def _caption(board: Board, all_weights: Sequence[RowWeights], headings: Sequence
 def _csv(all_weights: Sequence[RowWeights]) -> str:
     lines: list[dict[str, Any]] = []
     for weights in all_weights:
-        flat = {"method": weights.row.method, "label": weights.row.label, "streams": len(weights.streams)}
+        flat = {"method": weights.row.method, "label": weights.row.label, "streams": weights.streams}
         flat |= {"config": json.dumps(weights.row.config, sort_keys=True), "tokens": weights.tokens}
         for heading, value in COLUMNS.items():
             key, estimate = heading.lower().replace(" ", "_"), value(weights)

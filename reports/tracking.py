@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, nearest
-from bench.records.imported import home
 from bench.records.schema import documents_seen, mean
 from bench.records.store import read_answers, read_documents
 from bench.settings import dotted
@@ -40,7 +39,7 @@ def check(tracker: str) -> None:
         raise BenchError(f"{tracker} is not installed. Install it with pip install {tracker}, or leave --track out.")
 
 
-def track(board: Board, runs: Path, out: Path, tracker: str) -> str:
+def track(board: Board, out: Path, tracker: str) -> str:
     """Log the rows of a board, and of those on its other pairs; returns a sentence that says where they are.
 
     TensorBoard's files are in ``<out>/tensorboard/<experiment>/<row>``. Rows without scores are left out.
@@ -52,22 +51,22 @@ def track(board: Board, runs: Path, out: Path, tracker: str) -> str:
     log = {"tensorboard": _tensorboard, "wandb": _wandb}[tracker]
     for one in (board, *board.others):
         for row in (row for row in one.rows if row.scores):
-            log(one, row, _curves(runs, row), out)
+            log(one, row, _curves(row), out)
     if tracker == "tensorboard":
         return f"Logged to TensorBoard: tensorboard --logdir {out / 'tensorboard'}"
     return f"Logged to Weights & Biases, project {PROJECT}, group {board.experiment}."
 
 
-def _curves(runs: Path, row: Row) -> dict[str, Curve]:
+def _curves(row: Row) -> dict[str, Curve]:
     """Means over the runs of a row: token NLL of each document, and F1 at each probe."""
     nll: dict[int, list[float]] = defaultdict(list)
     f1: dict[int, list[float]] = defaultdict(list)
     for record in row.records:
-        for document in read_documents(home(runs, record.id), record.id):
+        for document in read_documents(row.runs, record.id):
             if document.nll is not None and document.tokens:
                 nll[document.position + 1].append(document.nll / document.tokens)
         documents = 0 if record.summary is None else record.summary.documents
-        for answer in read_answers(home(runs, record.id), record.id):
+        for answer in read_answers(row.runs, record.id):
             if answer.set == "stream":
                 f1[documents_seen(answer.probe, documents)].append(answer.f1)
     curves = {"token_nll": nll, "f1_at_probe": f1}

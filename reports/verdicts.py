@@ -18,7 +18,7 @@ import numpy as np
 from reports.agreement import Agreement, agreement
 from reports.published import Value, shown
 from reports.ranks import LEVEL, holm
-from reports.statistics import Estimate, Item, Sample, difference, show, slope
+from reports.statistics import NOTHING, Estimate, Item, Sample, difference, show, slope
 
 Word = Literal["agrees in rank", "sign differs", "not resolved at this size"]
 AGREES: Word = "agrees in rank"
@@ -106,7 +106,7 @@ def counted(words: Iterable[Word]) -> str:
 def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
     """Compare the shapes of what both have: ranks and gaps at the last place, and the change along each curve.
 
-    Ours is the last place that all our methods have.
+    Ours is the last place that all our methods have; if there is none, nothing is resolved.
 
     Our signs are tested by paired t tests over streams, with Holm's correction over the gaps and over the changes, at
     :data:`reports.ranks.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
@@ -117,7 +117,9 @@ def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
     ends = {name: values[max(values)] for name, values in theirs.items() if values and ours.get(name)}
     methods = sorted(ends, key=lambda name: (-ends[name].number, name))
     places = [ours[name].keys() for name in methods]
-    last = max((x for own in places for x in own if all(x in other for other in places)), default=0.0)
+    last = max((x for own in places for x in own if all(x in other for other in places)), default=None)
+    if last is None:
+        return Shape(tuple(methods), agreement=None, gaps=(), slopes=(), unread=0)
     samples = {name: Sample.of(ours[name][last]) for name in methods}
     gaps, changes = [], []
     for a, b in itertools.combinations(methods, 2):
@@ -196,5 +198,6 @@ class Distance(NamedTuple):
 
     @property
     def in_errors(self) -> float | None:
-        """(ours - published) / our standard error; None without one."""
-        return None if not self.ours.se else (self.ours.mean - self.published.number) / self.ours.se
+        """(ours - published) / our standard error; None without one, or without spread."""
+        se = self.ours.se
+        return None if se is None or se < NOTHING else (self.ours.mean - self.published.number) / se

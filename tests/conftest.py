@@ -40,7 +40,7 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int = 0) -> Path:
+def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int = 0, layers: int = 2) -> Path:
     """Save a tiny random causal LM with a byte-level BPE tokenizer, as save_pretrained writes it."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
@@ -52,11 +52,11 @@ def make_checkpoint(folder: Path, architecture: str, window: int = 96, seed: int
         tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
     )
     sizes: dict[str, dict[str, int]] = {
-        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": window},
+        "gpt2": {"n_embd": 32, "n_layer": layers, "n_head": 2, "n_positions": window},
         "llama": {"num_key_value_heads": 1},
         "gpt_neox": {},
     }
-    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
     if architecture != "gpt2":
         common["max_position_embeddings"] = window
     config = AutoConfig.for_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,8 +15,10 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 import yaml
 
 import run_bench
@@ -41,6 +44,20 @@ def bench(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
     )
 
 
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As :func:`bench`, in this process: seconds less."""
+    capsys.readouterr()
+    with (
+        mock.patch.object(sys, "argv", ["run_bench.py", *arguments]),
+        mock.patch.dict(os.environ, {"COLUMNS": "120"}),  # --device hides GPUs from this process
+        contextlib.chdir(ROOT),
+        pytest.raises(SystemExit) as end,
+    ):
+        run_bench.main()
+    assert isinstance(end.value.code, int)
+    return subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     """An experiment file: three methods on two streams of five documents, one of them tuned."""
@@ -53,6 +70,15 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     path = folder / "keepers.yaml"
     path.write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude={"decoding"})))
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with the records and the tables of the experiment, and what its run printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = bench("run", str(experiment), "--runs", str(folder / "runs"), "--out", str(folder / "out"))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 def board(out: Path) -> list[dict[str, object]]:
@@ -79,52 +105,49 @@ def test_list_takes_under_half_a_second_and_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_a_run_prints_the_board_and_writes_the_files_and_is_not_repeated(experiment: Path, tmp_path: Path) -> None:
-    arguments = ("run", str(experiment), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
-    first = bench(*arguments)
-    assert first.returncode == 0, first.stderr
-    assert "uniform" in first.stdout
-    assert "SE_stream" in first.stdout
+def test_a_run_prints_the_board_and_writes_the_files_and_is_not_repeated(
+    experiment: Path, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, printed = finished
+    assert "cells" in printed and "uniform" in printed and "SE_stream" in printed
     assert {f"leaderboard.{kind}" for kind in ("json", "md", "csv", "tex", "txt")} <= {
-        path.name for path in (tmp_path / "out").iterdir()
+        path.name for path in (folder / "out").iterdir()
     }
-    second = bench(*arguments)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    second = call(capsys, "run", str(experiment), *folders)
     assert second.returncode == 0
-    assert "cells" in first.stdout
     assert "cells" not in second.stdout, "the second call only reports"
-    assert bench("report", *arguments[2:], "--check").returncode == 0
+    assert call(capsys, "report", *folders, "--check").returncode == 0
     (tmp_path / "out" / "leaderboard.md").write_text("changed")
-    stale = bench("report", *arguments[2:], "--check")
+    stale = call(capsys, "report", *folders, "--check")
     assert stale.returncode == 1
     assert "leaderboard.md" in stale.stderr
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_board(experiment: Path, tmp_path: Path) -> None:
-    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-
-    def arguments(folder: Path) -> list[str]:
-        folders = ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
-        return ["run", str(experiment), "--methods", "closed_book,uniform", *folders]
-
-    assert bench(*arguments(uninterrupted)).returncode == 0
+def test_a_run_killed_at_any_moment_resumes_to_the_same_board(
+    experiment: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    uninterrupted = finished[0]
+    arguments = ("run", str(experiment), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
     cells = len(list((uninterrupted / "runs").glob("*-*/run.json")))
     chance = random.Random(os.urandom(8))
     for _ in range(2):
         process = subprocess.Popen(
-            [*RUN_BENCH, *arguments(killed)],
+            [*RUN_BENCH, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd=ROOT,
         )
         stop_at = chance.randrange(cells)
-        while len(list((killed / "runs").glob("*-*/run.json"))) < stop_at and process.poll() is None:
+        while len(list((tmp_path / "runs").glob("*-*/run.json"))) < stop_at and process.poll() is None:
             time.sleep(0.01)
         time.sleep(chance.random() / 10)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert bench(*arguments(killed)).returncode == 0
-    assert board(killed / "out") == board(uninterrupted / "out")
+    assert bench(*arguments).returncode == 0
+    assert board(tmp_path / "out") == board(uninterrupted / "out")
 
 
 def test_an_interrupt_exits_with_130_and_a_message(experiment: Path, tmp_path: Path) -> None:
@@ -192,25 +215,24 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("run", "default", "--device", "cuda:x"), "A GPU has a number, as in cuda:1 or --devices 0,1: 'x' is none."),
         (("run", "default", "--model", "tests"), "without config.json"),
         (("run", "default", "--streams", "99"), "too few for"),
+        (("run", "default", "--modle", "nano"), "--modle"),
+        (("train", "cmt", "--executor", "slurm"), "train takes --executor local or ray"),
+        (("report", "--html", "--check"), "leave --html out"),
+        (("report", "default", "squad"), "name one experiment, or add --html"),
     ],
 )
 def test_a_wrong_request_gets_an_error_message_without_a_traceback(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    process = bench(*arguments)
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """The exit code and the error message of the command line, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["run_bench.py", *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_bench.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code, capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    done = call(capsys, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -241,6 +263,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
         (("--set", "uniform.learning_rate=-.inf"), "uniform.learning_rate = -inf: Input should be a finite number"),
         (("--set", "uniform.learning_rate=.nan"), "uniform.learning_rate = nan: Input should be a finite number"),
         (("--set", "uniform.learning_rate={1: 2}"), "a key is not text"),
+        (("--reference", "unifrom"), "keepers has no such method. Did you mean uniform?"),
+        (("--executor", "rya"), "--executor takes local, ray or slurm, not 'rya'"),
+        (("--executor", "slurm"), "--executor slurm needs --shards N"),
+        (("--ray-address", "a:1"), "--ray-address needs --executor ray"),
     ],
 )
 def test_a_wrong_request_for_a_run_is_found_before_any_work(
@@ -251,8 +277,8 @@ def test_a_wrong_request_for_a_run_is_found_before_any_work(
     folders = {"--runs": str(tmp_path / "runs"), "--out": str(tmp_path / "out")}
     options = [argument.replace("PLUGIN", str(plugin)) for argument in arguments]
     rest = [part for option in folders.items() if option[0] not in options for part in option]
-    code, error = call(capsys, "run", str(experiment), *options, *rest)
-    assert code == 2 and message in error and "Traceback" not in error
+    done = call(capsys, "run", str(experiment), *options, *rest)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("out/*"))
 
 
@@ -299,7 +325,10 @@ def test_quick_is_the_default_with_fewer_streams_trials_and_seeds(monkeypatch: p
     )
 
 
-def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(experiment: Path, tmp_path: Path) -> None:
+def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(
+    experiment: Path, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
     arguments = ("run", str(experiment), "--methods", "closed_book")
 
@@ -307,10 +336,9 @@ def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(experiment: Pat
         paths = (path for path in tmp_path.joinpath(*parts).iterdir() if path.is_file())
         return {path.name: path.read_bytes() for path in paths}
 
-    assert bench("run", str(experiment), *folders).returncode == 0
     before = files("out"), files("runs", "boards")
-    hashed = bench(*arguments, "--streams", "1", *folders)
-    named = bench(*arguments, "--name", "mine", *folders)
+    hashed = call(capsys, *arguments, "--streams", "1", *folders)
+    named = call(capsys, *arguments, "--name", "mine", *folders)
     assert hashed.returncode == named.returncode == 0, hashed.stderr + named.stderr
     assert (files("out"), {name: files("runs", "boards")[name] for name in before[1]}) == before
     (variation,) = (path.name for path in (tmp_path / "out").iterdir() if path.is_dir() and "mine" not in path.name)
@@ -318,18 +346,20 @@ def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(experiment: Pat
     for name, process in ((variation, hashed), ("keepers+mine", named)):
         assert files("out", name).keys() >= {"leaderboard.md", "f1_by_method.png"}
         assert f"Tables and plots are in {tmp_path}/out/{name}/" in process.stdout
-    assert "keepers+mine: keepers" in bench("report", *folders).stdout, "the latest one"
-    assert "keepers: keepers" in bench("report", "keepers", *folders).stdout
-    assert bench("report", variation, *folders, "--check").returncode == 0
-    wrong = bench("report", "keepers+min", *folders)
+    assert "keepers+mine: keepers" in call(capsys, "report", *folders).stdout, "the latest one"
+    assert "keepers: keepers" in call(capsys, "report", "keepers", *folders).stdout
+    assert call(capsys, "report", variation, *folders, "--check").returncode == 0
+    wrong = call(capsys, "report", "keepers+min", *folders)
     assert wrong.returncode == 2 and "Did you mean keepers+mine" in wrong.stderr
-    listed = bench("list", "boards", *folders[:2])
+    listed = call(capsys, "list", "boards", *folders[:2])
     assert listed.stdout.split() == ["boards", "keepers,", f"{variation},", "keepers+mine"], "the newest last"
 
 
-def test_a_dry_run_says_what_would_run_and_runs_nothing(experiment: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_run_and_runs_nothing(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
-    process = bench("run", str(experiment), *folders, "--dry-run")
+    process = call(capsys, "run", str(experiment), *folders, "--dry-run")
     assert process.returncode == 0, process.stderr
     rows = [line.split() for line in process.stdout.splitlines()]
     assert ["closed_book", "0", "0", "2", "0", "?", "?"] in rows
@@ -338,7 +368,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(experiment: Path, tmp_pa
 
 
 def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours(
-    experiment: Path, tmp_path: Path
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figure = {
         "title": "Uniform fine-tuning",
@@ -359,16 +389,16 @@ def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(figure))
     arguments = ("reproduce", str(path), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
-    clashing = bench(*arguments)
+    clashing = call(capsys, *arguments)
     assert clashing.returncode == 2 and "two published values are on StreamingQA in one place" in clashing.stderr
     figure["methods"] |= {"others": {"published": ["Salient"]}, "MAC": {"published": ["MAC"]}}  # type: ignore[operator]
     path.write_text(yaml.safe_dump(figure))
-    planned = bench(*arguments, "--dry-run")
+    planned = call(capsys, *arguments, "--dry-run")
     assert planned.returncode == 0 and "Nothing was run." in planned.stdout, planned.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]
     drawn = bench(*arguments)
     assert drawn.returncode == 0, drawn.stderr
-    assert "cells" in drawn.stdout and "cells" not in bench(*arguments).stdout, "the second call only draws"
+    assert "cells" in drawn.stdout and "cells" not in call(capsys, *arguments).stdout, "the second call only draws"
     assert "Shapes of 1 published panel: not resolved at this size 1." in drawn.stdout
     folder = tmp_path / "out" / "figures" / "mine"
     assert {path.name for path in folder.iterdir()} >= {"figure.md", "observe_seconds.png", "observe_seconds.pdf"}
@@ -388,7 +418,9 @@ def test_a_figure_is_drawn_from_published_records_without_running_anything(
 EVIL = "\x1b[31mred\x07\x9b2J"
 
 
-def test_no_control_character_reaches_the_terminal(tmp_path: Path, llama: Path) -> None:
+def test_no_control_character_reaches_the_terminal(
+    tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Not those of the names of models, files and methods, of predictions, or of errors of a method."""
     model = tmp_path / f"llama{EVIL}"
     shutil.copytree(llama, model)
@@ -401,14 +433,14 @@ def test_no_control_character_reaches_the_terminal(tmp_path: Path, llama: Path) 
     folders = ("--runs", str(tmp_path / f"runs{EVIL}"), "--out", str(tmp_path / f"out{EVIL}"))
     processes = [
         bench("run", str(path), "--plugin", str(plugin), *folders),
-        bench("run", str(path), "--plugin", str(plugin), *folders, "--dry-run"),
-        bench("report", EVIL, *folders),
-        bench("list", "methods", "--plugin", str(plugin)),
-        bench("list", EVIL),
-        bench("describe", str(plugin)),
-        bench("--debug", "describe", EVIL),
-        bench("run", "default", f"--{EVIL}"),
-        bench("run", "default", "--streams", EVIL),
+        call(capsys, "run", str(path), "--plugin", str(plugin), *folders, "--dry-run"),
+        call(capsys, "report", EVIL, *folders),
+        call(capsys, "list", "methods", "--plugin", str(plugin)),
+        call(capsys, "list", EVIL),
+        call(capsys, "describe", str(plugin)),
+        call(capsys, "--debug", "describe", EVIL),
+        call(capsys, "run", "default", f"--{EVIL}"),
+        call(capsys, "run", "default", "--streams", EVIL),
     ]
     assert [process.returncode for process in processes] == [1, 0, 2, 0, 2, 0, 2, 2, 2]
     for process in processes:
@@ -428,11 +460,20 @@ def test_options_of_tuning_and_seeds_reach_the_experiment(monkeypatch: pytest.Mo
     assert experiment.equal_compute == EqualCompute(method="uniform", steps=3)
 
 
-def test_an_unknown_option_is_a_wrong_request() -> None:
-    process = bench("run", "default", "--modle", "nano")
-    assert process.returncode == 2
-    assert "--modle" in process.stderr
-    assert "Traceback" not in process.stderr
+@pytest.mark.parametrize(("options", "visible"), [(("--device", "cuda:1"), "1"), (("--devices", "0,1"), "0,1")])
+def test_the_gpus_that_are_not_named_are_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], visible: str
+) -> None:
+    seen: list[tuple[str | None, ...]] = []
+
+    def note(experiment: Experiment, *_: object, **__: object) -> None:
+        variables = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"))
+        seen.append((experiment.device, *variables))
+
+    monkeypatch.setattr(run_bench, "_run", note)
+    monkeypatch.setattr("bench.load_results", lambda *_: None, raising=False)
+    assert call(capsys, "run", "default", *options).returncode == 0
+    assert seen == [("cuda", visible, "PCI_BUS_ID")]
 
 
 def test_training_that_diverges_exits_with_1_and_a_remedy(tmp_path: Path) -> None:
@@ -446,15 +487,38 @@ def test_training_that_diverges_exits_with_1_and_a_remedy(tmp_path: Path) -> Non
     assert "inside the benchmark" not in process.stderr
 
 
-def test_debug_shows_the_traceback() -> None:
-    process = bench("--debug", "describe", "uniforn")
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    process = call(capsys, "--debug", "describe", "uniforn")
     assert process.returncode == 2
     assert "Traceback" in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            KeyError("gone"),
+            "Error: an error inside the benchmark itself (KeyError: 'gone'). python run_bench.py --debug",
+        ),
+        (OSError(28, "No space left on device"), "Error: [Errno 28] No space left on device"),
+    ],
+)
+def test_an_error_that_nobody_expects_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bench.help.describe.describe", fail)
+    plain, debug = (call(capsys, *option, "describe", "uniform") for option in ((), ("--debug",)))
+    assert plain.returncode == debug.returncode == 1
+    assert plain.stderr.startswith(message) and plain.stderr.count("\n") == 1
+    assert ", in fail\n" in debug.stderr and plain.stderr in debug.stderr
+
+
 @pytest.mark.parametrize("name", ["uniform", "newsworld", "default"])
-def test_describe_shows_methods_data_sets_and_experiments(name: str) -> None:
-    process = bench("describe", name)
+def test_describe_shows_methods_data_sets_and_experiments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    process = call(capsys, "describe", name)
     assert process.returncode == 0
     assert {"uniform": "learning_rate", "newsworld": "licence", "default": "streams"}[name] in process.stdout
 
@@ -479,10 +543,16 @@ def test_a_failing_check_points_to_its_explanation(tmp_path: Path, monkeypatch: 
         run_bench.app(["check", "x"], standalone_mode=False)
 
 
-def test_doctor_lists_what_is_installed() -> None:
-    process = bench("doctor")
+def test_doctor_lists_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    process = call(capsys, "doctor")
     assert process.returncode == 0
     assert "torch" in process.stdout and "smollm2" in process.stdout
+
+
+def test_doctor_looks_at_the_folder_that_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    printed = call(capsys, "doctor", "--runs", str(tmp_path / "file")).stdout
+    assert f"{tmp_path / 'file'} is not writable; choose another folder with --runs" in printed
 
 
 @pytest.mark.parametrize(
@@ -573,13 +643,15 @@ def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: P
     assert "mac has no trained weights" in result.stdout
 
 
-def test_doctor_names_what_is_missing_before_it_tries_anything(tmp_path: Path) -> None:
-    result = bench("doctor", "default", "--dataset", "archivalqa", "--model", str(tmp_path))
+def test_doctor_names_what_is_missing_before_it_tries_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = call(capsys, "doctor", "default", "--dataset", "archivalqa", "--model", str(tmp_path))
     assert result.returncode == 2 and "default+" in result.stderr and "cannot run here yet" in result.stderr
     assert re.search(r"^missing +\w+ +archivalqa: .*set OAB_ACCEPT=archivalqa", result.stdout, re.MULTILINE)
     assert re.search(r"^missing +base .* is a folder without config.json", result.stdout, re.MULTILINE)
 
 
-def test_status_takes_options_without_an_experiment(tmp_path: Path) -> None:
-    result = bench("status", "--methods", "closed_book", "--runs", str(tmp_path / "runs"))
+def test_status_takes_options_without_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, "status", "--methods", "closed_book", "--runs", str(tmp_path / "runs"))
     assert result.returncode == 0 and "closed_book" in result.stdout, result.stderr

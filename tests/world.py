@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.run.executor import Outcome, Task, TaskError
@@ -108,11 +108,11 @@ class Chatty(Method):
 '''
 
 
-def make_dataset(folder: Path) -> Path:
+def make_dataset(folder: Path, splits: Mapping[str, int] = SPLITS) -> Path:
     """Write a dataset in the ``documents`` format. Each document states one fact about one keeper."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
-    for split, count in SPLITS.items():
+    for split, count in splits.items():
         with (folder / f"{split}.jsonl").open("w") as file:
             for i in range(count):
                 number += 1
@@ -132,9 +132,10 @@ def make_dataset(folder: Path) -> Path:
                 }
                 file.write(json.dumps(row) + "\n")
     (folder / "dataset.yaml").write_text(
-        "name: keepers\ntitle: Keepers\ndescription: Lighthouses.\nlanguage: en\nlicence: CC0-1.0\ncitation: none\n"
+        f"name: {folder.name}\ntitle: Keepers\ndescription: Lighthouses.\nlanguage: en\nlicence: CC0-1.0\n"
+        "citation: none\n"
         "format: documents\nsource: {files: {"
-        + ", ".join(f"{split}: {split}.jsonl" for split in SPLITS)
+        + ", ".join(f"{split}: {split}.jsonl" for split in splits)
         + "}}\nstream: {group: true, order: timestamp}\nanchor: {split: qa_train}\n"
     )
     return folder

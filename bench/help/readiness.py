@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from math import ceil
 from pathlib import Path
 
@@ -33,8 +34,13 @@ MEASURED_SETTINGS = 3
 
 
 def readiness(experiment: Experiment) -> list[Finding]:
-    """What an experiment needs, and whether it is there, without a download; a ``missing`` item stops it."""
-    return [finding for one in experiment.on_each_pair() for finding in (*_data(one), *_base(one))]
+    """What an experiment needs, and whether it is there, without a download; a ``missing`` item stops it.
+
+    Each data set comes once, and then each base.
+    """
+    pairs = experiment.on_each_pair()
+    data, bases = {pair.dataset: pair for pair in pairs}, {pair.model: pair for pair in pairs}
+    return [*chain.from_iterable(map(_data, data.values())), *chain.from_iterable(map(_base, bases.values()))]
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from bench.records.schema import NOT_COMPARED, CellSpec
 
+OF_TRIALS = {
+    "streams",
+    "prefix",
+    "probes",
+    "questions",
+    "scoring",
+    "reread",
+    "gradient_norms",
+    "anchor_hash",
+    "qa_train_hash",
+}
+"""What trials of tuning may have otherwise than the board: their streams, what is asked and scored on these, and no
+anchor set, whose documents ``qa_train`` then keeps."""
 
-def differences(a: CellSpec, b: CellSpec) -> list[str]:
-    """The fields of two specs that differ although the cells of one board have them in common; [] if there are none."""
+
+def differences(a: CellSpec, b: CellSpec, but: Collection[str] = ()) -> list[str]:
+    """The fields of two specs that differ although the cells of one board have them in common; [] if there are none.
+
+    Those named in ``but`` do not count; ``streams`` are the split and the size.
+    """
     left, right = (
         {**spec.model_dump(exclude=NOT_COMPARED), "streams": spec.stream.rpartition("-")[0]} for spec in (a, b)
     )
-    return [change for key in left for change in changes(key, left[key], right[key])]
+    return [change for key in left if key not in but for change in changes(key, left[key], right[key])]
 
 
 def changes(key: str, left: object, right: object) -> list[str]:

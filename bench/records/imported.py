@@ -48,13 +48,6 @@ def rows(runs: Path, experiment: str) -> Iterator[ImportedRow]:
             raise BenchError(f"The imported row {folder} is damaged: {reason} Delete it and import it again.") from None
 
 
-def home(runs: Path, run_id: str) -> Path:
-    """The folder of records in which a run lies: ``runs``, or that of an imported row."""
-    if (runs / run_id).is_dir():
-        return runs
-    return next((path.parent for path in sorted((runs / FOLDER).glob(f"*/*/{run_id}"))), runs)
-
-
 def reason_of(error: BenchError, folder: Path) -> str:
     """What is wrong with records under a folder, without the folder's name and the remedy for one's own records."""
     text = str(error).replace(f"{folder}/", "")

@@ -1,8 +1,12 @@
-"""Published records: those of one experiment without the texts of its data, packed in one file.
+"""Published records: those of one experiment without documents, questions and gold answers, packed in one file.
 
 They hold what tables and plots are made from: all manifests, tuning records and boards, and the events of the boards'
-runs with their ids, dates, scores and predictions. They lack documents, questions and gold answers, the events of
-trials, and what may hold a text or a path: the messages of errors, and notes other than remarks.
+runs with their ids, dates, scores and predictions. They also lack the events of trials, and what may hold a text or a
+path: the messages of errors, and notes other than remarks.
+
+Predictions can tell of the data: where ``em`` is 1 a prediction is a gold answer but for case, articles and
+punctuation, and a method that reads documents with a question, such as ``gold_in_prompt``, may answer with a span of
+them.
 """
 
 from __future__ import annotations
@@ -62,6 +66,12 @@ def publish(runs: Path, experiment: str, to: Path) -> Path:
     return path
 
 
+def without_commit(folder: Path) -> tuple[int, int]:
+    """How many runs of the boards in published records name no commit, and how many runs there are."""
+    ids = {run_id for name in boards.names(folder) for run_id in boards.read(folder, name).runs}
+    return sum(not read_run(folder / run_id).provenance.get("commit") for run_id in ids), len(ids)
+
+
 def _trials(runs: Path, boards: list[BoardRecord]) -> dict[str, bytes]:
     """The tuning records and the manifests of their runs."""
     files: dict[str, bytes] = {}
@@ -102,6 +112,7 @@ def _without_texts(record: RunRecord) -> RunRecord:
 
 
 def _without_gold(event: AnswerEvent) -> AnswerEvent:
+    """The event without gold answers; its prediction, which may be one, stays."""
     question_id = event.question_id
     if len(question_id.split()) > 1:  # a text
         question_id = document_id(question_id)

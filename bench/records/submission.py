@@ -5,9 +5,10 @@ record with the runs of its trials, and a board; and ``submission.json`` with th
 equal files.
 
 A row is taken only if every score follows from the predictions and gold answers beside it, if its questions, gold
-answers and documents are those of the board that it is for, and if its cells are comparable with that board's. What
-cannot be checked is taken as reported: that the method made the predictions, likelihoods, costs, and what a method says
-about itself.
+answers and documents are those of the board that it is for, if its cells are comparable with that board's, and if, of
+a tuned row, the settings were chosen by trials under the same conditions on another split. What cannot be checked is
+taken as reported: that the method made the predictions, likelihoods, costs, what it observed on control arms that the
+board lacks, and what a method says about itself.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from bench.errors import BenchError, first_problem
 from bench.files import json_bytes, replacing
 from bench.machine import process_name
 from bench.records import boards, imported
-from bench.records.comparability import differences, listed
-from bench.records.schema import AnswerEvent, BoardRecord, DocumentEvent, RunRecord, TuningRecord
+from bench.records.comparability import OF_TRIALS, differences, listed
+from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord, TuningRecord
 from bench.records.store import (
     MANIFEST,
     PARTIAL,
@@ -202,55 +203,83 @@ def _check(folder: Path, runs: Path, own: BoardRecord) -> imported.ImportedRow:
         raise BenchError(f"it holds {len(names)} boards, and a row has one.")
     board = boards.read(folder)
     records = [read_run(folder / run_id) for run_id in board.runs]
-    if not records or len({(record.spec.method, json.dumps(record.spec.config)) for record in records}) != 1:
+    kinds = [(record.spec.method, record.spec.config) for record in records]
+    if not kinds or any(kind != kinds[0] for kind in kinds):
         raise BenchError("it holds no run of its row, or runs of several methods or settings.")
     check_board(folder, board)
-    tuning = read_tuning(folder, board.tuning)
-    if {record.method for record in tuning} - {records[0].spec.method}:
-        raise BenchError("its tuning record is of another method.")
-    named = {run_id for record in tuning for run_id in _runs_of_trials(record)}
+    trials = {run_id for record in read_tuning(folder, board.tuning) for run_id in _runs_of_trials(record)}
     found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
-    if strays := sorted(found - {*board.runs} - named):
+    if strays := sorted(found - {*board.runs} - trials):
         raise BenchError(f"the run {strays[0]} belongs to nothing in it.")
-    ours = [record for run_id in own.runs if (record := read_run(runs / run_id)).status == "complete"]
+    ours = [read_run(runs / run_id) for run_id in own.runs]
     if not ours:
-        raise BenchError(f"the board {own.experiment} has no complete run to compare it with.")
+        raise BenchError(f"the board {own.experiment} has no run to compare it with.")
     for record in records:
         if record.comparability_key != ours[0].comparability_key:
             what = listed(differences(record.spec, ours[0].spec))
             raise BenchError(f"it is not comparable with the board {own.experiment}; they differ in {what}.")
         if record.status != "complete":
             raise BenchError(f"its run {record.id} has {record.status}.")
-    for run_id in sorted(found):
-        if read_run(folder / run_id).spec.metrics != ours[0].spec.metrics:
-            raise BenchError(f"its run {run_id} has other versions of the metrics than the board {own.experiment}.")
+    for run_id in sorted(trials):
+        _check_trial(read_run(folder / run_id).spec, records[0].spec, bool(board.overlaps))
     _check_streams(folder, records, runs, ours)
     return imported.ImportedRow(folder, board, tuple(records))
 
 
+def _check_trial(trial: CellSpec, row: CellSpec, overlap: bool) -> None:
+    """Check that a trial is of the row's method, under the same conditions, on another split.
+
+    A row that is marked for the ``overlap`` of its splits may have been tuned on that of the board.
+    """
+    if trial.method != row.method:
+        raise BenchError(f"its trial {trial.id} is of another method than its row.")
+    if found := differences(trial, row, but=OF_TRIALS):
+        raise BenchError(f"its trial {trial.id} ran under other conditions than its row: {listed(found)}.")
+    if _split(trial) == _split(row) and not overlap:
+        raise BenchError(f"its trial {trial.id} is on the split of the board: it was tuned on what it is tested on.")
+
+
+def _split(spec: CellSpec) -> str:
+    return spec.stream.rsplit("-", 2)[0]
+
+
 def _check_streams(folder: Path, records: Sequence[RunRecord], runs: Path, ours: Sequence[RunRecord]) -> None:
-    """Compare documents, questions and gold answers with those of the board's own runs on the same streams."""
-    streams = {record.spec.stream for record in ours}
-    if missing := sorted(streams - {record.spec.stream for record in records}):
+    """Compare documents, questions and gold answers with those of the board's own runs on the same streams.
+
+    A run on an arm, or in an order, that the board lacks is compared with one on the stream itself: in what is asked
+    at the end and, without an arm, in which documents there are.
+    """
+    streams = sorted({own.spec.stream for own in ours})
+    whole = {record.spec.stream for record in records if (record.spec.arm, record.spec.order) == ("stream", 0)}
+    if missing := [stream for stream in streams if stream not in whole]:
         raise BenchError(
-            f"it has no run on the board's stream {missing[0]} ({len(missing)} of {len(streams)} missing)."
+            f"it has no run on the board's stream {missing[0]} itself, in its own order ({len(missing)} of "
+            f"{len(streams)} missing)."
         )
+    places = {
+        (own.spec.stream, own.spec.arm, own.spec.order): own for own in reversed(ours) if own.status == "complete"
+    }
     for record in records:
         spec = record.spec
-        alike = [own for own in ours if own.spec.stream == spec.stream]
-        if not alike:
+        if spec.stream not in streams:
             continue  # the board does not show this stream
-        same = [own for own in alike if (own.spec.arm, own.spec.order) == (spec.arm, spec.order)]
-        theirs = _asked(read_answers(folder, record.id), whole=bool(same))
-        if same and same[0].spec.stream_hash != spec.stream_hash:
-            raise BenchError(f"its run {record.id} is on other documents than the board's {same[0].id}.")
-        if same and _seen(read_documents(folder, record.id)) != _seen(read_documents(runs, same[0].id)):
-            raise BenchError(f"the documents of {record.id} are not those of {same[0].id}, or are in another order.")
-        own = (same or alike)[0]
-        expected = _asked(read_answers(runs, own.id), whole=bool(same))
-        for key in (*expected, *theirs):
-            if theirs.get(key) != expected.get(key):
-                what = "its gold answers" if key in theirs and key in expected else "the questions that are answered"
+        same = places.get((spec.stream, spec.arm, spec.order))
+        own = same or places.get((spec.stream, "stream", 0))
+        if own is None:
+            raise BenchError(f"the board has no complete run on {spec.stream} itself to compare it with.")
+        if same and same.spec.stream_hash != spec.stream_hash:
+            raise BenchError(f"its run {record.id} is on other documents than the board's {same.id}.")
+        seen, expected = (_seen(read_documents(*of)) for of in ((folder, record.id), (runs, own.id)))
+        if same and seen != expected:
+            raise BenchError(f"the documents of {record.id} are not those of {same.id}, or are in another order.")
+        if spec.arm == "stream" and sorted(of[1:] for of in seen) != sorted(of[1:] for of in expected):
+            raise BenchError(f"the documents of {record.id} are not those of {own.id} in another order.")
+        answered, asked = (
+            _asked(read_answers(*of), whole=same is not None) for of in ((folder, record.id), (runs, own.id))
+        )
+        for key in (*asked, *answered):
+            if answered.get(key) != asked.get(key):
+                what = "its gold answers" if key in answered and key in asked else "the questions that are answered"
                 raise BenchError(f"{record.id} is not on the board's questions: {what} differ at question {key[-1]}.")
 
 

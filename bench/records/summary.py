@@ -19,6 +19,7 @@ from bench.records.schema import (
 )
 from bench.records.store import (
     MANIFEST,
+    board_path,
     is_packed,
     read_answers,
     read_documents,
@@ -75,6 +76,8 @@ def _mean_of(events: Sequence[AnswerEvent], score: str) -> float | None:
 def check_board(runs: Path, board: BoardRecord) -> None:
     """Compute all scores of a board again: of its runs, of its tuning records and of the runs of their trials.
 
+    The runs of tuned methods must have the settings that were chosen.
+
     Published records have neither gold answers nor the events of trials. Their scores of single answers, and the means
     of trials, are taken as they are.
 
@@ -82,7 +85,11 @@ def check_board(runs: Path, board: BoardRecord) -> None:
         BenchError: one is another than the record says, or a record is missing or damaged; the message names the file.
     """
     published = is_packed(runs)
-    trials = [run for record in read_tuning(runs, board.tuning) for run in _check_tuning(runs, record)]
+    tuned = {record.key: record for record in read_tuning(runs, dict.fromkeys(board.tuning))}
+    trials = [run for record in tuned.values() for run in _check_tuning(runs, record)]
+    for entry in board.entries:
+        if entry.tuning is not None:
+            _check_choice(runs, board.experiment, entry.runs, tuned[entry.tuning])
     for record in [*(read_run(runs / run_id) for run_id in board.runs), *([] if published else trials)]:
         answers = read_answers(runs, record.id)
         if not published:
@@ -121,6 +128,15 @@ def _check_summary(runs: Path, record: RunRecord, answers: Sequence[AnswerEvent]
 
 def _shown(value: float | None) -> str:
     return "None" if value is None else f"{value:g}"
+
+
+def _check_choice(runs: Path, experiment: str, run_ids: Sequence[str], record: TuningRecord) -> None:
+    """Check that runs which a board lists as tuned have the method and the settings that were chosen."""
+    for run_id in run_ids:
+        spec = read_run(runs / run_id).spec
+        if (spec.method, spec.config) != (record.method, record.chosen):
+            problem = f"is wrong: it lists {run_id} as tuned, whose settings are not those that {record.key} chose."
+            refuse(board_path(runs, experiment), problem)
 
 
 def _check_tuning(runs: Path, record: TuningRecord) -> list[RunRecord]:

@@ -79,12 +79,14 @@ def train_target(
             )
         return [train_embedded(overrides.assignments, overrides.device or "cpu", out, work, say)]
     names = [info.name for info in registry.list_methods(plugins)]
-    trainings: list[_Training] = []
-    for name in dict.fromkeys(target.split(",")):
+    targets = list(dict.fromkeys(target.split(",")))
+    for name in targets:
         if name not in names:
             raise BenchError(f"Nothing named {name!r} can be trained.{nearest(name, [EMBEDDED_MODEL, *names])}")
-        changed = load(experiment, scale)
-        replace(overrides, methods=[name]).apply(changed)
+    changed = load(experiment, scale)
+    replace(overrides, methods=targets).apply(changed)
+    trainings: list[_Training] = []
+    for name in targets:
         seeds = _seeds(name, changed)
         is_default = experiment == DEFAULT_EXPERIMENT and not plugins
         is_default &= replace(overrides, device=None, seed=None).is_empty

@@ -13,7 +13,7 @@ from reports.page import across, boards, document, questions, rows
 NAME = "leaderboard.html"
 
 
-def write(shown: Sequence[Board], runs: Path, out: Path) -> Path:
+def write(shown: Sequence[Board], out: Path) -> Path:
     """Write the page of these boards to ``out/leaderboard.html``, atomically; the same records give the same bytes.
 
     Raises:
@@ -23,7 +23,7 @@ def write(shown: Sequence[Board], runs: Path, out: Path) -> Path:
     for place, board in enumerate(shown):
         for number, row in enumerate(board.rows):
             blocks[f"row-{place}-{number}"] = rows.facts(board, row)
-        blocks |= {f"{name}-{place}": content for name, content in questions.blocks(board, runs).items()}
+        blocks |= {f"{name}-{place}": content for name, content in questions.blocks(board).items()}
     path = out / NAME
     write_bytes(path, document.render(_title(shown), blocks).encode())
     return path

@@ -62,10 +62,10 @@ def _row(board: Board, row: Row, selection: list[Column], places: dict[str, int]
     }
 
 
-def _score(board: Board, row: Row) -> list[float | None] | None:
-    """The headline score, and half the width of its interval."""
+def _score(board: Board, row: Row) -> list[Any] | None:
+    """The headline score, half the width of its interval, and both as the table shows them."""
     estimate = row.estimate(board.headline, board.error)
-    return None if estimate is None else [estimate.mean, estimate.half_width()]
+    return None if estimate is None else [estimate.mean, estimate.half_width(), str(estimate)]
 
 
 def _costs(row: Row) -> dict[str, float]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from bench.records.imported import home
 from bench.records.schema import AnswerEvent, RunRecord, TokenEvent, mean
 from bench.records.store import read_answers, read_documents, read_tokens
 from reports.board import Board
@@ -19,7 +18,7 @@ Key = tuple[str, str]
 """A stream, and a question or document of it."""
 
 
-def blocks(board: Board, runs: Path) -> dict[str, Any]:
+def blocks(board: Board) -> dict[str, Any]:
     """The blocks of data of a board, by name; only those that have content.
 
     ``questions``, and ``answers-<row>`` with the columns of each run and probe; ``documents``, and ``tokens-<row>`` for
@@ -30,7 +29,7 @@ def blocks(board: Board, runs: Path) -> dict[str, Any]:
     """
     found = texts(board.dataset, board.streams[0].rsplit("-", 2)[0])
     answers = {
-        record.id: [event for event in read_answers(home(runs, record.id), record.id) if event.set == "stream"]
+        record.id: [event for event in read_answers(row.runs, record.id) if event.set == "stream"]
         for row in board.rows
         for record in row.records
     }
@@ -49,18 +48,22 @@ def blocks(board: Board, runs: Path) -> dict[str, Any]:
         content["answers"] = [
             [_answers(board, record, answers[record.id], places) for record in row.records] for row in board.rows
         ]
-    return content | _documents(board, runs, found)
+    return content | _documents(board, found)
 
 
 def _shares(rows: Sequence[Row], answers: Mapping[str, Sequence[AnswerEvent]]) -> dict[Key, float]:
-    """Mean F1 of each question over the runs that are no controls, at their last probe."""
-    values: dict[Key, list[float]] = defaultdict(list)
-    for record in (record for row in rows if not row.control for record in row.records):
-        last = max((event.probe for event in answers[record.id]), default=None)
-        for event in answers[record.id]:
-            if event.probe == last:
-                values[record.spec.stream, event.question_id].append(event.f1)
-    return {key: sum(of) / len(of) for key, of in values.items()}
+    """Mean F1 of each question at the last probe over the rows that compete, each as the mean of its runs."""
+    means: dict[Key, list[float]] = defaultdict(list)
+    for row in (row for row in rows if row.standing is not None):
+        scores: dict[Key, list[float]] = defaultdict(list)
+        for record in row.records:
+            last = max((event.probe for event in answers[record.id]), default=None)
+            for event in answers[record.id]:
+                if event.probe == last:
+                    scores[record.spec.stream, event.question_id].append(event.f1)
+        for key, of in scores.items():
+            means[key].append(fmean(of))
+    return {key: fmean(of) for key, of in means.items()}
 
 
 def _question(board: Board, key: Key, event: AnswerEvent, found: Texts, share: float | None) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _columns(events: Sequence[tuple[int, AnswerEvent]]) -> dict[str, list[Any]]:
     return {name: of for name, of in columns.items() if any(value is not None for value in of)}
 
 
-def _documents(board: Board, runs: Path, found: Texts) -> dict[str, Any]:
+def _documents(board: Board, found: Texts) -> dict[str, Any]:
     """The documents of the streams: text, NLL on arrival by row, and the weights of the tokens by row."""
     rows = [(place, row) for place, row in enumerate(board.rows) if row.arm == "stream"]
     documents: dict[Key, dict[str, Any]] = {}
@@ -116,7 +119,7 @@ def _documents(board: Board, runs: Path, found: Texts) -> dict[str, Any]:
         losses: dict[Key, list[float]] = defaultdict(list)
         for record in row.records:
             stream = record.spec.stream
-            events = read_documents(home(runs, record.id), record.id)
+            events = read_documents(row.runs, record.id)
             for _, group in itertools.groupby(events, lambda event: event.position):
                 segments = list(group)
                 key = (stream, segments[0].document_id)
@@ -134,7 +137,7 @@ def _documents(board: Board, runs: Path, found: Texts) -> dict[str, Any]:
                 tokens, scored = sum(event.tokens for event in segments), [event.nll for event in segments]
                 if tokens and None not in scored:
                     losses[key].append(sum(nll for nll in scored if nll is not None) / tokens)
-            for event in read_tokens(home(runs, record.id), record.id):
+            for event in read_tokens(row.runs, record.id):
                 name = f"{board.streams.index(stream)} {event.document_id}"
                 weights.setdefault(str(place), {}).setdefault(name, _tokens(event))  # of the first seed and order
         for key, of in losses.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +19,10 @@ RUN_SCORES = ("f1", "em", "recall", "token_nll", "bits_per_byte", "answer_nll", 
 
 def facts(board: Board, row: Row) -> dict[str, Any]:
     """The details of a row as plain data."""
-    tuned = next((one for one in board.tuning if (one.method, one.chosen) == (row.method, row.config)), None)
     return {
         "commands": list(dict.fromkeys(map(_command, row.records))),
-        "settings": _settings(row, tuned),
-        "tuning": None if tuned is None else _tuning(tuned),
+        "settings": _settings(row),
+        "tuning": None if row.tuning is None else _tuning(row.tuning),
         "scores": [
             [name, estimate.mean, estimate.half_width(), estimate.se, estimate.kind]
             for name in SCORES
@@ -32,7 +32,7 @@ def facts(board: Board, row: Row) -> dict[str, Any]:
         "spread": dict(row.spread),
         "runs": [_run(record) for record in row.records],
         "provenance": _provenance(row),
-        "remarks": [*_noted(row), *(remark for remark in board.remarks if row.label in remark)],
+        "remarks": list(dict.fromkeys([*_noted(row), *_naming(row, board)])),
     }
 
 
@@ -42,9 +42,9 @@ def _command(record: RunRecord) -> str:
     return f"git checkout {commit}\n{line}" if line and commit else line
 
 
-def _settings(row: Row, tuned: TuningRecord | None) -> list[list[Any]]:
+def _settings(row: Row) -> list[list[Any]]:
     """Each setting by its dotted name, with its value and its source."""
-    by_tuning = set(tuned.space) if tuned else set()
+    by_tuning = set(row.tuning.space) if row.tuning else set()
     return [
         [name, value, "by hand" if name in row.hand_set else "tuned" if name in by_tuning else "default"]
         for name, value in dotted(row.config).items()
@@ -107,4 +107,12 @@ def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _noted(row: Row) -> list[str]:
-    return list(dict.fromkeys(remark for record in row.records for remark in record.notes.get("remarks", ())))
+    """The method's own remarks on its runs."""
+    return [remark for record in row.records for remark in record.notes.get("remarks", ())]
+
+
+def _naming(row: Row, board: Board) -> list[str]:
+    """The board's remarks that name the row. A longer label, or other settings in brackets, is another row's name."""
+    labels = sorted((other.label for other in board.rows if row.label in other.label), key=len, reverse=True)
+    names = re.compile(rf"(?<![\w=])(?:{'|'.join(map(re.escape, labels))})(?!\w| \([\w.]+=)")
+    return [remark for remark in board.remarks if row.label in names.findall(remark)]

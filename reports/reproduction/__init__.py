@@ -40,7 +40,7 @@ def write(
     from reports.reproduction import comparison, text
 
     folder = out / "figures" / figure.name
-    compared = comparison.compare(figure, scale, boards, runs)
+    compared = comparison.compare(figure, scale, boards)
     paths = []
     if figure.drawing == "plots":
         for _, board in boards:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from reports.board import Board
 from reports.reproduction import series
@@ -83,7 +82,7 @@ class Comparison:
         return f"Shapes of {len(words)} published panel{'s' * (len(words) != 1)}: {counted(words)}."
 
 
-def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], runs: Path) -> Comparison:
+def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]]) -> Comparison:
     """Set the figure's methods on these boards beside the published values.
 
     Below the paper's size each board is compared with every published panel, in its shape alone. At the paper's size it
@@ -92,7 +91,7 @@ def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], run
     own, published, panels = {}, {}, []
     for score in figure.scores:
         published[score] = tuple(series.theirs(figure, score))
-        own[score] = tuple(series.ours(figure, score, board, runs) for _, board in boards)
+        own[score] = tuple(series.ours(figure, score, board) for _, board in boards)
         for (run, _), ours in zip(boards, own[score], strict=True):
             if scale == "paper":
                 panels.append(_at_its_size(score, run, ours, published[score]))

@@ -14,18 +14,17 @@ from bench.data.arms import irrelevant_percent
 from bench.errors import BenchError
 from bench.help import citations
 from bench.help.citations import Paper
-from bench.records.imported import home
 from bench.records.schema import RunRecord
 from bench.records.store import read_documents
 from bench.settings import dotted
-from reports.arm_plots import Family, families
+from reports.arm_plots import Family, arms_of, families
 from reports.board import Board
-from reports.memory_plots import ProbeAnswer, by_row
+from reports.memory_plots import by_row, f1_by_documents, without_k
 from reports.published import Value
 from reports.reproduction.figure import Along, Figure, Method
 from reports.rows import FLOOR, Row, run_of
 from reports.spread import Run, Runs
-from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, run_means, scaled
+from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, run_items, scaled, stream_means
 
 RELATIVE = "relative_f1"
 CHANGE = "f1_change"
@@ -136,9 +135,9 @@ class Theirs:
         return next(value.unit for line in self.lines.values() for value in line.values())
 
 
-def ours(figure: Figure, score: str, board: Board, runs: Path) -> Ours:
+def ours(figure: Figure, score: str, board: Board) -> Ours:
     """The figure's methods on a board: a score of each run, at each place."""
-    read = _reader(figure.along, board, runs)
+    read = _reader(figure.along, board)
     lines: dict[str, Line] = {}
     estimates: dict[str, Mapping[float, Estimate]] = {}
     left_out = []
@@ -146,8 +145,10 @@ def ours(figure: Figure, score: str, board: Board, runs: Path) -> Ours:
         line = {} if row is None else _line(score, read(row, score), UNITS[score].factor)
         if row is None or row.status != "complete":
             left_out.append(f"{name} ({'not run at this scale' if row is None else row.note})")
-        elif score == RELATIVE and not any(RELATIVE in other.scores for other in _family(board, row)):
-            left_out.append(f"{name} (its F1 at the start is not above {FLOOR.replace('_', ' ')})")
+        elif score == RELATIVE and not any(RELATIVE in arm.scores for arm in arms_of(board, row)):
+            failed = ", ".join(f"{arm.arm}: {arm.note}" for arm in arms_of(board, row) if arm.note)
+            low = f"its F1 at the start is not above {FLOOR.replace('_', ' ')}"
+            left_out.append(f"{name} ({failed or low})")
         elif not line:
             left_out.append(f"{name} (without a score)")
         else:
@@ -212,22 +213,19 @@ Values = Mapping[float, Runs]
 """A score of each run, by place."""
 
 
-def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str], Values]:
+def _reader(along: Along | None, board: Board) -> Callable[[Row, str], Values]:
     """How the values of a row along this axis are found."""
     if along is None:
-        return lambda row, score: {
-            NO_PLACE: _change(runs, board, row) if score == CHANGE else _by_run(runs, row, score)
-        }
+        return lambda row, score: {NO_PLACE: _change(board, row) if score == CHANGE else _by_run(row, score)}
     if along == "documents":
-        answers = by_row(board, runs)
-        return lambda row, score: _by_documents(answers.get(row.title, ()))
+        answers = by_row(board)
+        return lambda row, score: f1_by_documents(answers.get(row.title, ()))
     if along == "k":
         return lambda row, score: {
-            float(other.config["k"]): _by_run(runs, other, score)
+            float(other.config["k"]): _by_run(other, score)
             for other in board.rows
-            if (other.method, other.arm, other.status) == (row.method, "stream", "complete")
-            if isinstance(other.config.get("k"), int)
-            if _without_k(other) == _without_k(row)
+            if other.status == "complete" and isinstance(other.config.get("k"), int)
+            if without_k(other) == without_k(row)
         }
     of = families(board)
 
@@ -240,7 +238,7 @@ def _reader(along: Along | None, board: Board, runs: Path) -> Callable[[Row, str
         family = next((one for one in of if row in one.rows.values()), None)
         found = sorted(places(family), key=lambda pair: pair[0]) if family else []
         whole = ((x, other) for x, other in found if other.status == "complete")
-        return {x: _by_run(runs, other, "f1" if score == RELATIVE else score) for x, other in whole}
+        return {x: _by_run(other, "f1" if score == RELATIVE else score) for x, other in whole}
 
     return read
 
@@ -249,26 +247,15 @@ def _is_mixed(arm: str) -> bool:
     return arm == "stream" or irrelevant_percent(arm) > 0
 
 
-def _without_k(row: Row) -> dict[str, object]:
-    return {key: value for key, value in row.config.items() if key != "k"}
-
-
-def _by_documents(answers: Sequence[ProbeAnswer]) -> Values:
-    steps: dict[float, list[Item]] = defaultdict(list)
-    for answer in answers:
-        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
-    return {seen: run_means(items) for seen, items in sorted(steps.items())}
-
-
-def _by_run(runs: Path, row: Row, score: str) -> Runs:
+def _by_run(row: Row, score: str) -> Runs:
     """A score, or a cost, of each run of a row."""
-    values = {run_of(record): _value(runs, record, score) for record in row.records}
+    values = {run_of(record): _value(row.runs, record, score) for record in row.records}
     return {run: value for run, value in sorted(values.items()) if value is not None}
 
 
-def _change(runs: Path, board: Board, row: Row) -> Runs:
+def _change(board: Board, row: Row) -> Runs:
     """F1 over that of the unadapted model, minus 1, on each stream; {} without that model, or if its F1 is 0."""
-    own, bare = (_by_stream(_by_run(runs, one, "f1")) if one else {} for one in (row, board.floor))
+    own, bare = (_by_stream(_by_run(one, "f1")) if one else {} for one in (row, board.floor))
     if own.keys() != bare.keys() or not sum(bare.values()):
         return {}
     return {run: value - 1 for run, value in ratio_by_run(own, bare).items()}
@@ -287,7 +274,7 @@ def _reconstruction(record: RunRecord) -> float | None:
 
 def _completion(runs: Path, record: RunRecord) -> float | None:
     """Perplexity of all segments but the first of each document, before they are observed; None if there are none."""
-    later = [event for event in read_documents(home(runs, record.id), record.id) if event.segment and event.tokens]
+    later = [event for event in read_documents(runs, record.id) if event.segment and event.tokens]
     if not later or any(event.nll is None for event in later):
         return None
     return math.exp(sum(event.nll or 0.0 for event in later) / sum(event.tokens for event in later))
@@ -310,19 +297,11 @@ def _line(score: str, values: Values, factor: float) -> Line:
         if not sum(base.values()):
             return {}
         known = {x: ratio_by_run(by_run, base) for x, by_run in known.items()}
-    return {x: [Item.of(run, "", "", factor * value) for run, value in by_run.items()] for x, by_run in known.items()}
+    return {x: run_items({run: factor * value for run, value in by_run.items()}) for x, by_run in known.items()}
 
 
 def _by_stream(by_run: Runs) -> Runs:
-    streams: dict[str, list[float]] = defaultdict(list)
-    for run, value in by_run.items():
-        streams[run.stream].append(value)
-    return {Run(stream): sum(values) / len(values) for stream, values in streams.items()}
-
-
-def _family(board: Board, row: Row) -> list[Row]:
-    """The row and its arms."""
-    return [other for other in board.rows if (other.method, other.config) == (row.method, row.config)]
+    return {Run(stream): mean for stream, mean in stream_means(run_items(by_run)).items()}
 
 
 def _estimate(board: Board, row: Row, score: str, items: Sequence[Item], along: Along | None) -> Estimate:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import sys
 from pathlib import Path
+from unittest import mock
 
 import run_bench
 from tests.attack.attacks import Try, mutate_text
@@ -68,18 +70,21 @@ def prepare(folder: Path) -> Try:
                 arguments.append(mutate_text(value, rng).replace("\0", "") if rng.random() < 0.2 else value)
         if command in ("run", "train") and not {"--nothing"} & set(arguments):
             arguments += ["--nothing"] if rng.random() < 0.5 else ["--model", "nothing"]  # never start real work
-        argv, output = sys.argv, io.StringIO()
-        sys.argv = ["run_bench.py", *arguments]
+        output = io.StringIO()
         code: object = 0
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), contextlib.chdir(folder):
+            with (
+                mock.patch.object(sys, "argv", ["run_bench.py", *arguments]),
+                mock.patch.dict(os.environ),  # --device hides GPUs from this process
+                contextlib.redirect_stdout(output),
+                contextlib.redirect_stderr(output),
+                contextlib.chdir(folder),
+            ):
                 run_bench.main()
         except SystemExit as end:
             code = end.code or 0
         except BaseException as error:
             return f"{arguments}: {type(error).__name__}: {error}"
-        finally:
-            sys.argv = argv
         text = output.getvalue()
         if code not in (0, 1, 2) or "Traceback" in text or "inside the benchmark" in text:
             return f"{arguments}: exit code {code}: {text[-300:]}"

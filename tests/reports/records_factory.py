@@ -205,18 +205,20 @@ def tuning_record(
     space: Mapping[str, Any] | None = None,
     floor: float | None = None,
     stopped: Sequence[int] = (),
+    split: str = "validation",
+    **changes: Any,
 ) -> str:
-    """Write a tuning record and the runs of its trials: each a config and its score on each validation stream.
+    """Write a tuning record and the runs of its trials: each a config and its score on each stream of a split.
 
     The space is by default that of the settings in which the trials differ. Trials at the indices in ``stopped`` ran on
-    the first document of their streams only.
+    the first document of their streams only. ``changes`` are those of the trials' specs.
     """
     trial_records: list[TrialRecord] = []
     for number, (config, scores) in enumerate(trials):
         ids = []
         for k, value in enumerate(scores or (None, None)):
             prefix = 1 if number in stopped else None
-            cell = spec(method, f"validation-1-{k}", config=dict(config), prefix=prefix)
+            cell = spec(method, f"{split}-1-{k}", config=dict(config), prefix=prefix, **changes)
             events: Any = {"f1": [[value]], "retrieved": retrieved} if metric == "f1" else {"nll": [value]}
             ids.append(record(runs, cell, **(events if value is not None else {"status": "diverged"})))
         measured = measure([read_run(runs / run_id) for run_id in ids], metric)

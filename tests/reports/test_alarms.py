@@ -42,10 +42,9 @@ def alarms(tmp_path):
         board, records = read_board(tmp_path), read_tuning(tmp_path, keys)
         rows = []
         for group in groups:
-            label = group.method if group.arm == "stream" else f"{group.method} on {group.arm}"
-            items = read_items(tmp_path, group)
-            rows.append((make_row(tmp_path, group, label, items, len(STREAMS), board.entries, records), items))
-        return remarks(rows, records, tmp_path)
+            items = read_items(group)
+            rows.append((make_row(group, items, len(STREAMS), board, records), items))
+        return remarks(rows, records)
 
     def silence(run_id, number):
         answers = [
@@ -138,7 +137,7 @@ def test_trials_that_all_have_one_score(alarms):
 def test_trials_that_only_the_answers_nll_tells_apart(tmp_path):
     (record,) = read_tuning(tmp_path, [tuning_record(tmp_path, "uniform", [({"k": k}, (0.0,)) for k in (1, 2)], {})])
     trials = tuple({**trial, "answer_nll": trial["config"]["k"]} for trial in record.trials)
-    assert remarks([], [record.model_copy(update={"trials": trials})], tmp_path) == [
+    assert remarks([], [record.model_copy(update={"trials": trials})]) == [
         "Every trial has the same score: uniform (F1 0.000). It does not tell the settings apart, and only the "
         "answers' NLL has decided."
     ]
@@ -154,7 +153,7 @@ def test_settings_that_are_no_better_than_the_method_without_documents(tmp_path)
     tried = [({"k": 1}, (0.1, 0.2)), ({"k": 2}, (0.1, 0.3))]
     floors = {"lora": 0.2, "mac": 0.1}
     keys = [tuning_record(tmp_path, name, tried, {"k": 2}, floor=floor) for name, floor in floors.items()]
-    assert remarks([], read_tuning(tmp_path, keys), tmp_path) == [
+    assert remarks([], read_tuning(tmp_path, keys)) == [
         "No settings that were tried score above the method without documents on validation: lora (F1 0.200 against "
         "0.200)."
     ]

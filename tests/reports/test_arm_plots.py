@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import reports
@@ -80,6 +82,17 @@ def test_a_placebo_alone_is_drawn_among_the_methods(tmp_path):
     assert not {"controls", "f1_by_context"} & plot_names(tmp_path)
 
 
+def test_an_imported_row_has_a_family_of_its_own(runs):
+    built = build(runs)
+    own = next(row for row in built.rows if row.label == "memory")
+    theirs = replace(own, label="memory [imported x]", imported="x", scores={**own.scores, "f1": own.scores["em"]})
+    floors = [replace(row, label="closed_book [imported x]", imported="x") for row in built.rows if row is built.floor]
+    both = replace(built, rows=(*built.rows, theirs, *floors))
+    found = {family.label: family.rows["stream"] for family in arm_plots.families(both)}
+    assert found["memory"] is own and found["memory [imported x]"] is theirs
+    assert len(arm_plots.arms_of(both, own)) == 6 and arm_plots.arms_of(both, theirs) == [theirs]
+
+
 def test_each_config_is_a_family(tmp_path):
     ids = [
         record(tmp_path, spec("memory", "test-2-0", arm, config={"k": k}), [[0.1 * k]] * 2)
@@ -124,7 +137,7 @@ def test_arms_that_reset_at_every_document_have_no_token_weights(tmp_path):
     tokens = [token_event(0, "The~ ferry~ leaves Pier* 4* .", (1, 1, 0, 3, 2, 1))]
     ids = run(tmp_path, "stream", 0.4, tokens=tokens) + run(tmp_path, "gold_only", 0.4, tokens=tokens)
     board(tmp_path, ids)
-    assert [weights.row.label for weights in token_weights.row_weights(build(tmp_path), tmp_path)] == ["memory"]
+    assert [weights.row.label for weights in token_weights.row_weights(build(tmp_path))] == ["memory"]
 
 
 def free(answering):
@@ -148,20 +161,28 @@ class TestCosts:
         board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
         figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw()
         values = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-        assert values == [["2.0 kB", "0"], ["65", "0"], ["2", "0"], ["3", "1"]]
+        assert values == [["2 KiB", "0"], ["65", "0"], ["2", "0"], ["3", "1"]]
 
     def test_the_break_even_is_a_number_or_never_and_empty_for_the_reference(self, tmp_path):
         dear = costs(seconds=1.0)  # a second less for the one document, and twenty more offline
         dear = dear.model_copy(update={"fit": dear.fit.model_copy(update={"seconds": dear.fit.seconds + 20})})
+        cheap = costs(seconds=3.0)  # a second more for the one document, and twenty fewer offline
+        cheap = cheap.model_copy(update={"training": cheap.training.model_copy(update={"seconds": 40.0})})
         cells = [("uniform", 0, costs()), ("uniform", 1, costs(seconds=9.0)), ("memory", 0, dear), ("lora", 0, costs())]
+        cells.append(("cmt", 0, cheap))
         board(
             tmp_path,
             [record(tmp_path, spec(name, "test-1-0", config={"x": x}), [[0.5]], costs=of) for name, x, of in cells],
         )
-        first, *_, last = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw().axes
+        built = build(tmp_path)
+        first, *_, last = cost_plots.drawings(built, tmp_path)["cost_by_method"].draw().axes
         rows = [label.get_text() for label in first.get_yticklabels()]
         shown = {rows[round(text.xy[1])]: text.get_text() for text in last.texts}
-        assert shown == {"memory": "20", "uniform (x=1)": "never", "lora": "0"} and "uniform" in rows
+        expected = {"memory": "20", "uniform (x=1)": "never", "lora": "0", "cmt": "until 20"}
+        assert shown == expected and "uniform" in rows
+        (column,) = columns.columns(built, ["break_even_documents"])[1:]
+        cells = {row.label: column.cell(row) for row in built.rows}
+        assert cells == {**expected, "uniform (x=1)": "", "uniform": ""}
 
     def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])

@@ -25,8 +25,7 @@ def points(runs):
     """Number of documents seen and mean, by score."""
     (row,) = build(runs).rows
     return {
-        name: [(seen, estimate.mean) for seen, estimate in of]
-        for name, of in curves_of(row, runs, CHANGE_SCORES).items()
+        name: [(seen, estimate.mean) for seen, estimate in of] for name, of in curves_of(row, CHANGE_SCORES).items()
     }
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 import run_bench
 from bench.errors import BenchError
 from bench.records import store
+from bench.records.summary import summarize
 from reports import compare_plot, compare_tables
 from reports.compare import Comparison, compare, inferences
 from tests.reports.records_factory import board, record, spec
@@ -98,6 +99,20 @@ def test_a_lower_likelihood_loss_wins(tmp_path: Path) -> None:
     assert "token NLL (lower is better): a minus b" in shown and "a is better on 4 of 4 documents" in shown
     with pytest.raises(BenchError, match="token_nll is not a score of answers"):
         text_of(comparison, questions=1)
+
+
+def test_scores_of_texts_are_counted_by_document(tmp_path: Path) -> None:
+    for method, level in (("a", 1.0), ("b", 2.0)):
+        run = store.read_run(tmp_path / record(tmp_path, spec(method, "test-2-0", reread=True), nll=[3.0, 3.0]))
+        before = store.read_documents(tmp_path, run.id)
+        documents = [event.model_copy(update={"nll_after": event.tokens * level}) for event in before]
+        store.write_run(tmp_path, run.model_copy(update={"summary": summarize(documents, [])}), documents)
+    board(tmp_path, [path.name for path in tmp_path.glob("*-stream-*")])
+    rows = text_of(compare("a", "b", tmp_path, score="token_nll_after"))
+    assert "token NLL after observing (lower is better): a minus b" in rows
+    assert "a is better on 2 of 2 documents, b on 0" in rows and "questions" not in rows
+    boards = text_of(compare(str(tmp_path), str(tmp_path), tmp_path, score="token_nll_after"))
+    assert "better on: documents on which" in boards and "questions" not in boards
 
 
 def test_several_boards_are_shown_apart_and_pooled(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from reports.statistics import Estimate
 from tests.reports.records_factory import board, record, spec
 
 
-def point(label, cost, f1, control=False):
-    return Point(label, cost, Estimate(f1, 0.01, "SE_stream", 8, 7.0), control)
+def point(label, cost, f1, competes=True):
+    return Point(label, cost, Estimate(f1, 0.01, "SE_stream", 8, 7.0), control=not competes, competes=competes)
 
 
 def test_the_front_has_the_methods_than_which_none_is_cheaper_and_better():
     methods = [
-        point("closed_book", 0.5, 0.95, control=True),
+        point("closed_book", 0.5, 0.95, competes=False),
         point("free", 0.0, 0.1),
         point("dear", 9.0, 0.8),
         point("worse", 9.0, 0.7),
@@ -47,7 +47,7 @@ def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
 
     rng = random.Random(0)
     methods = [point(f"method number {i}", 10 ** rng.gauss(13, 1), 0.5 + rng.gauss(0, 0.1)) for i in range(14)]
-    methods.append(point("a method that has no cost at all", 0.0 if free else 1e12, 0.4, control=not free))
+    methods.append(point("a method that has no cost at all", 0.0 if free else 1e12, 0.4, competes=free))
     axes = Figure(figsize=(6.9, 2.7)).subplots()
     cost_plots._panel(axes, methods)
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -65,3 +65,26 @@ def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(t
     assert all(axes.get_ylim()[1] < 0.2 for axes in figure.axes)
     assert all("gold_in_prompt  0.90" in [text.get_text() for text in axes.texts] for axes in figure.axes)
     assert "triangle: beyond the axis" in figure.texts[0].get_text()
+
+
+def test_a_row_with_failed_runs_is_named_and_not_on_the_front(tmp_path):
+    ids = [record(tmp_path, spec("uniform", f"test-1-{k}"), [[0.2]]) for k in range(4)]
+    ids += [
+        record(tmp_path, spec("lora", f"test-1-{k}"), [[0.9]], status="diverged" if k else "complete") for k in range(4)
+    ]
+    board(tmp_path, ids)
+    built = build(tmp_path)
+    found = cost_plots.points(built, "total_seconds")
+    assert {one.label for one in found} == {"uniform", "lora [diverged on 3 of 4]"}
+    assert [one.label for one in cost_plots.pareto_front(found)] == ["uniform"]
+    costs = cost_plots.drawings(built, tmp_path)["cost_by_method"].draw()
+    labels = [label.get_text().replace("\n", " ") for label in costs.axes[0].get_yticklabels()]
+    assert labels == ["uniform", "lora [diverged on 3 of 4]"]
+
+
+def test_where_text_alone_is_scored_the_unadapted_model_competes(tmp_path):
+    losses = {"closed_book": [2.0], "uniform": [3.0]}
+    board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), nll=nll) for method, nll in losses.items()])
+    found = cost_plots.points(build(tmp_path), "total_seconds")
+    assert [one.label for one in cost_plots.pareto_front(found, lower_is_better=True)] == ["closed_book"]
+    assert not any(one.control for one in found)

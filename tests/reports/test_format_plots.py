@@ -34,7 +34,7 @@ def test_points_are_the_scores_at_each_probe(tmp_path):
     board(tmp_path, [probed(tmp_path)])
     [row] = build(tmp_path).rows
     assert VERSIONS["em_prefix"]
-    points = curves_of(row, tmp_path, ("ended", "f1"))
+    points = curves_of(row, ("ended", "f1"))
     assert {name: [(seen, estimate.mean) for seen, estimate in of] for name, of in points.items()} == {
         "ended": [(1, 1.0), (3, pytest.approx(1 / 3))],
         "f1": [(1, 1.0), (3, 0.5)],

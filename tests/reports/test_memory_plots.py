@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reports import memory_plots, style
@@ -35,14 +37,14 @@ def test_recall_is_not_drawn_under_the_name_of_f1(tmp_path):
 class TestProbes:
     def test_f1_and_recall_by_documents_seen(self, tmp_path):
         board(tmp_path, [probed_run(tmp_path, retrieved=1)])
-        ((label, answers),) = memory_plots.by_row(build(tmp_path), tmp_path).items()
+        ((label, answers),) = memory_plots.by_row(build(tmp_path)).items()
         f1, recall = memory_plots.mean_scores(answers, lambda answer: answer.seen)
         assert label == "memory"
         assert numbers(f1) == numbers(recall) == [(2, 1.0), (3, 1 / 3)]
 
     def test_lag_is_counted_from_each_probe(self, tmp_path):
         board(tmp_path, [probed_run(tmp_path)])
-        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        (answers,) = memory_plots.by_row(build(tmp_path)).values()
         assert sorted((answer.seen, answer.lag, answer.f1) for answer in answers) == [
             (2, 0, 1.0),
             (2, 1, 1.0),
@@ -57,7 +59,7 @@ class TestProbes:
     def test_streams_count_equally_whatever_their_number_of_questions(self, tmp_path):
         more = ((0.0, 0.0, 0.0), (0.0,), (0.0,))
         board(tmp_path, [probed_run(tmp_path), probed_run(tmp_path, late=more, stream="test-3-1")])
-        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        (answers,) = memory_plots.by_row(build(tmp_path)).values()
         (_, (_, late)) = memory_plots.mean_scores(answers, lambda answer: answer.seen)[0]
         assert (late.mean, late.n) == (pytest.approx((1 / 3 + 0) / 2), 2)
         assert late.se == pytest.approx(1 / 6)  # for two values, half their distance
@@ -65,7 +67,7 @@ class TestProbes:
     def test_seeds_are_averaged_and_widen_the_interval(self, tmp_path):
         cells = [spec("memory", f"test-1-{k}", seed=seed, probes=(0.5, 1.0)) for k in (0, 1) for seed in (0, 1)]
         board(tmp_path, [record(tmp_path, cell, [[cell.seed * 0.5]], early={0.5: [[0.0]]}) for cell in cells])
-        (answers,) = memory_plots.by_row(build(tmp_path), tmp_path).values()
+        (answers,) = memory_plots.by_row(build(tmp_path)).values()
         ((_, estimate),) = memory_plots.mean_scores(answers, lambda answer: 1)[0]
         assert (estimate.mean, estimate.n) == (0.125, 2)
         assert estimate.se == pytest.approx(0.125)  # seed means 0 and 0.25; the streams are equal
@@ -75,7 +77,7 @@ class TestProbes:
         ids.append(record(tmp_path, spec("memory", "test-3-0", "gold_only", **TWICE), [[1.0]] * 3))
         ids.append(record(tmp_path, spec("memory", "test-3-0", "empty", **TWICE), [[0.0]] * 3))
         board(tmp_path, ids)
-        assert list(memory_plots.by_row(build(tmp_path), tmp_path)) == ["memory"]
+        assert list(memory_plots.by_row(build(tmp_path))) == ["memory"]
         assert {"f1_by_bank_size", "retention_by_lag"} <= plot_names(tmp_path)
 
     def test_one_probe_has_no_curve(self, tmp_path):
@@ -88,7 +90,7 @@ class TestProbes:
     def test_a_diverged_method_has_no_curve(self, tmp_path):
         diverged = record(tmp_path, spec("uniform", "test-3-0", **TWICE), status="diverged")
         board(tmp_path, [diverged, probed_run(tmp_path)])
-        assert list(memory_plots.by_row(build(tmp_path), tmp_path)) == ["memory"]
+        assert list(memory_plots.by_row(build(tmp_path))) == ["memory"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,14 @@ class TestByK:
         assert (curves.label, numbers(curves.f1)) == ("index", [(1, 0.5), (5, 0.2)])
         assert numbers(curves.recall) == [(1, 1.0), (5, 1.0)]
         assert "f1_by_k" in plot_names(tmp_path)
+
+    def test_imported_rows_have_a_curve_of_their_own(self, tmp_path):
+        ids = [record(tmp_path, spec("index", "test-1-0", config={"k": k}), [[0.1 * k]]) for k in (1, 5)]
+        board(tmp_path, ids)
+        built = build(tmp_path)
+        theirs = (replace(row, label=f"{row.label} [imported x]", imported="x") for row in built.rows)
+        found = memory_plots.curves_by_k(replace(built, rows=(*built.rows, *theirs)))
+        assert [numbers(curves.f1) for curves in found] == [[(1, 0.1), (5, 0.5)]] * 2
 
     @pytest.mark.parametrize("key", ["rank", "k"])
     def test_fewer_than_two_values_of_k_have_no_curve(self, tmp_path, key):

@@ -17,7 +17,7 @@ F1 = ((1.0,), (0.5, 0.5), (0.0, 1.0), (0.0,), (1.0,), (1.0,))
 def test_points_are_the_means_of_the_months_with_errors_over_documents(tmp_path):
     board(tmp_path, [record(tmp_path, spec("closed_book", "test-6-0"), F1, dates=DATES)])
     [row] = build(tmp_path).rows
-    points = month_plots.estimates(month_plots.items_of(row, tmp_path))
+    points = month_plots.estimates(month_plots.items_of(row))
     assert [(month_plots.name_of(month), estimate.mean, estimate.n) for month, estimate in points] == [
         ("2024-06", 1.0, 1),
         ("2024-07", 0.5, 2),
@@ -31,7 +31,7 @@ def test_documents_of_all_streams_count_alike(tmp_path):
     two = record(tmp_path, spec("closed_book", "test-3-1"), ((1.0,),), dates=("2024-06-02",))
     board(tmp_path, [one, two])
     [row] = build(tmp_path).rows
-    [(_, estimate)] = month_plots.estimates(month_plots.items_of(row, tmp_path))
+    [(_, estimate)] = month_plots.estimates(month_plots.items_of(row))
     # values 1, 0, 0, 1 with mean 1/2: SE^2 = 4/3 * 4 * (1/4) / 16 = 1/12
     assert (estimate.mean, estimate.n) == (0.5, 4)
     assert estimate.se == pytest.approx(math.sqrt(1 / 12))

@@ -18,6 +18,8 @@ def test_a_line_for_each_competing_method_joins_its_ranks(tmp_path):
     assert places == [(0, 0), (1, 3), (2, 2), (3, 1)]
     highlighted = [tuple(line.get_ydata()) for line in axes.lines if line.get_color() == pair_plots.ORANGE]
     assert sorted(highlighted) == [(1, 3), (3, 1)], "lora and uniform: significant on both, in opposite order"
+    widths = {line.get_color(): line.get_linewidth() for line in axes.lines}
+    assert widths[pair_plots.ORANGE] > 2 * widths[pair_plots.GREY], "so that they can be told apart without colours"
 
 
 def test_it_needs_two_methods_that_compete_on_all_boards(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +27,7 @@ from reports import pair_plots, pair_tables, pairs, plots
 from reports.board import build
 from tests.conftest import make_checkpoint
 from tests.reports.records_factory import board, record, spec
+from tests.reports.test_tables import PAPER
 from tests.world import Inline, make_dataset, make_experiment
 
 STREAMS = ("test-2-0", "test-2-1", "test-2-2", "test-2-3")
@@ -110,6 +113,16 @@ def test_the_files_state_scores_ranks_and_inversions(tmp_path):
     markdown = (out / "pairs.md").read_text()
     assert "# demo: world on nano and plain" in markdown and "| lora | uniform | yes |" in markdown
     assert "Kendall's tau-b between the ranks of 4 methods on nano and plain is 0.00 (95 % interval" in markdown
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, with booktabs and tabularx")
+def test_latex_fits_into_a_column_of_a_paper(tmp_path):
+    write_boards(tmp_path)
+    pair_tables.write(build(tmp_path), tmp_path)
+    (tmp_path / "paper.tex").write_text(PAPER.replace("leaderboard", "pairs"))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert process.returncode == 0 and "Overfull" not in process.stdout, process.stdout
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -267,10 +280,10 @@ class TestDataSets:
         bm25 = next(line for line in (tmp_path / "pairs.md").read_text().splitlines() if line.startswith("| bm25"))
         assert bm25.count("**") == 2 * 3, "the F1 of each board"
         latex = (tmp_path / "pairs.tex").read_text()
-        assert "\\multicolumn{3}{c}{world, nano} & \\multicolumn{3}{c}{small, nano}" in latex
-        assert "\\cmidrule(lr){2-4} \\cmidrule(lr){5-7} \\cmidrule(lr){8-10}" in latex
+        assert "\\multicolumn{2}{c}{world, nano} & \\multicolumn{2}{c}{small, nano}" in latex
+        assert "\\cmidrule(lr){2-3} \\cmidrule(lr){4-5} \\cmidrule(lr){6-7}" in latex
         rows = [line for line in latex.splitlines() if line.startswith(("bm25", "tfidf", "closed"))]
-        assert all(line.count("&") == 9 for line in rows) and rows[0].count("\\textbf") == 3
+        assert all(line.count("&") == 6 for line in rows) and rows[0].count("\\textbf") == 3
         assert latex.index("\\midrule\nclosed\\_book") > latex.index("bm25"), "controls come last, below a rule"
         caption, notes = (tmp_path / "pairs.txt").read_text().split("\n\n")
         assert caption == "Scores and ranks of methods, demo: world and small on nano and plain."

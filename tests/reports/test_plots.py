@@ -122,7 +122,7 @@ class TestCurve:
     def test_documents_in_segments_are_placed_by_segment(self, tmp_path):
         cut = {"segment_tokens": 10}
         board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0", **cut), nll=[4.0, 2.0, 1.0])])
-        (_, nll_curves, _) = score_plots._curves(build(tmp_path), tmp_path)
+        (_, nll_curves, _) = score_plots._curves(build(tmp_path))
         (curve,) = nll_curves.values()
         assert (curve.units, curve.unit, curve.by_stream) == (3, "segment", {"test-1-0": [4.0, 2.0, 1.0]})
 
@@ -186,6 +186,31 @@ def test_bars_have_their_values(tmp_path):
     board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in (("a", 0.75), ("b", 0.1))])
     axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.750", "0.100"]
+
+
+def test_a_curve_over_one_stream_of_several_has_no_band_and_its_caption_says_so(tmp_path):
+    ids = [record(tmp_path, spec("a", f"test-2-{k}"), [[0.4 + 0.1 * k]] * 2) for k in range(2)]
+    ids += [
+        record(tmp_path, spec("b", f"test-2-{k}"), [[0.5]] * 2, status="diverged" if k else "complete")
+        for k in range(2)
+    ]
+    board(tmp_path, ids)
+    plot = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"]
+    bands = {
+        axes.get_title("left").replace("\n", " "): sum(len(path.vertices) for path in axes.collections[0].get_paths())
+        for axes in plot.draw().axes
+    }
+    assert bands["a"] > 0 and bands["b [diverged on 1 of 2]"] == 0
+    assert "without a band: one stream" in plot.notes
+
+
+def test_curves_by_position_say_that_their_bands_do_not_include_the_seeds(tmp_path):
+    cells = [spec("a", f"test-2-{k}", seed=seed) for k in range(2) for seed in range(2)]
+    board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells])
+    text = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"].text()
+    assert "The bands do not include the seeds of methods that have several." in text.replace("\n", " ")
+    board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells if cell.seed == 0])
+    assert "seeds" not in score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"].text()
 
 
 class TestCaptions:

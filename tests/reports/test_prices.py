@@ -37,7 +37,7 @@ def test_prices_by_hand(tmp_path):
         "total": 203.0 + 2 * 3.0 + 4 * 2.0,
     }
     by_name = prices(tmp_path, records, None)
-    assert by_name.keys() == set(COSTS) - {"break_even_documents"}
+    assert by_name.keys() == set(COSTS) - {"break_even_documents", "break_even_until"}
     for name, value in seconds.items():
         assert by_name[f"{name}_seconds"] == pytest.approx(value), name
         assert by_name[f"{name}_flops"] == pytest.approx(10 * value), name
@@ -64,6 +64,7 @@ def test_without_documents_or_complete_runs_there_are_fewer_prices(tmp_path):
     empty = read_run(tmp_path / record(tmp_path, spec("camels", "test-1-0", "empty"), [[0.5]]))
     assert prices(tmp_path, [empty], None).keys() == set(COSTS) - {
         "break_even_documents",
+        "break_even_until",
         "marginal_seconds",
         "seconds_per_document",
         "flops_per_document",
@@ -73,20 +74,22 @@ def test_without_documents_or_complete_runs_there_are_fewer_prices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("costs", "reference", "documents"),
+    ("costs", "reference", "found"),
     [
-        ((100, 1), (10, 4), 30),
-        ((101, 1), (10, 4), 31),  # 30.3
-        ((5, 1), (10, 4), 0),
-        ((10, 1), (10, 4), 0),
-        ((5, 4), (10, 4), 0),
-        ((20, 4), (10, 4), None),
-        ((20, 5), (10, 4), None),
-        ((5, 5), (10, 4), None),  # cheaper at first, but not for good
-        ((5, None), (10, 4), None),
+        ((100, 1), (10, 4), {"break_even_documents": 30}),
+        ((101, 1), (10, 4), {"break_even_documents": 31}),  # 30.3
+        ((5, 1), (10, 4), {"break_even_documents": 0}),
+        ((10, 1), (10, 4), {"break_even_documents": 0}),
+        ((5, 4), (10, 4), {"break_even_documents": 0}),
+        ((20, 4), (10, 4), {}),
+        ((20, 5), (10, 4), {}),
+        ((5, 5), (10, 4), {"break_even_until": 5}),
+        ((0, 0.3), (171, 0.26), {"break_even_until": 4275}),  # 171 / 0.04
+        ((9.5, 5), (10, 4), {}),  # half a document
+        ((5, None), (10, 4), {}),
     ],
 )
-def test_break_even(costs, reference, documents):
+def test_break_even(costs, reference, found):
     named = [
         {
             name: value
@@ -95,4 +98,4 @@ def test_break_even(costs, reference, documents):
         }
         for pair in (costs, reference)
     ]
-    assert break_even(*named) == documents
+    assert break_even(*named) == found

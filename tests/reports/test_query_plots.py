@@ -28,13 +28,13 @@ def test_break_even_is_where_both_take_the_same(price, questions):
         assert price.total(questions) == PROMPT.total(questions)
 
 
-def write(runs, method, observe, answer):
+def write(runs, method, observe, answer, **config):
     """A run of two documents and two questions with these operations in all."""
     tallies = {"observe": observe, "answer": answer}
     paid = costs().model_copy(
         update={name: Tally(seconds=1, flops=flops, peak_bytes=1) for name, flops in tallies.items()}
     )
-    return record(runs, spec(method, "test-2-0"), [[0.5], [0.5]], [2.0, 2.0], costs=paid)
+    return record(runs, spec(method, "test-2-0", config=config), [[0.5], [0.5]], [2.0, 2.0], costs=paid)
 
 
 def test_methods_are_compared_with_all_documents_in_the_prompt(tmp_path):
@@ -43,6 +43,14 @@ def test_methods_are_compared_with_all_documents_in_the_prompt(tmp_path):
     figure = drawings(build(tmp_path), tmp_path)["cost_by_questions"].draw()
     titles = sorted(axes.get_title("left").replace("\n", " ") for axes in figure.axes)
     assert titles == ["adapter: from 10 questions on", "tuner: never"]
+
+
+def test_each_row_of_a_method_has_its_panel(tmp_path):
+    ids = [write(tmp_path, "full_context", 0, 100)]
+    board(tmp_path, ids + [write(tmp_path, "adapter", 40 * rank, 20, rank=rank) for rank in (8, 16)])
+    figure = drawings(build(tmp_path), tmp_path)["cost_by_questions"].draw()
+    titles = sorted(axes.get_title("left").replace("\n", " ") for axes in figure.axes)
+    assert titles == ["adapter (rank=16): from 16 questions on", "adapter (rank=8): from 8 questions on"]
 
 
 def test_without_such_a_prompt_nothing_is_drawn(tmp_path):

@@ -24,15 +24,19 @@ def retention(runs, method, levels, seed=0, config=None):
     return ids
 
 
-def robustness(runs, method, levels, seeds=(0,)):
-    """Streams of four documents; ``levels`` are the F1 on each stream by percentage of irrelevant documents."""
+def robustness(runs, method, levels, seeds=(0,), failed=()):
+    """Streams of four documents; ``levels`` are the F1 on each stream by percentage of irrelevant documents.
+
+    ``failed`` has the percentages at which the run on the first stream diverged.
+    """
     ids = []
     for percent, of_streams in levels.items():
         arm = f"irrelevant_{percent}" if percent else "stream"
         for seed in seeds if percent == 0 else seeds[:1]:
             for k, level in enumerate(of_streams):
                 cell = spec(method, f"test-4-{k}", arm, seed=seed)
-                ids.append(record(runs, cell, [[level]] * 4, [2.0] * (4 + percent // 25)))
+                status = "diverged" if percent in failed and k == 0 else "complete"
+                ids.append(record(runs, cell, [[level]] * 4, [2.0] * (4 + percent // 25), status=status))
     return ids
 
 
@@ -57,7 +61,7 @@ def kept(tmp_path):
 class TestRetention:
     def test_f1_at_each_probe_is_relative_to_the_first(self, kept):
         built = build(kept)
-        curves = {curve.label: curve for curve in relative_plots.by_documents(built, kept)}
+        curves = {curve.label: curve for curve in relative_plots.by_documents(built)}
         # means 2/3, 0.6 and 1.4/3; the error is that of (step - ratio * base) / (2/3) over the streams, which is
         # -0.18, 0.09 and 0.09 at the second step, and -0.24, 0.27 and -0.03 at the third
         assert numbers(curves["memory"].points) == [(2, 1.0, 0.0), (3, 0.9, 0.09), (4, 0.7, 0.0219**0.5)]
@@ -68,13 +72,23 @@ class TestRetention:
 
     def test_what_was_never_above_closed_book_has_no_relative_f1(self, kept):
         assert [label for label, row in rows(kept).items() if "relative_f1" in row.scores] == ["memory"]
-        curves = relative_plots.by_documents(build(kept), kept)
+        curves = relative_plots.by_documents(build(kept))
         assert [curve.label for curve in curves if not curve.points] == ["idle"], (
             "closed_book is what it is held against"
         )
         figure = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"].draw()
         assert "left out, since their base is not above closed_book: idle" in " ".join(figure.get_supxlabel().split())
         assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
+
+    def test_what_has_failed_runs_is_left_out_for_that_reason(self, kept):
+        ids = retention(kept, "memory", [(0.8, 0.6, 0.4), (0.6, 0.6, 0.6), (0.6, 0.6, 0.4)])
+        cells = [spec("lost", f"test-4-{k}", **FIRST) for k in range(3)]
+        for k, cell in enumerate(cells):
+            early = {0.5: [[0.9]] * 2, 0.75: [[0.9]] * 2}
+            ids.append(record(kept, cell, [[0.9]] * 2, early=early, status="complete" if k else "diverged"))
+        board(kept, ids)
+        plot = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"]
+        assert plot.notes[-2:] == ["left out, since not complete: lost [diverged on 1 of 3]", ""]
 
     def test_without_closed_book_a_base_is_above_zero(self, tmp_path):
         board(
@@ -130,6 +144,19 @@ class TestIrrelevant:
         assert rows(runs)["memory on irrelevant_100"].value("relative_f1") == pytest.approx(0.7)
         assert "relative_f1" not in rows(runs)["memory"].scores, "it is the base"
         assert "relative_f1_by_irrelevant" in plot_names(runs)
+
+    def test_a_method_with_a_failed_arm_is_left_out_for_that_reason(self, tmp_path):
+        ids = robustness(tmp_path, "memory", self.LEVELS)
+        ids += robustness(tmp_path, "lost", dict.fromkeys(self.LEVELS, (0.9, 0.8, 0.9)), failed=[100])
+        ids += robustness(tmp_path, "idle", dict.fromkeys(self.LEVELS, (0.1, 0.1, 0.1)))
+        board(tmp_path, ids + robustness(tmp_path, "closed_book", {0: (0.1, 0.1, 0.1)}))
+        built = build(tmp_path)
+        plot = relative_plots.drawings(built, tmp_path)["relative_f1_by_irrelevant"]
+        assert plot.notes[-2:] == [
+            "left out, since not complete: lost on irrelevant_100 [diverged on 1 of 3]",
+            "left out, since their base is not above closed_book: idle",
+        ]
+        assert all(note in " ".join(plot.draw().get_supxlabel().split()) for note in plot.notes[-2:])
 
     def test_the_board_says_what_these_arms_are(self, runs):
         built = build(runs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reports.board import build
@@ -30,7 +32,7 @@ def gains(curve):
 def test_the_gain_is_by_documents_since_the_last_reset(tmp_path):
     ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
     board(tmp_path, ids + write(tmp_path, "tuner", "stream", STREAM))
-    (found,) = restarts(build(tmp_path), tmp_path)
+    (found,) = restarts(build(tmp_path))
     # NLL per token of closed book: 2 and 2, 1 and 3; after resets: 2 and 1.25, 0.75 and 1.75
     assert gains(found.gain) == [(0.5, (0 + 0.25) / 2), (1.5, (0.75 + 1.25) / 2)]
     # on the stream itself: 1.5 and 1, 0.75 and 1.5
@@ -38,10 +40,23 @@ def test_the_gain_is_by_documents_since_the_last_reset(tmp_path):
     assert [one.gain.points()[0][1].se for one in [found]] == [pytest.approx(0.125)]
 
 
+def test_an_imported_row_is_held_against_its_own_run_on_the_stream(tmp_path):
+    ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
+    board(tmp_path, ids + write(tmp_path, "tuner", "stream", STREAM))
+    built = build(tmp_path)
+    theirs = tuple(
+        replace(row, label=f"{row.label} [imported x]", imported="x", runs=tmp_path)
+        for row in built.rows
+        if (row.method, row.arm) == ("tuner", "every_2")
+    )
+    found = {one.gain.label: one.without for one in restarts(replace(built, rows=(*built.rows, *theirs)))}
+    assert found["tuner on every_2"] is not None and found["tuner on every_2 [imported x]"] is None
+
+
 def test_a_method_without_a_run_on_the_stream_has_no_dashed_line(tmp_path):
     board(tmp_path, write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET))
     built = build(tmp_path)
-    (found,) = restarts(built, tmp_path)
+    (found,) = restarts(built)
     assert found.without is None
     (plot,) = drawings(built, tmp_path).values()
     assert "dashed" not in plot.text() and plot.draw().axes

@@ -305,6 +305,7 @@ class TestPValue:
     def test_without_spread_only_a_mean_of_zero_is_no_difference(self):
         assert stream_error([0.1, 0.1, 0.1]).p_value() == pytest.approx(0)
         assert stream_error([0.1, 0.1]).p_value() == 1, "two can agree by chance"
+        assert stream_error([33 / 100 - 23 / 100, 43 / 100 - 33 / 100]).p_value() == 1, "but for a rounding error"
         assert stream_error([0.0, 0.0]).p_value() == stream_error([1e-17, 1e-17]).p_value() == 1
 
 
@@ -486,6 +487,23 @@ class TestPlan:
         assert plan(a, b, 0.05, "SE_stream").needed is None
         single = Sample(a.units, None)
         assert plan(single, b, 0.05, "SE_stream").needed is not None
+
+    def test_the_smallest_gap_at_hand_includes_the_spread_of_seeds(self):
+        """Two seeds at 0.60 and 0.66 add an SE of 0.03 with one degree of freedom to one of 0.004 over streams."""
+        noise = 0.004 * math.sqrt(3)
+        a = Sample.of(
+            [
+                Item(f"s{k}", "q", f"d{k}", level + (-1) ** k * noise, seed=seed)
+                for k in range(4)
+                for seed, level in enumerate((0.60, 0.66))
+            ]
+        )
+        b = Sample.of([Item(f"s{k}", "q", f"d{k}", 0.3) for k in range(4)])
+        assert difference(a, b, "SE_stream").se == pytest.approx(math.hypot(0.03, 0.004))
+        found = plan(a, b, 0.33, "SE_stream").smallest
+        rng = np.random.default_rng(9)  # t at this gap, with an error of one degree of freedom
+        t = rng.normal(found, 0.03, 20_000) / (0.03 * np.abs(rng.normal(size=20_000)))
+        assert np.mean(t > 12.706) == pytest.approx(0.8, abs=0.05), "t table, one degree, 97.5 %"
 
     def test_rows_that_differ_by_the_same_amount_need_no_plan(self):
         items = [Item(f"s{k}", "q", f"d{k}", 0.1 * k) for k in range(3)]

@@ -166,13 +166,19 @@ def test_names_on_the_terminal_are_text_and_not_obeyed(built):
     assert not {"\x1b", "\x9b", "\x07"} & set(text)
 
 
+def test_the_caption_names_the_protocol(built, tmp_path):
+    tables.write(built, tmp_path)
+    texts = [printed(built, 120), read(tmp_path, "md"), read(tmp_path, "txt")]
+    assert all("protocol 2.0." in " ".join(text.split()) for text in texts)
+
+
 def test_errors_are_named_and_explained(built):
     text = " ".join(printed(built, 120).split())
     assert "± is the half-width of the 95 % t interval over 4 streams of test-12." in text
     assert "SE is the standard error over streams (SE_stream); ± 1 SE would cover only 61 %." in text
     assert "seeds" not in text
     assert "SE is" not in printed(built, 72)  # its column is left out
-    assert "F1 vs uniform: paired difference from uniform." in text
+    assert "F1 vs uniform: paired difference from uniform, each interval by itself, not corrected for the" in text
     assert "untuned" not in text
 
 
@@ -275,7 +281,7 @@ def test_text_streams_have_no_question_columns(tmp_path):
     [(0, "0 B"), (2048, "2 KiB"), (1000, "0.977 KiB"), (5 * 1024**2, "5 MiB"), (3.2e15, "2.91e+03 TiB")],
 )
 def test_bytes_are_readable(value, text):
-    assert columns._bytes(value) == text
+    assert columns.in_bytes(value) == text
 
 
 def test_stale_names_files_that_are_missing_or_differ(runs, tmp_path):
@@ -350,7 +356,7 @@ def test_the_caption_is_a_text_beside_the_table_with_its_notes_and_the_remarks(t
     )
     tables.write(build(tmp_path), tmp_path / "out")
     caption, notes, remark = read(tmp_path / "out", "txt").split("\n\n")
-    assert caption == "Scores and costs of methods on world with tiny."
+    assert caption == "Scores and costs of methods on world with tiny, protocol 2.0."
     assert notes.startswith("± is the half-width of the 95 % t interval over 2 streams of test-1.")
     assert remark == "A␛ b.\n"
     assert max(map(len, notes.splitlines())) <= 120

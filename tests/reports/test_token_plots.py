@@ -29,7 +29,7 @@ def unweighted_runs(runs):
 
 
 def row_weights(runs):
-    return token_weights.row_weights(build(runs), runs)
+    return token_weights.row_weights(build(runs))
 
 
 class TestNumbers:
@@ -44,6 +44,22 @@ class TestNumbers:
         assert camels.relative("filler").mean == pytest.approx((0.5 / (8 / 6) + 1) / 2)
         assert camels.share("fact").mean == pytest.approx((5 / 8 + 1 / 3) / 2)
         assert camels.frequency("fact") == pytest.approx(1 / 3)
+
+    def test_seeds_are_averaged_and_are_in_the_error(self, tmp_path):
+        """AUC is 1 with the first seed on both streams, and 0.5 with the second."""
+        ids = [
+            record(tmp_path, spec("camels", f"test-1-{k}", seed=seed), [[0.5]], tokens=[token_event(0, TEXT, weights)])
+            for k in range(2)
+            for seed, weights in enumerate((FACTS_HIGH, EQUAL))
+        ]
+        board(tmp_path, ids)
+        (camels,) = row_weights(tmp_path)
+        assert (camels.auc().mean, camels.auc().se) == (0.75, pytest.approx(0.25)), "streams agree, seeds do not"
+        markdown, table = token_weights.write(build(tmp_path), tmp_path / "out")
+        assert "the first 1 documents of each test-1 stream" in markdown.read_text()
+        assert "Errors include the seeds" in markdown.read_text()
+        (row,) = csv.DictReader(table.open())
+        assert (row["streams"], row["tokens"]) == ("2", "12"), "two documents of six tokens"
 
     def test_include_parts_of_speech_if_all_documents_have_them(self, tmp_path):
         tags = ("DET", "NOUN", "VERB", "NOUN", "NUM", "PUNCT")
@@ -65,7 +81,7 @@ class TestNumbers:
     def test_without_facts_there_is_no_auc(self, tmp_path):
         tokens = [token_event(0, "Nobody asks about~ this", (1, 2, 3, 4))]
         board(tmp_path, [record(tmp_path, spec("camels", "test-1-0"), [[0.5]], tokens=tokens)])
-        (markdown, _) = token_weights.write(build(tmp_path), tmp_path, tmp_path / "out")
+        (markdown, _) = token_weights.write(build(tmp_path), tmp_path / "out")
         heading = next(line for line in markdown.read_text().splitlines() if line.startswith("|"))
         assert heading == "| method | name | filler | mean weight |"
 
@@ -79,7 +95,7 @@ class TestNumbers:
 class TestTable:
     def test_has_a_row_for_each_method_with_weights(self, tmp_path):
         board(tmp_path, [*weighted_runs(tmp_path, (FACTS_HIGH, EQUAL)), *unweighted_runs(tmp_path)])
-        markdown, table = token_weights.write(build(tmp_path), tmp_path, tmp_path / "out")
+        markdown, table = token_weights.write(build(tmp_path), tmp_path / "out")
         rows = [line for line in markdown.read_text().splitlines() if line.startswith("| camels | 0.750 ± 3.177 |")]
         assert len(rows) == 1 and "uniform" not in markdown.read_text()
         assert (
@@ -91,7 +107,7 @@ class TestTable:
 
     def test_one_stream_has_no_error(self, tmp_path):
         board(tmp_path, weighted_runs(tmp_path, (FACTS_HIGH,)))
-        markdown, table = token_weights.write(build(tmp_path), tmp_path, tmp_path / "out")
+        markdown, table = token_weights.write(build(tmp_path), tmp_path / "out")
         assert "1.000 ± n/a" in markdown.read_text() and "One stream: no ±" in markdown.read_text()
         assert next(csv.DictReader(table.open()))["auc_se_stream"] == ""
 

@@ -28,7 +28,7 @@ def test_tensorboard_has_scores_costs_curves_and_settings(runs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     built = build(runs)
-    assert str(tmp_path / "out" / "tensorboard") in tracking.track(built, runs, tmp_path / "out", "tensorboard")
+    assert str(tmp_path / "out" / "tensorboard") in tracking.track(built, tmp_path / "out", "tensorboard")
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard" / "demo" / "uniform"))
     events.Reload()
 
@@ -56,7 +56,7 @@ def test_wandb_has_the_same_offline(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", observed)
     built = build(runs)
-    assert "group demo" in tracking.track(built, runs, tmp_path / "out", "wandb")
+    assert "group demo" in tracking.track(built, tmp_path / "out", "wandb")
     ((name, group, config, summary),) = seen
     (row,) = built.rows
     assert (name, group, config["rate"], config["layers"]) == ("uniform", "demo", 0.1, [1])

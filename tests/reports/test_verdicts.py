@@ -119,6 +119,13 @@ def test_only_what_both_have_is_compared():
     assert (found.methods, found.gaps, found.agreement) == (("a",), (), None)
 
 
+def test_without_a_place_that_all_our_methods_have_nothing_is_resolved():
+    scores = {"a": {1: items(2.0, 2.1)}, "b": {2: items(1.0, 1.1)}}
+    found = shape(scores, published(a=["2.00", "2.00"], b=["1.00", "1.00"]))
+    assert (found.word, found.gaps, found.agreement) == (UNRESOLVED, (), None)
+    assert found.sentences() == ["not resolved at this size."]
+
+
 def test_on_a_logarithmic_axis_places_are_even_where_their_ratios_are():
     points = {x: items(y, y + 0.1) for x, y in ((1, 1.0), (10, 2.0), (100, 3.0))}
     papers = {"a": {x: value(f"{y}") for x, y in ((1, 10), (10, 20), (100, 30))}}
@@ -129,4 +136,5 @@ def test_on_a_logarithmic_axis_places_are_even_where_their_ratios_are():
 def test_a_distance_is_in_our_standard_errors():
     distance = Distance(value("10.00"), Estimate(12.0, 0.8, "SE_stream", 4, 3))
     assert distance.in_errors == pytest.approx(2.5)
-    assert Distance(value("10.00"), Estimate(12.0, None, "SE_stream", 1, 0)).in_errors is None
+    for se in (None, 0.0, 1e-17):
+        assert Distance(value("10.00"), Estimate(12.0, se, "SE_stream", 2, 1)).in_errors is None

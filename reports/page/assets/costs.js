@@ -11,7 +11,7 @@ function paretoFront(points, higher) {
 }
 
 function costPoints(board, name) {
-  return board.rows.map((row, place) => ({ row, place, cost: row.costs[name], score: row.score?.[0], half: row.score?.[1] }))
+  return board.rows.map((row, place) => ({ row, place, cost: row.costs[name], score: row.score?.[0], half: row.score?.[1], shown: row.score?.[2] }))
     .filter((point) => point.cost != null && point.score != null);
 }
 
@@ -60,7 +60,7 @@ function costSection(board, b) {
     ranking.replaceChildren(grid(`Ranking ${share === 1 ? "at any cost" : "within the budget"}: ${order.length} of ${rivals.length} methods`,
       ["", "method", board.score, "ranks", name],
       order.slice(0, 20).map((point, i) => [String(i + 1), el("span", { class: point.low === 1 && "best" }, rowLink(b, point.place)),
-        withError(point.score, point.half), point.low === point.high ? String(point.low) : `${point.low}–${point.high}`, point.cost])),
+        point.shown, point.low === point.high ? String(point.low) : `${point.low}–${point.high}`, point.cost])),
       order.length > 20 ? el("p", { class: "note" }, `and ${order.length - 20} more`) : "");
   }
 
@@ -68,7 +68,7 @@ function costSection(board, b) {
     const colour = (point) => (!point.row.ranks || !point.inside ? "var(--faint)" : front.some((p) => p.place === point.place) ? "var(--warm)" : "var(--accent)");
     const middle = linear ? high / 2 : Math.sqrt(floor * high);
     const named = points.filter((point) => front.some((p) => p.place === point.place) || (point.row.control && point.row.arm === "stream"));
-    return chart(`${board.score} against ${name}; the table beside it has the same numbers`, {
+    return chart(`${board.score} against ${name}; the table beside it ranks the methods within the budget, at most 20; the table above has all rows`, {
       width: 680, height: 380, marginLeft: 48, marginRight: 20, marginBottom: 40,
       x: linear ? { label: name, domain: [0, Math.max(high, 0.01)] } : { type: "log", label: name, ticks: 6, tickFormat: short, domain: [floor, high * 1.6] },
       y: { label: board.score, grid: true, nice: true, reverse: !board.higher },
@@ -78,12 +78,12 @@ function costSection(board, b) {
         Plot.ruleX(points.filter((p) => p.half != null), { x: "x", y1: (p) => p.score - p.half, y2: (p) => p.score + p.half, stroke: colour }),
         Plot.dot(points, { x: "x", y: "score", r: 4, stroke: colour, fill: (p) => (p.row.ranks ? colour(p) : "var(--surface)") }),
         ...["start", "end"].map((anchor) => Plot.text(named.filter((p) => (p.x < middle) === (anchor === "start")), { x: "x", y: "score", text: (p) => chartName(p.row), textAnchor: anchor, dx: anchor === "start" ? 7 : -7, dy: -9, fill: "currentColor", stroke: "var(--surface)", strokeWidth: 3 })),
-        Plot.tip(points, Plot.pointer({ x: "x", y: "score", title: (p) => `${p.row.label}\n${board.score} ${withError(p.score, p.half)}\n${name} ${short(p.cost)}`, fill: "var(--surface)" })),
+        Plot.tip(points, Plot.pointer({ x: "x", y: "score", title: (p) => `${p.row.label}\n${board.score} ${p.shown}\n${name} ${short(p.cost)}`, fill: "var(--surface)" })),
       ],
     });
   }
 
-  const key = (zeros) => el("p", { class: "note" }, el("b", { class: "warm" }, "Orange"), ": Pareto front, the best score at each cost. Open circles: controls. Grey: beyond the budget. ",
+  const key = (zeros) => el("p", { class: "note" }, el("b", { class: "warm" }, "Orange"), ": Pareto front, the best score at each cost. Open circles: controls and incomplete rows. Grey: beyond the budget. ",
     "Bars: 95 % intervals. Ranks: by the tests of all pairs of the board.", zeros && " A cost of 0 stands at the left edge.");
 
   update();

@@ -35,8 +35,9 @@ function short(value) {
 /** A value as a reader writes it: null, true, 0.5, a text. */
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
-/** A score with the half-width of its interval. */
-const withError = (mean, half) => mean.toFixed(3) + (half == null ? "" : ` ±${half.toFixed(3)}`);
+/** The type of a table's columns of numbers: a missing one ("") comes last in either order. */
+const missingLast = (order) => (a, b) => (a === "") - (b === "") || order(a, b);
+DataTable.type("number", { className: "dt-type-numeric", order: { asc: missingLast(d3.ascending), desc: missingLast(d3.descending) } });
 
 /** A row's label in two parts: the method with its arm, and the settings that distinguish it ("" if there are none). */
 function labelParts(row) {

@@ -90,7 +90,7 @@ function questionTable(board, b) {
       column((q) => el("code", {}, q.document), (q) => q.document),
       column((q) => board.streams[q.stream], (q) => board.streams[q.stream]),
       column((q) => el("span", {}, q.gold.join(" | ")), (q) => q.gold.join(" ")),
-      column((q) => (q.share == null ? "" : q.share.toFixed(2)), (q) => q.share ?? -1, { className: "number", type: "num", searchable: false }),
+      column((q) => (q.share == null ? "" : q.share.toFixed(2)), (q) => q.share, { className: "number", type: "number", searchable: false }),
       column((q) => (predictions.has(q.place) ? answerCell(predictions.get(q.place)) : "not asked"), (q) => predictions.get(q.place)?.prediction),
     ],
     order: [], autoWidth: false, pageLength: 25, lengthMenu: [25, 100, 500],
@@ -100,7 +100,7 @@ function questionTable(board, b) {
   const pick = choice("Answer of", board.rows.map((row, r) => [r, row.label]), (r) => { show(r); made.rows().invalidate().draw(false); });
   pick.querySelector("select").value = first;
   return [
-    el("p", { class: "note" }, `${questions.length} questions. Mean F1: over the methods that are no controls, at the last probe. A question opens to the answers of all methods at all probes.`),
+    el("p", { class: "note" }, `${questions.length} questions. Mean F1: over the complete methods that are no controls, each as the mean of its runs, at the last probe. A question opens to the answers of all methods at all probes.`),
     el("div", { class: "toolbar" }, pick), holder,
   ];
 }

@@ -67,10 +67,10 @@ function makeTable(board, b) {
     { visible: false, searchable: false, render: shown(() => "", (row) => +row.control) },
     { className: "label", type: "string", render: shown((row) => labelCell(row, b, row.place), (row) => row.label) },
     ...board.columns.map((column, i) => ({
-      className: "number", type: "num", searchable: false, visible: !column.folded,
+      className: "number", type: "number", searchable: false, visible: !column.folded,
       render: shown(
         (row) => (column.heading === "rank" ? rankCell(row.ranks, rivals) : numberCell(row, i, scales[i])),
-        (row) => row.numbers[i] ?? (board.higher ? -Infinity : Infinity)),
+        (row) => row.numbers[i]),
     })),
   ];
   const holder = el("div", { class: "scroll" }, table);

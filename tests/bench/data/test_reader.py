@@ -686,6 +686,18 @@ def test_a_question_that_is_repeated_with_its_answers_counts_once(make: Make, an
     assert len({gold.question.id for gold in entry.questions}) == len(expected)
 
 
+def test_a_source_that_has_other_numbers_than_the_published_ones_is_refused(make: Make) -> None:
+    files = {"test.jsonl": [MILL, PIER]}
+    assert len(load_split(make(files, format="documents", expected={"test": {"documents": 2}}), "test")) == 2
+    changed = make(files, format="documents", expected={"test": {"documents": 2, "questions": 3}})
+    with pytest.raises(BenchError, match=r"2 documents and 2 questions; .* 2 documents and 3 .* was not read whole"):
+        load_split(changed, "test")
+    given = read_split(changed, "test", {"test": [str(changed.folder / "test.jsonl")]})
+    assert given.remarks == (
+        "test of harbour has 2 documents and 2 questions; the published split has 2 documents and 3 questions.",
+    )
+
+
 def test_rows_that_contradict_each_other_about_a_document_are_counted() -> None:
     data = read_split(recipe_of(**ROWS_OF_CASES), "test", {"test": [str(CASES / "same_text.jsonl")]})
     assert [(e.document.timestamp, e.document.title, len(e.questions)) for e in data.entries] == [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
+from bench.records.store import read_documents
 from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.runner import Runner
 from tests.conftest import TEXT
@@ -35,6 +36,8 @@ def test_few_files_are_one_stream_in_the_order_given(files: list[str], llama: Pa
     runner = Runner(experiment, tmp_path / "runs")
     result = runner.run(Inline())
     assert [cell.spec.stream for cell in result.cells] == ["test-all-0"] * 2
+    events = read_documents(tmp_path / "runs", result.cells[0].id)
+    assert max(event.tokens for event in events) == 16 and max(event.segment for event in events) > 0
     assert any("The test files (2) are one stream." in remark for remark in result.remarks)
     assert any("untuned" in remark for remark in result.remarks)
 

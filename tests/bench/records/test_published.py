@@ -150,12 +150,22 @@ def test_the_command_line_says_what_was_written_and_what_cannot_be_checked(
     run_bench.publish("demo", Path("runs"), Path("results"))
     assert "Wrote results/demo/records.tar.xz (0.00 MB)." in (written := capsys.readouterr().out)
     assert "python run_bench.py report demo --runs results/demo" in written
+    assert "Warning: 2 of 2 runs name no commit" in written and "Run the experiment from a git checkout." in written
     monkeypatch.setattr(reports, "stale", lambda *_: [])
     for runs, sentence in (("runs", ""), ("results/demo", "Answers were not scored again")):
         run_bench.report(["demo"], Path(runs), Path("out"), check=True)
         assert ("Answers were not scored again" in capsys.readouterr().out) == bool(sentence)
     with pytest.raises(BenchError, match="results/demo holds published records, to which none are added"):
         run_bench.run("default", runs=Path("results/demo"))
+
+
+def test_runs_that_name_a_commit_are_published_without_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = record(tmp_path / "runs", spec("uniform", "test-1-0"), [[0.5]], provenance={"commit": "c0ffee" * 7})
+    board(tmp_path / "runs", [run_id])
+    run_bench.publish("demo", tmp_path / "runs", tmp_path / "results")
+    assert "Wrote" in (written := capsys.readouterr().out) and "Warning" not in written
 
 
 # What is not published.

@@ -24,6 +24,7 @@ from bench.records.schema import AnswerEvent, RunRecord
 from bench.records.summary import summarize
 from reports import tables
 from reports.board import build
+from reports.page import rows
 from reports.rows import Row
 from tests.reports.records_factory import board, record, spec, tuning_record
 
@@ -62,8 +63,13 @@ def ours(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def file(theirs: Path, tmp_path: Path) -> Path:
-    run_bench.export("fresh", tmp_path / "fresh.zip", None, theirs)
-    return tmp_path / "fresh.zip"
+    return exported(theirs, tmp_path)
+
+
+def exported(runs: Path, folder: Path, label: str = "fresh") -> Path:
+    path = folder / f"{label.split()[0]}.zip"
+    run_bench.export(label, path, None, runs)
+    return path
 
 
 def contents(path: Path) -> Files:
@@ -163,10 +169,10 @@ def test_equal_records_are_exported_as_equal_bytes(file: Path, theirs: Path, tmp
     assert sum(name.endswith("run.json") for name in names) == 2 + 2 + 4, "runs, placebo arm, and trials"
 
 
-def test_an_arm_is_exported_alone(theirs: Path, tmp_path: Path) -> None:
+def test_an_arm_is_exported_with_the_row_that_it_belongs_to(theirs: Path, file: Path, tmp_path: Path) -> None:
     run_bench.export("fresh on placebo", tmp_path / "arm.zip", None, theirs)
-    runs = {name for name in contents(tmp_path / "arm.zip") if name.endswith("run.json") and "test" in name}
-    assert len(runs) == 2 and all("placebo" in name for name in runs)
+    arm, row = (contents(path) for path in (tmp_path / "arm.zip", file))
+    assert {**arm, submission.CONTENTS: b""} == {**row, submission.CONTENTS: b""}
 
 
 def lie(files: Files) -> Files:
@@ -347,7 +353,9 @@ def test_other_conditions_are_refused_and_named(file: Path, tmp_path: Path) -> N
 def test_streams_that_are_missing_are_refused(file: Path, tmp_path: Path) -> None:
     runs = tmp_path / "longer"
     board(runs, [record(runs, spec("uniform", f"test-2-{k}"), SCORES["uniform"], nll=[2.0, 3.0]) for k in range(3)])
-    with pytest.raises(BenchError, match=r"it has no run on the board's stream test-2-2 \(1 of 3 missing\)"):
+    with pytest.raises(
+        BenchError, match=r"no run on the board's stream test-2-2 itself, in its own order \(1 of 3 missing\)"
+    ):
         submission.add(file, runs)
 
 
@@ -384,6 +392,211 @@ def test_an_imported_row_that_no_longer_fits_is_left_out_with_a_remark(file: Pat
     made = build(ours)
     assert [row.label for row in made.rows] == ["uniform"]
     assert any("is left out: it differs from the board in harness_code" in remark for remark in made.remarks)
+
+
+def test_an_imported_row_is_left_out_once_the_board_has_other_documents(file: Path, ours: Path) -> None:
+    submission.add(file, ours)
+    make(ours, ("uniform",), stream_hash="newer")
+    made = build(ours)
+    assert [row.label for row in made.rows] == ["uniform"]
+    assert any("is left out: the board is on other documents since" in remark for remark in made.remarks)
+
+
+def test_the_mark_of_an_overlap_is_that_of_the_board_that_a_row_comes_from(
+    theirs: Path, ours: Path, tmp_path: Path
+) -> None:
+    store.write_board(theirs, store.read_board(theirs).model_copy(update={"overlaps": ["test and train share 3."]}))
+    row = submission.add(exported(theirs, tmp_path), ours)
+    made = build(ours)
+    assert {row.label: row.overlap for row in made.rows if row.arm == "stream"} == {
+        "uniform": False,
+        f"fresh [imported {row.mark}]": True,
+    }
+    assert f"Overlap in the imported row {row.folder.name}: test and train share 3." in made.remarks
+    assert not any(remark.startswith("Overlap:") for remark in made.remarks)
+
+
+def test_a_row_knows_its_folder_and_its_tuning(file: Path, ours: Path) -> None:
+    folder, made = submission.add(file, ours).folder, build(ours)
+    by_source = {bool(row.imported): row for row in made.rows if row.arm == "stream"}
+    assert (by_source[False].runs, by_source[True].runs) == (ours, folder)
+    tuned = by_source[True].tuning
+    assert tuned is not None and (tuned.chosen, by_source[False].tuning) == ({"rate": 0.1}, None)
+    shown = rows.facts(made, by_source[True])
+    assert shown["settings"] == [["rate", 0.1, "tuned"]] and len(shown["tuning"]["trials"]) == 2
+
+
+# What was chosen, and on what.
+
+
+def tune(runs: Path, trials: Any = (({"rate": 0.1}, (0.4, 0.6)), ({"rate": 1.0}, None)), **changes: Any) -> None:
+    """Give ``fresh`` another tuning record, whose choice is the best of these trials."""
+    best = max((trial for trial in trials if trial[1]), key=lambda trial: sum(trial[1]))
+    key = tuning_record(runs, "fresh", trials, best[0], **changes)
+    whole = store.read_board(runs)
+    entries = [
+        entry.model_copy(update={"tuning": key}) if entry.method == "fresh" else entry for entry in whole.entries
+    ]
+    store.write_board(runs, whole.model_copy(update={"entries": entries}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"split": "test"}, "is on the split of the board: it was tuned on what it is tested on"),
+        ({"dtype": "bfloat16"}, r"ran under other conditions than its row: dtype \(bfloat16 and float32\)"),
+        ({"dataset": "easy"}, r"ran under other conditions than its row: dataset \(easy and world\)"),
+        ({"model": "large"}, r"ran under other conditions than its row: model \(large and tiny\)"),
+        ({"metrics": {"f1": "0"}}, r"ran under other conditions than its row: .*metrics\.f1 \(0 and"),
+        ({"prompt": {"begin": "<s>"}}, r"ran under other conditions than its row: prompt\.begin"),
+    ],
+)
+def test_a_row_that_was_tuned_elsewhere_is_refused(
+    theirs: Path, ours: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    tune(theirs, **changes)
+    with pytest.raises(BenchError, match=f"its trial fresh-stream-[^ ]* {reason}"):
+        submission.add(exported(theirs, tmp_path), ours)
+
+
+def test_trials_may_score_and_ask_otherwise_than_the_board(theirs: Path, ours: Path, tmp_path: Path) -> None:
+    tune(theirs, probes=(0.5, 1.0), scoring=False, anchor_hash="none", device="cuda", seed=3)
+    row = submission.add(exported(theirs, tmp_path), ours)
+    assert row_of(ours, row.mark).tuned
+
+
+def test_a_row_that_is_marked_for_its_overlap_may_be_tuned_on_the_split_of_the_board(
+    theirs: Path, ours: Path, tmp_path: Path
+) -> None:
+    tune(theirs, split="test")
+    store.write_board(theirs, store.read_board(theirs).model_copy(update={"overlaps": ["test is both."]}))
+    assert row_of(ours, submission.add(exported(theirs, tmp_path), ours).mark).overlap
+
+
+def test_a_row_with_other_settings_than_its_tuning_chose_is_refused(
+    theirs: Path, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(theirs, trials=(({"rate": 0.1}, (0.4, 0.6)), ({"rate": 1.0}, (0.9, 0.9))))
+    reason = r"as tuned, whose settings are not those that fresh-\w+ chose"
+    with pytest.raises(BenchError, match=reason):
+        exported(theirs, tmp_path)
+    with monkeypatch.context() as careless:
+        careless.setattr(submission, "check_board", lambda *_: None)
+        made = exported(theirs, tmp_path)
+    with pytest.raises(BenchError, match=rf"fresh.zip is refused: boards/demo.json is wrong: it lists .* {reason}"):
+        submission.add(made, ours)
+
+
+def test_settings_in_another_order_are_the_same(ours: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "theirs"
+    configs = ({"rate": 0.1, "k": 1}, {"k": 1, "rate": 0.1})
+    cells = [spec("fresh", f"test-2-{k}", config=config) for k, config in enumerate(configs)]
+    board(runs, [record(runs, cell, SCORES["fresh"], nll=[2.0, 3.0]) for cell in cells])
+    assert submission.add(exported(runs, tmp_path), ours).records[1].spec.config == configs[1]
+
+
+# On which documents, in which order.
+
+
+def reordered(runs: Path, run_id: str, places: tuple[int, ...], other: str = "") -> None:
+    """Let a run observe its documents in another order or, with ``other``, documents of other names."""
+    run, documents = store.read_run(runs / run_id), store.read_documents(runs, run_id)
+    seen = [
+        event.model_copy(update={"document_id": f"{other}{documents[place].document_id}"})
+        for event, place in zip(documents, places, strict=True)
+    ]
+    store.write_run(runs, run, seen, store.read_answers(runs, run_id))
+
+
+def in_orders(runs: Path, orders: tuple[int, ...], questions: bool = True, other: str = "") -> Path:
+    """A row that ran in these orders; those but 0 are the reverse, and of documents of ``other`` names."""
+    ids = []
+    for order in orders:
+        for k in range(2):
+            changes = {"order": order, "stream_hash": f"hash of order {order}"} if order else {}
+            cell = spec("fresh", f"test-2-{k}", **changes)
+            ids.append(record(runs, cell, SCORES["fresh"] if questions else (), nll=[2.0, 3.0]))
+            if order:
+                reordered(runs, ids[-1], (1, 0), other)
+    board(runs, ids)
+    return exported(runs, runs.parent)
+
+
+def test_further_orders_of_the_same_documents_are_taken(ours: Path, tmp_path: Path) -> None:
+    row = submission.add(in_orders(tmp_path / "theirs", (0, 7)), ours)
+    assert (row_of(ours, row.mark).orders, row_of(ours, row.mark).status) == (2, "complete")
+
+
+def test_further_orders_of_other_documents_are_refused(ours: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"the documents of fresh-stream-test-2-0-\w+ are not those of uniform-"):
+        submission.add(in_orders(tmp_path / "theirs", (0, 7), other="x"), ours)
+
+
+def test_other_documents_are_refused_on_a_board_without_questions(tmp_path: Path) -> None:
+    runs = tmp_path / "texts"
+    board(runs, [record(runs, spec("uniform", f"test-2-{k}"), nll=[2.0, 3.0]) for k in range(2)])
+    with pytest.raises(BenchError, match=r"the documents of fresh-stream-test-2-0-\w+ are not those of uniform-"):
+        submission.add(in_orders(tmp_path / "theirs", (0, 1), questions=False, other="x"), runs)
+    assert [row.label for row in build(runs).rows] == ["uniform"]
+
+
+def test_the_order_of_the_stream_itself_must_be_there(ours: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"stream test-2-0 itself, in its own order \(2 of 2 missing\)"):
+        submission.add(in_orders(tmp_path / "theirs", (7,)), ours)
+
+
+def test_the_stream_itself_must_be_there(ours: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "theirs"
+    board(runs, [record(runs, spec("fresh", f"test-2-{k}", "placebo"), SCORES["fresh"]) for k in range(2)])
+    with pytest.raises(BenchError, match=r"stream test-2-0 itself, in its own order \(2 of 2 missing\)"):
+        submission.add(exported(runs, tmp_path, "fresh on placebo"), ours)
+
+
+def test_a_stream_without_own_results_cannot_be_compared(file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "failed"
+    done = record(runs, spec("uniform", "test-2-0"), SCORES["uniform"], nll=[2.0, 3.0])
+    board(runs, [done, record(runs, spec("uniform", "test-2-1"), status="failed")])
+    with pytest.raises(BenchError, match="the board has no complete run on test-2-1 itself to compare it with"):
+        submission.add(file, runs)
+
+
+# One's own rows and imported ones of the same method.
+
+
+def of_levels(runs: Path, levels: Mapping[tuple[str, str], float], nll: float, device: str = "cpu") -> None:
+    """A board of two streams on which every answer of a method on an arm has this F1."""
+    board(
+        runs,
+        [
+            record(runs, spec(method, f"test-2-{k}", arm, device=device), [[f1], [f1]], nll=[nll, nll])
+            for (method, arm), f1 in levels.items()
+            for k in range(2)
+        ],
+    )
+
+
+def test_an_imported_row_has_the_placebo_arm_of_its_own(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    mine = {("fresh", "stream"): 0.6, ("fresh", "placebo"): 0.2}
+    of_levels(ours, {**mine, ("gold_in_prompt", "stream"): 0.8}, nll=2.0)
+    of_levels(theirs, {**mine, ("fresh", "placebo"): 0.4}, nll=2.0, device="cuda")
+    row = submission.add(exported(theirs, tmp_path), ours)
+    fresh = [row for row in build(ours).rows if (row.method, row.arm) == ("fresh", "stream")]
+    assert {row.imported: row.value("knowledge_gain") for row in fresh} == {
+        "": pytest.approx(0.4 / 0.6),
+        row.mark: pytest.approx(0.2 / 0.4),
+    }
+
+
+def test_an_imported_closed_book_is_not_the_unadapted_model_of_a_board_that_has_its_own(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    of_levels(ours, {("closed_book", "stream"): 0.2, ("fresh", "stream"): 0.6}, nll=3.0)
+    of_levels(theirs, {("closed_book", "stream"): 0.4}, nll=1.0, device="cuda")
+    row = submission.add(exported(theirs, tmp_path, "closed_book"), ours)
+    made = build(ours)
+    assert made.floor is not None and (made.floor.imported, made.floor.value("f1")) == ("", pytest.approx(0.2))
+    assert row.mark in {row.imported for row in made.rows}
+    assert not any("twice that of the unadapted model" in remark for remark in made.remarks)
 
 
 def test_only_complete_rows_are_exported_and_published_records_take_none(

@@ -11,7 +11,7 @@ import pytest
 
 from bench import machine
 from bench.errors import BenchError
-from bench.machine import available_memory, usable_cores
+from bench.machine import available_memory
 from bench.run import executor
 from bench.run.executor import LocalPool, Note, Outcome, Task, affordable_jobs
 from tests.conftest import ROOT
@@ -25,7 +25,10 @@ def process(): return os.getpid()
 def environment(): return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 def fail(): raise ValueError("no such luck")
 def unpicklable(): return lambda: None
-def leave(code): os._exit(code)
+def leave(code, log=os.devnull):
+    with open(log, "a") as file:
+        file.write("tried\\n")
+    os._exit(code)
 def killed(): os.kill(os.getpid(), signal.SIGKILL)
 def retire():
     from bench.run import executor
@@ -185,16 +188,26 @@ def test_an_unknown_function_is_an_error_outcome(jobs: Path) -> None:
     assert error is not None and "tripple" in error.message
 
 
-def test_threads_are_divided_and_set_before_the_worker_imports_anything(
-    jobs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_are_set_before_the_worker_imports_anything(jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     results = outcomes(LocalPool(jobs=1, threads=3), [task("environment", "environment")])
     assert results["environment"].value == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert LocalPool().jobs == usable_cores() and LocalPool().threads == 1
-    assert LocalPool(jobs=1).threads == usable_cores()
-    assert LocalPool(jobs=10 * usable_cores()).threads == 1
+
+
+@pytest.mark.parametrize(
+    ("jobs", "stated", "threads"),
+    [(None, None, 1), (1, None, 4), (2, None, 2), (40, None, 1), (1, "7", 4), (1, "3", 3), (2, "3", 2), (1, "0", 4)],
+)
+def test_workers_share_the_cores_unless_fewer_threads_are_stated(
+    monkeypatch: pytest.MonkeyPatch, jobs: int | None, stated: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(executor, "usable_cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if stated is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    pool = LocalPool(jobs)
+    assert (pool.jobs, pool.threads) == (jobs or 4, threads)
 
 
 def test_workers_wait_for_the_next_run_and_a_dead_one_is_replaced(jobs: Path) -> None:

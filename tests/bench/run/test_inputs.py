@@ -18,7 +18,7 @@ from bench.data.tagger import RuleTagger, Span
 from bench.errors import BenchError
 from bench.records.store import read_answers, read_run
 from bench.run import cell
-from bench.run.inputs import dependencies
+from bench.run.inputs import dependencies, inputs_of, offline_entries
 from bench.run.runner import Runner
 from methods.closed_book import ClosedBook
 from methods.dense_retrieval import DenseRetrieval
@@ -178,6 +178,16 @@ def test_a_tagger_that_is_not_there_is_an_error_before_any_work(
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["salient_spans"])
     with pytest.raises(BenchError, match="spaCy is not installed"):
         Runner(experiment, tmp_path / "runs")
+
+
+def test_documents_of_the_anchor_set_are_not_learned_from(llama: Path, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "keepers")
+    experiment = make_experiment(dataset, llama, ["closed_book"], anchor={"questions": 3, "documents": 3})
+    cell = Runner(experiment, tmp_path / "runs").planner.cells(experiment.methods[0], {})[0]
+    held_out = {entry.document.id for entry in inputs_of(cell.sources, "stream").anchor}
+    learned = {entry.document.id for entry in offline_entries("qa_train", cell.sources)}
+    assert (len(held_out), len(learned), len(held_out | learned)) == (3, 1, 4)
+    assert len(offline_entries("train", cell.sources)) == 4
 
 
 def test_a_cell_runs_again_if_a_file_of_its_method_changed(folder: Path, llama: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,40 @@ def test_a_claim_holds_for_all_machines_until_it_is_silent_for_long(
         with second.claimed("cell") as other:
             assert other
     assert not second.is_claimed("cell")
+
+
+def test_a_heart_beats_in_the_bucket_while_a_claim_is_held(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "HEARTBEAT_SECONDS", 0.02)
+    first = machine("first")
+    with first.claimed("cell"):
+        made = first.fs.modified(first._claim("cell"))
+        deadline = time.monotonic() + 10
+        while first.fs.modified(first._claim("cell")) == made:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, ValueError])
+def test_where_no_file_is_created_exclusively_the_last_writer_holds_the_claim(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    first = machine("first")
+    open_file, write = first.fs.open, first.fs.pipe_file
+
+    def refuse(path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "xb":
+            raise error
+        return open_file(path, mode, **options)
+
+    monkeypatch.setattr(first.fs, "open", refuse)
+    with first.claimed("cell") as own:
+        assert own and machine("second").is_claimed("cell")
+    monkeypatch.setattr(first.fs, "pipe_file", lambda path, claim: (write(path, claim), write(path, b"another's")))
+    with first.claimed("cell") as own:
+        assert not own
+    assert first.fs.cat_file(first._claim("cell")) == b"another's"
 
 
 def test_the_copy_of_a_bucket_stands_for_it_and_a_folder_for_itself(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -14,12 +13,12 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.records.store import read_run
+from bench.records.store import read_board, read_run
 from bench.run import ray_cluster
 from bench.run.executor import Outcome, Task
+from bench.run.experiment import load
 from bench.run.ray_cluster import Parcel, RayCluster, pack, renamed, unpacked
 from bench.run.runner import Runner
-from tests.attack.kills import unmeasured
 from tests.bench.run.test_claims import PLUGIN
 from tests.bench.run.test_executor import JOBS
 from tests.conftest import ROOT
@@ -75,7 +74,9 @@ def test_tasks_end_as_in_the_local_pool(pool: RayCluster) -> None:
 
 
 def test_a_task_whose_worker_dies_is_tried_again_and_then_given_up(pool: RayCluster, tmp_path: Path) -> None:
-    found = outcomes(pool, [task("dies", "leave", code=3), task("lives", "double", number=1)])
+    log = tmp_path / "log"
+    found = outcomes(pool, [task("dies", "leave", code=3, log=str(log)), task("lives", "double", number=1)])
+    assert len(log.read_text().splitlines()) == 3
     error = found["dies"].error
     assert error is not None and error.kind == "worker_died" and error.message.startswith("The Ray worker was lost")
     assert found["lives"].value == 2
@@ -119,19 +120,16 @@ def test_commands_with_and_without_ray_share_a_folder(nodes: Any, llama: Path, t
     data = make_dataset(tmp_path / "keepers")
     file.write_text(f"dataset: {data}\nmodel: {llama}\nstreams: {streams}\nmethods: [closed_book, logged]\n")
     command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "1"]
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     on_ray = ["--executor", "ray", "--ray-address", nodes.address]
-
-    def start(name: str, *options: str) -> Any:
-        folders = ["--runs", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
-        return subprocess.Popen([*command, *folders, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
-
-    runs = [start("runs"), start("runs"), start("runs", *on_ray)]
-    assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
+    runs = [subprocess.Popen([*command, *folders, *more], cwd=ROOT, stdout=subprocess.DEVNULL) for more in ([], on_ray)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
     assert len(log.read_text().splitlines()) == 8, "each cell once"
-    assert start("alone").wait(timeout=300) == 0
-    boards = [(tmp_path / f"out-{name}" / "leaderboard.json").read_text() for name in ("runs", "alone")]
-    together, alone = (unmeasured(json.loads(board)["rows"]) for board in boards)
-    assert together == alone
+    alone = Runner(load(str(file)), tmp_path / "alone", [str(plugin)]).run(Inline())
+    assert read_board(tmp_path / "runs").runs == [cell.id for cell in alone.cells]
+    for cell in alone.cells:
+        one, other = (read_run(tmp_path / name / cell.id).summary for name in ("runs", "alone"))
+        assert one is not None and one == other
 
 
 def test_files_reach_a_node_that_lacks_them_once(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import torch
 
@@ -18,7 +19,15 @@ from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.records.schema import Tally, mean
-from bench.records.store import read_answers, read_board, read_documents, read_run, read_tuning, write_run
+from bench.records.store import (
+    read_answers,
+    read_board,
+    read_documents,
+    read_run,
+    read_tokens,
+    read_tuning,
+    write_run,
+)
 from bench.records.summary import check_board
 from bench.run.cell import load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
@@ -724,7 +733,7 @@ def test_answers_read_from_a_stack_frame_fail_the_check() -> None:
 
 
 def test_an_unknown_arm_is_refused(plan: Callable[..., Experiment]) -> None:
-    with pytest.raises(Exception, match="arms"):
+    with pytest.raises(pydantic.ValidationError, match="arms"):
         plan({"name": "uniform", "arms": ["every_0"]})
 
 
@@ -747,6 +756,9 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
         plan("uniform", window=64),
         plan("uniform", probes=(0.5, 1.0)),
         plan("uniform", scoring=False),
+        plan("uniform", segment_tokens=7),
+        plan("uniform", reread=True),
+        plan("uniform", gradient_norms=1),
         plan("uniform", decoding={"max_new_tokens": 8}),
         plan("uniform", anchor={"questions": 0, "documents": 0}),
         plan("uniform", streams={"split": "test", "documents": 4, "count": 2}),
@@ -757,6 +769,31 @@ def test_the_keys_of_a_cell_depend_on_everything_that_can_change_its_numbers(
     for changed in other_board:
         assert first(changed).key != base.key
         assert first(changed).comparability_key != base.comparability_key
+
+
+def test_the_settings_of_an_experiment_reach_its_cells(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    def run(**changes: Any) -> tuple[Any, ...]:
+        streams = {"split": "test", "documents": 2, "count": 1}
+        experiment = plan({"name": "tfidf", "space": {}}, streams=streams, tuning=None, anchor={}, **changes)
+        (cell,) = Runner(experiment, tmp_path).run(Inline()).cells
+        documents, tokens = read_documents(tmp_path, cell.id), read_tokens(tmp_path, cell.id)
+        return (
+            [event.tokens for event in documents],
+            [event.nll for event in documents],
+            [event.nll_after is not None for event in documents],
+            [event.gradient_norms is not None for event in tokens],
+            [event.prediction for event in read_answers(tmp_path, cell.id)],
+        )
+
+    tokens, nll, again, norms, answers = run()
+    assert (tokens, again, norms) == ([19, 24], [False, False], [False, False])
+    assert run(segment_tokens=7)[0] == [7, 7, 5, 7, 7, 7, 3]
+    assert run(reread=True)[2] == [True, True]
+    assert run(gradient_norms=1)[3] == [True, False]
+    rounded = run(dtype="bfloat16")[1]
+    assert rounded != nll and rounded == pytest.approx(nll, rel=1e-2)
+    cut = run(decoding={"max_new_tokens": 3})[4]
+    assert all(long.startswith(short) and long != short for long, short in zip(answers, cut, strict=True))
 
 
 def test_a_cell_reads_no_more_at_once_than_the_window_of_the_experiment(
@@ -880,7 +917,13 @@ def test_a_base_of_any_kind_answers_and_learns(keepers: Path, tmp_path: Path, ar
     methods = ["full_context", {"name": "uniform", "config": {"learning_rate": 1e-3}, "space": {}}]
     streams = {"split": "test", "documents": 3, "count": 1}
     result = Runner(make_experiment(keepers, base, methods, streams=streams), tmp_path / "runs").run(Inline())
-    assert result.failures == () and len(result.cells) == 2
+    assert result.failures == ()
+    reads, learns = (cell.id for cell in result.cells)
+    assert all(read_answers(tmp_path / "runs", cell) for cell in (reads, learns))
+    costs = read_run(tmp_path / "runs" / learns).costs
+    assert costs is not None and costs.state_bytes > 0
+    before, after = (read_documents(tmp_path / "runs", cell) for cell in (reads, learns))
+    assert before[0].nll == after[0].nll and before[1].nll != after[1].nll
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 
 import reports
 from bench.records import published
+from bench.records.schema import Tally
 from bench.records.store import read_answers
-from reports import tables
+from reports import plots, tables
 from reports.board import Board, build
 from reports.page import across, document, write
 from reports.page.texts import texts
@@ -37,11 +38,11 @@ def board(runs: Path) -> Board:
 
 @pytest.fixture(scope="module")
 def page(runs: Path, board: Board, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return Page(write([board], runs, tmp_path_factory.mktemp("out")))
+    return Page(write([board], tmp_path_factory.mktemp("out")))
 
 
 def test_the_same_records_give_the_same_bytes(runs: Path, board: Board, tmp_path: Path) -> None:
-    first, second = (write([one], runs, tmp_path / str(i)).read_bytes() for i, one in enumerate((board, build(runs))))
+    first, second = (write([one], tmp_path / str(i)).read_bytes() for i, one in enumerate((board, build(runs))))
     assert first == second
 
 
@@ -106,12 +107,61 @@ def test_a_row_opens_to_its_settings_trials_runs_and_provenance(page: Page, boar
         assert summary is not None and run["scores"]["f1"] == summary.f1
 
 
+def test_a_score_stands_beside_its_cost_as_in_the_table(tmp_path: Path) -> None:
+    shown = Page(write([make_board(tmp_path, {"uniform": 0.4}, "demo")], tmp_path / "out")).blocks["boards"][0]
+    (row,) = shown["rows"]
+    assert row["score"][2] == "0.400 ± <0.001" and row["score"][2] in row["cells"]
+
+
+def test_a_row_that_is_cheaper_only_at_first_says_until_when(tmp_path: Path) -> None:
+    dear = factory.costs(2.0)  # 60 + 5 seconds offline, 2 + 3 for the document and its question
+    cheap = factory.costs(3.0).model_copy(update={"fit": Tally(seconds=0, flops=0, peak_bytes=0)})  # 60, 3 + 3
+    runs = {"uniform": dear, "lora": cheap}
+    ids = [factory.record(tmp_path, factory.spec(name, "test-1-0"), [[0.5]], costs=of) for name, of in runs.items()]
+    factory.board(tmp_path, ids)
+    blocks = Page(write([build(tmp_path)], tmp_path / "out")).blocks
+    (shown,) = blocks["boards"]
+    place = [column["heading"] for column in shown["columns"]].index("break-even")
+    assert [(row["label"], row["cells"][place]) for row in shown["rows"]] == [("lora", "until 5"), ("uniform", "")]
+    assert ["break_even_until", 5.0] in blocks["row-0-0"]["prices"]
+
+
+def test_a_row_opens_to_the_remarks_that_name_it(tmp_path: Path) -> None:
+    cells = [factory.spec("lora", "test-1-0", arm) for arm in ("stream", "placebo")]
+    cells += [factory.spec("lora_fit", "test-1-0", config={"rank": rank}) for rank in (4, 8)]
+    trials = "1 of 8 tuning trials of lora_fit (rank={}) diverged."
+    two = "Over half of the answers are empty: lora (63%), lora_fit (rank=8) (51%)."
+    placebo = "As good as on the stream: lora on placebo (F1 +0.200)."
+    named = {
+        "lora": [two],
+        "lora on placebo": [placebo],
+        "lora_fit (rank=4)": [trials.format(4)],
+        "lora_fit (rank=8)": [two],
+    }
+    remarks = [two, placebo, trials.format(4), trials.format(16), "The weights of lora_fits_all are others."]
+    factory.board(tmp_path, [factory.record(tmp_path, cell, [[1.0]], [1.0]) for cell in cells], remarks=remarks)
+    board = build(tmp_path)
+    blocks = Page(write([board], tmp_path / "out")).blocks
+    shown = {row.label: blocks[f"row-0-{place}"]["remarks"] for place, row in enumerate(board.rows)}
+    assert {label: [one for one in of if one in remarks] for label, of in shown.items()} == named
+
+
+def test_the_mean_f1_of_a_question_weighs_complete_methods_equally(tmp_path: Path) -> None:
+    streams = ("test-1-0", "test-1-1")
+    runs = [(factory.spec("uniform", stream), 1.0) for stream in streams]
+    runs += [(factory.spec("lora", stream, seed=seed), seed / 4) for stream in streams for seed in (0, 1, 2)]
+    runs += [(factory.spec("mac", "test-1-0"), 1.0), *((factory.spec("closed_book", one), 0.0) for one in streams)]
+    factory.board(tmp_path, [factory.record(tmp_path, cell, [[f1]]) for cell, f1 in runs])
+    questions = Page(write([build(tmp_path)], tmp_path / "out")).blocks["questions-0"]
+    assert [question["share"] for question in questions] == [0.625, 0.625], "(1 + (0 + 1/4 + 2/4) / 3) / 2"
+
+
 def test_a_row_names_its_commands_with_the_commit(tmp_path: Path) -> None:
     provenance = {"commit": "abc123", "command": ["run_bench.py", "run", "my board"], "packages": {"torch": "2"}}
     cells = [factory.spec("uniform", f"test-1-{k}") for k in range(2)]
     ids = [factory.record(tmp_path, cell, [[1.0]], [1.0], provenance=provenance) for cell in cells]
     factory.board(tmp_path, ids)
-    details = Page(write([build(tmp_path)], tmp_path, tmp_path / "out")).blocks["row-0-0"]
+    details = Page(write([build(tmp_path)], tmp_path / "out")).blocks["row-0-0"]
     assert details["commands"] == ["git checkout abc123\npython run_bench.py run 'my board'"]
     assert ["torch", "2"] in details["provenance"] and ["commit", "abc123"] in details["provenance"]
 
@@ -123,7 +173,7 @@ def test_texts_of_documents_and_models_are_data(tmp_path: Path) -> None:
     run = factory.record(tmp_path, cell, [[1.0]], [1.0], tokens=[token])
     _replace_answers(tmp_path, run, [event])
     factory.board(tmp_path, [run], remarks=[HOSTILE])
-    page = Page(write([build(tmp_path)], tmp_path, tmp_path / "out"))
+    page = Page(write([build(tmp_path)], tmp_path / "out"))
     assert page.tags.count("img") == 0 and len(page.scripts) == 4
     assert page.blocks["answers-0"][0][0]["probes"][0]["prediction"] == [HOSTILE]
     assert page.blocks["questions-0"][0]["gold"] == [HOSTILE]
@@ -143,7 +193,7 @@ def _replace_answers(runs: Path, run_id: str, answers: list[object]) -> None:
 
 def test_published_records_give_a_page_without_texts(runs: Path, tmp_path: Path) -> None:
     packed = published.publish(runs, "demo", tmp_path).parent
-    page = Page(write([build(packed)], packed, tmp_path / "out"))
+    page = Page(write([build(packed)], tmp_path / "out"))
     assert {tuple(question["gold"]) for question in page.blocks["questions-0"]} == {()}
     assert all(not of["pieces"] for row in page.blocks["tokens-0"].values() for of in row.values())
 
@@ -191,11 +241,14 @@ def test_one_page_holds_several_boards_with_their_own_keys(tmp_path: Path) -> No
     assert shown[0]["comparability"] != shown[1]["comparability"]
 
 
-def test_a_report_writes_the_page_and_knows_when_it_is_stale(runs: Path, tmp_path: Path) -> None:
-    reports.write_all(runs, tmp_path)
-    assert reports.stale(runs, tmp_path) == []
-    (tmp_path / "leaderboard.html").write_text("old")
-    assert reports.stale(runs, tmp_path) == ["leaderboard.html"]
+def test_a_report_writes_the_page_and_knows_when_it_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "PARTS", ())  # pictures take long, and are no part of the page
+    make_board(tmp_path, {"uniform": 0.2, "lora": 0.4}, "demo")
+    out = tmp_path / "out"
+    reports.write_all(tmp_path, out)
+    assert reports.stale(tmp_path, out) == []
+    (out / "leaderboard.html").write_text("old")
+    assert reports.stale(tmp_path, out) == ["leaderboard.html"]
 
 
 def test_the_libraries_are_the_released_files() -> None:

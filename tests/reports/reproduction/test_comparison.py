@@ -24,7 +24,7 @@ def panels(compared, score="f1_shortest"):
 
 
 def test_planted_agreement_is_found_in_every_published_panel(tmp_path):
-    compared = compare(TABLE, "tiny", [(TINY, in_published_order(tmp_path))], tmp_path)
+    compared = compare(TABLE, "tiny", [(TINY, in_published_order(tmp_path))])
     words = panels(compared)
     # on SQuAD with DistilGPT2 and GPT2-XL, and on ArchivalQA with DistilGPT2, the paper has salient spans below uniform
     inverted = {"SQuAD, DistilGPT2", "SQuAD, GPT2-XL", "ArchivalQA, DistilGPT2"}
@@ -38,7 +38,7 @@ def test_planted_agreement_is_found_in_every_published_panel(tmp_path):
 
 
 def test_planted_disagreement_is_found_in_every_published_panel(tmp_path):
-    compared = compare(TABLE, "tiny", [(TINY, in_opposite_order(tmp_path))], tmp_path)
+    compared = compare(TABLE, "tiny", [(TINY, in_opposite_order(tmp_path))])
     assert {*panels(compared).values()} == {DIFFERS}
     taus = {panel.theirs.place: panel.shape.agreement.tau for panel in compared.panels if panel.shape.agreement}
     assert taus["SQuAD, GPT2-Large"] == -1
@@ -47,7 +47,7 @@ def test_planted_disagreement_is_found_in_every_published_panel(tmp_path):
 
 
 def test_one_stream_resolves_nothing(tmp_path):
-    compared = compare(TABLE, "tiny", [(TINY, in_published_order(tmp_path, streams=1))], tmp_path)
+    compared = compare(TABLE, "tiny", [(TINY, in_published_order(tmp_path, streams=1))])
     assert {*panels(compared).values()} == {UNRESOLVED}
 
 
@@ -57,7 +57,7 @@ def test_at_the_papers_size_each_value_is_so_many_standard_errors_away(tmp_path)
         ids.append(record(tmp_path, spec("uniform", f"test-4-{k}"), [[f1]] * 4, [3.0] * 4))
         ids.append(record(tmp_path, spec("cmt", f"test-4-{k}"), [[f1 + 0.06]] * 4, [3.0] * 4))
     board(tmp_path, ids, "squad")
-    compared = compare(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))], tmp_path)
+    compared = compare(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))])
     distances = dict(compared.panels[0].distances)
     # the mean is 7, the error half the difference of 6 and 8, and MAC's paper has 6.78 for uniform with GPT2-XL
     assert distances["uniform"].in_errors == pytest.approx((7 - 6.78) / 1)

@@ -19,7 +19,7 @@ TABLE = figure.read("table")
 
 
 def test_each_panel_of_bars_has_one_side_only(tmp_path):
-    own = ours(TABLE, "f1_shortest", in_published_order(tmp_path), tmp_path)
+    own = ours(TABLE, "f1_shortest", in_published_order(tmp_path))
     drawn = drawing.apart(TABLE, "f1_shortest", [own], theirs(TABLE, "f1_shortest")).draw()
     used = [axes for axes in drawn.axes if axes.patches]
     assert len(used) == 13
@@ -38,7 +38,7 @@ def test_each_panel_of_curves_has_one_side_only(tmp_path):
     ids += retention(tmp_path, "closed_book", [(0.1, 0.1, 0.1)] * 3)
     board(tmp_path, ids)
     spec = figure.read("retention")
-    own = ours(spec, "relative_f1", build(tmp_path), tmp_path)
+    own = ours(spec, "relative_f1", build(tmp_path))
     drawn = drawing.apart(spec, "relative_f1", [own], theirs(spec, "relative_f1")).draw()
     labels = [list(axes.get_legend_handles_labels()[1]) for axes in drawn.axes]
     assert labels == [
@@ -55,7 +55,7 @@ def test_each_panel_of_curves_has_one_side_only(tmp_path):
 
 
 def test_at_the_papers_size_both_are_on_one_axis(tmp_path):
-    own = ours(TABLE, "f1_shortest", planted(tmp_path, {"uniform": 0.1, "cmt": 0.2}), tmp_path)
+    own = ours(TABLE, "f1_shortest", planted(tmp_path, {"uniform": 0.1, "cmt": 0.2}))
     (panel,) = [panel for panel in theirs(TABLE, "f1_shortest") if panel.place == "SQuAD, GPT2-XL"]
     (axes,) = drawing.together(TABLE, "f1_shortest", own, panel).draw().axes
     names = [label.get_text() for label in axes.get_yticklabels()]
@@ -72,7 +72,7 @@ def test_at_the_papers_size_curves_have_a_panel_for_each_method(tmp_path):
     board(tmp_path, ids + retention(tmp_path, "closed_book", [(0.1, 0.1, 0.1)] * 3))
     curves = figure.read("retention")
     (panel,) = [panel for panel in theirs(curves, "relative_f1") if panel.base == "GPT2-XL"]
-    own = ours(curves, "relative_f1", build(tmp_path), tmp_path)
+    own = ours(curves, "relative_f1", build(tmp_path))
     drawn = drawing.together(curves, "relative_f1", own, panel).draw()
     used = {axes.get_title("left"): axes for axes in drawn.axes if axes.get_title("left")}
     assert [*used] == ["uniform", "salient spans", "CaMeLS", "MAC"]
@@ -92,7 +92,7 @@ def test_a_heat_map_has_each_method_where_the_file_places_it(tmp_path):
                 nll = [(bits[learn, rate, tokens] + shift) * math.log(2) * 4] * 3  # 4 bytes a token
                 ids.append(record(tmp_path, spec("dynamic_evaluation", f"test-3-{k}", config=config), nll=nll))
     board(tmp_path, ids)
-    own = ours(window, "bits_per_byte", build(tmp_path), tmp_path)
+    own = ours(window, "bits_per_byte", build(tmp_path))
     drawn = drawing.heat(window, "bits_per_byte", [own]).draw()
     (axes,) = (axes for axes in drawn.axes if axes.images)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["static", "LoRA", "all weights"]
@@ -125,14 +125,14 @@ def test_a_method_of_ours_alone_is_drawn_in_our_panel(tmp_path):
     ]
     board(tmp_path, ids)
     retrieval = figure.read("retrieval")
-    own = ours(retrieval, "f1_shortest", build(tmp_path), tmp_path)
+    own = ours(retrieval, "f1_shortest", build(tmp_path))
     drawn = drawing.apart(retrieval, "f1_shortest", [own], theirs(retrieval, "f1_shortest")).draw()
     rows = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert rows == ["BM25", "dense retrieval", "BM25 and MAC", "MAC"]
 
 
 def test_captions_say_what_is_shown_whose_values_they_are_and_what_is_left_out(tmp_path):
-    own = ours(TABLE, "f1_shortest", planted(tmp_path, {"uniform": 0.1, "cmt": 0.2}), tmp_path)
+    own = ours(TABLE, "f1_shortest", planted(tmp_path, {"uniform": 0.1, "cmt": 0.2}))
     published = theirs(TABLE, "f1_shortest")
     caption, notes = drawing.apart(TABLE, "f1_shortest", [own], published).text().split("\n\n")
     assert caption == "EM and F1 by base model and data set: F1 (%)."

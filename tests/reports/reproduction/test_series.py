@@ -46,12 +46,11 @@ def test_relative_f1_by_documents_is_that_of_the_plot(tmp_path):
     )
     board(tmp_path, ids)
     built = build(tmp_path)
-    (curve,) = [curve for curve in relative_plots.by_documents(built, tmp_path) if curve.label == "memory"]
+    (curve,) = [curve for curve in relative_plots.by_documents(built) if curve.label == "memory"]
     found = ours(
         figure("documents", "relative_f1", memory={"method": "memory"}, idle={"method": "idle"}),
         "relative_f1",
         built,
-        tmp_path,
     )
     assert numbers(found.estimates["memory"]) == numbers(curve.points)
     assert found.left_out == ("idle (its F1 at the start is not above closed book)",)
@@ -63,15 +62,23 @@ def test_relative_f1_by_irrelevant_documents_is_that_of_the_plot(tmp_path):
     board(tmp_path, ids)
     built = build(tmp_path)
     (curve,) = relative_plots.by_irrelevant(built)
-    found = ours(figure("irrelevant", "relative_f1"), "relative_f1", built, tmp_path)
+    found = ours(figure("irrelevant", "relative_f1"), "relative_f1", built)
     assert numbers(found.estimates["memory"]) == numbers(curve.points)
+
+
+def test_a_method_whose_arm_failed_is_left_out_for_that_reason(tmp_path):
+    levels = {0: (0.8, 0.6, 0.6), 100: (0.4, 0.6, 0.4)}
+    ids = robustness(tmp_path, "memory", levels, failed=[100])
+    board(tmp_path, ids + robustness(tmp_path, "closed_book", {0: (0.1, 0.1, 0.1)}))
+    found = ours(figure("irrelevant", "relative_f1"), "relative_f1", build(tmp_path))
+    assert found.left_out == ("memory (irrelevant_100: diverged on 1 of 3)",)
 
 
 def test_irrelevant_documents_on_fewer_seeds_are_set_beside_the_streams(tmp_path):
     levels = {0: (0.8, 0.6, 0.6), 100: (0.4, 0.6, 0.4)}
     ids = robustness(tmp_path, "memory", levels, seeds=(0, 1)) + robustness(tmp_path, "closed_book", {0: (0.1,) * 3})
     board(tmp_path, ids)
-    found = ours(figure("irrelevant", "relative_f1"), "relative_f1", build(tmp_path), tmp_path)
+    found = ours(figure("irrelevant", "relative_f1"), "relative_f1", build(tmp_path))
     assert found.estimates["memory"][100].mean == pytest.approx(70)
 
 
@@ -85,7 +92,7 @@ def test_f1_by_context_is_that_of_the_plot(tmp_path):
     board(tmp_path, ids)
     built = build(tmp_path)
     (family,) = arm_plots.families(built)
-    found = ours(figure("context"), "f1", built, tmp_path)
+    found = ours(figure("context"), "f1", built)
     points = [(x, row.scores["f1"][0]) for x, row in family.contexts()]
     assert [x for x, _ in points] == [1, 4, 8] and numbers(found.estimates["memory"]) == numbers(points)
 
@@ -99,7 +106,7 @@ def test_f1_by_k_is_that_of_the_plot(tmp_path):
     board(tmp_path, ids)
     built = build(tmp_path)
     (curves,) = memory_plots.curves_by_k(built)
-    assert numbers(ours(figure("k"), "f1", built, tmp_path).estimates["memory"]) == numbers(curves.f1)
+    assert numbers(ours(figure("k"), "f1", built).estimates["memory"]) == numbers(curves.f1)
 
 
 def test_of_several_rows_the_experiments_first_with_these_settings_is_taken(tmp_path):
@@ -130,7 +137,7 @@ def test_what_was_not_run_or_failed_is_left_out_with_the_reason(tmp_path):
     ids += [record(tmp_path, spec("broken", f"test-4-{k}"), status="failed") for k in range(2)]
     board(tmp_path, ids)
     names = ("memory", "broken", "absent")
-    found = ours(figure(None, **{name: {"method": name} for name in names}), "f1", build(tmp_path), tmp_path)
+    found = ours(figure(None, **{name: {"method": name} for name in names}), "f1", build(tmp_path))
     assert [*found.lines] == ["memory"]
     assert found.left_out == ("broken (out of memory on 2 of 2)", "absent (not run at this scale)")
 
@@ -145,7 +152,7 @@ def test_scores_and_costs_are_in_the_unit_of_the_papers(tmp_path):
         ("observe_peak_bytes", 3e-6),
         ("answer_flops", 30e-9 / 4),
     ):
-        found = ours(figure(None, score), score, built, tmp_path)
+        found = ours(figure(None, score), score, built)
         assert found.estimates["memory"][NO_PLACE].mean == pytest.approx(value)
         assert [item.value for item in found.lines["memory"][NO_PLACE]] == [pytest.approx(value)] * 2
 
@@ -186,7 +193,7 @@ def test_perplexities_are_of_the_text_itself_and_of_what_follows_it(tmp_path):
     for name, mean in means.items():
         score = f"{name}_perplexity"
         drawn = figure(None, score, alone={"method": "memory", "arm": "gold_only"})
-        assert ours(drawn, score, build(tmp_path), tmp_path).estimates["alone"][NO_PLACE].mean == pytest.approx(mean)
+        assert ours(drawn, score, build(tmp_path)).estimates["alone"][NO_PLACE].mean == pytest.approx(mean)
 
 
 def test_runs_that_were_not_read_again_and_whole_documents_have_no_perplexity(tmp_path):
@@ -194,7 +201,7 @@ def test_runs_that_were_not_read_again_and_whole_documents_have_no_perplexity(tm
     write_segments(tmp_path, cell, [(0, 0, 3, 6, 4.0), (1, 0, 2, 4, 1.5)])
     board(tmp_path, [cell.id])
     for score in ("reconstruction_perplexity", "completion_perplexity"):
-        found = ours(figure(None, score), score, build(tmp_path), tmp_path)
+        found = ours(figure(None, score), score, build(tmp_path))
         assert (found.lines, found.left_out) == ({}, ("memory (without a score)",))
 
 
@@ -207,9 +214,9 @@ def test_the_change_of_f1_is_relative_to_closed_book(tmp_path):
         for seed in range(1 + (method == "memory"))
     ]
     board(tmp_path, ids)
-    found = ours(figure(None, "f1_change"), "f1_change", build(tmp_path), tmp_path)
+    found = ours(figure(None, "f1_change"), "f1_change", build(tmp_path))
     assert found.estimates["memory"][NO_PLACE].mean == pytest.approx(100 * (0.4 / 0.2 - 1))
-    unequal = ours(figure(None, "f1_change", unequal={"method": "unequal"}), "f1_change", build(tmp_path), tmp_path)
+    unequal = ours(figure(None, "f1_change", unequal={"method": "unequal"}), "f1_change", build(tmp_path))
     assert unequal.left_out == ("unequal (1 of 2 streams)",)
 
 
@@ -218,4 +225,4 @@ def test_without_an_f1_of_closed_book_there_is_no_change(tmp_path):
         tmp_path,
         [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in (("memory", 1), ("closed_book", 0))],
     )
-    assert ours(figure(None, "f1_change"), "f1_change", build(tmp_path), tmp_path).lines == {}
+    assert ours(figure(None, "f1_change"), "f1_change", build(tmp_path)).lines == {}

@@ -16,7 +16,7 @@ TINY = TABLE.runs("tiny")[0]
 
 
 def text_of(built, runs):
-    return render(compare(TABLE, "tiny", [(TINY, built)], runs))
+    return render(compare(TABLE, "tiny", [(TINY, built)]))
 
 
 def section(text, heading):
@@ -55,7 +55,7 @@ def test_the_differences_and_every_source_are_under_it(tmp_path):
 
 def test_second_hand_values_say_so(tmp_path):
     context = figure.read("context-length")
-    compared = compare(context, "tiny", [(context.runs("tiny")[0], in_published_order(tmp_path))], tmp_path)
+    compared = compare(context, "tiny", [(context.runs("tiny")[0], in_published_order(tmp_path))])
     assert "second hand: quoted table" in section(render(compared), "Sources of the published values")
 
 
