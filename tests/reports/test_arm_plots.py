@@ -64,7 +64,8 @@ def test_arms_with_plots_of_their_own_stay_out_of_the_comparison_of_methods(runs
     assert [row.label for row in _main_rows(build(runs))] == ["memory", "gold_in_prompt", "closed_book"]
 
 
-def test_every_file_is_written_and_checked(runs, tmp_path):
+def test_every_file_is_written_and_checked(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FORMATS", ("svg",))
     reports.write_all(runs, tmp_path / "out")
     assert reports.stale(runs, tmp_path / "out") == []
 
@@ -126,7 +127,8 @@ class TestWithoutDocuments:
         assert [row.label for row in build(tmp_path).rows] == ["memory", "closed_book", "memory on empty"]
         plots.write(build(tmp_path), tmp_path, tmp_path / "out")
 
-    def test_a_board_without_other_rows_is_drawn(self, tmp_path):
+    def test_a_board_without_other_rows_is_drawn(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "FORMATS", ("png",))
         board(tmp_path, run(tmp_path, "empty", 0.1))
         assert plot_names(tmp_path) == {"controls"}
         reports.write_all(tmp_path, tmp_path / "out")

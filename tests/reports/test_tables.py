@@ -284,12 +284,13 @@ def test_bytes_are_readable(value, text):
     assert columns.in_bytes(value) == text
 
 
-def test_stale_names_files_that_are_missing_or_differ(runs, tmp_path):
+def test_stale_names_files_that_are_missing_or_differ(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.plots.FORMATS", ("svg",))
     reports.write_all(runs, tmp_path)
     assert reports.stale(runs, tmp_path) == []
     (tmp_path / "leaderboard.md").write_text("edited")
-    (tmp_path / "f1_by_method.png").unlink()
-    assert reports.stale(runs, tmp_path) == ["leaderboard.md", "f1_by_method.png"]
+    (tmp_path / "f1_by_method.svg").unlink()
+    assert reports.stale(runs, tmp_path) == ["leaderboard.md", "f1_by_method.svg"]
 
 
 CHOSEN = ["seconds_per_document", "f1", "nll", "se", "recall"]

@@ -111,25 +111,27 @@ class TestTable:
         assert "1.000 ± n/a" in markdown.read_text() and "One stream: no ±" in markdown.read_text()
         assert next(csv.DictReader(table.open()))["auc_se_stream"] == ""
 
-    def test_is_removed_when_no_method_has_weights_any_longer(self, tmp_path):
+    def test_is_removed_when_no_method_has_weights_any_longer(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "FORMATS", ("svg",))
         out = tmp_path / "out"
         board(tmp_path, weighted_runs(tmp_path, (FACTS_HIGH,)))
         reports.write_all(tmp_path, out)
-        assert {*token_weights.FILES, "token_weights.png"} <= {path.name for path in out.iterdir()}
+        assert {*token_weights.FILES, "token_weights.svg"} <= {path.name for path in out.iterdir()}
         board(tmp_path, unweighted_runs(tmp_path))
-        assert set(token_weights.FILES) | {"token_weights.png"} <= set(reports.stale(tmp_path, out))
+        assert set(token_weights.FILES) | {"token_weights.svg"} <= set(reports.stale(tmp_path, out))
         reports.write_all(tmp_path, out)
         assert reports.stale(tmp_path, out) == []
         assert not [path for path in out.iterdir() if path.name.startswith("token_weight")]
 
-    def test_check_notices_an_edited_table_and_a_missing_plot(self, tmp_path):
+    def test_check_notices_an_edited_table_and_a_missing_plot(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "FORMATS", ("svg",))
         out = tmp_path / "out"
         board(tmp_path, weighted_runs(tmp_path, (FACTS_HIGH, EQUAL)))
         reports.write_all(tmp_path, out)
         assert reports.stale(tmp_path, out) == []
         (out / "token_weights.md").write_text("edited")
-        (out / "token_weight_histogram.pdf").unlink()
-        assert reports.stale(tmp_path, out) == ["token_weights.md", "token_weight_histogram.pdf"]
+        (out / "token_weight_histogram.svg").unlink()
+        assert reports.stale(tmp_path, out) == ["token_weights.md", "token_weight_histogram.svg"]
 
 
 class TestDocument:

@@ -100,7 +100,10 @@ def test_one_file_for_all_splits_is_refused(keepers: Path, llama: Path, tmp_path
         Runner(make_experiment(keepers, llama, [UNIFORM], data_files=files), tmp_path)
 
 
-def test_an_allowed_overlap_marks_every_row_of_the_board(keepers: Path, llama: Path, tmp_path: Path) -> None:
+def test_an_allowed_overlap_marks_every_row_of_the_board(
+    keepers: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reports.plots.PARTS", ())
     data = copied(keepers, tmp_path, "test", "validation", str)
     runs, out = tmp_path / "runs", tmp_path / "out"
     streams = {"split": "test", "documents": 2, "count": 1}
@@ -117,8 +120,9 @@ def test_an_allowed_overlap_marks_every_row_of_the_board(keepers: Path, llama: P
 
 
 def test_without_an_overlap_nothing_is_marked_although_it_is_allowed(
-    keepers: Path, llama: Path, tmp_path: Path
+    keepers: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("reports.plots.PARTS", ())
     streams = {"split": "test", "documents": 2, "count": 1}
     experiment = make_experiment(keepers, llama, ["closed_book"], streams=streams, allow_overlap=True)
     Runner(experiment, tmp_path / "runs").run(Inline())
