@@ -27,13 +27,15 @@ def remarks(entries: Entries, tuning: Sequence[TuningRecord]) -> list[str]:
         BenchError: the answers of a run are missing or damaged.
     """
     rows = [row for row, _ in entries]
+    labels = {row.tuning.key: row.label for row in reversed(rows) if row.tuning is not None}  # of the first such row
+    named = [(labels.get(record.key, record.method), record) for record in tuning]
     return [
         *_ceiling(entries),
         *_empty_answers(rows),
         *_exploded(rows),
         *_placebo(entries),
-        *_equal_trials(tuning),
-        *_at_the_floor(tuning),
+        *_equal_trials(named),
+        *_at_the_floor(named),
         *_anchors(rows),
         *_uneven_load(rows),
     ]
@@ -113,17 +115,17 @@ def _placebo(entries: Entries) -> Iterator[str]:
         )
 
 
-def _equal_trials(tuning: Sequence[TuningRecord]) -> Iterator[str]:
+def _equal_trials(tuning: Sequence[tuple[str, TuningRecord]]) -> Iterator[str]:
     """All trials of a method that ran on equally many documents have the same score, and there are several."""
     idle: list[str] = []
     undecided: list[str] = []
-    for record in tuning:
+    for label, record in tuning:
         scored = [trial for trial in record.trials if trial["score"] is not None]
         alike = [[a for a in scored if a["documents"] == n] for n in sorted({b["documents"] for b in scored})]
         if max(map(len, alike), default=0) < 2 or not all(_is_one([t["score"] for t in group]) for group in alike):
             continue
         same_nll = all(_is_one([trial["answer_nll"] for trial in group]) for group in alike)
-        (idle if same_nll else undecided).append(f"{record.method} ({_score(record, alike[-1])})")
+        (idle if same_nll else undecided).append(f"{label} ({_score(record, alike[-1])})")
     if idle:
         yield f"Every trial has the same score: {', '.join(dict.fromkeys(idle))}. The tuned settings change nothing."
     if undecided:
@@ -133,19 +135,16 @@ def _equal_trials(tuning: Sequence[TuningRecord]) -> Iterator[str]:
         )
 
 
-def _at_the_floor(tuning: Sequence[TuningRecord]) -> Iterator[str]:
+def _at_the_floor(tuning: Sequence[tuple[str, TuningRecord]]) -> Iterator[str]:
     """The chosen settings score no more on validation than the method without documents."""
-    found = []
-    for record in tuning:
+    found = {}
+    for label, record in tuning:
         index = best(record.metric, record.floor, record.trials)
         score = None if index is None else record.trials[index]["score"]
         if record.metric == "f1" and record.floor is not None and score is not None and score <= record.floor:
-            found.append(f"{record.method} (F1 {score:.3f} against {record.floor:.3f})")
+            found[label] = f"F1 {score:.3f} against {record.floor:.3f}"
     if found:
-        yield (
-            f"No settings that were tried score above the method without documents on validation: "
-            f"{', '.join(dict.fromkeys(found))}."
-        )
+        yield f"No settings that were tried score above the method without documents on validation: {_listed(found)}."
 
 
 def _uneven_load(rows: Sequence[Row]) -> Iterator[str]:

@@ -302,9 +302,7 @@ def _noted_remarks(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         summaries = [record.summary for record in group.records if record.summary is not None]
         if count := sum(summary.unanswered for summary in summaries):
-            unanswered.append(
-                f"{group.method} on the {group.arm} arm ({count} of {sum(summary.questions for summary in summaries)})"
-            )
+            unanswered.append(f"{group.label} ({count} of {sum(summary.questions for summary in summaries)})")
         noted += [remark for record in group.records for remark in record.notes.get("remarks", ())]
     if unanswered:
         noted.append(

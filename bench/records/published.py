@@ -5,8 +5,7 @@ runs with their ids, dates, scores and predictions. They also lack the events of
 path: the messages of errors, and notes other than remarks.
 
 Predictions can tell of the data: where ``em`` is 1 a prediction is a gold answer but for case, articles and
-punctuation, and a method that reads documents with a question, such as ``gold_in_prompt``, may answer with a span of
-them.
+punctuation, and a method that reads documents with a question may answer with a span of them.
 """
 
 from __future__ import annotations

@@ -467,8 +467,7 @@ def test_remarks_of_methods_and_questions_that_did_not_fit_stand_below_the_board
     assert built.remarks[:3] == (
         "lora does not adapt x.",
         "Another.",
-        "Questions that did not fit into the model's window count as answered wrongly: uniform on the stream arm "
-        "(2 of 6).",
+        "Questions that did not fit into the model's window count as answered wrongly: uniform (2 of 6).",
     )
     (row,) = built.rows
     assert row.value("f1") == pytest.approx(1 / 6) and row.value("answer_nll") is not None
