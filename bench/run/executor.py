@@ -86,8 +86,24 @@ class Executor(Protocol):
     """Anything that can run tasks."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
-        """Run all tasks and yield one outcome for each, in the order in which they finish; notes may come before it."""
+        """Run all tasks and yield one outcome for each, in the order in which they finish; notes may come before it.
+
+        Tasks that are appended to the list between two outcomes are run as well.
+        """
         ...
+
+
+class Waiting(list[Task]):
+    """The tasks of a list that have not begun, and those that are appended to it later."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self._tasks, self._seen = tasks, len(tasks)
+
+    def refresh(self) -> None:
+        """Add what was appended."""
+        self += self._tasks[self._seen :]
+        self._seen = len(self._tasks)
 
 
 def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
@@ -171,7 +187,7 @@ class LocalPool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
-        waiting = list(tasks)
+        waiting = Waiting(tasks)
         workers: list[_Worker] = []
         try:
             while waiting or workers:
@@ -186,6 +202,8 @@ class LocalPool:
                         yield note
                     if outcome is None:
                         continue
+                    yield outcome
+                    waiting.refresh()
                     task = take(waiting, {worker.group}) if worker.reusable else None
                     if task is not None:
                         worker.assign(task)
@@ -195,7 +213,6 @@ class LocalPool:
                             self._idle.append(worker)
                         else:
                             self._end(worker)
-                    yield outcome
         finally:
             for worker in workers:
                 worker.process.terminate()

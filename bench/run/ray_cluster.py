@@ -33,6 +33,7 @@ from bench.run.executor import (
     Task,
     TaskError,
     Told,
+    Waiting,
     take,
     take_new,
     thread_counts,
@@ -108,7 +109,7 @@ class RayCluster:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. Actors start when the first outcome is requested."""
-        waiting = list(tasks)
+        waiting = Waiting(tasks)
         workers: list[_Actor] = []
         try:
             while waiting or workers:
@@ -129,13 +130,14 @@ class RayCluster:
                         waiting.insert(0, worker.task)
                         workers.remove(worker)
                         continue
+                    yield outcome
+                    waiting.refresh()
                     following = take(waiting, {worker.task.group}) if worker.reusable else None
                     if following is not None:
                         worker.assign(following, self._shipped(following))
                     else:
                         workers.remove(worker)
                         worker.end(self._ray)
-                    yield outcome
         finally:
             for worker in workers:
                 worker.end(self._ray)

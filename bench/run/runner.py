@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,13 +37,11 @@ from bench.run.planner import Planner
 from bench.run.progress import Job, Progress, Purpose
 from bench.run.roles import Use, overlaps, uses_of
 from bench.run.tuner import Tuner
+from bench.run.tuning import Tuning
 from bench.settings import dotted
 
 COVERAGE_DOCUMENTS = 200
 """Documents of a split, with their questions and answers, whose characters the base's tokenizer must know."""
-
-MOST_ROUNDS = 2**31
-"""More rounds than any search for settings has."""
 
 WAIT_SECONDS = 1.0
 """Seconds between two looks at the cells that other processes run."""
@@ -98,6 +96,7 @@ class Runner:
         self.hook_timeout, self.remarks, self.shard = hook_timeout, list(remarks), shard
         self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
+        self._running: dict[str, tuple[Cell, str]] = {}  # those that have not ended, and their records before
         self.planner = Planner(experiment, runs, plugins)
         self.tuner = Tuner(self.planner, self.remarks)
         self.recipe, self.methods = self.planner.recipe, self.planner.methods
@@ -299,7 +298,7 @@ class Runner:
             progress.expect(part, outlook.after(0))
 
     def run(self, executor: Executor, progress: Progress | None = None) -> Result:
-        """Run what is missing: first the trials and the cells that are not tuned, then the tuned cells.
+        """Run what is missing: of each method the trials, one round after another, and then the cells of the board.
 
         ``progress`` follows the cells; :meth:`expect` tells it before what is ahead.
 
@@ -314,22 +313,13 @@ class Runner:
         limit = None
         if (cell := self.tuner.limit_cell()) is not None:
             measured = next(plan for plan in plans if plan.name == cell.spec.method)
-            self._execute(executor, [_Batch("tuning", measured, [cell], self._ahead(measured, 0))], progress)
+            self._execute(executor, [_Batch("tuning", measured, [cell], self.ahead(measured, 0))], progress)
             limit = self.tuner.limit(cell)
         tunings = {id(plan): self.tuner.start(plan, space, limit) for plan in plans if (space := self.spaces[id(plan)])}
         untuned = [plan for plan in plans if id(plan) not in tunings]
         waiting = [_Batch("running", plan, self.planner.cells(plan, plan.config), ()) for plan in untuned]
-        searches = [(plan, tunings[id(plan)].rounds()) for plan in plans if id(plan) in tunings]
-        for number in itertools.count(1):
-            batches = [(plan, next(rounds, None)) for plan, rounds in searches]
-            if all(cells is None for _, cells in batches):
-                break
-            trials = [
-                _Batch("tuning", plan, cells or (), self._ahead(plan, MOST_ROUNDS if cells is None else number))
-                for plan, cells in batches
-            ]
-            self._execute(executor, trials + waiting, progress)
-            waiting = []  # these fill the first round
+        searches = _Searches(self, {id(plan): (plan, tunings[id(plan)]) for plan in plans if id(plan) in tunings})
+        self._execute(executor, [*searches.begin(), *waiting], progress, searches.after)
         records = {id(plan): self.tuner.choose(plan, tunings[id(plan)]) for plan in plans if id(plan) in tunings}
         chosen = {key: record.chosen for key, record in records.items()}
         cells = {id(plan): self.planner.cells(plan, chosen.get(id(plan), plan.config)) for plan in plans}
@@ -365,11 +355,31 @@ class Runner:
         failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
         return Result(everything, tuple(board.remarks), failures, missing)
 
-    def _ahead(self, plan: MethodPlan, rounds: int) -> Sequence[Load]:
+    def ahead(self, plan: MethodPlan, rounds: int) -> Sequence[Load]:
         """The cells of a method that are to come after so many rounds of tuning, if :meth:`expect` has looked ahead."""
         return self._outlooks[id(plan)].after(rounds) if id(plan) in self._outlooks else ()
 
-    def _execute(self, executor: Executor, batches: Sequence[_Batch], progress: Progress) -> None:
+    def _execute(
+        self,
+        executor: Executor,
+        batches: Sequence[_Batch],
+        progress: Progress,
+        after: Callable[[str], Iterable[_Batch]] = lambda _: (),
+    ) -> None:
+        """Run the cells of the batches, and of those that are to follow ``after`` each cell that has ended."""
+        tasks = self._tasks(batches, progress)
+        while tasks:
+            elsewhere = []
+            for task, here in self._run_here(executor, tasks, progress):
+                if here:
+                    tasks += self._tasks(after(task.key), progress)
+                else:
+                    elsewhere.append(task)
+            tasks = self._await(elsewhere, progress, after)
+
+    def _tasks(self, batches: Iterable[_Batch], progress: Progress) -> list[Task]:
+        """Tasks for the cells of the batches that are to run here, the longest first."""
+        batches = list(batches)
         missing: dict[str, Cell] = {}
         jobs: dict[str, Job] = {}
         place, shards = self.shard
@@ -377,19 +387,18 @@ class Runner:
         for purpose, plan, cells, ahead in batches:
             progress.expect(id(plan), ahead)
             for cell in cells:
-                mine = cell.id in own or purpose == "tuning"
-                if mine and cell.id not in self._attempts and not cell.is_done(self.runs):
+                if (cell.id in own or purpose == "tuning") and self.is_ahead(cell):
                     missing[cell.id] = cell
                     jobs[cell.id] = Job(purpose, self.tuner.label(plan), cell.spec.arm, cell.spec.stream, load(cell))
         self._attempts |= missing.keys()
-        if not missing:
-            return
+        self._running |= {key: (cell, written(self.runs, key)) for key, cell in missing.items()}
         # the longest first, so that no worker begins a long one when all others are done
         costs = {
             key: progress.pace.seconds(job.load) or progress.pace.guess(job.load) or 0.0 for key, job in jobs.items()
         }
-        before = {key: written(self.runs, key) for key in missing}
-        tasks: Sequence[Task] = [
+        if jobs:
+            progress.begin(jobs)
+        return [
             Task(
                 key,
                 "bench.run.cell:run",
@@ -398,44 +407,53 @@ class Runner:
                     "runs": self.place.name,
                     "hook_timeout": self.hook_timeout,
                     "abilities": self.abilities,
-                    "planned": before[key],
+                    "planned": self._running[key][1],
                 },
                 cell.group,
                 cell.sources.files,
             )
             for key, cell in sorted(missing.items(), key=lambda item: (item[0] not in own, -costs[item[0]]))
         ]
-        progress.begin(jobs)
-        while tasks:
-            elsewhere = set(self._run_here(executor, tasks, missing, progress))
-            tasks = self._await([task for task in tasks if task.key in elsewhere], before, progress)
 
-    def _run_here(
-        self, executor: Executor, tasks: Sequence[Task], cells: Mapping[str, Cell], progress: Progress
-    ) -> Iterator[str]:
-        """Run the tasks, except those that other processes run, whose keys are given."""
+    def is_ahead(self, cell: Cell) -> bool:
+        """True for a cell that has no results, and that this command has not begun."""
+        return cell.id not in self._attempts and not cell.is_done(self.runs)
+
+    def is_running(self, cell: Cell) -> bool:
+        """True for a cell that this command has begun, or waits for, and that has not ended."""
+        return cell.id in self._running
+
+    def _run_here(self, executor: Executor, tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, bool]]:
+        """Run the tasks; yields each one that has ended, and False with those that other processes run."""
         for outcome in executor.run(tasks):
             if isinstance(outcome, Note):
                 progress.note(outcome.key, outcome.content)
                 continue
+            task = next(task for task in tasks if task.key == outcome.key)
             if outcome.value == ELSEWHERE:
                 progress.note(outcome.key, Moment("running elsewhere"))
-                yield outcome.key
+                yield task, False
                 continue
             if outcome.error is not None and outcome.error.kind == "raised":
                 raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
             self.place.fetch_record(outcome.key)  # another machine may have run it
             if outcome.error is not None:
-                cell = cells[outcome.key]
+                cell, _ = self._running[outcome.key]
                 if not cell.is_done(self.runs):
                     write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
                     self.place.send(outcome.key)
-            progress.end(outcome.key, read_run(self.runs / outcome.key))
+            self._end(outcome.key, progress)
+            yield task, True
 
-    def _await(self, tasks: Sequence[Task], before: Mapping[str, str], progress: Progress) -> Sequence[Task]:
-        """Wait for cells that other processes run, until all have ended or one is free without a new record.
+    def _end(self, key: str, progress: Progress) -> None:
+        del self._running[key]
+        progress.end(key, read_run(self.runs / key))
 
-        Returns the tasks that have not ended.
+    def _await(self, tasks: Sequence[Task], progress: Progress, after: Callable[[str], Iterable[_Batch]]) -> list[Task]:
+        """Wait for cells that other processes run, until all have ended or there is something to run here.
+
+        Returns the tasks that have not ended, and those that follow on the others: a cell may be free without a new
+        record, since its process died.
         """
         waiting = list(tasks)
         while waiting:
@@ -443,12 +461,55 @@ class Runner:
                 if self.place.is_claimed(task.key):
                     continue
                 self.place.fetch_record(task.key)
-                if written(self.runs, task.key) == before[task.key]:
+                if written(self.runs, task.key) == self._running[task.key][1]:
                     return waiting  # its process died
                 waiting.remove(task)
-                progress.end(task.key, read_run(self.runs / task.key))
+                self._end(task.key, progress)
+                if new := self._tasks(after(task.key), progress):
+                    return [*new, *waiting]
             time.sleep(self.wait if waiting else 0)
         return waiting
+
+
+class _Searches:
+    """The searches for settings of an experiment's methods, each of which goes on as soon as its own cells have ended.
+
+    ``searches`` are those of the entries of the experiment, by the entry's id.
+    """
+
+    def __init__(self, runner: Runner, searches: Mapping[int, tuple[MethodPlan, Tuning]]) -> None:
+        self._runner = runner
+        self._searches = {key: (plan, tuning, tuning.rounds()) for key, (plan, tuning) in searches.items()}
+        self._rounds = dict.fromkeys(searches, 0)
+        self._open: dict[int, set[str]] = {}
+        """Cells that each search waits for."""
+
+    def begin(self) -> Iterator[_Batch]:
+        """The first cells of all searches."""
+        for key in self._searches:
+            yield from self._next(key)
+
+    def after(self, ended: str) -> Iterator[_Batch]:
+        """What follows when a cell has ended: the next cells of the searches that waited for it alone."""
+        for key, cells in list(self._open.items()):
+            cells.discard(ended)
+            if not cells:
+                del self._open[key]
+                yield from self._next(key)
+
+    def _next(self, key: int) -> Iterator[_Batch]:
+        """The next round that has cells to run or, after the last one, the cells of the board."""
+        plan, tuning, rounds = self._searches[key]
+        runner = self._runner
+        for cells in rounds:
+            self._rounds[key] += 1
+            self._open[key] = {cell.id for cell in cells if runner.is_ahead(cell) or runner.is_running(cell)}
+            yield _Batch("tuning", plan, cells, runner.ahead(plan, self._rounds[key]))
+            if self._open[key]:
+                return
+            del self._open[key]
+        if runner.shard == (1, 1):  # the parts of a board are those of all of its cells
+            yield _Batch("running", plan, runner.planner.cells(plan, runner.tuner.chosen(plan, tuning)), ())
 
 
 class _Batch(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -158,6 +159,12 @@ class Tuner:
         remark = f"Methods may observe a token with {limit:.3g} operations, as {equal.method} at {equal.steps} steps."
         return [remark, *([f"Over this limit: {', '.join(dict.fromkeys(names))}."] if names else [])]
 
+    def chosen(self, plan: MethodPlan, tuning: Tuning) -> dict[str, Any]:
+        """The settings that a search has found when it has ended; those of the entry if all trials failed."""
+        best = tuning.best()
+        settings = {} if best is None else best.settings
+        return validate_config(self.methods[plan.name], {**plan.config, **settings}).model_dump(mode="json")
+
     def choose(self, plan: MethodPlan, tuning: Tuning) -> TuningRecord:
         """Write the record of a search that has ended, with its choice."""
         assert self.experiment.tuning is not None
@@ -169,10 +176,8 @@ class Tuner:
                 f"{self.label(plan)} was tuned with {len(trials)} of {tuning.trials} trials: there are no other "
                 f"settings to try{' within the limit on operations' if tuning.limit is not None else ''}."
             )
-        best = tuning.best()
-        settings = {} if best is None else best.settings
-        if best is not None:
-            self._note_edges(plan, tuning, settings)
+        if (best := tuning.best()) is not None:
+            self._note_edges(plan, tuning, best.settings)
         cells = [*tuning.others, *(cell for trial in tuning.done for cell in trial.cells)]
         key = hashing.digest([tuning.metric, [cell.key for cell in cells]])
         record = TuningRecord(
@@ -188,7 +193,7 @@ class Tuner:
             },
             floor=tuning.floor(),
             trials=tuple(trials),
-            chosen=validate_config(self.methods[plan.name], {**plan.config, **settings}).model_dump(mode="json"),
+            chosen=self.chosen(plan, tuning),
             runs=list(dict.fromkeys(cell.id for cell in tuning.others)),
         )
         write_tuning(self.runs, record)

@@ -99,6 +99,17 @@ def test_every_task_has_one_outcome_and_workers_are_reused(jobs: Path) -> None:
     assert all(has_ended(pid) for pid in workers)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_that_are_appended_between_outcomes_are_run(jobs: Path, workers: int) -> None:
+    tasks, seen = [task("0", "double", number=0)], []
+    with LocalPool(workers, threads=1) as pool:
+        for outcome in pool.run(tasks):
+            seen.append(outcome.value)
+            if len(tasks) < 4:
+                tasks.append(task(str(len(tasks)), "double", number=len(tasks)))
+    assert seen == [0, 2, 4, 6]
+
+
 def test_no_tasks_need_no_workers() -> None:
     assert list(LocalPool().run([])) == []
 

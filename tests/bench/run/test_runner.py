@@ -173,6 +173,19 @@ def test_a_first_part_without_questions_is_not_tried_alone(llama: Path, tmp_path
     assert all(trial["whole"] and trial["score"] is not None for trial in tuning.trials)
 
 
+def test_no_method_waits_for_the_tuning_of_another(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    class PrefersUniform(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            while rest := [task for task in tasks if task.key not in self.keys]:
+                yield from super().run([min(rest, key=lambda task: not task.key.startswith("uniform"))])
+
+    executor = PrefersUniform()
+    result = Runner(plan("uniform", "lora"), tmp_path).run(executor)
+    methods = [key.split("-")[0] for key in executor.keys]
+    assert methods == sorted(methods, reverse=True) and set(methods) == {"uniform", "lora"}
+    assert {cell.id for cell in result.cells} < set(executor.keys)
+
+
 def test_tuning_that_was_interrupted_continues_and_runs_nothing_twice(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
@@ -436,10 +449,11 @@ def test_a_trial_that_failed_is_run_again_and_the_tuning_record_is_corrected(
 ) -> None:
     class FirstDies(Inline):
         def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-            if not self.keys:  # the first trial
-                yield Outcome(tasks[0].key, error=TaskError("worker_died", "ended by SIGKILL"))
-                tasks = tasks[1:]
-            yield from super().run(tasks)
+            for task in tasks:
+                if task is tasks[0] and not self.keys:  # the first trial
+                    yield Outcome(task.key, error=TaskError("worker_died", "ended by SIGKILL"))
+                else:
+                    yield from super().run([task])
 
     rates = (
         [1e-2, 0.0]
