@@ -549,10 +549,11 @@ def export(
     """Write the records of a row, with the arms of its method, to a file for somebody else's board."""
     from bench.records import submission
     from reports import board
+    from reports.rows import is_arm_of
 
     groups, record = board.load(runs, experiment)
     chosen = board.named(groups, row, record.experiment)
-    with_arms = [group for group in groups if board.is_arm_of(group, chosen)]
+    with_arms = [group for group in groups if is_arm_of(group, chosen)]
     ids = [run.id for group in with_arms for run in group.records]
     submission.export(runs, record.experiment, chosen.label, ids, output)
     console.print(

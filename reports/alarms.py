@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
 from bench.records.tuning import best
-from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm
+from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm, floor_of
 from reports.statistics import paired_difference
 
 LEVEL = 0.05
@@ -70,7 +70,7 @@ def _empty_answers(rows: Sequence[Row]) -> Iterator[str]:
 
 def _exploded(rows: Sequence[Row]) -> Iterator[str]:
     """The token NLL of a run is above twice that of the unadapted model on the same stream."""
-    floor = next((row for row in rows if (row.method, row.arm) == (FLOOR, "stream")), None)  # one's own comes first
+    floor = floor_of(rows)
     records = () if floor is None else floor.records
     unadapted = {record.spec.stream: nll for record in records if (nll := _token_nll(record))}
     counts = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.data.arms import documents_per_reset, irrelevant_percent
 from reports.board import Board
-from reports.rows import CEILING, FLOOR, Row
+from reports.rows import CEILING, FLOOR, Row, is_arm_of
 from reports.style import (
     BLUE,
     DASHED,
@@ -126,17 +126,14 @@ def families(board: Board) -> list[Family]:
         if not irrelevant_percent(row.arm):
             documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
         if "f1" in row.scores:
-            rows.setdefault(_without_arm(row), {})[row.arm] = row
+            without_arm = (row.method, json.dumps(row.config, sort_keys=True), row.imported)
+            rows.setdefault(without_arm, {})[row.arm] = row
     return [Family(_label(by_arm), by_arm, documents) for by_arm in rows.values()]
 
 
 def arms_of(board: Board, row: Row) -> list[Row]:
     """The rows of a row's method with the same settings on all arms."""
-    return [other for other in board.rows if _without_arm(other) == _without_arm(row)]
-
-
-def _without_arm(row: Row) -> tuple[str, ...]:
-    return row.method, json.dumps(row.config, sort_keys=True), row.imported
+    return [other for other in board.rows if is_arm_of(other, row)]
 
 
 def _label(by_arm: Mapping[str, Row]) -> str:

@@ -39,6 +39,7 @@ from reports.rows import (
     entry_of,
     find,
     find_arm,
+    floor_of,
     make_row,
     read_items,
 )
@@ -97,8 +98,7 @@ class Board:
     @property
     def floor(self) -> Row | None:
         """The row of the unadapted model on the streams themselves, one's own if there is one; None without one."""
-        found = [row for row in self.rows if (row.method, row.arm) == (FLOOR, "stream")]
-        return min(found, key=lambda row: row.imported != "", default=None)
+        return floor_of(self.rows)
 
     @property
     def f1_name(self) -> str:
@@ -253,11 +253,6 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         planned=tuple(entry.method for entry in record.entries),
         others=tuple(build(runs, name, reference) for name in record.bases),
     )
-
-
-def is_arm_of(group: Group, other: Group) -> bool:
-    """True if two groups are of one method with the same settings and from the same source, on any arms."""
-    return (group.method, group.config, group.imported) == (other.method, other.config, other.imported)
 
 
 Named = TypeVar("Named", Row, Group)

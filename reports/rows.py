@@ -165,11 +165,21 @@ def find(entries: Entries, method: str) -> Items | None:
     return next(complete, None)
 
 
+def is_arm_of(one: Row | Group, other: Row | Group) -> bool:
+    """True if two rows, or groups, are of one method with the same settings and from the same source, on any arms."""
+    return (one.method, one.config, one.imported) == (other.method, other.config, other.imported)
+
+
 def find_arm(entries: Entries, of: Row, arm: str) -> Items | None:
     """The items of a row's method on an arm, with the same settings and from the same source, if complete."""
-    wanted = (of.method, of.config, of.imported, arm, "complete")
-    found = (items for row, items in entries if (row.method, row.config, row.imported, row.arm, row.status) == wanted)
+    found = (items for row, items in entries if is_arm_of(row, of) and (row.arm, row.status) == (arm, "complete"))
     return next(found, None)
+
+
+def floor_of(rows: Iterable[Row]) -> Row | None:
+    """The row of the unadapted model on the streams themselves, one's own if there is one; None without one."""
+    found = [row for row in rows if (row.method, row.arm) == (FLOOR, "stream")]
+    return min(found, key=lambda row: row.imported != "", default=None)
 
 
 def read_items(group: Group) -> Items:

@@ -23,8 +23,7 @@ def _batches(
     """Indices of the prompts in batches of similar length with their answers, the longest first.
 
     Each prompt has ``beams`` rows. The prompts of a batch have the same layout, if the base reads rows of unequal
-    length in another way than each.
-    Prompts that remain unanswered are left out.
+    length in another way than each. Prompts that remain unanswered are left out.
     """
     lengths = [len(p.ids) + p.prefix_length + more for p, more in zip(prompts, answer_lengths, strict=True)]
     groups: dict[Hashable, list[int]] = {}

@@ -479,8 +479,9 @@ class _Searches:
 
     def __init__(self, runner: Runner, searches: Mapping[int, tuple[MethodPlan, Tuning]]) -> None:
         self._runner = runner
-        self._searches = {key: (plan, tuning, tuning.rounds()) for key, (plan, tuning) in searches.items()}
-        self._rounds = dict.fromkeys(searches, 0)
+        self._searches = {
+            key: (plan, tuning, enumerate(tuning.rounds(), 1)) for key, (plan, tuning) in searches.items()
+        }
         self._open: dict[int, set[str]] = {}
         """Cells that each search waits for."""
 
@@ -501,13 +502,12 @@ class _Searches:
         """The next round that has cells to run or, after the last one, the cells of the board."""
         plan, tuning, rounds = self._searches[key]
         runner = self._runner
-        for cells in rounds:
-            self._rounds[key] += 1
-            self._open[key] = {cell.id for cell in cells if runner.is_ahead(cell) or runner.is_running(cell)}
-            yield _Batch("tuning", plan, cells, runner.ahead(plan, self._rounds[key]))
-            if self._open[key]:
+        for number, cells in rounds:
+            waits_for = {cell.id for cell in cells if runner.is_ahead(cell) or runner.is_running(cell)}
+            yield _Batch("tuning", plan, cells, runner.ahead(plan, number))
+            if waits_for:
+                self._open[key] = waits_for
                 return
-            del self._open[key]
         if runner.shard == (1, 1):  # the parts of a board are those of all of its cells
             yield _Batch("running", plan, runner.planner.cells(plan, runner.tuner.chosen(plan, tuning)), ())
 

@@ -386,20 +386,21 @@ def test_own_runs_of_the_same_cells_take_the_place_of_an_imported_row(file: Path
     assert any("is left out: its cells were run here since" in remark for remark in made.remarks)
 
 
-def test_an_imported_row_that_no_longer_fits_is_left_out_with_a_remark(file: Path, ours: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"harness_code": "newer"}, "is left out: it differs from the board in harness_code"),
+        ({"stream_hash": "newer"}, "is left out: the board is on other documents since"),
+    ],
+)
+def test_an_imported_row_that_no_longer_fits_is_left_out_with_a_remark(
+    file: Path, ours: Path, changes: dict[str, str], reason: str
+) -> None:
     submission.add(file, ours)
-    make(ours, ("uniform",), harness_code="newer")
+    make(ours, ("uniform",), **changes)
     made = build(ours)
     assert [row.label for row in made.rows] == ["uniform"]
-    assert any("is left out: it differs from the board in harness_code" in remark for remark in made.remarks)
-
-
-def test_an_imported_row_is_left_out_once_the_board_has_other_documents(file: Path, ours: Path) -> None:
-    submission.add(file, ours)
-    make(ours, ("uniform",), stream_hash="newer")
-    made = build(ours)
-    assert [row.label for row in made.rows] == ["uniform"]
-    assert any("is left out: the board is on other documents since" in remark for remark in made.remarks)
+    assert any(reason in remark for remark in made.remarks)
 
 
 def test_the_mark_of_an_overlap_is_that_of_the_board_that_a_row_comes_from(
