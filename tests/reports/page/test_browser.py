@@ -198,7 +198,7 @@ def visit(page: Any, address: str) -> None:
     """Open what an address names, and nothing else: no dialog for ""."""
     for where in ("", address):
         page.evaluate(f"location.hash = '{where}'")
-        page.wait_for_function(f"document.querySelector('dialog').open === {str(bool(where)).lower()}")
+        page.locator("dialog[open]").wait_for(state="visible" if where else "detached")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -273,12 +273,12 @@ def test_five_hundred_rows_and_ten_thousand_questions_stay_fluid(open_page: Open
     start = time.monotonic()
     page = open_page(path)
     page.get_by_label("Search methods").fill("copy 490")
-    page.wait_for_function("document.querySelectorAll('#board-0 table.board tbody tr').length <= 2")
+    sync_api.expect(page.locator("#board-0 table.board tbody tr")).to_have_count(1)
     ready = time.monotonic() - start
     start = time.monotonic()
     page.locator("#board-0 summary", has_text="Questions and answers").click()
     page.get_by_label("Search questions").fill("499.4")
-    page.wait_for_function("document.querySelectorAll('#board-0 details.section tbody tr').length <= 3")
+    sync_api.expect(page.locator("#board-0 details.section tbody tr")).to_have_count(2)
     found = time.monotonic() - start
     print(f"interactive after {ready:.2f} s, a question found after {found:.2f} s")
     assert ready < 6 and found < 6, "2 s each on an idle machine"
