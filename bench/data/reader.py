@@ -179,7 +179,7 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
                 f"(one --data-files SPLIT=FILE for each file whose name contains a comma)."
             )
         if recipe.format == "text":
-            yield from tables.texts(path)
+            yield from tables.texts(path, recipe.characters)
         elif recipe.format == "squad":
             yield from _squad_rows(recipe, path, split)
         elif recipe.format in LAYOUTS:

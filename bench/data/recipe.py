@@ -126,6 +126,8 @@ class Recipe(_Strict):
         "documents", "rows", "squad", "text", "realtimeqa", "counterfact", "zsre", "babi", "oaks", "wikitext"
     ]
     """One of ours, or a layout of :mod:`bench.data.layouts`."""
+    characters: pydantic.PositiveInt | None = None
+    """Number of characters that are read of each file of format ``text``, from its first. None: all."""
     columns: Mapping[Column, str] = {}
     """Our name of a column -> its name in the data, if they differ."""
     timestamp_format: Annotated[str, pydantic.AfterValidator(check_format)] | None = None
@@ -177,6 +179,8 @@ class Recipe(_Strict):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.characters and self.format != "text":
+            raise ValueError("characters needs format: text")
         if self.join and self.format != "rows":
             raise ValueError("join needs format: rows")
         if self.answer_separator == "" or (self.answer_separator and self.answer_cells):

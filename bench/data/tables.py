@@ -60,8 +60,10 @@ def rows(path: Path, split: str) -> Iterator[Row]:
     raise BenchError(f"{path} is of a kind that is not read, or lacks a suffix. Kinds that are read: {KINDS}.")
 
 
-def texts(path: Path) -> Iterator[Row]:
-    """One row per plain text file; a folder means its .txt files. ``Author_Title_1864.txt`` gives title and year.
+def texts(path: Path, characters: int | None = None) -> Iterator[Row]:
+    """One row per plain text file, with its first ``characters``; a folder means its .txt files.
+
+    ``Author_Title_1864.txt`` gives title and year.
 
     Raises:
         BenchError: the file is missing or not UTF-8.
@@ -70,7 +72,14 @@ def texts(path: Path) -> Iterator[Row]:
     for file in files:
         title, year = re.fullmatch(r"(.*?)(?:_(?!0000)(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
         with open_text(file) as lines:
-            yield str(file), {"text": lines.read(), "title": title.replace("_", " "), "timestamp": year or ""}
+            yield (
+                str(file),
+                {
+                    "text": lines.read(-1 if characters is None else characters),
+                    "title": title.replace("_", " "),
+                    "timestamp": year or "",
+                },
+            )
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -197,6 +197,8 @@ def test_text_files_are_documents_with_title_and_year(make: Make, tmp_path: Path
         ("notes", "", "Twice."),
     ]
     assert load_split(harbour, "test", {"test": [str(tmp_path / "notes.txt")]})[0].document.text == "Twice."
+    (beginning,) = load_split(make(format="text", characters=3), "test", {"test": [str(tmp_path / "notes.txt")]})
+    assert beginning.document.text == "Twi"
 
 
 def test_a_split_can_be_a_range_of_rows(make: Make) -> None:
