@@ -144,7 +144,7 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
     """The imported rows of a board that fit to its own rows, and remarks on them and on those that do not fit."""
     records = [record for group in own for record in group.records]
     streams = {record.spec.stream for record in records}
-    documents = {_place(record): record.spec.stream_hash for record in records}
+    documents = {record.spec.place: record.spec.stream_hash for record in records}
     key, groups, remarks = records[0].comparability_key, [], []
     for row in imported.rows(runs, experiment):
         if any(record.comparability_key != key for record in row.records):
@@ -152,7 +152,7 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
             remarks.append(f"The imported row {row.folder.name} is left out: it differs from the board in {what}.")
         elif any((runs / run_id).is_dir() for run_id in row.board.runs):
             remarks.append(f"The imported row {row.folder.name} is left out: its cells were run here since.")
-        elif any(documents.get(_place(one), one.spec.stream_hash) != one.spec.stream_hash for one in row.records):
+        elif any(documents.get(one.spec.place, one.spec.stream_hash) != one.spec.stream_hash for one in row.records):
             remarks.append(f"The imported row {row.folder.name} is left out: the board is on other documents since.")
         else:
             remarks += [f"Overlap in the imported row {row.folder.name}: {found}" for found in row.board.overlaps]
@@ -341,17 +341,12 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
             )
     first_runs: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        earlier = first_runs.setdefault(_place(record), record)
+        earlier = first_runs.setdefault(record.spec.place, record)
         if earlier.spec.stream_hash != record.spec.stream_hash:
             raise BenchError(
                 f"{earlier.id} and {record.id} saw different documents under the name {record.spec.stream}. "
                 f"Run the experiment again."
             )
-
-
-def _place(record: RunRecord) -> tuple[str, str, int]:
-    """What decides which documents a run of a board observes, and in which order."""
-    return record.spec.stream, record.spec.arm, record.spec.order
 
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:

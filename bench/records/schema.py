@@ -223,6 +223,11 @@ class CellSpec(_Record):
         """Name of the record's folder: readable, and unique by the key."""
         return f"{self.method}-{self.arm}-{self.stream}-{self.key[:12]}"
 
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What decides which documents a run of a board observes, and in which order."""
+        return self.stream, self.arm, self.order
+
 
 NOT_COMPARED = {
     "stream",

@@ -256,14 +256,12 @@ def _check_streams(folder: Path, records: Sequence[RunRecord], runs: Path, ours:
             f"it has no run on the board's stream {missing[0]} itself, in its own order ({len(missing)} of "
             f"{len(streams)} missing)."
         )
-    places = {
-        (own.spec.stream, own.spec.arm, own.spec.order): own for own in reversed(ours) if own.status == "complete"
-    }
+    places = {own.spec.place: own for own in reversed(ours) if own.status == "complete"}
     for record in records:
         spec = record.spec
         if spec.stream not in streams:
             continue  # the board does not show this stream
-        same = places.get((spec.stream, spec.arm, spec.order))
+        same = places.get(spec.place)
         own = same or places.get((spec.stream, "stream", 0))
         if own is None:
             raise BenchError(f"the board has no complete run on {spec.stream} itself to compare it with.")
