@@ -23,15 +23,9 @@ class _Metric(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
 
     NAME: ClassVar[str]
     """Name of the score in records."""
-    VERSION: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **options})
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if hasattr(cls, "NAME"):
-            cls.VERSION = metrics.VERSIONS[cls.NAME]
 
     def _describe(self, prediction: Any, reference: Any, inputs: str) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -72,7 +72,7 @@ def prefix_exact_match(prediction: str, golds: Sequence[str], segment: Segmentat
     """1.0 if the prediction, cut to the length of the shortest gold, equals it: as in the code of Hu et al. (2023).
 
     Both are normalised first, and the length is in characters. Lenient by construction: gold "10" accepts
-    "100 people", and a gold that normalises to nothing accepts everything (:func:`gold_vanishes`). Only the blank gold
+    "100 people", and a gold that normalises to nothing accepts everything. Only the blank gold
     of a question without an answer is matched exactly.
     """
     gold = shortest(golds)
@@ -95,11 +95,6 @@ def shortest_f1(prediction: str, golds: Sequence[str], segment: Segmentation = "
 def shortest(golds: Sequence[str]) -> str:
     """The gold with the fewest characters, stripped of outer whitespace; the first of equals."""
     return min((gold.strip() for gold in _require_answers(golds)), key=len)
-
-
-def gold_vanishes(golds: Sequence[str]) -> bool:
-    """True if the shortest gold normalises to nothing ("The", "?"): its prefix match is then meaningless."""
-    return not normalize(shortest(golds))
 
 
 def score(prediction: str, golds: Sequence[str], segment: Segmentation = "words") -> dict[str, float]:

@@ -19,6 +19,7 @@ from bench.conformance.reach import reachable_strings
 from bench.contract.method import Method
 from bench.data.documents import Document, Entry
 from bench.harness.loop import DueQuestion, Loop, Score, question_for_method
+from bench.lm.base_model import TokenBatch
 
 PROBES = (0.5, 1.0)
 CANARY = "xylophone-quagmire"
@@ -191,9 +192,8 @@ class InterruptedLoop(WatchedLoop):
 class RescoredLoop(WatchedLoop):
     """A loop that recomputes every score without the harness's code, before the method observes the document."""
 
-    def score(self, document: Document) -> Score:
+    def score(self, batch: TokenBatch) -> Score:
         """The harness's score, which must equal the recomputed one."""
-        batch = self.lm.tokens(document)
         ids = torch.cat([batch.context_ids, batch.token_ids])
         with torch.no_grad():
             output = self.lm.model(input_ids=ids[None, :-1], output_hidden_states=True)
@@ -201,7 +201,7 @@ class RescoredLoop(WatchedLoop):
             log_probs, hidden = output.logits[0, first:].double().log_softmax(-1), output.hidden_states[-1][0, first:]
             log_probs = self.method.mix_next_token(log_probs.float(), hidden, ids[:-1]).double()
         expected = -log_probs.gather(1, ids[first + 1 :, None]).sum().item()
-        score = super().score(document)
+        score = super().score(batch)
         require(
             abs(score.nll - expected) < 1e-4 * (1 + abs(expected)),
             f"Document {self.position} was scored {score.nll} nats, but the model before observing it gives "

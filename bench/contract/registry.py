@@ -48,7 +48,7 @@ class MethodInfo:
     paper: str
     """Citation key, or "none"."""
     control: bool
-    """True if it sees the evidence."""
+    """True for a control."""
     file: Path
     module: str
     class_name: str

@@ -1,7 +1,7 @@
 """Published layouts of data sets that are neither tables of questions nor SQuAD's JSON, as rows of documents.
 
-A layout reads a file, or a folder of them, and yields rows with our columns: ``text``, ``questions`` and others that
-``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.
+A layout reads a file (``realtimeqa`` also a folder of them) and yields rows with our columns: ``text``, ``questions``
+and others that ``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def babi(path: Path, split: str) -> Iterator[Row]:
                 continue
             place, _, content = line.rstrip("\n").partition(" ")
             if not place.isdecimal():
-                raise BenchError(f"{path}, line {number} is not of bAbI: it begins without a number.")
+                raise BenchError(f"{path}, line {number} is not a line of bAbI: it does not begin with a number.")
             if place == "1":
                 story = []
             question, *answer = content.split("\t")
@@ -172,6 +172,9 @@ class _Text(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         self.parts.append(" " * (tag in _BLOCKS))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.handle_starttag(tag, None)
 
     def handle_data(self, data: str) -> None:
         self.parts.append(data)

@@ -96,28 +96,28 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[R
     """
     assert recipe.join is not None
     on, key, column = recipe.join.question, recipe.join.document, recipe.column("question")
-    asked: list[Row] = []
-    documents: dict[Any, Mapping[str, Any] | None] = {}
+    asked: list[tuple[str, str, Mapping[str, Any]]] = []
+    documents: dict[str, Mapping[str, Any] | None] = {}
     for where, row in rows:
         name = on if column in row else key
-        if name not in row:
-            raise BenchError(f"{where} has no column {name!r}, by which questions and documents are joined.")
+        if not (value := _text(f"{where}, column {name}", row.get(name))):
+            raise BenchError(f"{where} has no value of {name!r}, by which questions and documents are joined.")
         if column in row:
-            asked.append((where, row))
-            documents.setdefault(row[on])
-        elif row[key] in documents:
-            documents[row[key]] = row
-    lost = [(where, row) for where, row in asked if documents[row[on]] is None]
+            asked.append((where, value, row))
+            documents.setdefault(value)
+        elif documents.get(value, row) is None:
+            documents[value] = row
+    lost = [(where, value) for where, value, _ in asked if documents[value] is None]
     if lost and (recipe.join.missing is None or len(lost) == len(asked)):
-        where, row = lost[0]
+        where, value = lost[0]
         missing = sum(found is None for found in documents.values())
         raise BenchError(
-            f"{where}: its document, {key} = {str(row[on])[:60]!r}, is not there ({missing} of {len(documents)} "
+            f"{where}: its document, {key} = {value[:60]!r}, is not there ({missing} of {len(documents)} "
             f"are missing). Name the questions first and then all files of documents: --data-files "
             f"{split}=QUESTIONS,DOCUMENTS[,...]."
         )
-    remark = f"{len(lost)} of {len(asked)} questions of {split} are left out: the files have not their documents."
-    joined = ((where, {**document, **row}) for where, row in asked if (document := documents[row[on]]) is not None)
+    remark = f"{len(lost)} of {len(asked)} questions of {split} are left out: their documents are not in the files."
+    joined = ((where, {**document, **row}) for where, value, row in asked if (document := documents[value]) is not None)
     return joined, remark if lost else ""
 
 
@@ -484,7 +484,7 @@ def _remarks(recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int
             f"(`unanswerable: keep` in the recipe scores them)."
         )
     if unanswerable := sum(gold.answers == NO_ANSWER for gold in golds):
-        yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: right is to answer nothing."
+        yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: the right answer is none."
     if differing:
         yield (
             f"{differing} row(s) of {split} repeat a document with another title, timestamp or group: its first row "

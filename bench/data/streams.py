@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pydantic
 
+from bench import paths
 from bench.data import times
 from bench.data.documents import Document, Entry, Stream, stream_hash, superseded
 from bench.data.reader import NO_FILES, DataFiles, MissingSplit, load_split
@@ -384,4 +385,5 @@ def _path(recipe: Recipe, name: str) -> Path:
 
 
 def _rebuild(recipe: Recipe) -> str:
-    return f"python run_bench.py streams build {recipe.name}"
+    here = recipe.folder.parent == paths.DATASETS
+    return f"python run_bench.py streams build {recipe.name if here else recipe.folder}"

@@ -57,7 +57,10 @@ def checksum(lm: BaseModel) -> list[int]:
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
-    """Sum over the rows of row number times the sum of the row's bits, read as integers; it wraps around."""
+    """Sum over the rows of the sum of the row's bits, read as integers, times an odd number of the row.
+
+    It wraps around at 2^64, where an odd factor loses no bit.
+    """
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(-1, 1)
     rows = rows.contiguous()
     width = rows.shape[1] * rows.element_size()
@@ -65,7 +68,7 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
     kinds = (torch.int64, torch.int32, torch.int16, torch.uint8)
     widest = next(kind for kind in kinds if width % kind.itemsize == 0 and start % kind.itemsize == 0)
     sums = rows.view(widest).sum(1, dtype=torch.int64)
-    return (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
+    return (sums * (2 * torch.arange(len(sums), device=sums.device) + 1)).sum()
 
 
 class Fingerprint:

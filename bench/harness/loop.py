@@ -218,7 +218,7 @@ class Loop:
             self.method.begin_document()
         for index, segment in enumerate(segments):
             batch = self.lm.tokens(segment)
-            score = self.score(segment) if self.scoring else None
+            score = self.score(batch) if self.scoring else None
             notes.before(self.method, batch)
             before = self.ledger.seconds("observe")
             torch.manual_seed(seed_for(self.seed, "observe", position, index))
@@ -243,12 +243,11 @@ class Loop:
             )
         self.token_events += notes.events()
 
-    def score(self, document: Document) -> Score:
-        """Score the document's tokens under the model as it is now.
+    def score(self, batch: TokenBatch) -> Score:
+        """Score the tokens of a document, or of a segment, under the model as it is now.
 
-        If the method learns from scoring and the document is read in one window, the method gets the graph.
+        If the method learns from scoring and they are read in one window, the method gets the graph.
         """
-        batch = self.lm.tokens(document)
         self.lm.model.eval()
         reading = self.method.reading
         keep_graph = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
@@ -260,7 +259,7 @@ class Loop:
         with phase, torch.set_grad_enabled(keep_graph):
             windows = self._windows(batch)
             score = _score(windows)
-        self.method.scored = Scored(document, windows) if keep_graph else None
+        self.method.scored = Scored(batch.document, windows) if keep_graph else None
         return score
 
     @torch.no_grad()

@@ -270,7 +270,7 @@ def identity(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
+        if path.suffix in adapters.COPIED | {".safetensors"}:
             digest.update(path.name.encode())
             if path.is_symlink() and path.resolve().parent.name == "blobs":
                 digest.update(path.resolve().name.encode())

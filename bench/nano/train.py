@@ -30,6 +30,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from bench import machine
 from bench.errors import BenchError, Diverged
 from bench.files import csv_text, read_tensors, write_bytes, write_tensors
+from bench.hashing import body_hash
+from bench.nano import batches
 from bench.nano.batches import Batch, Columns, Texts, Writer, build_tokenizer, load_world
 from bench.nano.card import card, measurements
 from bench.nano.config import NanoConfig
@@ -147,7 +149,8 @@ class Run:
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
         self.step, self.seconds = 0, 0.0
-        sources = config.model_dump_json() + data_hash(config.dataset) + device
+        code = body_hash([Path(__file__), Path(batches.__file__)])
+        sources = config.model_dump_json() + data_hash(config.dataset) + device + code
         self.identity = hashlib.sha256(sources.encode()).hexdigest()
         if self.file.is_file():
             self.load()
@@ -203,12 +206,12 @@ class Run:
         """Continue from the checkpoint.
 
         Raises:
-            BenchError: it is damaged, or was written with another recipe, with other data or on another device.
+            BenchError: it is damaged, or was written with another recipe, other data, other code or on another device.
         """
         tensors, progress = read_tensors(self.file, "Delete it to start again.")
         if progress.get("identity") != self.identity:
             raise BenchError(
-                f"{self.file} is of another recipe, other data or another device. Delete it to start again."
+                f"{self.file} is of another recipe, other data, other code or another device. Delete it to start again."
             )
         self.step, self.seconds, self.curve = progress["step"], progress["seconds"], progress["curve"]
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})

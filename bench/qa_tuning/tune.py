@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ def tune(
     return folder
 
 
-def _write(run: Run, facts: Mapping[str, object], folder: Path, say: Say) -> None:
+def _write(run: Run, facts: Mapping[str, Any], folder: Path, say: Say) -> None:
     """Write the weights, recipe, curve and card into an empty folder."""
     save_weights(run, folder)
     say("Answering the questions of qa_validation")
@@ -158,10 +159,8 @@ def _scores(lm: BaseModel, dataset: str, own: Sequence[Episode]) -> list[str]:
     return rows
 
 
-def _card(run: Run, facts: Mapping[str, object], scores: Sequence[str]) -> str:
-    settings = run.recipe
-    hashes = facts["hashes"]
-    assert isinstance(hashes, dict)
+def _card(run: Run, facts: Mapping[str, Any], scores: Sequence[str]) -> str:
+    settings, hashes = run.recipe, facts["hashes"]
     datasets = {name: data.find(name) for name in run.train}
     count = sum(parameter.numel() for parameter in run.parameters.values())
     kind = card.FULL.format(parameters=count)
@@ -186,7 +185,7 @@ def _card(run: Run, facts: Mapping[str, object], scores: Sequence[str]) -> str:
     stated = settings.prompt.model_dump(mode="json", exclude_defaults=True)
     shown = settings.model_dump(mode="json", exclude={"base", "prompt", "datasets", "closed_share"})
     return card.CARD.format(
-        **{key: value for key, value in facts.items() if key != "hashes"},
+        **facts,
         kind=kind,
         prompt="{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in stated.items()) + "}",
         documents=f"{run.step * settings.documents:,}",

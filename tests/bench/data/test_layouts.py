@@ -63,7 +63,7 @@ def weeks(tmp_path: Path) -> Path:
             for number, text in enumerate(evidence)
         ]
 
-    again = "<p>Each year</p><p>birch &amp; co win.</p>"
+    again = "<p>Each year</p>birch &amp; co win."
 
     for date in ("20210625", "20240705"):
         (tmp_path / "past" / date[:4]).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_a_document_of_babi_is_the_story_up_to_a_question(tmp_path: Path) -> Non
     assert two.document.text == "Mary went to the hall.\nMary went to the garden.\nBo went to the hall."
     assert asked(two) == {"Where is Bo?": ("hall",)} and asked(three) == {"What has Bo?": ("milk",)}
     path.write_text("Mary went to the hall.\n")
-    with pytest.raises(BenchError, match=r"line 1 is not of bAbI: it begins without a number"):
+    with pytest.raises(BenchError, match=r"line 1 is not a line of bAbI: it does not begin with a number"):
         read("babi", "test", path)
 
 
@@ -223,7 +223,7 @@ def test_streamingqa_joins_questions_to_articles_of_the_news_crawl(tmp_path: Pat
     archive(news, articles[0])
     data = read_split(recipe.find("streamingqa_upstream"), "test", {"test": [str(questions), str(news)]})
     assert len(data.entries) == 1
-    assert data.remarks[0] == "1 of 3 questions of test are left out: the files have not their documents."
+    assert data.remarks[0] == "1 of 3 questions of test are left out: their documents are not in the files."
     news.write_bytes(gzip.compress(b"20200105\tno base64\t-\n"))
     with pytest.raises(BenchError, match=r"line 1 is not of the WMT News Crawl"):
         read("streamingqa_upstream", "test", questions, news)

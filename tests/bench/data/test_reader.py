@@ -187,6 +187,32 @@ def test_a_question_without_an_id_gets_a_unique_one(make: Make) -> None:
     assert first.questions[0].question.id != second.questions[0].question.id
 
 
+def test_questions_join_the_first_document_with_their_value_in_whatever_type(make: Make, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    harbour = make(format="rows", join={"question": "at", "document": "key"})
+    (tmp_path / "questions.csv").write_text("question,answers,at\nWhere from?,Pier 4,5\n")
+    documents = tmp_path / "documents.parquet"
+    parquet.write_table(pyarrow.table({"key": [4, 5, 5], "text": ["No.", PIER["text"], "Later."]}), documents)
+    [entry] = load_split(harbour, "test", {"test": [str(tmp_path / "questions.csv"), str(documents)]})
+    assert entry.document.text == PIER["text"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"row 1 has no value of 'at', by which questions and documents are joined"),
+        ([5], r"row 1, column at: expected text, found list"),
+    ],
+)
+def test_a_value_that_joins_nothing_is_refused(make: Make, value: Any, message: str) -> None:
+    rows = [{"question": "Where from?", "answers": ["Pier 4"], "at": value}, {"key": None, "text": "Pier 4."}]
+    harbour = make({"test.jsonl": rows}, format="rows", join={"question": "at", "document": "key"})
+    with pytest.raises(BenchError, match=message):
+        load_split(harbour, "test")
+
+
 def test_text_files_are_documents_with_title_and_year(make: Make, tmp_path: Path) -> None:
     for name, text in (("Dane_Salt_Road_1864", "Once."), ("notes", "Twice."), ("copy", "Once.")):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -648,7 +674,7 @@ def test_unanswerable_questions_of_squad_are_left_out_or_kept(
     kept = read_split(recipe_of(format="squad", unanswerable="keep"), "test", {"test": [str(file)]})
     assert [gold.answers for e in kept.entries for gold in e.questions] == answers
     assert kept.remarks == (
-        f"{left_out} of {len(answers)} questions of test have no answer: right is to answer nothing.",
+        f"{left_out} of {len(answers)} questions of test have no answer: the right answer is none.",
     )
 
 

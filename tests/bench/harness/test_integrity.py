@@ -201,6 +201,9 @@ def test_the_checksum_sees_one_bit_and_swapped_rows(dtype: str) -> None:
     assert changed == ["lm_head.weight"]
     weight[3, 5] = old
     assert checksum(lm) == before
+    weight[1, 1] *= -1  # the highest bit, in a row whose number is even
+    assert checksum(lm) != before
+    weight[1, 1] *= -1
     weight[[0, 1]] = weight[[1, 0]]
     assert checksum(lm) != before
 

