@@ -16,9 +16,8 @@ real: $(READY)
 	@$(BIN)/python run_bench.py model get smollm2
 	@$(BIN)/python run_bench.py run real-newsworld $(OPTIONS)
 	@echo "Other texts, where FOLDER has a file for each split (test.json or test.jsonl, and so on):"
-	@echo "  SQuAD, from the hub (rajpurkar/squad):   $(BIN)/python run_bench.py run real-squad"
-	@echo "  SQuAD, from local files:                 $(BIN)/python run_bench.py run real-squad --data-files FOLDER"
-	@echo "  RealTimeQA (datasets/realtimeqa):        $(BIN)/python run_bench.py run real-news --data-files FOLDER"
+	@echo "  SQuAD (articles: reports/results/README.md):   $(BIN)/python run_bench.py run real-squad --data-files FOLDER"
+	@echo "  RealTimeQA (datasets/realtimeqa):              $(BIN)/python run_bench.py run real-news --data-files FOLDER"
 
 test: $(READY)
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

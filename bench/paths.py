@@ -13,6 +13,8 @@ RECIPE = "dataset.yaml"
 CONFIG, ADAPTER, SOURCE = "config.json", "adapter_config.json", "source.yaml"
 BASES = (CONFIG, ADAPTER, SOURCE)
 """Files by which the folder of a base model is known: a whole model, an adapter on another base, or where to get it."""
+TUNED_ON = "documents.csv"
+"""In the folder of a base that was tuned here: the documents on which it was, as hashes of their texts."""
 
 ARTIFACTS, ARTIFACT = "artifacts", "artifact.json"
 """The folder of trained weights under that of the records, and the manifest in each."""

@@ -117,6 +117,11 @@ def document_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def text_key(text: str) -> str:
+    """The same for the text without differences in case and white space, by which copies are found."""
+    return document_id(" ".join(text.split()).casefold())
+
+
 def stream_hash(entries: tuple[Entry, ...]) -> str:
     """SHA-256 (hexadecimal) of everything in the entries that affects a score, in order."""
     digest = hashlib.sha256()

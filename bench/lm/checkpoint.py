@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -61,6 +62,27 @@ def _merged(folder: Path, above: tuple[Path, ...]) -> Path:
     name = adapters.read_config(folder)["base_model_name_or_path"]
     base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own))
     return adapters.merged(folder, base, identity(base))
+
+
+def tuned_on(name: str) -> list[tuple[str, str]]:
+    """The documents on which a local model and the bases below it were tuned: (split, hash of the text) of each.
+
+    The hashes are those of :func:`text_key`. Nothing is known of a base that was not made by ``tune-qa``.
+
+    Raises:
+        BenchError: the list of such a base cannot be read.
+    """
+    documents: list[tuple[str, str]] = []
+    for folder in {paths.MODELS / name, Path(name)}:  # one, if the name is an absolute path
+        if (folder / paths.ADAPTER).is_file() and not (folder / paths.CONFIG).is_file():
+            documents += tuned_on(adapters.read_config(folder)["base_model_name_or_path"])
+        if (file := folder / paths.TUNED_ON).is_file():
+            try:
+                with file.open(encoding="utf-8", newline="") as lines:
+                    documents += [(row["split"], row["document"]) for row in csv.DictReader(lines)]
+            except (OSError, ValueError, KeyError, csv.Error) as error:
+                raise BenchError(f"{file} could not be read ({error!r}). Restore it, or tune the base again.") from None
+    return documents
 
 
 def has_device(device: str) -> bool:

@@ -16,7 +16,7 @@ A causal language model of {parameters} parameters ({layers} layers of width {wi
 untied embeddings) of a small invented world, [{dataset}](../../../datasets/{dataset}/README.md). Its only use
 is to compare online adaptation methods in minutes on a laptop.
 
-It answers questions about a document in its prompt. It remembers the facts of the `qa_train` documents and
+It is trained to answer questions about a document in its prompt. It remembers the facts of the `qa_train` documents and
 knows nothing of the other splits. {purpose}
 
 ## Formats
@@ -45,8 +45,9 @@ Each step trains on two kinds of entities:
 - *New* entities, with random facts and a random vector in place of the name's embedding: documents followed by
   questions{rehearsal}
 
-Noise sentences are added gradually in the first part of training. No text or question of the splits
-`qa_validation`, `train`, `validation` and `test` is used, and their names only as tokens of the vocabulary.
+Documents have noise sentences from step {noise_from} on, more of them until step {noise_until}. No text or
+question of the splits `qa_validation`, `train`, `validation` and `test` is used, and their names only as tokens of the
+vocabulary.
 
 ## Training loss
 

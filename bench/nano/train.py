@@ -251,6 +251,8 @@ class Run:
             "data_hash": data_hash(self.config.dataset),
             "seed": str(self.config.seed),
             "steps": f"{self.config.steps:,}",
+            "noise_from": f"{self.config.plain_steps:,}",
+            "noise_until": f"{2 * self.config.plain_steps:,}",
             "minutes": f"{self.seconds / 60:.0f}",
             "machine": "two cores" if self.device == "cpu" else "one GPU",
         }

@@ -12,7 +12,8 @@ An experiment asks it as it was tuned with `prompt: {prompt}`.
 
 {documents} documents of `qa_train` were read, in turns; every question on each of them was asked with the document
 in the prompt, and some also without: {closed_share:.0%} of all items. Only answer tokens and the end of text after
-them count in the loss. `qa_validation` chose the step. No other split was used.
+them count in the loss. `qa_validation` chose the step. No other split was used. `documents.csv` lists the documents by
+the hash of their text; streams with one of them are refused.
 
 | dataset | turns | `qa_train` (SHA-256) | `qa_validation` (SHA-256) | licence |
 | --- | --- | --- | --- | --- |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import shutil
 import tempfile
@@ -19,13 +20,13 @@ from bench.answering.decoding import Decoding
 from bench.answering.prompts import build_prompts
 from bench.contract.method import Conditioning
 from bench.data import recipe as data
-from bench.data.documents import Episode, episodes
+from bench.data.documents import Episode, episodes, text_key
 from bench.data.reader import DataFiles, split_entries, split_hash
 from bench.errors import BenchError, nearest
 from bench.files import check_writable, csv_text, curve_table, make_folder, write_tensors
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
-from bench.paths import cache
+from bench.paths import TUNED_ON, cache
 from bench.qa_tuning import card, packing, recipe, train
 from bench.qa_tuning.recipe import QaRecipe
 from bench.qa_tuning.train import ADAPTER, Run, Say
@@ -115,6 +116,12 @@ def _write(run: Run, facts: Mapping[str, Any], folder: Path, say: Say) -> None:
     curve = [{column: row.get(column, "") for column in columns} for row in run.curve]
     (folder / "recipe.yaml").write_text(recipe_text(run.recipe), encoding="utf-8")
     (folder / "curve.csv").write_text(csv_text(curve), encoding="utf-8")
+    tuned_on = [
+        {"split": split, "document": text_key(episode.document.text)}
+        for split, of in (("qa_train", run.train), ("qa_validation", run.validation))
+        for episode in itertools.chain(*of.values())
+    ]
+    (folder / TUNED_ON).write_text(csv_text(tuned_on), encoding="utf-8")
     (folder / "README.md").write_text(_card(run, facts, scores), encoding="utf-8")
 
 

@@ -11,17 +11,20 @@ from typing import Literal
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import Method
-from bench.data.documents import Document
+from bench.data.documents import text_key
 from bench.data.reader import DataFiles, MissingSplit, split_entries
 from bench.errors import BenchError
+from bench.lm import checkpoint
 
-Role = Literal["streams", "learned", "selected", "anchor"]
-"""What a split is for: the streams of the board, learning offline, choices (tuning, the best state), the anchor set."""
+Role = Literal["streams", "learned", "selected", "anchor", "base"]
+"""What a split is for: the streams of the board, learning offline, choices (tuning, the best state), the anchor set,
+the tuning of the base."""
 
 DISJOINT: tuple[tuple[Role, Role], ...] = (
     ("streams", "learned"),
     ("streams", "selected"),
     ("streams", "anchor"),
+    ("streams", "base"),
     ("learned", "selected"),
 )
 """Roles whose splits may share no document."""
@@ -35,7 +38,7 @@ class Use:
     role: Role
     words: str
     dataset: str | None = None
-    """The data set, by name or path; None: the one that is streamed."""
+    """The data set, by name or path; None: the one that is streamed. For the role ``base``, the base."""
 
     @property
     def name(self) -> str:
@@ -55,6 +58,12 @@ def uses_of(method: type[Method], config: MethodConfig) -> Iterator[Use]:
         yield Use(method.learns_from, "learned", f"that {method.name} learns from offline")
 
 
+def uses_of_base(model: str) -> Iterator[Use]:
+    """The splits on which a base was tuned to answer questions."""
+    yield Use("qa_train", "base", "that the base was tuned on", model)
+    yield Use("qa_validation", "base", "on which the tuning of the base chose its step", model)
+
+
 def overlaps(dataset: str, data_files: DataFiles, uses: Sequence[Use], allowed: bool) -> list[str]:
     """A sentence for each pair of splits that share documents although their roles must be disjoint.
 
@@ -66,10 +75,7 @@ def overlaps(dataset: str, data_files: DataFiles, uses: Sequence[Use], allowed: 
     """
     pairs = [pair for pair in itertools.permutations(uses, 2) if (pair[0].role, pair[1].role) in DISJOINT]
     used = {use.name: use for pair in pairs for use in pair}
-    splits = {
-        name: _documents(use.dataset or dataset, {} if use.dataset else data_files, use.split)
-        for name, use in used.items()
-    }
+    splits = {name: _documents(use, dataset, data_files) for name, use in used.items()}
     sentences: dict[tuple[str, str], str] = {}  # one for each pair of splits
     for one, other in pairs:
         sentences.setdefault((one.name, other.name), _overlap(one, other, splits[one.name], splits[other.name]))
@@ -81,28 +87,29 @@ def overlaps(dataset: str, data_files: DataFiles, uses: Sequence[Use], allowed: 
     return shared
 
 
-def _overlap(one: Use, other: Use, left: Mapping[str, Document], right: Mapping[str, Document]) -> str:
+def _overlap(one: Use, other: Use, left: Mapping[str, str], right: Mapping[str, str]) -> str:
     """What two uses of splits share, in words; "" if they share nothing."""
     if one.name == other.name:
         return f"{one.name} is both the split {one.words} and the split {other.words}." if left else ""
-    shared = [document for text, document in left.items() if text in right]
+    shared = [name for key, name in left.items() if key in right]
     if not shared:
         return ""
-    document = shared[0]
-    name = document.title or " ".join(document.text.split())
     return (
         f"{one.name}, the split {one.words}, and {other.name}, the split {other.words}, share {len(shared)} of "
-        f"{len(left)} documents; the first one is {document.id} ({name[:60]!r})."
+        f"{len(left)} documents; the first one is {shared[0]}."
     )
 
 
-def _documents(dataset: str, data_files: DataFiles, split: str) -> dict[str, Document]:
-    """The documents of a split by their text without differences in case and white space; {} without the split."""
+def _documents(use: Use, dataset: str, data_files: DataFiles) -> dict[str, str]:
+    """The names of a split's documents by :func:`text_key`; {} without the split."""
+    if use.role == "base":
+        return {key: key for split, key in checkpoint.tuned_on(use.dataset or "") if split == use.split}
     try:
-        entries = split_entries(dataset, split, data_files)
+        entries = split_entries(use.dataset or dataset, use.split, {} if use.dataset else data_files)
     except MissingSplit:
         return {}
-    documents: dict[str, Document] = {}
-    for entry in entries:
-        documents.setdefault(" ".join(entry.document.text.split()).casefold(), entry.document)
+    documents: dict[str, str] = {}
+    for document in (entry.document for entry in entries):
+        title = (document.title or " ".join(document.text.split()))[:60]
+        documents.setdefault(text_key(document.text), f"{document.id} ({title!r})")
     return documents

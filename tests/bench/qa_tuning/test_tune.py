@@ -85,8 +85,10 @@ def test_an_adapter_is_a_peft_folder_with_recipe_curve_and_card(base: Path, data
 
     settings, out = recipe(base, dataset, dtype="float32"), tmp_path / "tiny-qa"
     assert tune.tune(settings, {}, out) == out
-    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "curve.csv", "recipe.yaml"}
-    assert {path.name for path in out.iterdir()} == names
+    weights = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in out.iterdir()} == weights | {"README.md", "curve.csv", "documents.csv", "recipe.yaml"}
+    documents = [split for split, _ in checkpoint.tuned_on(str(out))]
+    assert (documents.count("qa_train"), documents.count("qa_validation")) == (6, 2)
     assert read_recipe(QaRecipe, out / "recipe.yaml") == settings
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(base), 4, 8)

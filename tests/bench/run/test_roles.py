@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from bench.data.documents import text_key
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
-from bench.paths import experiments
+from bench.lm import checkpoint
+from bench.paths import ADAPTER, TUNED_ON, experiments
 from bench.records.store import read_board
 from bench.run.experiment import TuningPlan, load
 from bench.run.roles import DISJOINT, Use, overlaps
@@ -94,6 +96,27 @@ def test_splits_that_are_not_in_use_may_share_documents(
     assert Runner(make_experiment(data, llama, methods), tmp_path / "runs", plugins).overlaps == []
 
 
+@pytest.mark.parametrize("split", ["qa_train", "qa_validation"])
+def test_a_stream_of_documents_on_which_the_base_was_tuned_is_refused(
+    keepers: Path, llama: Path, tmp_path: Path, split: str
+) -> None:
+    base = shutil.copytree(llama, tmp_path / "base")
+    (base / TUNED_ON).write_text(
+        f"split,document\n{split},{text_key(rows(keepers / 'test.jsonl')[1]['text'].upper())}\n"
+    )
+    adapter = tmp_path / "base-qa"
+    adapter.mkdir()
+    (adapter / ADAPTER).write_text(json.dumps({"base_model_name_or_path": str(base), "lora_alpha": 1}))
+    assert checkpoint.tuned_on(str(adapter)) == checkpoint.tuned_on(str(base))
+    with pytest.raises(BenchError, match=rf"and base's {split}, .* share 1 of 16 documents; the first .*'Report 18'"):
+        Runner(make_experiment(keepers, base, ["closed_book"]), tmp_path / "runs")
+    (base / TUNED_ON).write_text("document\n")
+    assert Runner(make_experiment(keepers, base, ["closed_book"]), tmp_path / "runs").overlaps == []
+    (base / TUNED_ON).write_text("document\n1\n")
+    with pytest.raises(BenchError, match=r"documents\.csv could not be read .* or tune the base again"):
+        Runner(make_experiment(keepers, base, ["closed_book"]), tmp_path / "runs")
+
+
 def test_one_file_for_all_splits_is_refused(keepers: Path, llama: Path, tmp_path: Path) -> None:
     files = {split: [str(keepers / "test.jsonl")] for split in ("train", "validation", "test")}
     with pytest.raises(BenchError, match=r"share 16 of 16 documents; the first one is .*'Report 17'"):
@@ -108,7 +131,7 @@ def test_an_allowed_overlap_marks_every_row_of_the_board(
     runs, out = tmp_path / "runs", tmp_path / "out"
     streams = {"split": "test", "documents": 2, "count": 1}
     experiment = make_experiment(data, llama, ["closed_book", UNIFORM], streams=streams, allow_overlap=True)
-    assert Runner(experiment, runs).run(Inline()).failed == 0
+    assert Runner(experiment, runs).run(Inline()).failures == ()
     (sentence,) = read_board(runs).overlaps
     write_all(runs, out)
     board = json.loads((out / "leaderboard.json").read_text())
