@@ -101,27 +101,24 @@ DataFiles = Annotated[
 ]
 
 
-def _device(name: str | None) -> str | None:
-    """The kind of a device; of one that has a number, such as cuda:1, no other is visible from now on."""
-    kind, separator, number = (name or "").partition(":")
+def _device(name: str | None, devices: str | None = None) -> str | None:
+    """The kind of a device; of GPUs with numbers, as in cuda:1 or --devices 0,1, no others are visible from now on."""
+    if devices is not None:
+        if name not in (None, "cuda"):
+            raise BenchError(f"--devices {devices} numbers GPUs, but --device is {name}: leave one of the two out.")
+        name = f"cuda:{devices}"
+    kind, separator, numbers = (name or "").partition(":")
     if kind != "cuda" or not separator:
         return name
-    _devices(number)
+    from bench.machine import GPU_ORDER
+
+    if not all(map(str.isdecimal, numbers.split(","))):
+        raise BenchError(f"A GPU has a number, as in cuda:1 or --devices 0,1: {numbers!r} is none.")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": numbers, **GPU_ORDER}
     return kind
 
 
-def _devices(numbers: str | None) -> str | None:
-    """Let no other GPUs be visible from now on."""
-    if numbers is not None:
-        from bench.machine import GPU_ORDER
-
-        if not all(map(str.isdecimal, numbers.split(","))):
-            raise BenchError(f"A GPU has a number, as in cuda:1 or --devices 0,1: {numbers!r} is none.")
-        os.environ |= {"CUDA_VISIBLE_DEVICES": numbers, **GPU_ORDER}
-    return numbers
-
-
-DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps", callback=_device)]
+DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps")]
 ExperimentFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -155,6 +152,10 @@ def default(
         overrides = fewer if quick else Overrides()
         experiment = overrides.vary(load("default"), "quick" if quick else None)
         _run(experiment, Path("runs"), Path("out"), remarks=overrides.remarks(), dry_run=dry_run)
+    elif quick or dry_run:
+        raise BenchError(
+            "--quick and --dry-run before a command are for a call without one: put --dry-run after the command."
+        )
 
 
 @app.command()
@@ -186,9 +187,7 @@ def run(
         typer.Option(min=1, help="let methods observe with at most the operations of uniform at this many steps"),
     ] = None,
     device: DeviceName = None,
-    devices: Annotated[
-        str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)", callback=_devices)
-    ] = None,
+    devices: Annotated[str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="the same bits each time, also on a GPU; slower there")
@@ -232,7 +231,7 @@ def run(
         dataset=dataset,
         data_files=_data_files(data_files),
         seed=seed,
-        device="cuda" if devices else device,
+        device=_device(device, devices),
         dtype=dtype,
         deterministic=deterministic,
         trials=trials,
@@ -302,6 +301,7 @@ def _run_cells(
 
     from bench.files import check_writable
     from bench.run import display
+    from bench.run.pace import Pace
     from bench.run.progress import Progress
     from bench.run.runner import Runner
     from bench.run.workers import Workers
@@ -314,9 +314,12 @@ def _run_cells(
         runners = [Runner(one, runs, plugins, remarks, hook_timeout, dry_run, workers.shard) for one in pairs]
     plan = workers.plan(experiment, max(runner.weights for runner in runners))
     if plan.remark:
-        console.print(plan.remark, markup=False)
+        _print_line(plan.remark)
+    pace = Pace()
+    pace.read(runs, dict.fromkeys(method.name for runner in runners for method in runner.experiment.methods))
     if dry_run:
-        _print_plan(runners, plan.jobs)
+        _print_plan(runners, plan.jobs, pace, "earlier records")
+        _print_line("Nothing was run.")
         return []
     check_writable(runs, "--runs")
     check_writable(out, "--out")
@@ -327,7 +330,7 @@ def _run_cells(
         _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
         return []
     with workers.open(experiment, plan) as executor, display.following(console) as show:
-        progress = Progress(show, executor.jobs)
+        progress = Progress(show, executor.jobs, pace)
         for runner in runners:
             runner.expect(progress)
         # the experiment's own board is the last
@@ -385,7 +388,7 @@ def list_(
         if known := boards.names(runs):
             console.print(f"[bold]boards[/bold]  {escape(', '.join(known))}")
         elif kind == "boards":
-            console.print(f"There are no boards in {runs}.", markup=False)
+            _print_line(f"There are no boards in {runs}.")
 
 
 @app.command()
@@ -418,7 +421,11 @@ def reproduce(
     for run in spec.runs(scale):
         steps = None if run.equal_compute is None else EqualCompute(method=REFERENCE, steps=run.equal_compute)
         overrides = Overrides(
-            **run.changes(), data_files=_data_files(data_files), device=device, dtype=dtype, equal_compute=steps
+            **run.changes(),
+            data_files=_data_files(data_files),
+            device=_device(device),
+            dtype=dtype,
+            equal_compute=steps,
         )
         experiment = overrides.vary(load(run.experiment))
         remarks = overrides.remarks()
@@ -428,7 +435,7 @@ def reproduce(
     if dry_run:
         return
     boards = [(run, one) for run, name in planned for board in [build(runs, name)] for one in (board, *board.others)]
-    compared, paths = reproduction.write(spec, scale, boards, runs, out)
+    compared, paths = reproduction.write(spec, scale, boards, out)
     _print_line(compared.verdict())
     for panel in compared.panels:
         _print_line(f"{panel.name}: {' '.join(panel.sentences())}")
@@ -484,11 +491,10 @@ def report(
         stale = reports.stale(runs, out, experiment, reference, chosen)
         if stale:
             raise RunError(f"Out of date with the records: {', '.join(stale)}. Run python run_bench.py report.")
-        console.print("Everything is up to date with the records.")
+        _print_line("Everything is up to date with the records.")
         if is_packed(runs):
-            console.print(
-                "Digests and means are right. Answers were not scored again: published records have no gold answers.",
-                soft_wrap=True,
+            _print_line(
+                "Digests and means are right. Answers were not scored again: published records have no gold answers."
             )
     else:
         _report(runs, out, experiment, track, reference, chosen)
@@ -536,7 +542,7 @@ def compare(
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
     if plot:
-        console.print(f"Wrote {', '.join(map(str, compare_plot.write(comparison, out)))}", soft_wrap=True, markup=False)
+        _print_line(f"Wrote {', '.join(map(str, compare_plot.write(comparison, out)))}")
 
 
 @app.command()
@@ -556,11 +562,9 @@ def export(
     with_arms = [group for group in groups if is_arm_of(group, chosen)]
     ids = [run.id for group in with_arms for run in group.records]
     submission.export(runs, record.experiment, chosen.label, ids, output)
-    console.print(
+    _print_line(
         f"Wrote {output} ({output.stat().st_size / 1e6:.2f} MB): {', '.join(group.label for group in with_arms)}. "
-        f"For another board: python run_bench.py import {output}",
-        soft_wrap=True,
-        markup=False,
+        f"For another board: python run_bench.py import {output}"
     )
 
 
@@ -574,12 +578,10 @@ def import_(
     from bench.records import submission
 
     row = submission.add(file, runs, experiment)
-    console.print(
+    _print_line(
         f"Every score follows from the predictions, and the questions and gold answers are those of the board. The row "
         f"is in {row.folder}, marked {row.mark}. "
-        f"Next: python run_bench.py report {row.folder.parent.name} --runs {runs}",
-        soft_wrap=True,
-        markup=False,
+        f"Next: python run_bench.py report {row.folder.parent.name} --runs {runs}"
     )
 
 
@@ -595,10 +597,9 @@ def publish(
     from bench.records import published
 
     path = published.publish(runs, experiment, to)
-    console.print(
+    _print_line(
         f"Wrote {path} ({path.stat().st_size / 1e6:.2f} MB). The same tables and plots: "
-        f"python run_bench.py report {experiment} --runs {path.parent}",
-        soft_wrap=True,
+        f"python run_bench.py report {experiment} --runs {path.parent}"
     )
     unknown, count = published.without_commit(path.parent)
     if unknown:
@@ -633,9 +634,8 @@ def _report(
                 _print_line(sentence)
     weighted = any("tokens.jsonl" in record.files for row in board.rows for record in row.records)
     if weighted and is_packed(runs):
-        console.print("Note: published records have no texts: the plot token_weights is not drawn.")
-    folder = boards.folder(out, board.experiment)
-    _print_line(f"Tables and plots are in {folder}{'' if str(folder).endswith('/') else '/'}")
+        _print_line("Note: published records have no texts: the plot token_weights is not drawn.")
+    _print_line(f"Tables and plots are in {boards.folder(out, board.experiment)}/")
     if track is not None:
         _print_line(tracking.track(board, out, track))
 
@@ -731,7 +731,7 @@ def train(
         dataset=dataset,
         data_files=_data_files(data_files),
         seed=seed,
-        device=device,
+        device=_device(device),
         dtype=dtype,
         assignments=set_ or [],
     )
@@ -772,7 +772,7 @@ def tune_qa(
         if not (name and separator and os.path.isdir(folder)):
             raise BenchError(f"--data-files takes DATASET=FOLDER here, got {assignment!r}.")
         files[name] = {split: [path] for split, path in _split_files(Path(folder)).items()}
-    _print_line(f"Wrote {tune.tune(settings, files, out, work, device or 'cpu', _print_line)}")
+    _print_line(f"Wrote {tune.tune(settings, files, out, work, _device(device) or 'cpu', _print_line)}")
 
 
 @model_app.command("get")
@@ -808,15 +808,14 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def status(
-    context: typer.Context,
-    experiment: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="a name (see `list`) or a YAML file")
-    ] = "default",
-) -> None:
-    """Show what of an experiment is there, runs now and where, has failed, or is missing. Takes the options of run."""
-    named = ["default", experiment] if experiment.startswith("-") else [experiment]  # an option may come first
-    command = typer.main.get_command(app)
+def status(context: typer.Context) -> None:
+    """Show what of an experiment is there, runs now and where, has failed, or is missing.
+
+    Takes the experiment (default: default) and the options of run.
+    """
+    command: Any = typer.main.get_command(app)
+    parsed = command.commands["run"].make_context("run", [*context.args], resilient_parsing=True)
+    named = [] if parsed.params.get("experiment") else ["default"]
     command.main(["run", *named, *context.args, "--dry-run"], standalone_mode=False)
 
 
@@ -854,7 +853,7 @@ def doctor(
         model=model,
         dataset=dataset,
         data_files=_data_files(data_files),
-        device=device,
+        device=_device(device),
         dtype=dtype,
     )
     experiment = overrides.vary(load(name, scale))
@@ -865,9 +864,10 @@ def doctor(
         raise BenchError(f"{experiment.name} cannot run here yet: see what is missing above.")
     pairs = [experiment, *experiment.on_each_pair()[1:]]
     runners = [Runner(one, runs, _paths(plugin), look_only=True) for one in pairs]
-    console.print("Each method is tried on a few documents ...", markup=False)
+    _print_line("Each method is tried on a few documents ...")
     pace, failures = readiness.measure(runners, runs, _paths(plugin), jobs)
-    _print_plan(runners, Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs, pace)
+    workers = Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs
+    _print_plan(runners, workers, pace, "a short trial")
     if failures:
         raise RunError("\n  ".join(["These methods failed in the trial:", *failures]))
 
@@ -876,16 +876,11 @@ def _print_line(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _print_plan(runners: Sequence[Runner], jobs: int, tried: Pace | None = None) -> None:
-    """Print what a run would do: the cells of each method, those that are there, and what the others would take.
-
-    Time and memory are those of earlier records, or what was ``tried``.
-    """
+def _print_plan(runners: Sequence[Runner], jobs: int, pace: Pace, source: str) -> None:
+    """Print what a run would do: the cells of each method, and the time and memory they take by their ``source``."""
     from bench.run import display
-    from bench.run.pace import Pace
 
-    pace, source = (tried, "a short trial") if tried else (Pace(), "earlier records")
-    outlooks = {runner: runner.look_ahead(pace) for runner in runners}
+    outlooks = {runner: runner.look_ahead() for runner in runners}
     for runner, of_pair in outlooks.items():
         console.print(display.plan(runner.experiment, of_pair, pace))
         for remark in runner.remarks:

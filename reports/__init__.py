@@ -31,8 +31,8 @@ def write_all(
 
     built = board.build(runs, experiment, reference)
     root = boards.folder(out, built.experiment)
-    paths = _write_tables(built, runs, root, columns)
-    for folder, drawings in _drawings(built, runs, root):
+    paths = _write_tables(built, root, columns)
+    for folder, drawings in _drawings(built, root):
         paths += plots.save(drawings, folder)
     written.replace(root, paths)
     return built
@@ -66,21 +66,21 @@ def stale(
         BenchError: as :func:`write_all`, or a score is another one than the record says.
     """
     from bench.records import boards, imported
-    from bench.records.store import is_packed
-    from bench.records.summary import check_board
+    from bench.records.check import check_board
+    from bench.records.store import is_packed, read_board
     from reports import board, plots, written
 
-    record = boards.read(runs, experiment)
+    record = read_board(runs, experiment)
     for name in (record.experiment, *record.bases):
-        check_board(runs, boards.read(runs, name))
+        check_board(runs, read_board(runs, name))
         for row in imported.rows(runs, name):
             check_board(row.folder, row.board)
     built = board.build(runs, record.experiment, reference)
     root = boards.folder(out, built.experiment)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        made, drawn = _write_tables(built, runs, place, columns), []
-        for folder, drawings in _drawings(built, runs, place):
+        made, drawn = _write_tables(built, place, columns), []
+        for folder, drawings in _drawings(built, place):
             made += plots.write_captions(drawings, folder)
             drawn += [folder / name for name in plots.files(drawings)]
         texts, pictures = ([path.relative_to(place) for path in paths] for paths in (made, drawn))
@@ -92,7 +92,7 @@ def stale(
     return [str((root / path).relative_to(out)) for path in wrong]
 
 
-def _write_tables(built: Board, runs: Path, root: Path, columns: Sequence[str]) -> list[Path]:
+def _write_tables(built: Board, root: Path, columns: Sequence[str]) -> list[Path]:
     """Write everything but the plots and their captions; returns the files."""
     from reports import page, pair_tables, tables, token_weights
 
@@ -102,12 +102,12 @@ def _write_tables(built: Board, runs: Path, root: Path, columns: Sequence[str]) 
     return [*paths, *pair_tables.write(built, root), page.write([built, *built.others], root)]
 
 
-def _drawings(built: Board, runs: Path, root: Path) -> Iterator[tuple[Path, Drawings]]:
+def _drawings(built: Board, root: Path) -> Iterator[tuple[Path, Drawings]]:
     """The plots of each board and those of all boards together, each with their folder."""
     from reports import plots
 
     for one, folder in _folders(built, root):
-        yield folder, plots.drawings(one, runs)
+        yield folder, plots.drawings(one)
     yield root, plots.across(built)
 
 

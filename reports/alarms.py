@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
+from bench.records.schema import TrialRecord, TuningRecord, mean
 from bench.records.tuning import best
-from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm, floor_of
+from reports.origins import costs_of, summary_of
+from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm, row_of
 from reports.statistics import paired_difference
 
 LEVEL = 0.05
@@ -70,13 +71,13 @@ def _empty_answers(rows: Sequence[Row]) -> Iterator[str]:
 
 def _exploded(rows: Sequence[Row]) -> Iterator[str]:
     """The token NLL of a run is above twice that of the unadapted model on the same stream."""
-    floor = floor_of(rows)
+    floor = row_of(rows, FLOOR)
     records = () if floor is None else floor.records
-    unadapted = {record.spec.stream: nll for record in records if (nll := _token_nll(record))}
+    unadapted = {record.spec.stream: nll for record in records if (nll := summary_of(record).token_nll)}
     counts = {}
     for row in rows:
         runs = [record for record in row.records if row.arm == "stream" and record.spec.stream in unadapted]
-        if above := sum((_token_nll(run) or 0.0) > EXPLODED * unadapted[run.spec.stream] for run in runs):
+        if above := sum((summary_of(run).token_nll or 0.0) > EXPLODED * unadapted[run.spec.stream] for run in runs):
             counts[row.label] = f"{above} of {len(runs)} runs"
     if counts:
         yield (
@@ -90,10 +91,6 @@ def _listed(details: Mapping[str, str]) -> str:
     return ", ".join(f"{label} ({detail})" for label, detail in details.items())
 
 
-def _token_nll(record: RunRecord) -> float | None:
-    return record.summary.token_nll if record.summary is not None else None
-
-
 def _placebo(entries: Entries) -> Iterator[str]:
     """F1 on placebo is far above closed book and not significantly below that on the stream.
 
@@ -105,7 +102,7 @@ def _placebo(entries: Entries) -> Iterator[str]:
         if (row.arm, row.status) != ("placebo", "complete") or not floor or not stream or "f1" not in items:
             continue
         gain = paired_difference(items["f1"], floor["f1"]).document
-        lost = paired_difference(stream["f1"], items["f1"]).document.interval(1 - LEVEL)
+        lost = paired_difference(stream["f1"], items["f1"]).document.interval()
         if gain.se is not None and gain.mean > FAR * gain.se and lost is not None and lost[0] <= 0:
             above[row.label] = f"F1 {gain.mean:+.3f}"
     if above:
@@ -151,8 +148,8 @@ def _uneven_load(rows: Sequence[Row]) -> Iterator[str]:
     """Scoring the streams of a row took very different seconds for each operation."""
     ratios = {}
     for row in rows:
-        scoring = [cost.score for record in row.records if (cost := record.costs) and cost.score.seconds >= SHORTEST]
-        rates = [tally.seconds / tally.flops for tally in scoring if tally.flops]
+        scoring = [costs_of(record).score for record in row.records]
+        rates = [tally.seconds / tally.flops for tally in scoring if tally.seconds >= SHORTEST and tally.flops]
         if len(rates) > 1 and max(rates) > UNEVEN * min(rates):
             ratios[row.label] = max(rates) / min(rates)
     if ratios:

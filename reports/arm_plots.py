@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.data.arms import documents_per_reset, irrelevant_percent
 from reports.board import Board
-from reports.rows import CEILING, FLOOR, Row, is_arm_of
+from reports.rows import CEILING, FLOOR, Row, is_arm_of, row_of
 from reports.style import (
     BLUE,
     DASHED,
@@ -25,7 +24,7 @@ from reports.style import (
     band,
     bar,
     board_error,
-    compare,
+    draw_others,
     from_zero,
     intervals,
     label_rows,
@@ -88,7 +87,7 @@ class Control(NamedTuple):
         return f"{self.word}: {self.name}"
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots of the methods that have control arms."""
     methods = families(board)
     with_controls = [family for family in methods if family.rows.keys() & {"gold_only", "shuffled", "empty"}]
@@ -124,7 +123,7 @@ def families(board: Board) -> list[Family]:
     documents = 0
     for row in sorted(board.rows, key=lambda row: row.arm != "stream"):
         if not irrelevant_percent(row.arm):
-            documents = max([documents, *(record.summary.documents for record in row.records if record.summary)])
+            documents = max(documents, row.documents)
         if "f1" in row.scores:
             without_arm = (row.method, json.dumps(row.config, sort_keys=True), row.imported)
             rows.setdefault(without_arm, {})[row.arm] = row
@@ -178,7 +177,7 @@ def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
     curves = [_points(board, family) for family in methods]
     for axes, points in zip(grid, curves, strict=True):
         band(axes, points)
-    compare(grid, curves)
+    draw_others(grid, curves)
     ticks = sorted({documents for family in methods for documents, _ in family.contexts()})
     log_ticks(grid[0], ticks, [f"{tick:g}" for tick in ticks])
     controls = _lines(board, (FLOOR, CEILING))
@@ -193,10 +192,10 @@ def _contexts(board: Board, methods: Sequence[Family]) -> Figure:
 
 def _lines(board: Board, controls: Sequence[str]) -> list[Control]:
     """The lines of these controls, as far as the board has them."""
-    rows = {row.method: row for row in board.rows if row.arm == "stream" and "f1" in row.scores and not row.imported}
+    scored = [row for row in board.rows if "f1" in row.scores]
     styles = (("dashed", DASHED), ("dotted", DOTTED))
     return [
-        Control(name, word, style, score(board, rows[name]).mean)
+        Control(name, word, style, score(board, row).mean)
         for name, (word, style) in zip(controls, styles, strict=False)
-        if name in rows
+        if (row := row_of(scored, name)) is not None
     ]

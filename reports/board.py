@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,7 +13,7 @@ from bench.answering.retune import Retune
 from bench.data.arms import irrelevant_percent
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, nearest
-from bench.records import boards, imported
+from bench.records import imported
 from bench.records.comparability import differences, listed
 from bench.records.schema import (
     BoardEntry,
@@ -23,7 +23,7 @@ from bench.records.schema import (
     documents_seen,
     first_probe,
 )
-from bench.records.store import read_run, read_tuning
+from bench.records.store import read_board, read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import break_even
@@ -39,15 +39,16 @@ from reports.rows import (
     entry_of,
     find,
     find_arm,
-    floor_of,
     make_row,
     read_items,
+    row_of,
 )
 from reports.spread import Run, Runs, shares
 from reports.statistics import (
     ErrorKind,
     Estimate,
     Item,
+    error_kind,
     paired_difference,
     ratio,
     run_means,
@@ -80,6 +81,8 @@ class Board:
     rows: tuple[Row, ...]
     tuning: tuple[TuningRecord, ...]
     remarks: tuple[str, ...]
+    runs: Path = field(compare=False)
+    """Folder of its own records; a row has that of its own (:attr:`reports.rows.Row.runs`)."""
     prompt: PromptFormat = PLAIN
     retune: Retune | None = None
     """What every method does before it answers at a probe."""
@@ -93,12 +96,12 @@ class Board:
     @property
     def error(self) -> ErrorKind:
         """The error to show: SE_stream, or SE_doc if there is a single stream and so no SE_stream."""
-        return "SE_stream" if len(self.streams) > 1 else "SE_doc"
+        return error_kind(len(self.streams))
 
     @property
     def floor(self) -> Row | None:
         """The row of the unadapted model on the streams themselves, one's own if there is one; None without one."""
-        return floor_of(self.rows)
+        return row_of(self.rows, FLOOR)
 
     @property
     def f1_name(self) -> str:
@@ -112,7 +115,7 @@ def load(runs: Path, experiment: str | None = None) -> tuple[list[Group], BoardR
     Raises:
         BenchError: there is no such board, a record is missing or unreadable, or the records are not comparable.
     """
-    board = boards.read(runs, experiment)
+    board = read_board(runs, experiment)
     records = [read_run(runs / run_id) for run_id in board.runs]
     if not records:
         raise BenchError(f"The experiment {board.experiment} has no runs. Give it at least one method.")
@@ -144,7 +147,6 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
     """The imported rows of a board that fit to its own rows, and remarks on them and on those that do not fit."""
     records = [record for group in own for record in group.records]
     streams = {record.spec.stream for record in records}
-    documents = {record.spec.place: record.spec.stream_hash for record in records}
     key, groups, remarks = records[0].comparability_key, [], []
     for row in imported.rows(runs, experiment):
         if any(record.comparability_key != key for record in row.records):
@@ -152,7 +154,7 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
             remarks.append(f"The imported row {row.folder.name} is left out: it differs from the board in {what}.")
         elif any((runs / run_id).is_dir() for run_id in row.board.runs):
             remarks.append(f"The imported row {row.folder.name} is left out: its cells were run here since.")
-        elif any(documents.get(one.spec.place, one.spec.stream_hash) != one.spec.stream_hash for one in row.records):
+        elif unlike([*records, *row.records]):
             remarks.append(f"The imported row {row.folder.name} is left out: the board is on other documents since.")
         else:
             remarks += [f"Overlap in the imported row {row.folder.name}: {found}" for found in row.board.overlaps]
@@ -200,7 +202,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
             row = make_row(group, items, len(streams), theirs, read_tuning(group.runs, dict.fromkeys(theirs.tuning)))
         entries.append((row, items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
-    standings = _standings(entries, headline, "SE_stream" if len(streams) > 1 else "SE_doc")
+    standings = _standings(entries, headline, error_kind(len(streams)))
     reference_row = _reference([row for row, _ in entries], reference, record.experiment)
     rows = [
         replace(
@@ -247,6 +249,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
             *_hand_set_remarks(rows),
             *_provenance_remarks(groups),
         ),
+        runs=runs,
         prompt=first.spec.prompt,
         retune=first.spec.retune,
         first_documents=_first_documents(groups),
@@ -339,14 +342,21 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
                 f"{listed(differences(first.spec, other.spec))}. "
                 f"Run the experiment again."
             )
-    first_runs: dict[tuple[str, str, int], RunRecord] = {}
+    if two := unlike(records):
+        raise BenchError(
+            f"{two[0].id} and {two[1].id} saw different documents under the name {two[0].spec.stream}. "
+            f"Run the experiment again."
+        )
+
+
+def unlike(records: Iterable[RunRecord]) -> tuple[RunRecord, RunRecord] | None:
+    """Two records in one place (``CellSpec.place``) with other documents, questions or answers; None if all agree."""
+    first: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        earlier = first_runs.setdefault(record.spec.place, record)
+        earlier = first.setdefault(record.spec.place, record)
         if earlier.spec.stream_hash != record.spec.stream_hash:
-            raise BenchError(
-                f"{earlier.id} and {record.id} saw different documents under the name {record.spec.stream}. "
-                f"Run the experiment again."
-            )
+            return earlier, record
+    return None
 
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:

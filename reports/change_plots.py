@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.records.schema import CHANGE_SCORES
@@ -38,7 +37,7 @@ LABELS = {
 }
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if the board is about facts that change and has several probes.
 
     Closed book, gold in prompt and control arms are left out: what they answer does not depend on the documents seen.
@@ -53,7 +52,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
         "Facts that change along the stream, at each probe by the number of documents seen: F1 on facts that have "
         "changed by then, the share of these answers that were true earlier (stale), and F1 on facts that have not"
     )
-    notes = [intervals("bars", stream_error_name(len(board.streams)))]
+    notes = [intervals("bars", stream_error_name(board))]
     return {"evolving": Plot(lambda: _evolving(board, curves), caption, notes)}
 
 
@@ -69,5 +68,5 @@ def _evolving(board: Board, curves: Mapping[str, Mapping[str, Points]]) -> Figur
     grid[0].set_xticks(ticks)
     grid[0].set_ylim(-0.03, 1.03)  # room for markers at 0 and 1
     legend(figure, [(LABELS[name], COLOURS[name], "-") for name in CHANGE_SCORES])
-    name_axes(figure, "documents seen", "F1, or share of answers", [stream_error_name(len(board.streams))])
+    name_axes(figure, "documents seen", "F1, or share of answers", [stream_error_name(board)])
     return figure

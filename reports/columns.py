@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from bench.records.schema import CHANGE_SCORES
 from reports.board import Board
 from reports.rows import CEILING, FIRST, FLOOR, Row, about_changes, some_run_on
-from reports.statistics import ErrorKind, Estimate, show_error
+from reports.statistics import ErrorKind, Estimate, show_error, show_number
 
 NAMES = (
     *("method", "f1", "se", "rank", FIRST, "relative_f1", "f1_vs_reference", "em", "ended", "em_prefix", "answer_nll"),
@@ -74,7 +74,7 @@ def _every(board: Board) -> list[Column]:
     difference = (
         f"paired difference from {reference}, each interval by itself, not corrected for the number of rows; see rank"
     )
-    spread = [_error("SE", board.headline, kind), _RANK]
+    spread = [_error(board.headline, kind), _RANK]
     answers = [
         _score(board.f1_name, "f1", kind),
         *(spread if board.headline == "f1" else ()),
@@ -217,7 +217,7 @@ def _score(heading: str, name: str, kind: ErrorKind, explanation: str = "") -> C
     return Column(name, heading, cell, explanation, lambda row: row.estimate(name, kind))
 
 
-def _error(heading: str, name: str, kind: ErrorKind) -> Column:
+def _error(name: str, kind: ErrorKind) -> Column:
     def cell(row: Row) -> str:
         estimate = row.estimate(name, kind)
         return "" if estimate is None else show_error(estimate.se)
@@ -226,7 +226,7 @@ def _error(heading: str, name: str, kind: ErrorKind) -> Column:
         estimate = row.estimate(name, kind)
         return None if estimate is None else estimate.se
 
-    return Column("se", heading, cell, value=value)
+    return Column("se", "SE", cell, value=value)
 
 
 _RANK = Column(
@@ -241,7 +241,7 @@ _RANK = Column(
 def _plain(heading: str, name: str, explanation: str = "", digits: int = 3) -> Column:
     def cell(row: Row) -> str:
         value = row.value(name)
-        return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+        return "" if value is None else show_number(value, digits)
 
     return Column(name, heading, cell, explanation, lambda row: row.value(name))
 

@@ -29,6 +29,7 @@ from reports.statistics import (
     Sample,
     bootstrap_interval,
     difference,
+    error_kind,
     is_exact,
     mean_of,
     pairs,
@@ -90,7 +91,7 @@ class Pair:
     @property
     def error(self) -> ErrorKind:
         """The error to show, as on boards: over streams if there are several."""
-        return "SE_stream" if len(self.streams) > 1 else "SE_doc"
+        return error_kind(len(self.streams))
 
     @cached_property
     def estimate(self) -> Estimate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reports import plots
 from reports.compare import Comparison, Pair, bootstrap, t_test
-from reports.compare_tables import UNITS, name_of
+from reports.compare_tables import UNITS, name_of, units_of
 from reports.statistics import ErrorKind
 from reports.style import BLUE, DASHED, GREY, ORANGE, Plot, label_rows, legend, name_axes, wrap_labels
 
@@ -72,11 +72,10 @@ def draw(comparison: Comparison) -> Figure:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    error = comparison.pairs[0].error
-    notes = [f"blue: 95\u00a0% t interval over {UNITS[error]}"]
+    notes = [f"blue: 95\u00a0% t interval over {units_of(comparison)}"]
     if comparison.of_rows:
         notes.append(f"orange: bootstrap over {UNITS['SE_doc']}")
-        notes += ["grey: within a stream"] * (error == "SE_stream")
+        notes += ["grey: within a stream"] * any(len(pair.streams) > 1 for pair in comparison.pairs)
     return notes
 
 

@@ -36,6 +36,12 @@ def name_of(score: str) -> str:
     return NAMES.get(score, score)
 
 
+def units_of(comparison: Comparison) -> str:
+    """What the t intervals are over: some pairs may have several streams, and others one."""
+    several = [UNITS[pair.error] for pair in comparison.pairs]
+    return several[0] if len({*several}) == 1 else "streams or, with a single stream, over documents"
+
+
 def _scored(score: str) -> str:
     """What has the score: each question, or each document."""
     return "documents" if score in TEXT_SCORES else "questions"
@@ -144,11 +150,10 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         if streams > 1 and (least := 2 / 2**streams) > LEVEL:
             yield f"With {streams} streams, the smallest p that swaps of whole streams can give is {p_text(least)}."
     else:
-        unit = UNITS[first.error]
         yield (
-            f"The interval and p are by paired t tests over {unit}; p (Holm) is adjusted for {len(comparison.pairs)} "
-            f"rows, p (perm.) swaps the two in whole documents. better on: {_scored(first.score)} on which "
-            f"{comparison.a} is better, and those on which {comparison.b} is."
+            f"The interval and p are by paired t tests over {units_of(comparison)}; p (Holm) is adjusted for "
+            f"{len(comparison.pairs)} rows, p (perm.) swaps the two in whole documents. better on: "
+            f"{_scored(first.score)} on which {comparison.a} is better, and those on which {comparison.b} is."
         )
     if any(sample.seeds is not None for pair in comparison.pairs for sample in pair.samples):
         yield "t intervals include what the seeds add; the bootstrap and the permutations are about the seeds that ran."

@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.board import Board
 from reports.columns import break_even, in_bytes, number
+from reports.origins import costs_of
 from reports.rows import FLOOR, Row
 from reports.statistics import Estimate
 from reports.style import (
@@ -75,7 +75,7 @@ class Point:
     """True if the score is beyond the axis."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots, if a method on the board has a score or a cost above 0."""
     rows = [row for row in board.rows if row.arm == "stream" and row.costs]
     plots = {}
@@ -152,7 +152,7 @@ def _cost(row: Row, total: str, name: str) -> float:
     """The total of a row; where text alone is scored, with the scoring, which is the forward pass of every method."""
     cost = row.costs[total]
     if name == "bits_per_byte":
-        scoring = [getattr(record.costs.score, total.removeprefix("total_")) for record in row.records if record.costs]
+        scoring = [getattr(costs_of(record).score, total.removeprefix("total_")) for record in row.records]
         cost += sum(scoring) / max(1, len(scoring))
     return cost
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.board import Board
@@ -40,7 +39,7 @@ Curves = Mapping[str, Mapping[str, Points]]
 """Points by score, by the title of the row."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if there are several probes and the share of answers that end by themselves is not always the same.
 
     The ceiling and control arms are left out, and so are methods whose answers all end by themselves; closed book
@@ -58,7 +57,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
         "form of answers and not what it knows"
     )
     notes = [
-        intervals("bars", stream_error_name(len(board.streams))),
+        intervals("bars", stream_error_name(board)),
         f"left out, since all their answers end by themselves: {ending}" if ending else "",
     ]
     count = len(curves) - len(drifting)
@@ -101,5 +100,5 @@ def _drift(board: Board, curves: Curves, note: str) -> Figure:
             lower.set_ylabel("score")
     scores[0].set_xticks(ticks)
     legend(figure, [(LABELS[name], COLOURS[name], "-") for name in LABELS])
-    name_axes(figure, "documents seen", "", [stream_error_name(len(board.streams)), note])
+    name_axes(figure, "documents seen", "", [stream_error_name(board), note])
     return figure

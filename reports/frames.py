@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import recipe
 from bench.data.reader import NO_FILES, split_entries
-from bench.records import boards
 from bench.records.schema import AnswerEvent, DocumentEvent, RunRecord, TokenEvent
-from bench.records.store import read_answers, read_documents, read_tokens
+from bench.records.store import read_answers, read_board, read_documents, read_tokens
 from reports.rows import Row, final_answers
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def load_results(runs: str | Path = "runs", experiment: str | None = None) -> Re
     Raises:
         BenchError: there is no such experiment, or its board is damaged.
     """
-    return Results(Path(runs), boards.read(Path(runs), experiment).experiment)
+    return Results(Path(runs), read_board(Path(runs), experiment).experiment)
 
 
 def _answer(event: AnswerEvent) -> Mapping[str, Any]:

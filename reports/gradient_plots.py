@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.records.schema import TokenClass, TokenEvent
 from reports.board import Board
 from reports.style import WIDTH, Drawings, Plot, heading, legend, name_axes
 from reports.token_plots import COLOURS
-from reports.token_weights import CLASSES, RowWeights, row_weights
+from reports.token_weights import CLASSES, RowWeights, on_first_stream, row_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +21,10 @@ TOKENS = 60
 """Maximum number of tokens that are shown."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if a method weights tokens and gradients were recorded. Published records have no text to draw."""
     rows = [weights for weights in row_weights(board) if weights.row.arm == "stream"]
-    found = [(weights, event) for weights in rows if (event := first_document(weights)) is not None]
+    found = first_documents(rows)
     if not found:
         return {}
     return {
@@ -41,10 +40,14 @@ def drawings(board: Board, runs: Path) -> Drawings:
     }
 
 
-def first_document(weights: RowWeights) -> TokenEvent | None:
-    """The event of the first document of the first stream, if it has gradients and its text."""
-    events = weights.events[min(weights.events)]
-    return next((e for e in events if e.position == 0 and e.gradient_norms is not None and e.pieces), None)
+def first_documents(all_weights: Sequence[RowWeights]) -> list[tuple[RowWeights, TokenEvent]]:
+    """The first document of the first stream, with each row that has its gradients and its text."""
+    return [
+        (weights, event)
+        for weights, events in on_first_stream(all_weights)
+        for event in events
+        if event.position == 0 and event.gradient_norms is not None and event.pieces
+    ]
 
 
 def shares(event: TokenEvent) -> tuple[list[float], list[float]]:

@@ -6,17 +6,13 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from bench.records.schema import RunRecord, documents_seen
-from bench.records.store import read_answers
 from reports.board import Board
-from reports.rows import CEILING, FLOOR, Row, run_of
-from reports.spread import Run, Runs
-from reports.statistics import Item, mean_over_streams, run_means
+from reports.probes import ProbeAnswer, curves_of, probes
+from reports.rows import CEILING, FLOOR, Row
 from reports.style import (
     BLUE,
     DASHED,
@@ -29,7 +25,7 @@ from reports.style import (
     Points,
     answer_f1,
     band,
-    compare,
+    draw_others,
     from_zero,
     intervals,
     legend,
@@ -38,6 +34,7 @@ from reports.style import (
     name_axes,
     no_band,
     panels,
+    split_floor,
     stream_error_name,
 )
 
@@ -53,18 +50,6 @@ FIRST_BIN = 4
 """Width of the first bin of lags, in documents. Each later bin ends at twice the lag at which it begins."""
 
 
-class ProbeAnswer(NamedTuple):
-    """The scores of a question at one probe of one run."""
-
-    run: Run
-    seen: int
-    """Documents observed before the probe."""
-    lag: int
-    """Documents observed after the question's own."""
-    f1: float
-    recall: float | None
-
-
 @dataclass(frozen=True)
 class Curves:
     """The curves of one method."""
@@ -75,24 +60,23 @@ class Curves:
     """Empty if the method names no documents."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots that have data; the first two need several probes."""
-    answers = by_row(board)
-    by_size = {
-        label: Curves(label, *mean_scores(row_answers, lambda answer: answer.seen))
-        for label, row_answers in answers.items()
-    }
+    rows = [row for row in board.rows if row.arm == "stream" and row.method != CEILING and "f1" in row.scores]
+    probed = [row for row in rows if probes(row) > 1]
+    by_size = {row.label: Curves(row.title, **curves_of(row, ("f1", "recall"))) for row in probed}
     by_k = curves_by_k(board)
     plots: dict[str, Plot] = {}
-    if answers and board.first_documents is None:
-        notes = _notes(board, [*by_size.values()], FLOOR in by_size)
+    if probed and board.first_documents is None:
+        shown, floor = split_floor(board, by_size)
+        notes = _notes(board, shown, floor is not None)
         plots["f1_by_bank_size"] = Plot(
             lambda: _bank_sizes(board, by_size),
             "Answer F1 at each probe by the number of documents seen, with questions on all of them",
             notes,
         )
         plots["retention_by_lag"] = Plot(
-            lambda: _lags(board, answers),
+            lambda: _lags(board, probed),
             "Answer F1 by lag, the number of documents seen after the question's own, over all probes, in bins from "
             "0, 4, 8, 16, ...",
             notes,
@@ -108,61 +92,12 @@ def drawings(board: Board, runs: Path) -> Drawings:
 
 def _notes(board: Board, curves: Sequence[Curves], floor: bool) -> list[str]:
     return [
-        intervals("bands", stream_error_name(len(board.streams))),
+        intervals("bands", stream_error_name(board)),
         no_band(board, [method.f1 for method in curves]),
         f"dashed: {FLOOR}" if floor else "",
         f"orange: recall, the {RECALL}" if any(method.recall for method in curves) else "",
-        "light lines: F1 in the other panels" if len(curves) > 1 + floor else "",
+        "light lines: F1 in the other panels" if len(curves) > 1 else "",
     ]
-
-
-def by_row(board: Board) -> dict[str, list[ProbeAnswer]]:
-    """The answers at all probes by the title of the row, for rows with several probes.
-
-    The ceiling and control arms are left out: their input does not depend on the documents seen.
-    """
-    answers = {}
-    for row in board.rows:
-        if row.arm != "stream" or row.method == CEILING or not row.records:
-            continue
-        if sum(probe > 0 for probe in row.records[0].spec.probes) < 2:
-            continue
-        row_answers = [answer for record in row.records for answer in _answers(row.runs, record)]
-        if row_answers:
-            answers[row.title] = row_answers
-    return answers
-
-
-def _answers(runs: Path, record: RunRecord) -> Iterable[ProbeAnswer]:
-    documents = record.summary.documents if record.summary else 0
-    run = run_of(record)
-    for event in read_answers(runs, record.id):
-        if event.set == "stream":
-            seen = documents_seen(event.probe, documents)
-            yield ProbeAnswer(run, seen, seen - 1 - event.position, event.f1, event.recall)
-
-
-def mean_scores(answers: Iterable[ProbeAnswer], x: Callable[[ProbeAnswer], float]) -> tuple[Points, Points]:
-    """Mean F1 and mean recall of the answers at each ``x``: first within runs, then over seeds, then over streams."""
-    f1: dict[float, list[Item]] = defaultdict(list)
-    recall: dict[float, list[Item]] = defaultdict(list)
-    for answer in answers:
-        f1[x(answer)].append(Item.of(answer.run, "", "", answer.f1))
-        if answer.recall is not None:
-            recall[x(answer)].append(Item.of(answer.run, "", "", answer.recall))
-    return _points(f1), _points(recall)
-
-
-def _points(items: Mapping[float, Sequence[Item]]) -> Points:
-    return [(x, mean_over_streams(items[x])) for x in sorted(items)]
-
-
-def f1_by_documents(answers: Iterable[ProbeAnswer]) -> dict[float, Runs]:
-    """Mean F1 of each run at each probe, by the number of documents seen, in ascending order."""
-    steps: dict[float, list[Item]] = defaultdict(list)
-    for answer in answers:
-        steps[answer.seen].append(Item.of(answer.run, "", "", answer.f1))
-    return {seen: run_means(steps[seen]) for seen in sorted(steps)}
 
 
 def lag_bins(documents: int) -> list[int]:
@@ -173,15 +108,15 @@ def lag_bins(documents: int) -> list[int]:
     return [*edges, documents]
 
 
-def _lags(board: Board, answers: Mapping[str, Sequence[ProbeAnswer]]) -> Figure:
+def _lags(board: Board, rows: Sequence[Row]) -> Figure:
     """F1 by lag over all probes; a point is at the geometric middle of its bin."""
-    edges = lag_bins(max(answer.seen for row_answers in answers.values() for answer in row_answers))
+    edges = lag_bins(max(row.documents for row in rows))
     middles = [math.sqrt(max(low, 1) * high) for low, high in itertools.pairwise(edges)]
 
     def middle(answer: ProbeAnswer) -> float:
         return middles[sum(answer.lag >= edge for edge in edges[1:-1])]
 
-    curves = {label: Curves(label, *mean_scores(row_answers, middle)) for label, row_answers in answers.items()}
+    curves = {row.label: Curves(row.title, **curves_of(row, ("f1", "recall"), middle)) for row in rows}
     name = "documents seen after the question's own, all probes pooled"
     return _panels(board, curves, name, {max(edge, 1): str(edge) for edge in edges[:-1]})
 
@@ -194,15 +129,14 @@ def _bank_sizes(board: Board, curves: Mapping[str, Curves]) -> Figure:
 
 def _panels(board: Board, curves: Mapping[str, Curves], x: str, ticks: Mapping[float, str]) -> Figure:
     """One small panel for each method on shared axes; F1 of the unadapted model, if any, is dashed in each."""
-    methods = [method for label, method in curves.items() if label != FLOOR] or list(curves.values())
+    methods, floor = split_floor(board, curves)
     figure, grid = panels([method.label for method in methods])
-    floor = curves.get(FLOOR) if len(methods) < len(curves) else None
     if floor is not None:
         for axes in grid:
             line(axes, floor.f1, GREY, DASHED)
     _scores(figure, grid, methods, [] if floor is None else [(FLOOR, GREY, DASHED)])
     log_ticks(grid[0], [*ticks], [*ticks.values()])
-    name_axes(figure, x, _axis(methods, "answer F1"), [stream_error_name(len(board.streams))])
+    name_axes(figure, x, _axis(methods, "answer F1"), [stream_error_name(board)])
     return figure
 
 
@@ -212,7 +146,7 @@ def _scores(figure: Figure, grid: Sequence[Axes], methods: Sequence[Curves], key
         if method.recall:
             band(axes, method.recall, ORANGE)
         band(axes, method.f1)
-    compare(grid, [method.f1 for method in methods])
+    draw_others(grid, [method.f1 for method in methods])
     from_zero(grid[0])
     both = [("F1", BLUE, "-"), ("recall", ORANGE, "-")] if any(method.recall for method in methods) else []
     legend(figure, [*both, *keys, *([OTHERS] if len(methods) > 1 else [])])
@@ -228,7 +162,7 @@ def curves_by_k(board: Board) -> list[Curves]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in board.rows:
         if row.arm == "stream" and "f1" in row.scores and _is_k(row.config.get("k")):
-            groups[without_k(row)].append(row)
+            groups[_without_k(row)].append(row)
     return [_row_curves(rows) for rows in groups.values() if len(rows) > 1]
 
 
@@ -236,7 +170,7 @@ def _is_k(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def without_k(row: Row) -> tuple[str, ...]:
+def _without_k(row: Row) -> tuple[str, ...]:
     """What rows have in common that differ only in ``k``."""
     rest = {key: value for key, value in row.config.items() if key != "k"}
     return row.method, row.arm, json.dumps(rest, sort_keys=True), row.imported
@@ -256,6 +190,6 @@ def _by_k(board: Board, methods: Sequence[Curves]) -> Figure:
     _scores(figure, grid, methods, [])
     ticks = sorted({x for method in methods for x, _ in method.f1})
     log_ticks(grid[0], ticks, [f"{x:g}" for x in ticks])
-    notes = [stream_error_name(len(board.streams))]
+    notes = [stream_error_name(board)]
     name_axes(figure, "documents given with each question, k", _axis(methods, answer_f1(board)), notes)
     return figure

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.board import Board
-from reports.rows import FLOOR, Row, final_answers, run_of
+from reports.rows import FLOOR, Row, final_answers, row_of, run_of
 from reports.statistics import Item, mean_over_documents
 from reports.style import BLUE, GREY, Drawings, Plot, Points, beyond, legend, line, name_axes, open_circles
 
@@ -31,18 +30,19 @@ Items = Mapping[int, Sequence[Item]]
 """The scored questions on the documents of each month, in the order of time; months count from the year 0."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if closed book is on the board and its questions are on documents of several months.
 
     The board's reference, if it is complete, is a second line.
     """
-    complete = [row for row in reversed(board.rows) if row.arm == "stream" and row.status == "complete"]
-    rows = {**{row.method: row for row in complete}, **{row.label: row for row in complete}}
-    items = {name: items_of(rows[name]) for name in (FLOOR, board.reference) if name in rows}
-    if len(items.get(FLOOR, ())) < MONTHS:
+    complete = [row for row in board.rows if row.arm == "stream" and row.status == "complete"]
+    floor = row_of(complete, FLOOR)
+    months = {} if floor is None else items_of(floor)
+    if floor is None or len(months) < MONTHS:
         return {}
-    width = 1 if max(items[FLOOR]) - min(items[FLOOR]) < LONGEST else 3
-    curves = {rows[name].title: merged(of, width) for name, of in items.items()}
+    width = 1 if max(months) - min(months) < LONGEST else 3
+    rows = [floor, *(row for row in complete if row.label == board.reference)]
+    curves = {row.title: merged(items_of(row), width) for row in rows}
     unit = "month" if width == 1 else "quarter"
     return {
         "f1_by_month": Plot(

@@ -6,9 +6,21 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from bench.records.schema import Costs, RunRecord
+from bench.records.schema import Costs, RunRecord, Summary
 
 PHASES = ("training", "fit", "score", "observe", "answer")
+
+
+def summary_of(record: RunRecord) -> Summary:
+    """The summary of a complete run."""
+    assert record.summary is not None
+    return record.summary
+
+
+def costs_of(record: RunRecord) -> Costs:
+    """The costs of a complete run."""
+    assert record.costs is not None
+    return record.costs
 
 
 def command(record: RunRecord) -> str:
@@ -38,7 +50,7 @@ def distinct(records: Iterable[RunRecord]) -> list[dict[str, Any]]:
 
 
 def run(record: RunRecord, origins: list[dict[str, Any]]) -> dict[str, Any]:
-    """A run as plain data: its means over documents or questions, its seconds, and its place in the origins."""
+    """A complete run as plain data: means over documents or questions, seconds, and its place in the origins."""
     return {
         "id": record.id,
         "stream": record.spec.stream,
@@ -46,6 +58,6 @@ def run(record: RunRecord, origins: list[dict[str, Any]]) -> dict[str, Any]:
         "order": record.spec.order,
         "started": record.provenance.get("started"),
         "origin": origins.index(origin(record)),
-        "scores": {} if record.summary is None else record.summary.model_dump(exclude_none=True),
-        "seconds": {} if record.costs is None else seconds(record.costs),
+        "scores": summary_of(record).model_dump(exclude_none=True),
+        "seconds": seconds(costs_of(record)),
     }

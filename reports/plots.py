@@ -59,9 +59,9 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 }
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots of a board that have data, without those of several boards."""
-    plots = {name: plot for part in PARTS for name, plot in part.drawings(board, runs).items()}
+    plots = {name: plot for part in PARTS for name, plot in part.drawings(board).items()}
     return with_facts({name: plots[name] for name in NAMES if name in plots}, [board])
 
 
@@ -86,9 +86,9 @@ def _fact(kind: str, values: Sequence[str]) -> str:
     return f"{kind}{'s' * (len(distinct) > 1)}: {', '.join(distinct)}"
 
 
-def write(board: Board, runs: Path, out: Path, names: Sequence[str] = NAMES) -> list[Path]:
+def write(board: Board, out: Path, names: Sequence[str] = NAMES) -> list[Path]:
     """Draw the plots of these names that a board has data for, each with its caption; returns the files written."""
-    found = drawings(board, runs)
+    found = drawings(board)
     return save({name: found[name] for name in names if name in found}, out)
 
 

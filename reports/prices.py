@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.records.schema import Costs, RunRecord, Tally, TuningRecord
 from bench.records.store import read_answers, read_run
+from reports.origins import costs_of, summary_of
 
 COSTS = (
     "training_seconds",
@@ -34,7 +35,7 @@ COSTS = (
 
 
 def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None) -> dict[str, float]:
-    """The prices of a row by their names in :data:`COSTS`, from its complete runs; {} without any.
+    """The prices of a row by their names in :data:`COSTS`, from its runs, all complete; {} without any.
 
     - ``training``: making the weights that the method loads, once, as their card says; the mean over seeds.
     - ``fit``: learning from the train split in a run; the mean over runs.
@@ -50,20 +51,19 @@ def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None
     Raises:
         BenchError: a run of the tuning record is missing or unreadable.
     """
-    complete = [(record, cost, record.summary) for record in records if (cost := record.costs) and record.summary]
-    if not complete:
+    if not records:
         return {}
-    costs = [cost for _, cost, _ in complete]
-    trained = {record.spec.seed: cost.training for record, cost, _ in complete}
+    costs = [costs_of(record) for record in records]
+    trained = {record.spec.seed: cost.training for record, cost in zip(records, costs, strict=True)}
     parts = {
         "training": _mean(list(trained.values())),
         "fit": _mean([cost.fit for cost in costs]),
         "tuning": _sum(_tallies(runs, tuning) if tuning else ()),
     }
     by_name = {f"{name}_{unit}": getattr(part, unit) for name, part in parts.items() for unit in UNITS}
-    documents = [summary.documents for *_, summary in complete]
-    questions = [summary.questions for *_, summary in complete]
-    answered = sum(len(read_answers(runs, record.id)) for record, *_ in complete)
+    documents = [summary_of(record).documents for record in records]
+    questions = [summary_of(record).questions for record in records]
+    answered = sum(len(read_answers(runs, record.id)) for record in records)
     for unit in UNITS:
         offline = sum(by_name[f"{name}_{unit}"] for name in parts)
         by_name[f"offline_{unit}"] = offline

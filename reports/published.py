@@ -72,11 +72,6 @@ class Value(Settings):
         return float(stated[1]) if stated else 0.5 * 10.0**-self.decimals
 
     @property
-    def second_hand(self) -> bool:
-        """True if it was read in a text that quotes the paper."""
-        return self.read_from.startswith("second hand")
-
-    @property
     def name(self) -> str:
         """The row, the base model and the column."""
         return ", ".join(part for part in (self.row, self.base, self.column) if part)
@@ -88,12 +83,9 @@ class Value(Settings):
         return "; ".join([*parts, self.precision, *([self.note] if self.note else [])])
 
     def __str__(self) -> str:
-        return shown(self.number, self.decimals)
+        from reports.statistics import show_number
 
-
-def shown(number: float, decimals: int) -> str:
-    """A number with so many decimals; no "-0"."""
-    return f"{round(number, decimals) + 0.0:.{decimals}f}"
+        return show_number(self.number, self.decimals)
 
 
 @lru_cache(maxsize=4)

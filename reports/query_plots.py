@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.board import Board
-from reports.rows import Row
+from reports.rows import Row, row_of
 from reports.style import BLUE, DASHED, DOTTED, GREY, Drawings, Plot, legend, name_axes, panels
 
 if TYPE_CHECKING:
@@ -41,18 +40,19 @@ class Price:
         return more / saved if saved > 0 and more > 0 else None
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if one of the methods has all documents in the prompt."""
     rows = [row for row in board.rows if row.arm == "stream" and "flops_per_question" in row.costs]
-    prompt = next((_price(row) for row in rows if row.method == PROMPT), None)
+    full_context = row_of(rows, PROMPT)
     others = [price for row in rows if row.method != PROMPT and (price := _price(row)).update]
-    if prompt is None or not others:
+    if full_context is None or not others:
         return {}
+    prompt = _price(full_context)
     return {
         NAME: Plot(
             lambda: _draw(prompt, others),
             "Operations of observing a stream and of answering questions on it, by the number of questions",
-            [f"dashed: {prompt.label}", "dotted: the number of questions from which on the method takes fewer", ONLINE],
+            [f"dashed: {prompt.label}", "dotted: from so many questions on the method takes fewer operations", ONLINE],
         )
     }
 
@@ -61,8 +61,7 @@ ONLINE = "what is paid before the stream is not included"
 
 
 def _price(row: Row) -> Price:
-    documents = max((record.summary.documents for record in row.records if record.summary), default=0)
-    update = documents * row.costs.get("flops_per_document", 0.0)
+    update = row.documents * row.costs.get("flops_per_document", 0.0)
     return Price(row.title, update, row.costs["flops_per_question"])
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.arms import irrelevant_percent
 from reports.arm_plots import arms_of
 from reports.board import Board
-from reports.memory_plots import by_row, f1_by_documents
+from reports.probes import f1_by_documents, probes
 from reports.rows import CEILING, FLOOR, Row
 from reports.statistics import ratio
 from reports.style import (
@@ -22,7 +21,7 @@ from reports.style import (
     Plot,
     Points,
     band,
-    compare,
+    draw_others,
     intervals,
     legend,
     name_axes,
@@ -50,7 +49,7 @@ class Curve:
     """Titles of the rows of the curve that are not complete."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots of methods that have a relative F1."""
     retention = by_documents(board) if board.first_documents is not None else []
     robustness = by_irrelevant(board)
@@ -78,7 +77,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
 
 def _notes(board: Board, curves: Sequence[Curve]) -> list[str]:
     return [
-        intervals("bands", stream_error_name(len(board.streams))),
+        intervals("bands", stream_error_name(board)),
         "blue number: the last point",
         "grey number: the method's own 100 %",
         f"dashed: F1 of {FLOOR} on this scale" if _floor(board) is not None else "",
@@ -107,11 +106,10 @@ def _floor(board: Board) -> float | None:
 
 def by_documents(board: Board) -> list[Curve]:
     """F1 on the same questions at each probe, relative to the first."""
-    answers = by_row(board)
     curves = []
     for row in _learning(board.rows):
-        if row.note or row.title in answers:
-            steps = f1_by_documents(answers[row.title]) if "relative_f1" in row.scores else {}
+        if row.note or probes(row) > 1:
+            steps = f1_by_documents(row) if "relative_f1" in row.scores else {}
             points = [(seen, ratio(f1, steps[min(steps)])) for seen, f1 in steps.items()]
             curves.append(Curve(row.title, points, row.value("f1_first_probe") or 0.0, _failed([row])))
     return curves
@@ -164,7 +162,7 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
             fontsize=6.5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
-    compare(grid, [curve.points for curve in drawn])
+    draw_others(grid, [curve.points for curve in drawn])
     grid[0].set_xticks([place for place, _ in drawn[0].points])
     ends = [estimate.mean + (estimate.half_width() or 0) for curve in drawn for _, estimate in curve.points]
     grid[0].set_ylim(0, 1.05 * max(ends))
@@ -172,5 +170,5 @@ def _panels(board: Board, curves: Sequence[Curve], x: str, y: str) -> Figure:
     grid[0].yaxis.set_major_formatter(PercentFormatter(1))
     keys = [] if floor is None else [(FLOOR, GREY, DASHED)]
     legend(figure, [*keys, *([OTHERS] if len(drawn) > 1 else [])])
-    name_axes(figure, x, y, [stream_error_name(len(board.streams)), *_left_out(board, curves)])
+    name_axes(figure, x, y, [stream_error_name(board), *_left_out(board, curves)])
     return figure

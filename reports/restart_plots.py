@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from bench.data.arms import documents_per_reset
@@ -12,7 +12,7 @@ from bench.records.store import read_documents
 from reports.arm_plots import arms_of
 from reports.board import Board
 from reports.rows import FLOOR, Row
-from reports.score_plots import CUT, Curve, Value, binned, without_seeds
+from reports.score_plots import BINS, CUT, Curve, Value, binned, without_seeds
 from reports.style import (
     DASHED,
     GREY,
@@ -21,7 +21,7 @@ from reports.style import (
     Plot,
     band,
     clip,
-    compare,
+    draw_others,
     intervals,
     legend,
     line,
@@ -45,10 +45,10 @@ class Restarts:
 
     gain: Curve
     without: Curve | None
-    """None if the method did not run on the stream itself."""
+    """None if the method has no result on the streams themselves."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if a method was reset along the stream, and documents are scored."""
     found = list(restarts(board))
     if not found:
@@ -58,7 +58,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
             lambda: _draw(board, found),
             f"Token NLL of {FLOOR} minus that of the method by documents since its last reset; higher is better",
             [
-                intervals("bands", stream_error_name(len(board.streams))),
+                intervals("bands", stream_error_name(board)),
                 without_seeds(board),
                 no_band(board, [one.gain.points() for one in found]),
                 f"dashed: {WITHOUT}" if any(one.without for one in found) else "",
@@ -76,22 +76,22 @@ def restarts(board: Board) -> Iterator[Restarts]:
         every = documents_per_reset(row.arm) if row.arm.startswith("every_") else None
         if every is None or floor is None or row.method == FLOOR:
             continue
-        bare, after = (_since_reset(one, every) for one in (floor, row))
-        if not bare.by_stream or not after.by_stream:
-            continue
-        same = next((other for other in arms_of(board, row) if other.arm == "stream"), None)
-        yield Restarts(after.below(bare), _since_reset(same, every).below(bare) if same is not None else None)
+        bare = _since_reset(floor, every)
+        same = (other for other in arms_of(board, row) if other.arm == "stream")
+        gain, *without = (_since_reset(one, every).below(bare) for one in (row, *same))
+        if gain.by_stream:
+            yield Restarts(gain, next((curve for curve in without if curve.by_stream), None))
 
 
 def _since_reset(row: Row, every: int) -> Curve:
     """Token NLL by the number of documents since the last multiple of ``every`` of them."""
     values = [
-        Value(record.spec.stream, event.position % every, event.nll, event.tokens)
+        Value(record.spec.stream, Fraction(event.position % every, every), event.nll, event.tokens)
         for record in row.records
         for event in read_documents(row.runs, record.id)
         if event.nll is not None
     ]
-    return Curve(row.title, binned(values, every), every, "document")
+    return Curve(row.title, binned(values, min(BINS, every)), every)
 
 
 def _draw(board: Board, found: Sequence[Restarts]) -> Figure:
@@ -102,11 +102,11 @@ def _draw(board: Board, found: Sequence[Restarts]) -> Figure:
         if one.without is not None:
             line(axes, one.without.points(), GREY, DASHED)
         band(axes, of)
-        axes.set_xlim(0, one.gain.units)
-    compare(grid, points)
+        axes.set_xlim(0, one.gain.documents)
+    draw_others(grid, points)
     clipped = clip(grid, points, lower_is_better=False)
     keys = [(WITHOUT, GREY, DASHED)] if any(one.without for one in found) else []
     legend(figure, [*keys, *([OTHERS] if len(found) > 1 else [])])
-    notes = [stream_error_name(len(board.streams)), clipped]
+    notes = [stream_error_name(board), clipped]
     name_axes(figure, "documents since the last reset", f"NLL gain over {FLOOR}\n(nats), higher is better", notes)
     return figure

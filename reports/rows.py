@@ -22,6 +22,7 @@ from bench.records.schema import (
     first_probe,
 )
 from bench.records.store import read_answers, read_documents
+from reports.origins import summary_of
 from reports.prices import prices
 from reports.ranks import Standing
 from reports.spread import Run
@@ -96,6 +97,11 @@ class Row:
     """True if the experiment that ran it allows splits that share documents, and they do."""
     imported: str = ""
     """The mark of an imported row, which its label has, too; "" for a row that was run here."""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents of its longest stream; 0 without results."""
+        return max((summary_of(record).documents for record in self.records), default=0)
 
     @property
     def trials(self) -> int:
@@ -176,9 +182,9 @@ def find_arm(entries: Entries, of: Row, arm: str) -> Items | None:
     return next(found, None)
 
 
-def floor_of(rows: Iterable[Row]) -> Row | None:
-    """The row of the unadapted model on the streams themselves, one's own if there is one; None without one."""
-    found = [row for row in rows if (row.method, row.arm) == (FLOOR, "stream")]
+def row_of(rows: Iterable[Row], method: str) -> Row | None:
+    """The first row of a method on the streams themselves, one's own if there is one; None without one."""
+    found = [row for row in rows if (row.method, row.arm) == (method, "stream")]
     return min(found, key=lambda row: row.imported != "", default=None)
 
 
@@ -198,12 +204,28 @@ def read_items(group: Group) -> Items:
                 if (answer.set, answer.probe) == ("stream", probe):
                     items[FIRST].append(_answer_item(run, answer, answer.f1))
         seen: Counter[str] = Counter()
-        for _, events in itertools.groupby(read_documents(group.runs, record.id), lambda event: event.position):
-            document = list(events)
+        for document in read_segments(group.runs, record):
             seen[document[0].document_id] += 1  # the shuffled arm can observe a document twice
             for name, item in _text_items(run, document, seen[document[0].document_id]):
                 items[name].append(item)
     return items
+
+
+def read_segments(runs: Path, record: RunRecord) -> Iterator[Sequence[DocumentEvent]]:
+    """The segments of each document of a run, in the order of the stream; a document that is not cut has one.
+
+    Raises:
+        BenchError: the events of the run are missing or damaged.
+    """
+    for _, segments in itertools.groupby(read_documents(runs, record.id), lambda event: event.position):
+        yield list(segments)
+
+
+def token_nll(segments: Sequence[DocumentEvent]) -> float | None:
+    """NLL per token of a document, of all its segments together; None if it was not scored, or has no tokens."""
+    if not (tokens := sum(event.tokens for event in segments)) or any(event.nll is None for event in segments):
+        return None
+    return sum(event.nll or 0.0 for event in segments) / tokens
 
 
 def run_of(record: RunRecord) -> Run:
@@ -225,8 +247,8 @@ def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterato
     document, nll = events[0].document_id, sum(event.nll or 0.0 for event in events)
     tokens, utf8_bytes = sum(event.tokens for event in events), sum(event.bytes for event in events)
     unit = f"document {document}, time {time}"
-    if tokens:
-        yield "token_nll", Item.of(run, unit, document, nll / tokens, tokens)
+    if (per_token := token_nll(events)) is not None:
+        yield "token_nll", Item.of(run, unit, document, per_token, tokens)
     if tokens and all(event.nll_after is not None for event in events):
         after = sum(event.nll_after or 0.0 for event in events)
         yield "token_nll_after", Item.of(run, unit, document, after / tokens, tokens)
@@ -280,7 +302,7 @@ def some_run_on(rows: Iterable[Row]) -> bool:
 
 def about_changes(rows: Iterable[Row]) -> bool:
     """True if at least :data:`CHANGED` of the questions at the last probe are on facts that have changed."""
-    summaries = [record.summary for row in rows for record in row.records if record.summary is not None]
+    summaries = [summary_of(record) for row in rows for record in row.records]
     questions = sum(summary.questions for summary in summaries)
     return sum(summary.changed for summary in summaries) >= CHANGED * questions > 0
 
@@ -307,13 +329,12 @@ def _anchor_items(records: Iterable[RunRecord], name: str) -> list[Item]:
     """An anchor score of each run that has it."""
     items = []
     for record in records:
-        if record.summary is None:
-            continue
+        summary = summary_of(record)
         if name == "forgetting":
-            before, after = record.summary.anchor_f1_before, record.summary.anchor_f1
+            before, after = summary.anchor_f1_before, summary.anchor_f1
             value = before - after if before is not None and after is not None else None
         else:
-            value = getattr(record.summary, name)
+            value = getattr(summary, name)
         if value is not None:
             items.append(Item.of(run_of(record), "", "", value))
     return items

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.records.schema import RunRecord
 from bench.records.store import read_documents
 from reports.board import Board
-from reports.rows import CEILING, FLOOR, Row, final_answers
+from reports.origins import summary_of
+from reports.rows import CEILING, FLOOR, Row, final_answers, row_of
 from reports.statistics import stream_error
 from reports.style import (
     BLUE,
@@ -26,7 +28,7 @@ from reports.style import (
     bar,
     board_error,
     clip,
-    compare,
+    draw_others,
     from_zero,
     intervals,
     label_rows,
@@ -37,6 +39,7 @@ from reports.style import (
     off_scale,
     panels,
     score,
+    split_floor,
     stream_error_name,
     top_of,
     wrap_labels,
@@ -60,29 +63,23 @@ class Curve:
 
     label: str
     by_stream: Mapping[str, Sequence[float | None]]
-    units: int
-    """Number of positions in the longest stream."""
-    unit: str
-    """Unit of a position: "document" or "segment"."""
+    documents: int
+    """Number of documents along the x axis."""
 
     def below(self, other: Curve) -> Curve:
         """How far it is below another curve, within each stream that both have."""
         pairs = {
             name: (self.by_stream[name], other.by_stream[name]) for name in self.by_stream.keys() & other.by_stream
         }
-        return Curve(
-            self.label,
-            {
-                name: [None if x is None or y is None else y - x for x, y in zip(*pair, strict=True)]
-                for name, pair in sorted(pairs.items())
-            },
-            self.units,
-            self.unit,
-        )
+        differences = {
+            name: [None if x is None or y is None else y - x for x, y in zip(*pair, strict=True)]
+            for name, pair in sorted(pairs.items())
+        }
+        return replace(self, by_stream=differences)
 
     def points(self) -> Points:
         """The mean over streams at the middle of each part that has values; its error does not include the seeds."""
-        size = self.units / len(next(iter(self.by_stream.values())))
+        size = self.documents / len(next(iter(self.by_stream.values())))
         points = []
         for part, values in enumerate(zip(*self.by_stream.values(), strict=True)):
             if present := [value for value in values if value is not None]:
@@ -90,7 +87,7 @@ class Curve:
         return points
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots that have data."""
     f1_curves, nll_curves, gain_curves = _curves(board)
     plots: dict[str, Plot] = {}
@@ -103,7 +100,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
                 "bold names: as good as the best, since no method is significantly better",
                 "grey: controls",
                 "open: with failed runs" if any(row.note for row in rows) else "",
-                _dashed(any(row.method == FLOOR for row in rows)),
+                _dashed(row_of(rows, FLOOR) is not None),
             ],
         )
     if f1_curves and board.first_documents is None:
@@ -118,7 +115,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
             "NLL per token along the stream, in ten parts, each token scored before any update on it; lower is better",
             [*_notes(board, nll_curves), CUT],
         )
-    if gain_curves.keys() - {FLOOR}:
+    if len(gain_curves) > 1:
         gain = f"NLL gain over {FLOOR}\n(nats), higher is better"
         plots["token_nll_gain_by_position"] = Plot(
             lambda: _panels(board, gain_curves, gain, lower_is_better=False),
@@ -133,9 +130,9 @@ def _dashed(drawn: bool) -> str:
 
 
 def _notes(board: Board, curves: Curves) -> list[str]:
-    shown, floor = _split(curves)
+    shown, floor = split_floor(board, curves)
     return [
-        intervals("bands", stream_error_name(len(board.streams))),
+        intervals("bands", stream_error_name(board)),
         without_seeds(board),
         no_band(board, [curve.points() for curve in shown]),
         _dashed(floor is not None),
@@ -178,8 +175,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
             )
         else:
             bar(axes, y, estimate, GREY if row.control else BLUE, filled=not row.note)
-    floor = next((row for row in rows if row.method == FLOOR and row.arm == "stream"), None)
-    if floor is not None:
+    if (floor := row_of(rows, FLOOR)) is not None:
         axes.axvline(floor.scores["f1"][0].mean, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
         legend(figure, [(FLOOR, GREY, DASHED)])
     label_rows([axes], places, labels, margin=places[0] + 0.5)
@@ -195,23 +191,23 @@ def _panels(board: Board, curves: Curves, ylabel: str, lower_is_better: bool | N
 
     ``lower_is_better`` says which end of the axis may be clipped; without it the scores are from 0 to 1.
     """
-    shown, floor = _split(curves)
+    shown, floor = split_floor(board, curves)
     points = [curve.points() for curve in shown]
     figure, grid = panels([curve.label for curve in shown])
     for axes, curve, of in zip(grid, shown, points, strict=True):
         if floor is not None:
             line(axes, floor.points(), GREY, DASHED)
         band(axes, of)
-        axes.set_xlim(0, curve.units)
-    compare(grid, points)
+        axes.set_xlim(0, curve.documents)
+    draw_others(grid, points)
     clipped = ""
     if lower_is_better is None:
         from_zero(grid[0])
     else:
         clipped = clip(grid, points, lower_is_better)
     legend(figure, [*([] if floor is None else [(FLOOR, GREY, DASHED)]), *([OTHERS] if len(shown) > 1 else [])])
-    notes = [stream_error_name(len(board.streams)), clipped]
-    name_axes(figure, f"{shown[0].unit}'s position in the stream", ylabel, notes)
+    notes = [stream_error_name(board), clipped]
+    name_axes(figure, "document's position in the stream", ylabel, notes)
     return figure
 
 
@@ -219,33 +215,24 @@ Curves = Mapping[str, Curve]
 """Curves by the label of the row."""
 
 
-def _split(curves: Curves) -> tuple[list[Curve], Curve | None]:
-    """The curves with panels of their own, and that of the unadapted model, unless it is the only one."""
-    others = [curve for label, curve in curves.items() if label != FLOOR]
-    return (others, curves.get(FLOOR)) if others else (list(curves.values()), None)
-
-
 def _curves(board: Board) -> tuple[Curves, Curves, Curves]:
     """Curves of F1, of token NLL, and of how far it is below that of the unadapted model.
 
-    The ceiling and control arms have no curves: their scores do not depend on the position.
+    The ceiling and control arms have no curves: their scores do not depend on the position. All curves of a score have
+    the same parts: ten, or those that are documents if there are fewer. Texts that are cut always have ten.
     """
+    rows = [row for row in board.rows if row.arm == "stream" and row.method != CEILING]
+    documents = max((row.documents for row in rows), default=0)
+    cut = any(record.spec.segment_tokens is not None for row in rows for record in row.records)
     f1_curves: dict[str, Curve] = {}
     nll_curves: dict[str, Curve] = {}
-    for row in board.rows:
-        if row.arm != "stream" or row.method == CEILING or not row.streams:
-            continue
-        documents = max((record.summary.documents for record in row.records if record.summary), default=0)
-        answers = [value for record in row.records for value in _answer_values(row.runs, record)]
-        if answers:
-            f1_curves[row.label] = Curve(row.title, binned(answers, documents), documents, "document")
-        texts = [value for record in row.records for value in _text_values(row.runs, record)]
-        if texts and row.records[0].spec.segment_tokens is None:
-            nll_curves[row.label] = Curve(row.title, binned(texts, documents), documents, "document")
-        elif texts:
-            segments = 1 + max(value.position for value in texts)
-            nll_curves[row.label] = Curve(row.title, binned(texts, segments), segments, "segment")
-    floor = nll_curves.get(FLOOR)
+    for row in rows:
+        if answers := [value for record in row.records for value in _answer_values(row.runs, record)]:
+            f1_curves[row.label] = Curve(row.title, binned(answers, min(BINS, documents)), documents)
+        if texts := [value for record in row.records for value in _text_values(row.runs, record)]:
+            parts = BINS if cut else min(BINS, documents)
+            nll_curves[row.label] = Curve(row.title, binned(texts, parts), documents)
+    floor = nll_curves.get(board.floor.label) if board.floor else None
     gains = {label: curve.below(floor) for label, curve in nll_curves.items()} if floor else {}
     return f1_curves, nll_curves, {label: curve for label, curve in gains.items() if curve.by_stream}
 
@@ -254,33 +241,39 @@ class Value(NamedTuple):
     """A scored answer, document or segment."""
 
     stream: str
-    position: int
+    place: Fraction
+    """Share of what is on the x axis that is before it."""
     total: float
     """The score times the weight."""
     weight: float
 
 
-def _answer_values(runs: Path, record: RunRecord) -> Iterable[Value]:
-    """F1 of each answer."""
-    return (Value(record.spec.stream, event.position, event.f1, 1.0) for event in final_answers(runs, record))
+def _answer_values(runs: Path, record: RunRecord) -> Iterator[Value]:
+    """F1 of each answer, at the question's document."""
+    documents = summary_of(record).documents
+    for event in final_answers(runs, record):
+        yield Value(record.spec.stream, Fraction(event.position, documents), event.f1, 1.0)
 
 
-def _text_values(runs: Path, record: RunRecord) -> Iterable[Value]:
-    """Total NLL and number of tokens of each scored document or, if documents are cut, segment."""
-    events = ((event, event.nll) for event in read_documents(runs, record.id) if event.nll is not None)
+def _text_values(runs: Path, record: RunRecord) -> Iterator[Value]:
+    """Total NLL and number of tokens of each scored document or, if the experiment cuts documents, segment.
+
+    A segment is at its share of its document, since methods may cut it differently.
+    """
+    events, documents = read_documents(runs, record.id), summary_of(record).documents
     cut = record.spec.segment_tokens is not None
-    return (
-        Value(record.spec.stream, i if cut else event.position, nll, event.tokens)
-        for i, (event, nll) in enumerate(events)
-    )
+    segments = Counter(event.position for event in events)
+    for event in events:
+        if event.nll is not None:
+            within = Fraction(event.segment if cut else 0, segments[event.position])
+            yield Value(record.spec.stream, (event.position + within) / documents, event.nll, event.tokens)
 
 
-def binned(values: Iterable[Value], units: int) -> dict[str, list[float | None]]:
+def binned(values: Iterable[Value], parts: int) -> dict[str, list[float | None]]:
     """Weighted mean in each part of each stream, over all seeds; None for a part without values."""
-    parts = min(BINS, units)
     sums: dict[str, list[list[float]]] = defaultdict(lambda: [[0.0, 0.0] for _ in range(parts)])
     for value in values:
-        part = sums[value.stream][value.position * parts // units]
+        part = sums[value.stream][int(value.place * parts)]
         part[0] += value.total
         part[1] += value.weight
     return {stream: [t / w if w else None for t, w in row] for stream, row in sorted(sums.items())}

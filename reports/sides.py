@@ -15,8 +15,8 @@ from bench.errors import BenchError
 from bench.records import boards, packed
 from bench.records.comparability import differences, listed
 from bench.records.schema import RunRecord
-from bench.records.store import MANIFEST, read_run
-from reports.board import grouped, labelled, load
+from bench.records.store import MANIFEST, read_board, read_run
+from reports.board import grouped, labelled, load, unlike
 from reports.rows import Group
 
 COMMIT = re.compile("[0-9a-f]{7,40}")
@@ -46,7 +46,7 @@ def boards_of(a: str, b: str, runs: Path, experiment: str | None) -> tuple[Seque
     """
     if COMMIT.fullmatch(a) and COMMIT.fullmatch(b):
         return _of_commits(a, b, runs, experiment)
-    name = experiment or next((boards.read(Path(side)).experiment for side in (a, b) if _is_folder(side)), None)
+    name = experiment or next((read_board(Path(side)).experiment for side in (a, b) if _is_folder(side)), None)
     left, right = (load(Path(side), name)[0] if _is_folder(side) else load(runs, side)[0] for side in (a, b))
     _check_comparable(left[0].records[0], right[0].records[0])
     _check_documents(left, right)
@@ -99,9 +99,6 @@ def _check_comparable(a: RunRecord, b: RunRecord) -> None:
 
 def _check_documents(a: Sequence[Group], b: Sequence[Group]) -> None:
     """Refuse streams that have one name and different documents, questions or answers."""
-    seen: dict[tuple[str, str, int], RunRecord] = {}
-    for record in (record for group in (*a, *b) for record in group.records):
-        spec = record.spec
-        first = seen.setdefault((spec.stream, spec.arm, spec.order), record)
-        if first.spec.stream_hash != spec.stream_hash:
-            raise BenchError(f"{first.id} and {record.id} cannot be compared; {spec.stream} has other data in each.")
+    if two := unlike(record for group in (*a, *b) for record in group.records):
+        name = two[0].spec.stream
+        raise BenchError(f"{two[0].id} and {two[1].id} cannot be compared; {name} has other data in each.")

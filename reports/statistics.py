@@ -37,13 +37,13 @@ class Estimate:
     degrees: float
     """Degrees of freedom of the error: n - 1, or fewer if the seeds are a part of it."""
 
-    def half_width(self, level: float = 0.95) -> float | None:
-        """Half the width of the confidence interval by Student's t; None without a standard error."""
-        return None if self.se is None else _t_quantile((1 + level) / 2, self.degrees) * self.se
+    def half_width(self) -> float | None:
+        """Half the width of the 95 % confidence interval by Student's t; None without a standard error."""
+        return None if self.se is None else _t_quantile(self.degrees) * self.se
 
-    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Confidence interval by Student's t; None without a standard error."""
-        half = self.half_width(level)
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval by Student's t; None without a standard error."""
+        half = self.half_width()
         return None if half is None else (self.mean - half, self.mean + half)
 
     def p_value(self) -> float | None:
@@ -130,6 +130,11 @@ class Sample:
     def extra(self) -> list[Term]:
         """The seeds' term, if there is one."""
         return [] if self.seeds is None else [self.seeds]
+
+
+def error_kind(streams: int) -> ErrorKind:
+    """The error to show of a mean over so many streams: SE_stream, or SE_doc if a single one has no SE_stream."""
+    return "SE_stream" if streams > 1 else "SE_doc"
 
 
 def stream_error(means: Sequence[float], extra: Sequence[Term] = ()) -> Estimate:
@@ -332,8 +337,8 @@ def pairs(a: Sample, b: Sample, kind: ErrorKind) -> Pairs:
     return Pairs(*(np.bincount(index, weights=column) for column in columns))
 
 
-def bootstrap_interval(parts: Sequence[Pairs], level: float = 0.95) -> tuple[float, float] | None:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of the paired difference; None for one unit.
+def bootstrap_interval(parts: Sequence[Pairs]) -> tuple[float, float] | None:
+    """Bias-corrected and accelerated 95 % bootstrap interval (Efron 1987) of the paired difference; None for one unit.
 
     Whole units are drawn with replacement. With several parts, as of several data sets, units are drawn within each,
     and the interval is that of the mean of the differences. Seeds are those that ran: they are not drawn.
@@ -359,7 +364,7 @@ def bootstrap_interval(parts: Sequence[Pairs], level: float = 0.95) -> tuple[flo
         statistic,
         n_resamples=RESAMPLES,
         batch=BATCH,
-        confidence_level=level,
+        confidence_level=0.95,
         method="BCa",
         rng=np.random.default_rng(seed_for("bootstrap")),
     )
@@ -529,7 +534,12 @@ def roc_auc(values: Sequence[float], positive: Sequence[bool]) -> float | None:
 
 def show(mean: float, error: float | None, digits: int = 3) -> str:
     """``"0.123 ± 0.004"``. An error that would round to 0 is shown as "<0.001", an unknown one as "n/a"."""
-    return f"{round(mean, digits) + 0.0:.{digits}f} ± {show_error(error, digits)}"
+    return f"{show_number(mean, digits)} ± {show_error(error, digits)}"
+
+
+def show_number(number: float, digits: int = 3) -> str:
+    """A number alone; no "-0"."""
+    return f"{round(number, digits) + 0.0:.{digits}f}"
 
 
 def show_error(error: float | None, digits: int = 3) -> str:
@@ -556,7 +566,8 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _t_quantile(probability: float, degrees: float) -> float:
+def _t_quantile(degrees: float) -> float:
+    """How many standard errors reach to an end of the 95 % interval."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, probability))
+    return float(stdtrit(degrees, 0.975))

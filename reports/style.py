@@ -7,7 +7,7 @@ import re
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from reports.board import Board
 from reports.rows import CEILING, Row
@@ -189,7 +189,7 @@ def no_band(board: Board, curves: Sequence[Points]) -> str:
     return "without a band: one stream" if gaps else ""
 
 
-def compare(grid: Sequence[Axes], curves: Sequence[Points]) -> None:
+def draw_others(grid: Sequence[Axes], curves: Sequence[Points]) -> None:
     """Draw in each panel the means of all other panels as thin light lines (:data:`OTHERS`)."""
     for index, axes in enumerate(grid):
         for points in (*curves[:index], *curves[index + 1 :]):
@@ -197,7 +197,7 @@ def compare(grid: Sequence[Axes], curves: Sequence[Points]) -> None:
 
 
 OTHERS: Key = ("the other panels", LIGHT, "-")
-"""Key of the lines of :func:`compare`."""
+"""Key of the lines of :func:`draw_others`."""
 
 FAR = 2
 """How far an axis goes on its bad side, in distances from the best mean to the worst one of the median curve."""
@@ -299,6 +299,19 @@ def off_scale(board: Board, rows: Sequence[Row]) -> set[str]:
     return {row.label for row in rows if row.method == CEILING and top_of(board, row) > 2 * highest > 0}
 
 
+Curve = TypeVar("Curve")
+
+
+def split_floor(board: Board, curves: Mapping[str, Curve]) -> tuple[list[Curve], Curve | None]:
+    """The curves, by the label of the row, that have panels of their own, and the one that is dashed in each of them.
+
+    The latter is that of the unadapted model; it has a panel if it is the only one.
+    """
+    floor = curves.get(board.floor.label) if board.floor else None
+    others = [curve for curve in curves.values() if curve is not floor]
+    return (others, floor) if others else (list(curves.values()), None)
+
+
 def answer_f1(board: Board) -> str:
     """Name of the axis of a board's F1."""
     first = board.first_documents
@@ -307,7 +320,7 @@ def answer_f1(board: Board) -> str:
 
 def board_error(board: Board) -> str:
     """Name of the error bars that :func:`score` has."""
-    return stream_error_name(len(board.streams)) if board.error == "SE_stream" else "95\u00a0% interval over documents"
+    return stream_error_name(board) if board.error == "SE_stream" else "95\u00a0% interval over documents"
 
 
 def intervals(marks: str, error: str) -> str:
@@ -318,8 +331,7 @@ def intervals(marks: str, error: str) -> str:
 NO_INTERVAL = "no interval"
 
 
-def stream_error_name(*counts: int, kind: str = "") -> str:
-    """Name of the error bars of means over these numbers of streams; ``kind`` goes before the word "streams"."""
-    if max(counts) == 1:
-        return f"one {kind}stream: {NO_INTERVAL}"
-    return f"95\u00a0% interval over {' or '.join(str(count) for count in sorted(set(counts)))} {kind}streams"
+def stream_error_name(board: Board) -> str:
+    """Name of the error bars of means over the streams."""
+    count = len(board.streams)
+    return f"one stream: {NO_INTERVAL}" if count == 1 else f"95\u00a0% interval over {count} streams"

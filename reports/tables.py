@@ -47,11 +47,10 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "config": dict(row.config),
     }
     for name in SCORES:
-        estimates = row.scores.get(name, ())
-        errors = {estimate.kind: estimate.se for estimate in estimates}
-        headline = row.estimate(name, board.error)
+        errors = {one.kind: one.se for one in row.scores.get(name, ())}
+        estimate = row.estimate(name, board.error)
         flat[name] = row.value(name)
-        flat[f"{name}_ci95"] = headline and headline.half_width()
+        flat[f"{name}_ci95"] = estimate and estimate.half_width()
         flat[f"{name}_se_stream"] = errors.get("SE_stream")
         if name in SE_DOC:
             flat[f"{name}_se_doc"] = errors.get("SE_doc")

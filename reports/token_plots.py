@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.records.schema import TokenEvent, mean
@@ -26,7 +24,7 @@ from reports.style import (
     panels,
     stream_error_name,
 )
-from reports.token_weights import CLASSES, RowWeights, row_weights
+from reports.token_weights import CLASSES, RowWeights, on_first_stream, row_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +46,7 @@ TAGS = 10
 """Maximum number of parts of speech in a plot; the most frequent ones are plotted."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plots, if a method on the board weights tokens. Published records have no text of a document to draw.
 
     Control arms are left out: they have other documents.
@@ -76,7 +74,7 @@ def drawings(board: Board, runs: Path) -> Drawings:
             lambda: _by_class(board, all_weights),
             "Mean token weight of facts, of names, of the rest and, if a tagger is installed, of parts of speech, "
             "relative to the mean weight of all tokens",
-            [intervals("bars", stream_error_name(len(board.streams))), MEAN],
+            [intervals("bars", stream_error_name(board)), MEAN],
         ),
     }
 
@@ -129,10 +127,9 @@ def select_document(all_weights: Sequence[RowWeights]) -> dict[str, TokenEvent]:
 
     Of the documents weighted by most rows it is the shortest with a fact.
     """
-    stream = min(itertools.chain.from_iterable(weights.events for weights in all_weights)).stream
     by_position: dict[int, dict[str, TokenEvent]] = defaultdict(dict)
-    for weights in all_weights:
-        for event in next((of for run, of in weights.events.items() if run.stream == stream), ()):
+    for weights, events in on_first_stream(all_weights):
+        for event in events:
             by_position[event.position][weights.row.label] = event
 
     def order(position: int) -> tuple[int, bool, int, int]:
@@ -238,5 +235,5 @@ def _by_class(board: Board, all_weights: Sequence[RowWeights]) -> Figure:
     label_rows(grid, places, kinds, margin=0.6)
     grid[0].set_xlim(right=1.2 * grid[0].get_xlim()[1])  # room for the values
     legend(figure, [("mean of all tokens", GREY, DASHED)])
-    name_axes(figure, "mean weight relative to all tokens", "", [stream_error_name(len(board.streams))])
+    name_axes(figure, "mean weight relative to all tokens", "", [stream_error_name(board)])
     return figure

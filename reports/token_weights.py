@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,14 @@ def row_weights(board: Board) -> list[RowWeights]:
         if events := {run: of for run, of in sorted(found) if of}:
             all_weights.append(RowWeights(row, events, {run: _run_weights(of) for run, of in events.items()}))
     return all_weights
+
+
+def on_first_stream(all_weights: Sequence[RowWeights]) -> Iterator[tuple[RowWeights, Sequence[TokenEvent]]]:
+    """The rows that have the first stream of all, each with its events there: of several seeds those of the first."""
+    first = min((run.stream for weights in all_weights for run in weights.events), default="")
+    for weights in all_weights:
+        if events := [of for run, of in weights.events.items() if run.stream == first]:
+            yield weights, events[0]
 
 
 def write(board: Board, out: Path) -> list[Path]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, nearest
-from bench.records.schema import documents_seen, mean
-from bench.records.store import read_answers, read_documents
+from bench.records.schema import mean
 from bench.settings import dotted
 from reports.board import Board
-from reports.rows import Row
+from reports.probes import answers_of
+from reports.rows import Row, read_segments, token_nll
 
 TRACKERS = ("tensorboard", "wandb")
 """The trackers, by the names of their packages."""
@@ -62,13 +62,11 @@ def _curves(row: Row) -> dict[str, Curve]:
     nll: dict[int, list[float]] = defaultdict(list)
     f1: dict[int, list[float]] = defaultdict(list)
     for record in row.records:
-        for document in read_documents(row.runs, record.id):
-            if document.nll is not None and document.tokens:
-                nll[document.position + 1].append(document.nll / document.tokens)
-        documents = 0 if record.summary is None else record.summary.documents
-        for answer in read_answers(row.runs, record.id):
-            if answer.set == "stream":
-                f1[documents_seen(answer.probe, documents)].append(answer.f1)
+        for segments in read_segments(row.runs, record):
+            if (of_document := token_nll(segments)) is not None:
+                nll[segments[0].position + 1].append(of_document)
+    for answer in answers_of(row):
+        f1[answer.seen].append(answer.event.f1)
     curves = {"token_nll": nll, "f1_at_probe": f1}
     return {name: [(step, mean(of[step]) or 0.0) for step in sorted(of)] for name, of in curves.items()}
 

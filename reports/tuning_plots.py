@@ -53,19 +53,19 @@ class Sensitivity:
     """The score without documents."""
 
 
-def drawings(board: Board, runs: Path) -> Drawings:
+def drawings(board: Board) -> Drawings:
     """The plot, if the learning rate of a method was tuned."""
     methods = sensitivities(board)
     if not methods:
         return {}
     caption = f"Validation {SCORES[methods[0].metric]} of every trial of tuning, by learning rate"
     notes = [note for note in _notes(methods) if note]
-    return {NAMES[0]: Plot(lambda: _draw(methods, runs), caption, [*notes, ERROR])}
+    return {NAMES[0]: Plot(lambda: _draw(methods, board.runs), caption, [*notes, ERROR])}
 
 
 def sensitivities(board: Board) -> list[Sensitivity]:
     """The methods with a tuned learning rate, in the board's order."""
-    rows = [row for row in board.rows if row.arm == "stream"]
+    rows = [row for row in board.rows if row.arm == "stream" and not row.imported]
     entries = []
     for record in board.tuning:
         matches = (i for i, row in enumerate(rows) if (row.method, row.config) == (record.method, record.chosen))

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from reports.agreement import Agreement, agreement
-from reports.published import Value, shown
+from reports.published import Value
 from reports.ranks import LEVEL, holm
-from reports.statistics import NOTHING, Estimate, Item, Sample, difference, show, slope
+from reports.statistics import NOTHING, Estimate, Item, Sample, difference, show, show_number, slope
 
 Word = Literal["agrees in rank", "sign differs", "not resolved at this size"]
 AGREES: Word = "agrees in rank"
@@ -26,9 +26,9 @@ DIFFERS: Word = "sign differs"
 UNRESOLVED: Word = "not resolved at this size"
 WORDS = (AGREES, DIFFERS, UNRESOLVED)
 
-Ours = Mapping[str, Mapping[float, Sequence[Item]]]
+Measured = Mapping[str, Mapping[float, Sequence[Item]]]
 """Our scores: by method, then by place on the x axis, one of each run. Bars have a single place."""
-Theirs = Mapping[str, Mapping[float, Value]]
+Published = Mapping[str, Mapping[float, Value]]
 """The published values, likewise."""
 
 
@@ -47,7 +47,7 @@ class Sign(NamedTuple):
         direction = math.copysign(1, self.published)
         theirs, ours = (f" {unit}" if unit else "" for unit in units)
         return (
-            f"{self.name} by {shown(abs(self.published), self.decimals)}{theirs} in the paper, by "
+            f"{self.name} by {show_number(abs(self.published), self.decimals)}{theirs} in the paper, by "
             f"{show(direction * self.ours.mean, self.ours.half_width(), digits)}{ours} here."
         )
 
@@ -103,7 +103,7 @@ def counted(words: Iterable[Word]) -> str:
     return ", ".join(f"{word} {counts[word]}" for word in WORDS if counts[word])
 
 
-def shape(ours: Ours, theirs: Theirs, log: bool = False) -> Shape:
+def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
     """Compare the shapes of what both have: ranks and gaps at the last place, and the change along each curve.
 
     Ours is the last place that all our methods have; if there is none, nothing is resolved.

@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more threads, tiny models are many times slower
 
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,24 @@ TEXT = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let this process and those that it starts keep nothing in the home directory: libraries read these once."""
+    caches = tempfile.TemporaryDirectory(prefix="caches-of-tests-")
+    config.add_cleanup(caches.cleanup)
+    for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_METRICS_CACHE", "OAB_CACHE"):
+        os.environ[name] = str(Path(caches.name, name))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the commands of the pages, which take longest: no process is left with them alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random numbers of PyTorch do not depend on the tests before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """Throughput of the harness and of bare loops that do the same work, measured in one process: ``make perf``.
 
 ``make perf BASE=smollm2`` measures on another base what depends on its size. Prints ratios, which depend less on the
-load of the machine than seconds do. Each is the median over repetitions, in which the two loops take turns.
+load of the machine than seconds do. Each is the median over repetitions, in which the two loops take turns. What the
+command ``list`` takes of the processor is printed too.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +23,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
+from bench import paths
 from bench.answering.answers import answer
 from bench.answering.decoding import Decoding
 from bench.answering.prompts import build_prompts
@@ -250,8 +254,8 @@ def reused_scoring(lm: BaseModel, stream: Stream) -> None:
         learns_from_scoring = False
 
     def pass_with(method: type[Method]) -> Callable[[], None]:
-        config = kind.Config(learning_rate=RATE)
-        return lambda: Loop(method(lm, config), (), documents, segment_tokens=size).run()
+        config = kind.Config(learning_rate=RATE, segment_tokens=size)
+        return lambda: Loop(method(lm, config), (), documents).run()
 
     once, twice, ratio = compare(pass_with(kind), pass_with(Twice))
     print(f"dynamic evaluation            {tokens / once:8.0f} tokens/s")
@@ -327,6 +331,18 @@ def top_k(lm: BaseModel, stream: Stream) -> None:
     print(f"cmt, all 10,000               {len(questions) / everything:8.1f} questions/s   ratio {ratio:.1f}")
 
 
+def listing() -> None:
+    """Processor seconds of the command ``list``, which imports no library for models: the fastest of some calls."""
+
+    def spent() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, str(paths.ROOT / "run_bench.py"), "list"], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    print(f"the command list              {min(spent() for _ in range(REPEATS)):8.2f} s (goal 0.5)")
+
+
 def executors() -> None:
     """Cells per minute in the local pool and on Ray, with the same number of workers, and what a cell costs around it.
 
@@ -371,6 +387,7 @@ def main() -> None:
     reused_scoring(lm, stream)
     memories(lm, stream)
     top_k(lm, stream)
+    listing()
     executors()
 
 

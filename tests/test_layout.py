@@ -1,7 +1,6 @@
 """The rooms stay apart: imports run one way, and nothing in the tree belongs to one machine."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -169,12 +168,6 @@ def test_tests_mirror_the_rooms() -> None:
         if folder.parts and folder.parts[0] in ("bench", "methods", "reports"):
             module = path.stem.removeprefix("test_")
             assert (ROOT / folder / f"{module}.py").is_file() or module in WHOLE, path
-
-
-def test_the_datasets_folder_does_not_hide_hugging_face_datasets() -> None:
-    assert not list((ROOT / "datasets").rglob("__init__.py"))
-    spec = importlib.util.find_spec("datasets")
-    assert spec is not None and spec.origin is not None and not Path(spec.origin).is_relative_to(ROOT / "datasets")
 
 
 def test_nothing_in_the_tree_belongs_to_one_machine() -> None:

@@ -45,7 +45,6 @@ LARGEST_WHEEL = 100 * 10**6
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the tree, built without network."""
-    pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("dist")
     command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), "."]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)

@@ -1,10 +1,11 @@
-"""Tiny random language models of many architectures, from the configuration classes of transformers."""
+"""Tiny random language models of many architectures, from transformers' configuration classes, and their weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.conformance import fixtures
 from bench.lm.base_model import BaseModel
@@ -113,3 +114,8 @@ def tiny_model(architecture: str, **changes: Any) -> Any:
 def tiny_base(architecture: str, **changes: Any) -> BaseModel:
     """:func:`tiny_model` with the fixtures' byte-level tokenizer."""
     return BaseModel(tiny_model(architecture, **changes), fixtures.base_model().tokenizer)
+
+
+def weights(lm: BaseModel) -> dict[str, Tensor]:
+    """Copies of a base's weights, by name."""
+    return {name: value.detach().clone() for name, value in lm.named_tensors()}

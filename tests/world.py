@@ -1,12 +1,17 @@
-"""A dataset of a few documents, one method per kind of failure, and an executor that runs in this process."""
+"""A dataset of a few documents, one method per kind of failure, an executor in this process, and other processes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.run.executor import Outcome, Task, TaskError
 from bench.run.experiment import Experiment
@@ -156,6 +161,33 @@ def make_experiment(dataset: Path, model: Path, methods: Sequence[object], **cha
     return Experiment.model_validate(values)
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what another thread or process brings about; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"It did not come about within {seconds:g} seconds.")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a session of its own; what is left of it at the end is killed."""
+    with subprocess.Popen(
+        command,
+        text=True,
+        start_new_session=True,
+        # background jobs of a shell ignore SIGINT, and their child processes inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing is left
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 class Inline:
     """Runs the tasks in this process, in order, and records their keys."""
 
@@ -169,4 +201,4 @@ class Inline:
             try:
                 yield Outcome(task.key, value=getattr(importlib.import_module(module), name)(**task.payload))
             except Exception as error:
-                yield Outcome(task.key, error=TaskError("raised", str(error), traceback.format_exc()))
+                yield Outcome(task.key, error=TaskError("raised", str(error)))

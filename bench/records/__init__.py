@@ -1,7 +1,7 @@
 """Records of runs.
 
-Offers ``schema`` (their types), ``store`` (reading and writing), ``boards`` (by name), ``summary`` (scores from
-events), ``provenance``, ``published`` (records of an experiment, without its data) and ``submission`` (a row for
-somebody else's board).
+Offers ``schema`` (their types), ``store`` (reading and writing), ``boards`` (names), ``summary`` (scores from events),
+``check`` (that scores follow from the records), ``provenance``, ``published`` (records of an experiment, without its
+data) and ``submission`` (a row for somebody else's board).
 May import bench.answering, bench.data and the small files.
 """

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.errors import BenchError, nearest
-from bench.records import store
-from bench.records.schema import BoardRecord
+from bench.records.store import board_paths
 
 MARK = "+"
 
@@ -30,16 +28,4 @@ def names(runs: Path) -> list[str]:
     Raises:
         BenchError: published records are damaged.
     """
-    return [path.stem for path in store.board_paths(runs)]
-
-
-def read(runs: Path, name: str | None = None) -> BoardRecord:
-    """Read a board, by default the newest one.
-
-    Raises:
-        BenchError: there is no board of that name (with the nearest names), or it is damaged or of another schema.
-    """
-    known = names(runs)
-    if name is not None and known and name not in known:
-        raise BenchError(f"There is no board {name!r} in {runs}.{nearest(name, known)}")
-    return store.read_board(runs, name)
+    return [path.stem for path in board_paths(runs)]

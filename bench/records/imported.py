@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.records import boards
 from bench.records.schema import BoardRecord, RunRecord
-from bench.records.store import read_run
+from bench.records.store import read_board, read_run
 
 FOLDER = "imported"
 
@@ -41,7 +40,7 @@ def rows(runs: Path, experiment: str) -> Iterator[ImportedRow]:
     """
     for folder in sorted((runs / FOLDER / experiment).glob("[!.]*/")):
         try:
-            board = boards.read(folder)
+            board = read_board(folder)
             yield ImportedRow(folder, board, tuple(read_run(folder / run_id) for run_id in board.runs))
         except BenchError as error:
             reason = reason_of(error, folder)

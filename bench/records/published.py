@@ -19,6 +19,7 @@ from bench.data.documents import document_id
 from bench.errors import BenchError
 from bench.files import write_bytes
 from bench.records import boards, packed
+from bench.records.check import check_board
 from bench.records.schema import AnswerEvent, BoardRecord, Manifest, RunRecord, TokenEvent
 from bench.records.store import (
     MANIFEST,
@@ -26,6 +27,7 @@ from bench.records.store import (
     is_packed,
     manifest,
     read_answers,
+    read_board,
     read_documents,
     read_run,
     read_tokens,
@@ -33,7 +35,6 @@ from bench.records.store import (
     run_files,
     tuning_path,
 )
-from bench.records.summary import check_board
 
 ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+)""")
 """A path that is absolute or in a home folder, within a text."""
@@ -52,8 +53,8 @@ def publish(runs: Path, experiment: str, to: Path) -> Path:
     """
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records: publish those that the runs themselves have written.")
-    own = boards.read(runs, experiment)
-    all_boards = [*(boards.read(runs, name) for name in own.bases), own]  # by default the last one is read
+    own = read_board(runs, experiment)
+    all_boards = [*(read_board(runs, name) for name in own.bases), own]  # by default the last one is read
     for board in all_boards:
         check_board(runs, board)
     files = {**_trials(runs, all_boards), **_runs(runs, all_boards)}
@@ -67,7 +68,7 @@ def publish(runs: Path, experiment: str, to: Path) -> Path:
 
 def without_commit(folder: Path) -> tuple[int, int]:
     """How many runs of the boards in published records name no commit, and how many runs there are."""
-    ids = {run_id for name in boards.names(folder) for run_id in boards.read(folder, name).runs}
+    ids = {run_id for name in boards.names(folder) for run_id in read_board(folder, name).runs}
     return sum(not read_run(folder / run_id).provenance.get("commit") for run_id in ids), len(ids)
 
 

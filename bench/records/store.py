@@ -25,7 +25,7 @@ from typing import NoReturn, TypeVar
 
 import pydantic
 
-from bench.errors import BenchError, first_problem
+from bench.errors import BenchError, first_problem, nearest
 from bench.files import json_bytes, write_bytes
 from bench.hashing import digest
 from bench.machine import may_be_alive, process_name
@@ -175,16 +175,18 @@ def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:
 
 
 def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
-    """Read the board of an experiment, by default the newest board.
+    """Read the board of this name, by default the newest board.
 
     Raises:
-        BenchError: there is no such board under ``runs``, or it is damaged, edited or of another schema or experiment.
+        BenchError: there is no such board under ``runs`` (with the nearest names), or it is damaged, edited or of
+            another schema or experiment.
     """
-    boards = board_paths(runs)
-    path = board_path(runs, experiment) if experiment else boards[-1] if boards else None
-    if path is None or path not in boards:
-        name = f"of {experiment} " if experiment else ""
-        raise BenchError(f"There is no board {name}in {runs}. Run an experiment first: python run_bench.py.")
+    known = {path.stem: path for path in board_paths(runs)}
+    if not known:
+        raise BenchError(f"There is no board in {runs}. Run an experiment first: python run_bench.py.")
+    if experiment is not None and experiment not in known:
+        raise BenchError(f"There is no board {experiment!r} in {runs}.{nearest(experiment, known)}")
+    path = known[experiment or [*known][-1]]
     board = _read(BoardRecord, path)
     if board.experiment != path.stem:
         refuse(path, f"is the board of {board.experiment}, under the name of another one.")

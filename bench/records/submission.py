@@ -30,7 +30,8 @@ import pydantic
 from bench.errors import BenchError, first_problem
 from bench.files import json_bytes, replacing
 from bench.machine import process_name
-from bench.records import boards, imported
+from bench.records import imported
+from bench.records.check import check_board
 from bench.records.comparability import OF_TRIALS, differences, listed
 from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord, TuningRecord
 from bench.records.store import (
@@ -40,12 +41,12 @@ from bench.records.store import (
     is_packed,
     manifest,
     read_answers,
+    read_board,
     read_documents,
     read_run,
     read_tuning,
     tuning_path,
 )
-from bench.records.summary import check_board
 
 FORMAT: Literal[1] = 1
 CONTENTS = "submission.json"
@@ -81,7 +82,7 @@ def export(runs: Path, experiment: str, label: str, run_ids: Sequence[str], to: 
     """
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records, without gold answers: export from those of the runs.")
-    whole = boards.read(runs, experiment)
+    whole = read_board(runs, experiment)
     if not set(run_ids) <= set(whole.runs):
         raise BenchError(f"{label} was not run here, but imported: pass on the file that it came from.")
     board = _of_row(whole, run_ids)
@@ -138,7 +139,7 @@ def add(file: Path, runs: Path, experiment: str | None = None) -> imported.Impor
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records, to which none are added: name another folder with --runs.")
     contents, files, digest = _read(file)
-    own = boards.read(runs, experiment or contents.experiment)
+    own = read_board(runs, experiment or contents.experiment)
     place = runs / imported.FOLDER / own.experiment
     folder = place / f"{re.sub('[^a-zA-Z0-9]+', '_', contents.row)[:60].strip('_')}-{digest[:8]}"
     partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
@@ -201,7 +202,7 @@ def _check(folder: Path, runs: Path, own: BoardRecord) -> imported.ImportedRow:
     names = [path.stem for path in (folder / "boards").glob("*.json")]
     if len(names) != 1:
         raise BenchError(f"it holds {len(names)} boards, and a row has one.")
-    board = boards.read(folder)
+    board = read_board(folder)
     records = [read_run(folder / run_id) for run_id in board.runs]
     kinds = [(record.spec.method, record.spec.config) for record in records]
     if not kinds or any(kind != kinds[0] for kind in kinds):

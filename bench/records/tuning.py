@@ -23,13 +23,7 @@ class Measurement(NamedTuple):
 
 
 def measure(runs: Sequence[RunRecord], metric: Metric) -> Measurement:
-    """The scores of a trial on the longest part of the streams that it ran on.
-
-    Raises:
-        ValueError: there are no runs.
-    """
-    if not runs:
-        raise ValueError("A trial has at least one run.")
+    """The scores of a trial from its runs, of which it has at least one, on the longest part of the streams."""
     whole = any(run.spec.prefix is None for run in runs)
     last = [run for run in runs if (run.spec.prefix is None) == whole]
     summaries = [run.summary for run in last if run.summary is not None]

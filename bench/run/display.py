@@ -131,7 +131,7 @@ def duration(seconds: float) -> str:
 
 
 def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Table:
-    """The cells of each method: how many are planned and how many are there already, and what the others will take."""
+    """The cells of each method: how many are planned and how many are done, and what the others will take."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -141,14 +141,14 @@ def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Tab
     table.title = Text(visible(title), "table.title")
     table.title_justify = "left"
     table.add_column("method", overflow="fold", min_width=LABEL_WIDTH)
-    for heading in ("tuning\ncells", "of these\nthere", "board\ncells", "of these\nthere", "time", "memory"):
+    for heading in ("tuning\ncells", "done", "board\ncells", "done", "time", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    counts = {"failed": [one.failed for one in outlooks], "run\nnow": [one.running for one in outlooks]}
+    counts = {"failed": [one.failed for one in outlooks], "running": [one.running for one in outlooks]}
     counts = {heading: of for heading, of in counts.items() if any(of)}
     for heading in counts:
         table.add_column(heading, justify="right", no_wrap=True)
     if any(one.learning for one in outlooks):
-        table.add_column("learns\nbefore", overflow="fold")
+        table.add_column("offline\nlearning", overflow="fold")
     for number, one in enumerate(outlooks):
         seconds, peak = _seconds(one.after(0), pace), _peak(one, pace)
         cells = (one.tuning + one.cached_tuning, one.cached_tuning, len(one.board) + one.cached_board, one.cached_board)
@@ -179,7 +179,8 @@ def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int, source: str = "ea
     loads = [load for one in outlooks for load in one.after(0)]
     cached = sum(one.cached_tuning + one.cached_board for one in outlooks)
     known = [seconds for load in loads if (seconds := pace.seconds(load)) is not None]
-    lines = [f"To run: at most {len(loads)} cells; there already: {cached}. Nothing was run."]
+    about = "About " if any(one.tuning for one in outlooks) else ""  # a search may go further, or end earlier
+    lines = [f"{about}{len(loads)} cell{'' if len(loads) == 1 else 's'} to run, {cached} done."]
     if loads and not known:
         lines.append("Time and memory are unknown: there are no records of these methods on this base yet.")
     elif loads:

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -60,7 +59,6 @@ class TaskError:
 
     kind: Literal["raised", "worker_died", "timed_out"]
     message: str
-    traceback: str = ""
     activity: Any = None
     """What exceeded its time limit, as passed to :func:`limit_time`."""
 
@@ -455,8 +453,6 @@ def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> Non
             pipe.send(perform(task, threads))
         except BrokenPipeError:
             return
-        except Exception as error:  # the value cannot be sent
-            pipe.send((_raised(task, error), not _retiring))
 
 
 def perform(task: Task, threads: int) -> tuple[Outcome, bool]:
@@ -464,12 +460,8 @@ def perform(task: Task, threads: int) -> tuple[Outcome, bool]:
     try:
         outcome = Outcome(task.key, value=_call(task, threads))
     except Exception as error:
-        outcome = _raised(task, error)
+        outcome = Outcome(task.key, error=TaskError("raised", f"{type(error).__name__}: {error}"))
     return outcome, not _retiring
-
-
-def _raised(task: Task, error: Exception) -> Outcome:
-    return Outcome(task.key, error=TaskError("raised", f"{type(error).__name__}: {error}", traceback.format_exc()))
 
 
 class Channel(Protocol):

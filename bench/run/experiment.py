@@ -342,9 +342,10 @@ def _read(name: str, scale: str | None = None) -> Experiment:
     file, values = _values(name)
     stem, scales = Path(file).stem, values.pop("scales", {})
     if scale is not None:
-        if not isinstance(scales, dict) or not isinstance(scales.get(scale), dict):
-            known = f"It has {', '.join(map(str, scales))}." if scales else "It has one size only."
-            raise BenchError(f"{stem} has no scale {scale!r}.{nearest(scale, scales)} {known}")
+        scales = scales if isinstance(scales, dict) else {}
+        if not isinstance(scales.get(scale), dict):
+            hint = nearest(scale, map(str, scales)) or " It has one size only."
+            raise BenchError(f"{stem} has no scale {scale!r}.{hint}")
         stem, values = f"{stem}-{scale}", _onto(values, scales[scale])
     if (like := values.pop("like", None)) is not None:
         base = _values(str(like))[1]

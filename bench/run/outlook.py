@@ -48,7 +48,7 @@ class Outlook:
 
     @property
     def tuning(self) -> int:
-        """Number of cells of tuning that are to run, at most."""
+        """Number of cells of tuning that are to run; about, since what a search runs depends on its scores."""
         return sum(map(len, self.rounds))
 
 

@@ -23,7 +23,7 @@ from bench.harness.loop import due_questions
 from bench.lm import checkpoint, coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
-from bench.records.schema import BoardEntry, BoardRecord, RunRecord, documents_seen, first_probe
+from bench.records.schema import BoardEntry, BoardRecord, RunRecord, TuningRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run.artifacts import MissingWeights
 from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
@@ -31,11 +31,11 @@ from bench.run.executor import Executor, Note, Task
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
 from bench.run.outlook import Forecaster, Outlook, load
-from bench.run.pace import Load, Pace
+from bench.run.pace import Load
 from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.progress import Job, Progress, Purpose
-from bench.run.roles import Use, overlaps, uses_of
+from bench.run.roles import Use, overlaps, uses_of, uses_of_base
 from bench.run.tuner import Tuner
 from bench.run.tuning import Tuning
 from bench.settings import dotted
@@ -49,18 +49,13 @@ WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Result:
-    """Result of an experiment: its cells, remarks for readers, and a line for each cell or tuning trial that failed."""
+    """Result of an experiment: its cells, and what failed of them."""
 
     cells: tuple[Cell, ...]
-    remarks: tuple[str, ...]
     failures: tuple[str, ...]
+    """A line for each cell or tuning trial that failed; those that diverged have not failed."""
     missing: int = 0
     """Cells of other shards that have not run; the board is made when there are none."""
-
-    @property
-    def failed(self) -> int:
-        """Number of cells and tuning trials that failed; those that diverged have not failed."""
-        return len(self.failures)
 
 
 class Runner:
@@ -71,8 +66,8 @@ class Runner:
 
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.
     With ``look_only`` it can only look ahead. Methods may then lack trained weights, which :meth:`look_ahead` says.
-    ``shard`` = (k, n) is the k-th of n runs that share the cells: each runs its part of the board, and of the trials,
-    which all of them need, whatever no other process runs.
+    ``shard`` = (k, n) is the k-th of n runs that share the cells: each runs every n-th cell that a method has on the
+    board, and of the trials, which all of them need, whatever no other process runs.
 
     Raises:
         BenchError: the request is wrong in any respect; raised on construction, before any work.
@@ -182,7 +177,7 @@ class Runner:
             BenchError: they share documents, and the experiment does not allow it.
         """
         experiment = self.experiment
-        uses = [Use(experiment.streams.split, "streams", "of the streams")]
+        uses = [Use(experiment.streams.split, "streams", "of the streams"), *uses_of_base(experiment.model)]
         for plan in experiment.methods:
             uses += uses_of(self.methods[plan.name], validate_config(self.methods[plan.name], plan.config))
         if experiment.retune is not None:
@@ -202,7 +197,7 @@ class Runner:
         remarks = list(dict.fromkeys(remark for one in data for remark in one.remarks))
         if self.recipe.anchor and not (experiment.anchor.questions or experiment.anchor.documents):
             remarks.append(
-                "No questions on old knowledge are asked, although the dataset has some: forgetting is unknown."
+                "No questions on old knowledge are asked, although the dataset has some: forgetting is not measured."
             )
         return remarks
 
@@ -274,9 +269,8 @@ class Runner:
         """False for a method that lacks its trained weights."""
         return id(plan) not in self._untrained
 
-    def look_ahead(self, pace: Pace) -> list[Outlook]:
-        """What is ahead of each method of the experiment, by the records that are there; ``pace`` learns from these."""
-        pace.read(self.runs, dict.fromkeys(plan.name for plan in self.experiment.methods))
+    def look_ahead(self) -> list[Outlook]:
+        """What is ahead of each method of the experiment, by the records that are there."""
         forecaster = Forecaster(self.planner, self.tuner, self.runs)
         cell, limit = self.tuner.limit_cell(), None
         if cell is not None and cell.is_done(self.runs):
@@ -292,8 +286,8 @@ class Runner:
 
     def expect(self, progress: Progress) -> None:
         """State what is ahead, so that the progress is that of the whole plan from the beginning."""
-        outlooks = self.look_ahead(progress.pace)
-        self._outlooks = {id(plan): outlook for plan, outlook in zip(self.experiment.methods, outlooks, strict=True)}
+        outlooks = zip(self.experiment.methods, self.look_ahead(), strict=True)
+        self._outlooks = {id(plan): outlook for plan, outlook in outlooks}
         for part, outlook in self._outlooks.items():
             progress.expect(part, outlook.after(0))
 
@@ -324,13 +318,32 @@ class Runner:
         chosen = {key: record.chosen for key, record in records.items()}
         cells = {id(plan): self.planner.cells(plan, chosen.get(id(plan), plan.config)) for plan in plans}
         self._execute(executor, [_Batch("running", plan, cells[id(plan)], ()) for plan in plans], progress)
+        for tuned in records.values():
+            self.place.send(f"tuning/{tuned.key}.json")
+        self.place.fetch()
+        everything = tuple(cell for some in cells.values() for cell in some)
+        missing = len({cell.id for cell in everything if not written(self.runs, cell.id)})
+        if not missing:
+            self._write_board(cells, records, limit)
+        trial_ids = [  # a failed trial may have changed the choice
+            run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
+        ]
+        ids = dict.fromkeys([*trial_ids, *(cell.id for cell in everything)])
+        runs = [read_run(self.runs / run) for run in ids if written(self.runs, run)]
+        failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
+        return Result(everything, failures, missing)
+
+    def _write_board(
+        self, cells: Mapping[int, Sequence[Cell]], tuned: Mapping[int, TuningRecord], limit: float | None
+    ) -> None:
+        """Write the board from the cells of each method, all of which have run, and the records of their tuning."""
         board = BoardRecord(
             experiment=self.experiment.name,
             entries=[
                 BoardEntry(  # without runs if it is left out
                     method=plan.name,
                     runs=list(dict.fromkeys(cell.id for cell in cells.get(id(plan), ()))),
-                    tuning=records[id(plan)].key if id(plan) in records else None,
+                    tuning=tuned[id(plan)].key if id(plan) in tuned else None,
                     hand_set=list(dotted(plan.config)),
                 )
                 for plan in self._planned
@@ -339,21 +352,8 @@ class Runner:
             bases=self._others,
             remarks=self.remarks + self.tuner.edge_remarks() + self.tuner.over_limit(cells, limit),
         )
-        everything = tuple(cell for some in cells.values() for cell in some)
-        for tuned in records.values():
-            self.place.send(f"tuning/{tuned.key}.json")
-        self.place.fetch()
-        missing = len({cell.id for cell in everything if not written(self.runs, cell.id)})
-        if not missing:
-            write_board(self.runs, board)
-            self.place.send(f"boards/{board.experiment}.json")
-        trial_ids = [  # a failed trial may have changed the choice
-            run for record in records.values() for run in (*record.runs, *(r for t in record.trials for r in t["runs"]))
-        ]
-        ids = dict.fromkeys([*trial_ids, *board.runs])
-        runs = [read_run(self.runs / run) for run in ids if written(self.runs, run)]
-        failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
-        return Result(everything, tuple(board.remarks), failures, missing)
+        write_board(self.runs, board)
+        self.place.send(f"boards/{board.experiment}.json")
 
     def ahead(self, plan: MethodPlan, rounds: int) -> Sequence[Load]:
         """The cells of a method that are to come after so many rounds of tuning, if :meth:`expect` has looked ahead."""
@@ -383,10 +383,13 @@ class Runner:
         missing: dict[str, Cell] = {}
         jobs: dict[str, Job] = {}
         place, shards = self.shard
-        own = set(sorted({cell.id for batch in batches for cell in batch.cells})[place - 1 :: shards])
+        own: set[str] = set()
         for purpose, plan, cells, ahead in batches:
             progress.expect(id(plan), ahead)
-            for cell in cells:
+            first = self.experiment.methods.index(plan)  # methods of few cells do not all begin in the first shard
+            for number, cell in enumerate(cells, first):
+                if number % shards == place - 1:
+                    own.add(cell.id)
                 if (cell.id in own or purpose == "tuning") and self.is_ahead(cell):
                     missing[cell.id] = cell
                     jobs[cell.id] = Job(purpose, self.tuner.label(plan), cell.spec.arm, cell.spec.stream, load(cell))
@@ -508,8 +511,7 @@ class _Searches:
             if waits_for:
                 self._open[key] = waits_for
                 return
-        if runner.shard == (1, 1):  # the parts of a board are those of all of its cells
-            yield _Batch("running", plan, runner.planner.cells(plan, runner.tuner.chosen(plan, tuning)), ())
+        yield _Batch("running", plan, runner.planner.cells(plan, runner.tuner.chosen(plan, tuning)), ())
 
 
 class _Batch(NamedTuple):

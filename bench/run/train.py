@@ -96,7 +96,10 @@ def train_target(
         for one in pairs:
             options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
             options += [f"--scale {scale}"] if scale else []
-            options += [f"--dataset {one.dataset} --model {Path(one.model).name}"] if len(pairs) > 1 else []
+            if len(pairs) > 1 or overrides.dataset or overrides.model:
+                options += [f"--dataset {one.dataset} --model {one.model}"]
+            options += ["--data-files FILES"] if overrides.data_files else []
+            options += ["--plugin FILE"] if plugins else []
             trainings += [_Training(name, one, seed, to, work, tuple(plugins), tuple(options)) for seed in seeds]
     if workers is None or len(trainings) == 1:
         folders = list(filter(None, [train(*training, say=say) for training in trainings]))

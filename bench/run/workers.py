@@ -72,8 +72,12 @@ class Workers:
         gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
         most = len(gpus) or self.jobs or 1
         jobs = min(self.jobs or max(usable_cores(), len(set(gpus))), most)
-        fewer = f"{jobs} workers instead of {self.jobs}: no more fit into the memory of the GPUs."
-        return Plan(jobs, fewer if self.jobs and jobs < self.jobs else "", tuple(gpus[:jobs]))
+        if self.jobs is None or jobs == self.jobs:
+            return Plan(jobs, "", tuple(gpus[:jobs]))
+        if self.kind != "local":  # other machines have GPUs too
+            return Plan(self.jobs, "", tuple(gpus))
+        fewer = f"{jobs} worker{'s' if jobs > 1 else ''} instead of {self.jobs}"
+        return Plan(jobs, f"{fewer}: no more fit into the memory of the GPUs.", tuple(gpus))
 
     def submit(self, arguments: Sequence[str], folder: Path) -> str:
         """Submit the shards of a ``run`` with these arguments to Slurm; returns the id of the array job.

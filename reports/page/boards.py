@@ -39,6 +39,7 @@ def facts(board: Board) -> dict[str, Any]:
             for column in selection
         ],
         "rows": [_row(board, row, selection, places) for row in board.rows],
+        "floor": None if board.floor is None else places[board.floor.label],
     }
 
 
@@ -50,7 +51,6 @@ def _row(board: Board, row: Row, selection: list[Column], places: dict[str, int]
         "method": row.method,
         "arm": row.arm,
         "control": row.control,
-        "complete": row.status == "complete",
         "best": row.as_good_as_best,
         "cells": [column.cell(row) for column in selection],
         "numbers": [value.mean if isinstance(value, Estimate) else value for value in values],

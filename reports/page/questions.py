@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from bench.records.schema import AnswerEvent, RunRecord, TokenEvent, mean
-from bench.records.store import read_answers, read_documents, read_tokens
+from bench.records.store import read_answers, read_tokens
 from reports.board import Board
 from reports.page.texts import Texts, texts
-from reports.rows import Row
+from reports.rows import Row, read_segments, token_nll
 
 Key = tuple[str, str]
 """A stream, and a question or document of it."""
@@ -21,8 +21,8 @@ Key = tuple[str, str]
 def blocks(board: Board) -> dict[str, Any]:
     """The blocks of data of a board, by name; only those that have content.
 
-    ``questions``, and ``answers-<row>`` with the columns of each run and probe; ``documents``, and ``tokens-<row>`` for
-    rows with token weights.
+    ``questions``, and ``answers``: by row, the columns of each run and probe; ``documents``, and ``tokens``: by the
+    place of the row and by document, what the tokens weighed.
 
     Raises:
         BenchError: the events of a run are missing or damaged.
@@ -119,9 +119,7 @@ def _documents(board: Board, found: Texts) -> dict[str, Any]:
         losses: dict[Key, list[float]] = defaultdict(list)
         for record in row.records:
             stream = record.spec.stream
-            events = read_documents(row.runs, record.id)
-            for _, group in itertools.groupby(events, lambda event: event.position):
-                segments = list(group)
+            for segments in read_segments(row.runs, record):
                 key = (stream, segments[0].document_id)
                 document = found.documents.get(key[1])
                 documents.setdefault(
@@ -134,9 +132,8 @@ def _documents(board: Board, found: Texts) -> dict[str, Any]:
                         "nll": {},
                     },
                 )
-                tokens, scored = sum(event.tokens for event in segments), [event.nll for event in segments]
-                if tokens and None not in scored:
-                    losses[key].append(sum(nll for nll in scored if nll is not None) / tokens)
+                if (nll := token_nll(segments)) is not None:
+                    losses[key].append(nll)
             for event in read_tokens(row.runs, record.id):
                 name = f"{board.streams.index(stream)} {event.document_id}"
                 weights.setdefault(str(place), {}).setdefault(name, _tokens(event))  # of the first seed and order

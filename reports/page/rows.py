@@ -10,7 +10,7 @@ from bench.records import tuning
 from bench.records.schema import RunRecord, TuningRecord
 from bench.settings import dotted
 from reports.board import Board
-from reports.origins import command, seconds
+from reports.origins import command, costs_of, seconds, summary_of
 from reports.prices import COSTS
 from reports.rows import SCORES, Row
 
@@ -73,14 +73,14 @@ def _tuning(record: TuningRecord) -> dict[str, Any]:
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
-    summary = record.summary
+    summary = summary_of(record)
     return {
         "stream": record.spec.stream,
         "seed": record.spec.seed,
         "order": record.spec.order,
         "id": record.id,
-        "scores": {name: value for name in RUN_SCORES if (value := getattr(summary, name, None)) is not None},
-        "seconds": {} if record.costs is None else seconds(record.costs),
+        "scores": {name: value for name in RUN_SCORES if (value := getattr(summary, name)) is not None},
+        "seconds": seconds(costs_of(record)),
     }
 
 

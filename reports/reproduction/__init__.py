@@ -23,9 +23,7 @@ def figures() -> list[str]:
     return declared.names(FIGURES)
 
 
-def write(
-    figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], runs: Path, out: Path
-) -> tuple[Comparison, list[Path]]:
+def write(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], out: Path) -> tuple[Comparison, list[Path]]:
     """Draw a figure from the boards of its runs, and write it with its text under ``out/figures/<name>``.
 
     Returns:
@@ -46,7 +44,7 @@ def write(
         for _, board in boards:
             place = folder / board.experiment if len(boards) > 1 else folder
             across = {name: plot for name, plot in plots.across(board).items() if name in figure.plots}
-            paths += [*plots.write(board, runs, place, figure.plots), *plots.save(across, folder)]
+            paths += [*plots.write(board, place, figure.plots), *plots.save(across, folder)]
     else:
         paths = plots.save(_drawings(compared, [board for _, board in boards]), folder)
     if not paths:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports.board import Board
 from reports.reproduction import series
-from reports.reproduction.figure import LOG, Figure, Run
+from reports.reproduction.figure import Figure, Run
 from reports.reproduction.series import UNITS, Ours, Theirs
 from reports.statistics import show
 from reports.verdicts import Distance, Shape, counted, shape
@@ -97,7 +97,7 @@ def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]]) -> 
                 panels.append(_at_its_size(score, run, ours, published[score]))
             else:
                 panels += [
-                    Panel(score, ours, theirs, shape(ours.lines, theirs.lines, figure.along in LOG), ())
+                    Panel(score, ours, theirs, shape(ours.lines, theirs.lines, figure.log), ())
                     for theirs in published[score]
                 ]
     return Comparison(figure, scale, own, published, tuple(panels))

@@ -7,10 +7,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reports.published import shown
-from reports.reproduction.figure import LOG, Figure
+from reports.reproduction.figure import Figure
 from reports.reproduction.series import NO_PLACE, UNITS, Ours, Theirs
-from reports.statistics import show_error
+from reports.statistics import show_error, show_number
 from reports.style import (
     BLUE,
     COLOURS,
@@ -38,7 +37,6 @@ AXES: Mapping[str, tuple[str, str]] = {
     "documents": ("documents seen", "documents adapted to"),
     "irrelevant": ("irrelevant documents (%)", "irrelevant documents (%)"),
     "context": ("documents held", "context (tokens)"),
-    "k": ("documents given with a question", "documents given with a question"),
 }
 """Names of the x axis of our panels and of the published ones."""
 IN_A_ROW = 3
@@ -161,7 +159,7 @@ def _curve(
 def _finish(axes: Axes, figure: Figure, lines: Mapping[str, Iterable[float]], x: str) -> None:
     """Ticks at the places of the lines on a logarithmic axis, and a y axis from 0."""
     places = sorted({place for line in lines.values() for place in line})
-    if figure.along in LOG and len(places) > 1:
+    if figure.log and len(places) > 1:
         log_ticks(axes, places, [f"{place / 1024:g}K" if place >= 1024 else f"{place:g}" for place in places])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x, fontsize=7)
@@ -224,7 +222,8 @@ def _heat_maps(figure: Figure, score: str, own: Sequence[Ours], notes: Sequence[
             estimate = line[NO_PLACE]
             values[row, column] = estimate.mean
             half = estimate.half_width()
-            text = shown(estimate.mean, unit.digits) + ("" if half is None else f"\n± {show_error(half, unit.digits)}")
+            error = "" if half is None else f"\n± {show_error(half, unit.digits)}"
+            text = f"{show_number(estimate.mean, unit.digits)}{error}"
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5)
         axes.imshow(values, cmap="Blues", alpha=0.6, aspect="auto")
         axes.set_xticks(range(len(columns)), columns)

@@ -23,11 +23,9 @@ from reports.reproduction import FIGURES, figures
 
 Scale = Literal["tiny", "small", "paper"]
 
-Along = Literal["documents", "irrelevant", "context", "k"]
+Along = Literal["documents", "irrelevant", "context"]
 """What is along the x axis of our curves: documents seen at a probe, irrelevant documents in percent of the stream's,
-documents held when the questions are asked, documents given with a question."""
-LOG: tuple[Along, ...] = ("context", "k")
-"""Those on a logarithmic axis."""
+documents held when the questions are asked."""
 
 
 class Method(Settings):
@@ -126,6 +124,11 @@ class Figure(Settings):
         if self.published and not self.differences:
             raise ValueError("differences needs a line for each way in which our protocol is not the paper's")
         return self
+
+    @property
+    def log(self) -> bool:
+        """True if the x axis is logarithmic."""
+        return self.along == "context"
 
     def values(self) -> list[Value]:
         """The published values of the figure's sources and columns, without copies of others."""

@@ -15,11 +15,12 @@ from bench.errors import BenchError
 from bench.help import citations
 from bench.help.citations import Paper
 from bench.records.schema import RunRecord
-from bench.records.store import read_documents
+from bench.records.store import read_answers, read_documents
 from bench.settings import dotted
 from reports.arm_plots import Family, arms_of, families
 from reports.board import Board
-from reports.memory_plots import by_row, f1_by_documents, without_k
+from reports.origins import costs_of, summary_of
+from reports.probes import f1_by_documents
 from reports.published import Value
 from reports.reproduction.figure import Along, Figure, Method
 from reports.rows import FLOOR, Row, run_of
@@ -29,9 +30,9 @@ from reports.statistics import Estimate, Item, mean_over_streams, ratio_by_run, 
 RELATIVE = "relative_f1"
 CHANGE = "f1_change"
 FROM_RECORDS: Mapping[str, Callable[[Path, RunRecord], float | None]] = {
-    "observe_seconds": lambda _, record: record.costs.observe.seconds if record.costs else 0.0,
-    "observe_peak_bytes": lambda _, record: float(record.costs.observe.peak_bytes) if record.costs else 0.0,
-    "answer_flops": lambda _, record: _per_question(record),
+    "observe_seconds": lambda _, record: costs_of(record).observe.seconds,
+    "observe_peak_bytes": lambda _, record: float(costs_of(record).observe.peak_bytes),
+    "answer_flops": lambda runs, record: _per_answer(runs, record),
     "reconstruction_perplexity": lambda _, record: _reconstruction(record),
     "completion_perplexity": lambda runs, record: _completion(runs, record),
 }
@@ -218,15 +219,7 @@ def _reader(along: Along | None, board: Board) -> Callable[[Row, str], Values]:
     if along is None:
         return lambda row, score: {NO_PLACE: _change(board, row) if score == CHANGE else _by_run(row, score)}
     if along == "documents":
-        answers = by_row(board)
-        return lambda row, score: f1_by_documents(answers.get(row.title, ()))
-    if along == "k":
-        return lambda row, score: {
-            float(other.config["k"]): _by_run(other, score)
-            for other in board.rows
-            if other.status == "complete" and isinstance(other.config.get("k"), int)
-            if without_k(other) == without_k(row)
-        }
+        return lambda row, score: f1_by_documents(row)
     of = families(board)
 
     def places(family: Family) -> list[tuple[float, Row]]:
@@ -261,14 +254,15 @@ def _change(board: Board, row: Row) -> Runs:
     return {run: value - 1 for run, value in ratio_by_run(own, bare).items()}
 
 
-def _per_question(record: RunRecord) -> float:
-    questions = record.summary.questions if record.summary else 0
-    return record.costs.answer.flops / questions if record.costs and questions else 0.0
+def _per_answer(runs: Path, record: RunRecord) -> float | None:
+    """Operations per answer, at all probes and with those on the anchors; None without any."""
+    answers = len(read_answers(runs, record.id))
+    return costs_of(record).answer.flops / answers if answers else None
 
 
 def _reconstruction(record: RunRecord) -> float | None:
     """Perplexity of the texts right after they were observed; None if they were not read again."""
-    nll = record.summary.token_nll_after if record.summary else None
+    nll = summary_of(record).token_nll_after
     return None if nll is None else math.exp(nll)
 
 

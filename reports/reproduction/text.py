@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from reports.markup import markdown, pipes
-from reports.published import Value, shown
+from reports.published import Value
 from reports.reproduction.comparison import Comparison
 from reports.reproduction.drawing import AXES
 from reports.reproduction.figure import Figure
 from reports.reproduction.series import NO_PLACE, UNITS, Ours, Unit, papers
-from reports.statistics import show
+from reports.statistics import show, show_number
 from reports.verdicts import DIFFERS, counted
 
 VERDICT = "verdict"
@@ -115,7 +115,7 @@ def _cells(ours: Ours, unit: Unit) -> Cells:
     """Ours, with half the interval; without one for the base of what is relative, which is 100 by definition."""
     return {
         name: {
-            x: shown(of.mean, unit.digits) if of.se == 0 else show(of.mean, of.half_width(), unit.digits)
+            x: show_number(of.mean, unit.digits) if of.se == 0 else show(of.mean, of.half_width(), unit.digits)
             for x, of in line.items()
         }
         for name, line in ours.estimates.items()

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,15 @@ def test_processes_that_want_one_folder_make_it_once(tmp_path: Path) -> None:
 
     def write(folder: Path) -> None:
         made.append(folder)
+        time.sleep(0.2)  # the others come meanwhile
         (folder / "file").touch()
 
-    threads = [threading.Thread(target=make_folder, args=(tmp_path / "b", write)) for _ in range(4)]
+    def want() -> None:
+        start.wait()
+        make_folder(tmp_path / "b", write)
+
+    start = threading.Barrier(4, timeout=60)
+    threads = [threading.Thread(target=want) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -27,7 +27,6 @@ def lm(llama: Path) -> BaseModel:
 
 
 def make(lm: BaseModel, texts: Sequence[str] = CORPUS, **config: Any) -> Bm25:
-    pytest.importorskip("bm25s", reason="bm25s is not installed")
     method = Bm25(lm, Bm25.Config(**config))
     method.reset()
     for i, text in enumerate(texts):

@@ -20,6 +20,7 @@ from bench.lm.base_model import BaseModel
 from methods.closed_book import ClosedBook
 from methods.dynamic_evaluation import ADAM_BETA, DynamicEvaluation
 from tests.conftest import TEXT
+from tests.tiny_models import weights
 
 DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
 EPISODES = [Episode(document, (), ()) for document in DOCUMENTS]
@@ -39,10 +40,6 @@ def lm(template: BaseModel) -> BaseModel:
 
 def make(lm: BaseModel, **config: Any) -> DynamicEvaluation:
     return DynamicEvaluation(lm, DynamicEvaluation.Config(**config))
-
-
-def weights(lm: BaseModel) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.named_tensors()}
 
 
 def scores(method: Any, documents: Sequence[Document] = DOCUMENTS, segment_tokens: int | None = SEGMENT) -> list[float]:

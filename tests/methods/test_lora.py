@@ -19,6 +19,7 @@ from bench.harness.loop import Loop
 from bench.lm.base_model import BaseModel
 from methods.lora import Lora
 from tests.conftest import TEXT
+from tests.tiny_models import weights
 
 DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
 FULL = 32
@@ -43,10 +44,6 @@ def lm(llama: Path) -> BaseModel:
 def lora(lm: BaseModel, **config: Any) -> Lora:
     values = {"optimizer": "sgd", "learning_rate": 0.1, "rank": 4, "alpha": 4, "initialization": "orthonormal"}
     return Lora(lm, Lora.Config(**{**values, **config}), seed=3)
-
-
-def weights(lm: BaseModel) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.named_tensors()}
 
 
 def learn(method: GradientMethod, documents: Iterable[Document] = DOCUMENTS) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from bench.records.summary import summarize
 from bench.records.tuning import measure
 from reports import plots
 from reports.board import build
+from reports.rows import Row
 
 
 def spec(method: str, stream: str, arm: str = "stream", **changes: Any) -> CellSpec:
@@ -334,9 +336,14 @@ def realistic(runs: Path, streams: int = 4, documents: int = 60, questions: int 
     board(runs, ids, tuning=keys if questions else (), hand_set={"camels": ["training.steps", "training.rate", "k"]})
 
 
+def imported(row: Row, **changes: Any) -> Row:
+    """The row as if it had been imported, with other fields."""
+    return replace(row, label=f"{row.label} [imported x]", imported="x", **changes)
+
+
 def pictures(runs: Path) -> set[str]:
     """Names of the pictures of the last board's plots."""
-    return set(plots.files(plots.drawings(build(runs), runs)))
+    return set(plots.files(plots.drawings(build(runs))))
 
 
 def plot_names(runs: Path) -> set[str]:

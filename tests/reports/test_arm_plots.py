@@ -9,7 +9,7 @@ import pytest
 import reports
 from reports import arm_plots, columns, cost_plots, plots, tables, token_weights
 from reports.board import build
-from tests.reports.records_factory import board, costs, plot_names, record, spec, token_event
+from tests.reports.records_factory import board, costs, imported, plot_names, record, spec, token_event
 
 
 def run(runs, arm, f1, method="memory", **options):
@@ -40,7 +40,7 @@ def test_no_more_documents_are_held_than_the_stream_has(tmp_path):
     board(tmp_path, run(tmp_path, "stream", 0.4) + run(tmp_path, "every_8", 0.4) + run(tmp_path, "every_64", 0.4))
     (memory,) = arm_plots.families(build(tmp_path))
     assert [documents for documents, _ in memory.contexts()] == [8]
-    plots.write(build(tmp_path), tmp_path, tmp_path / "out")
+    plots.write(build(tmp_path), tmp_path / "out")
 
 
 def test_arms_of_one_method_form_a_family_and_controls_come_after_methods(runs):
@@ -75,7 +75,7 @@ def test_arms_are_drawn_without_the_method_itself(tmp_path):
     (memory,) = arm_plots.families(build(tmp_path))
     assert (memory.label, [documents for documents, _ in memory.contexts()]) == ("memory", [1, 4])
     assert {"controls", "f1_by_context"} <= plot_names(tmp_path)
-    assert len(plots.write(build(tmp_path), tmp_path, tmp_path / "out")) == 4 * len(plot_names(tmp_path))
+    assert len(plots.write(build(tmp_path), tmp_path / "out")) == 4 * len(plot_names(tmp_path))
 
 
 def test_a_placebo_alone_is_drawn_among_the_methods(tmp_path):
@@ -86,12 +86,20 @@ def test_a_placebo_alone_is_drawn_among_the_methods(tmp_path):
 def test_an_imported_row_has_a_family_of_its_own(runs):
     built = build(runs)
     own = next(row for row in built.rows if row.label == "memory")
-    theirs = replace(own, label="memory [imported x]", imported="x", scores={**own.scores, "f1": own.scores["em"]})
-    floors = [replace(row, label="closed_book [imported x]", imported="x") for row in built.rows if row is built.floor]
-    both = replace(built, rows=(*built.rows, theirs, *floors))
+    theirs = imported(own, scores={**own.scores, "f1": own.scores["em"]})
+    both = replace(built, rows=(*built.rows, theirs, imported(built.floor)))
     found = {family.label: family.rows["stream"] for family in arm_plots.families(both)}
     assert found["memory"] is own and found["memory [imported x]"] is theirs
     assert len(arm_plots.arms_of(both, own)) == 6 and arm_plots.arms_of(both, theirs) == [theirs]
+
+
+def test_the_lines_are_of_imported_controls_if_there_are_no_others(runs):
+    built = build(runs)
+    controls = [row for row in built.rows if row.method in ("closed_book", "gold_in_prompt")]
+    own = [row for row in built.rows if row not in controls]
+    for rows in ((*own, *map(imported, controls)), (*map(imported, controls), *built.rows)):
+        plot = arm_plots.drawings(replace(built, rows=rows))["f1_by_context"]
+        assert {"dashed: closed_book", "dotted: gold_in_prompt"} <= {*plot.notes}
 
 
 def test_each_config_is_a_family(tmp_path):
@@ -125,7 +133,7 @@ class TestWithoutDocuments:
         rows = (("memory", "empty", ()), ("memory", "stream", [2.0]), ("closed_book", "stream", [3.0]))
         board(tmp_path, [record(tmp_path, spec(method, "test-2-0", arm), nll=nll) for method, arm, nll in rows])
         assert [row.label for row in build(tmp_path).rows] == ["memory", "closed_book", "memory on empty"]
-        plots.write(build(tmp_path), tmp_path, tmp_path / "out")
+        plots.write(build(tmp_path), tmp_path / "out")
 
     def test_a_board_without_other_rows_is_drawn(self, tmp_path, monkeypatch):
         monkeypatch.setattr(plots, "FORMATS", ("png",))
@@ -151,7 +159,7 @@ def free(answering):
 
 class TestCosts:
     def test_are_drawn_for_methods_in_the_boards_order(self, runs):
-        figure = cost_plots.drawings(build(runs), runs)["cost_by_method"].draw()
+        figure = cost_plots.drawings(build(runs))["cost_by_method"].draw()
         first = figure.axes[0]
         assert [label.get_text() for label in first.get_yticklabels()] == ["memory", "gold_in_prompt", "closed_book"]
         labels = [axes.get_xlabel() for axes in figure.axes]
@@ -161,7 +169,7 @@ class TestCosts:
     def test_a_cost_of_nothing_is_drawn_as_a_zero(self, tmp_path):
         ids = [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=1.0))]
         board(tmp_path, [*ids, record(tmp_path, spec("memory", "test-1-0"), [[0.5]])])
-        figure = cost_plots.drawings(build(tmp_path), tmp_path)["cost_by_method"].draw()
+        figure = cost_plots.drawings(build(tmp_path))["cost_by_method"].draw()
         values = [[text.get_text() for text in axes.texts] for axes in figure.axes]
         assert values == [["2 KiB", "0"], ["65", "0"], ["2", "0"], ["3", "1"]]
 
@@ -177,7 +185,7 @@ class TestCosts:
             [record(tmp_path, spec(name, "test-1-0", config={"x": x}), [[0.5]], costs=of) for name, x, of in cells],
         )
         built = build(tmp_path)
-        first, *_, last = cost_plots.drawings(built, tmp_path)["cost_by_method"].draw().axes
+        first, *_, last = cost_plots.drawings(built)["cost_by_method"].draw().axes
         rows = [label.get_text() for label in first.get_yticklabels()]
         shown = {rows[round(text.xy[1])]: text.get_text() for text in last.texts}
         expected = {"memory": "20", "uniform (x=1)": "never", "lora": "0", "cmt": "until 20"}

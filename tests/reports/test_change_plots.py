@@ -49,7 +49,7 @@ def test_the_plot_has_a_panel_for_each_method_on_shared_axes(tmp_path):
     ids.append(record(tmp_path, spec("memory", "test-3-0", "gold_only", probes=(0.3, 0.6, 1.0)), [[1.0]] * 3))
     board(tmp_path, ids)
     assert "evolving" in plot_names(tmp_path)
-    figure = change_plots.drawings(build(tmp_path), tmp_path)["evolving"].draw()
+    figure = change_plots.drawings(build(tmp_path))["evolving"].draw()
     used = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in used] == ["memory", "uniform"]
     assert len({axes.get_ylim() for axes in used}) == 1

@@ -330,6 +330,22 @@ def test_the_figure_has_a_line_for_each_stream_board_and_their_mean(tmp_path: Pa
     assert means == pytest.approx([*gaps(), np.mean(gaps()), *(-gap for gap in gaps()), -np.mean(gaps()), 0.0])
 
 
+def test_what_the_intervals_are_over_is_said_of_every_board(tmp_path: Path) -> None:
+    make(tmp_path, {"good": A[:1], "bad": B[:1]}, "first", dataset="one")
+    make(tmp_path, {"good": A, "bad": B}, "second", dataset="two")
+    rows = compare("good", "bad", tmp_path, ["first", "second"])
+    assert "grey: within a stream" in compare_plot.draw(rows).get_supxlabel().replace("\u00a0", " ")
+    for folder, scores in (("a", A), ("b", B)):
+        make(tmp_path / folder, {"good": scores[:1]}, "first", dataset="one")
+        make(tmp_path / folder, {"good": scores}, "second", dataset="two")
+    boards = compare(str(tmp_path / "a"), str(tmp_path / "b"), tmp_path, ["first", "second"])
+    text = text_of(boards).replace("\n", " ")
+    assert "by paired t tests over streams or, with a single stream, over documents; p (Holm)" in text
+    for comparison in (rows, boards):
+        shown = compare_plot.draw(comparison).get_supxlabel().replace("\u00a0", " ").replace("\n", " ")
+        assert "blue: 95 % t interval over streams or, with a single stream, over documents" in shown
+
+
 def test_the_command_line_prints_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

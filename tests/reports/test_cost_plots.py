@@ -61,7 +61,7 @@ def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
 def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(tmp_path):
     levels = {"closed_book": 0.05, "uniform": 0.1, "gold_in_prompt": 0.9}
     board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in levels.items()])
-    figure = cost_plots.drawings(build(tmp_path), tmp_path)["f1_by_cost"].draw()
+    figure = cost_plots.drawings(build(tmp_path))["f1_by_cost"].draw()
     assert all(axes.get_ylim()[1] < 0.2 for axes in figure.axes)
     assert all("gold_in_prompt  0.90" in [text.get_text() for text in axes.texts] for axes in figure.axes)
     assert "triangle: beyond the axis" in figure.texts[0].get_text()
@@ -77,7 +77,7 @@ def test_a_row_with_failed_runs_is_named_and_not_on_the_front(tmp_path):
     found = cost_plots.points(built, "total_seconds")
     assert {one.label for one in found} == {"uniform", "lora [diverged on 3 of 4]"}
     assert [one.label for one in cost_plots.pareto_front(found)] == ["uniform"]
-    costs = cost_plots.drawings(built, tmp_path)["cost_by_method"].draw()
+    costs = cost_plots.drawings(built)["cost_by_method"].draw()
     labels = [label.get_text().replace("\n", " ") for label in costs.axes[0].get_yticklabels()]
     assert labels == ["uniform", "lora [diverged on 3 of 4]"]
 

@@ -45,7 +45,7 @@ def test_the_plot_has_two_panels_for_each_method(tmp_path):
     ids = [probed(tmp_path, method) for method in ("closed_book", "uniform", "gold_in_prompt")]
     board(tmp_path, [*ids, probed(tmp_path, arm="placebo")])
     assert "format_drift" in plot_names(tmp_path)
-    figure = format_plots.drawings(build(tmp_path), tmp_path)["format_drift"].draw()
+    figure = format_plots.drawings(build(tmp_path))["format_drift"].draw()
     used = [axes for axes in figure.axes if axes.axison]
     titles = [axes.get_title(loc="left") for axes in used]
     assert sorted(filter(None, titles)) == ["closed_book", "uniform"] and len(used) == 4
@@ -55,7 +55,7 @@ def test_the_plot_has_two_panels_for_each_method(tmp_path):
 
 def test_scores_share_an_axis_and_methods_whose_answers_all_end_are_left_out(tmp_path):
     board(tmp_path, [probed(tmp_path), probed(tmp_path, "lora"), probed(tmp_path, "bm25", ended=QUESTIONS)])
-    plot = format_plots.drawings(build(tmp_path), tmp_path)["format_drift"]
+    plot = format_plots.drawings(build(tmp_path))["format_drift"]
     figure = plot.draw()
     used = [axes for axes in figure.axes if axes.axison]
     assert len({axes.get_ylim() for axes in used if not axes.get_title(loc="left")}) == 1 and len(used) == 4

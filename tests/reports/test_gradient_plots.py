@@ -12,9 +12,9 @@ TEXT = "The~ ferry leaves Pier* 4* ."
 WEIGHTS, NORMS = (1, 0, -1, 3, 2, 1), (4, 3, 5, 2, 1, 5)
 
 
-def run_with(runs, norms, method="camels"):
-    event = token_event(0, TEXT, WEIGHTS, norms=norms)
-    return record(runs, spec(method, "test-1-0", gradient_norms=1), [[0.5]], [2.0], tokens=[event])
+def run_with(runs, norms, method="camels", text=TEXT, stream="test-1-0"):
+    event = token_event(0, text, WEIGHTS, norms=norms)
+    return record(runs, spec(method, stream, gradient_norms=1), [[0.5]], [2.0], tokens=[event])
 
 
 def test_shares_are_of_the_sum_over_the_document_and_negative_weights_count_as_none():
@@ -42,9 +42,22 @@ def test_is_drawn_if_gradients_were_recorded(tmp_path):
     assert "token_weights" in not_drawn
 
 
+def test_all_panels_are_of_one_document(tmp_path):
+    other = "Two~ words of another text ."
+    ids = [
+        run_with(tmp_path, NORMS, method, text, f"test-1-{k}")
+        for method in "ab"
+        for k, text in enumerate((TEXT, other))
+    ]
+    failed = record(tmp_path, spec("b", "test-1-0", gradient_norms=1), status="failed")
+    board(tmp_path, [*ids[:2], failed, ids[3]])
+    (axes,) = plots.drawings(build(tmp_path))["gradient_norms"].draw().axes
+    assert axes.get_title("left").startswith("a: ")
+
+
 def test_panels_say_what_facts_have_before_and_after(tmp_path):
     board(tmp_path, [run_with(tmp_path, NORMS)])
-    figure = plots.drawings(build(tmp_path), tmp_path)["gradient_norms"].draw()
+    figure = plots.drawings(build(tmp_path))["gradient_norms"].draw()
     (axes,) = figure.axes
     assert axes.get_title("left") == "camels: facts have 15% of the gradients before, 47% after"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["The", "ferry", "leaves", "Pier", "4", "."]

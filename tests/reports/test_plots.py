@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 
 import reports
@@ -20,12 +23,13 @@ from reports import (
 )
 from reports.board import build
 from reports.score_plots import Value
-from tests.reports.records_factory import board, pictures, realistic, record, spec
+from tests.reports.records_factory import board, imported, pictures, realistic, record, spec
+from tests.reports.test_board import write_segments
 
 
 def write(runs, out):
     """Names of the plots written under ``out``."""
-    return {path.stem for path in plots.write(build(runs), runs, out)}
+    return {path.stem for path in plots.write(build(runs), out)}
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
@@ -90,16 +94,25 @@ def test_names_of_methods_as_good_as_the_best_are_bold(tmp_path):
     levels = {"a": (0.5, 0.6, 0.7), "b": (0.1, 0.2001, 0.3), "closed_book": (0.0, 0.0, 0.0)}
     names = [(method, f"test-2-{k}", level) for method, of in levels.items() for k, level in enumerate(of)]
     board(tmp_path, [record(tmp_path, spec(method, name), [[level]] * 2) for method, name, level in names])
-    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
+    axes = score_plots.drawings(build(tmp_path))["f1_by_method"].draw().axes[0]
     weights = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
     assert weights == {"a": "bold", "b": "normal", "closed_book": "normal"}
+
+
+def test_the_line_of_closed_book_is_ones_own_although_an_imported_row_is_above(tmp_path):
+    board(tmp_path, [record(tmp_path, spec(name, "test-1-0"), [[f1]]) for name, f1 in (("closed_book", 0.1), ("a", 1))])
+    built = build(tmp_path)
+    (higher,) = [imported(row, scores=of.scores) for of in built.rows for row in built.rows if row is built.floor != of]
+    axes = score_plots.drawings(replace(built, rows=(higher, *built.rows)))["f1_by_method"].draw().axes[0]
+    (line,) = [line for line in axes.lines if len({*line.get_xdata()}) == 1 and len(line.get_xdata()) == 2]
+    assert line.get_xdata()[0] == pytest.approx(0.1)
 
 
 def test_error_bars_are_95_percent_intervals(tmp_path):
     board(
         tmp_path, [record(tmp_path, spec("a", f"test-2-{k}"), [[level]] * 2) for k, level in enumerate((0.4, 0.5, 0.6))]
     )
-    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
+    axes = score_plots.drawings(build(tmp_path))["f1_by_method"].draw().axes[0]
     (segment,) = axes.collections[0].get_segments()
     half = 4.302653 * 0.1 / 3**0.5  # t table, 2 degrees, 97.5 %
     assert segment[:, 0] == pytest.approx((0.5 - half, 0.5 + half))
@@ -107,28 +120,22 @@ def test_error_bars_are_95_percent_intervals(tmp_path):
 
 class TestCurve:
     def test_parts_are_ratios_of_sums_and_empty_parts_are_none(self):
-        values = [Value("s", 0, 6.0, 2.0), Value("s", 1, 2.0, 2.0), Value("s", 25, 5.0, 1.0)]
-        assert score_plots.binned(values, units=30)["s"] == [2.0, *[None] * 7, 5.0, None]
+        places = (Fraction(0, 30), Fraction(1, 30), Fraction(25, 30))
+        values = [Value("s", place, *of) for place, of in zip(places, ((6, 2), (2, 2), (5, 1)), strict=True)]
+        assert score_plots.binned(values, 10)["s"] == [2.0, *[None] * 7, 5.0, None]
 
-    def test_a_short_stream_has_a_part_for_each_document(self):
-        values = [Value("s", i, float(i), 1.0) for i in range(3)]
-        assert score_plots.binned(values, units=3) == {"s": [0.0, 1.0, 2.0]}
+    def test_a_short_stream_has_a_part_for_each_document(self, tmp_path):
+        figure = text_board(tmp_path, {"uniform": [3.0, 2.8, 2.6]})["token_nll_by_position"].draw()
+        assert list(figure.axes[0].lines[0].get_xdata()) == [0.5, 1.5, 2.5]
 
     def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
-        curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20, "document")
+        curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20)
         ((x, estimate),) = curve.points()
         assert (x, estimate.mean, estimate.se) == (5.0, 1.5, pytest.approx(0.5))
 
-    def test_documents_in_segments_are_placed_by_segment(self, tmp_path):
-        cut = {"segment_tokens": 10}
-        board(tmp_path, [record(tmp_path, spec("uniform", "test-1-0", **cut), nll=[4.0, 2.0, 1.0])])
-        (_, nll_curves, _) = score_plots._curves(build(tmp_path))
-        (curve,) = nll_curves.values()
-        assert (curve.units, curve.unit, curve.by_stream) == (3, "segment", {"test-1-0": [4.0, 2.0, 1.0]})
-
     def test_differences_are_taken_within_streams(self):
-        a = score_plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2, "document")
-        b = score_plots.Curve("b", {"s": [1.5, None]}, 2, "document")
+        a = score_plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2)
+        b = score_plots.Curve("b", {"s": [1.5, None]}, 2)
         assert a.below(b).by_stream == {"s": [0.5, None]}
 
 
@@ -138,7 +145,41 @@ def text_board(runs, levels):
     board(
         runs, [record(runs, spec(method, f"test-4-{k}"), nll=[v + 0.01 * k for v in nll]) for method, k, nll in cells]
     )
-    return score_plots.drawings(build(runs), runs)
+    return score_plots.drawings(build(runs))
+
+
+def cut_board(runs, losses):
+    """A board of one stream of two documents, with the NLL of each segment of each by method, of one token each."""
+    cells = {method: spec(method, "test-2-0", segment_tokens=1) for method in losses}
+    for method, documents in losses.items():
+        sizes = [(i, j, 1, 4, nll) for i, document in enumerate(documents) for j, nll in enumerate(document)]
+        write_segments(runs, cells[method], sizes)
+    board(runs, [cell.id for cell in cells.values()])
+    return score_plots.drawings(build(runs))
+
+
+def lines_of(figure, title):
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
+    return [[(pytest.approx(x), pytest.approx(y)) for x, y in line.get_xydata()] for line in panel.lines]
+
+
+class TestCutText:
+    def test_a_segment_is_at_its_share_of_its_document_however_a_method_cuts(self, tmp_path):
+        """Ten parts of two documents: halves of a document begin in parts 0, 2, 5 and 7 (of 0 to 9), or 0.1, 0.5 ..."""
+        plots = cut_board(tmp_path, {"closed_book": [[4.0, 3.0], [2.0, 2.0]], "mac": [[3.0, 3.0, 1.0, 1.0], [1.0]]})
+        floor, method = lines_of(plots["token_nll_by_position"].draw(), "mac")
+        assert floor == [(0.1, 4.0), (0.5, 3.0), (1.1, 2.0), (1.5, 2.0)]
+        assert method == [(0.1, 3.0), (0.3, 3.0), (0.5, 1.0), (0.7, 1.0), (1.1, 1.0)]
+        _, gain = lines_of(plots["token_nll_gain_by_position"].draw(), "mac")
+        assert gain == [(0.1, 1.0), (0.5, 2.0), (1.1, 1.0)]
+
+    def test_panels_show_whole_streams_whatever_streams_a_method_lacks(self, tmp_path):
+        lengths = {"test-4-0": 4, "test-4-1": 2}
+        cells = [(spec(method, name), n) for method in ("a", "b") for name, n in lengths.items()]
+        ids = [record(tmp_path, cell, nll=[2.0] * n) for cell, n in cells[:2] + cells[3:]]
+        board(tmp_path, [*ids, record(tmp_path, cells[2][0], status="diverged")])
+        figure = score_plots.drawings(build(tmp_path))["token_nll_by_position"].draw()
+        assert [axes.get_xlim() for axes in figure.axes] == [(0, 4)] * 2
 
 
 LEVELS = {"closed_book": [3.0] * 4, "uniform": [3.0, 2.8, 2.6, 2.4], "lora": [3.0, 2.9, 2.8, 2.7]}
@@ -150,6 +191,14 @@ class TestGain:
         gain = next(axes for axes in figure.axes if axes.get_title(loc="left") == "uniform").lines[1]
         assert list(gain.get_ydata()) == pytest.approx([0.0, 0.2, 0.4, 0.6])
         assert figure.get_supylabel().startswith("NLL gain over closed_book")
+
+    def test_is_drawn_with_an_imported_floor_alone(self, tmp_path):
+        text_board(tmp_path, LEVELS)
+        built = build(tmp_path)
+        rows = tuple(imported(row) if row is built.floor else row for row in built.rows)
+        drawn = score_plots.drawings(replace(built, rows=rows))
+        assert "token_nll_gain_by_position" in drawn
+        assert "dashed: closed_book, the unadapted model" in drawn["token_nll_by_position"].notes
 
     @pytest.mark.parametrize("name", ["token_nll_by_position", "token_nll_gain_by_position"])
     def test_a_method_that_explodes_is_cut_and_flattens_no_other_curve(self, tmp_path, name):
@@ -184,7 +233,7 @@ def test_each_panel_shows_the_other_methods_too(tmp_path):
 
 def test_bars_have_their_values(tmp_path):
     board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in (("a", 0.75), ("b", 0.1))])
-    axes = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_method"].draw().axes[0]
+    axes = score_plots.drawings(build(tmp_path))["f1_by_method"].draw().axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.750", "0.100"]
 
 
@@ -195,7 +244,7 @@ def test_a_curve_over_one_stream_of_several_has_no_band_and_its_caption_says_so(
         for k in range(2)
     ]
     board(tmp_path, ids)
-    plot = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"]
+    plot = score_plots.drawings(build(tmp_path))["f1_by_position"]
     bands = {
         axes.get_title("left").replace("\n", " "): sum(len(path.vertices) for path in axes.collections[0].get_paths())
         for axes in plot.draw().axes
@@ -207,16 +256,16 @@ def test_a_curve_over_one_stream_of_several_has_no_band_and_its_caption_says_so(
 def test_curves_by_position_say_that_their_bands_do_not_include_the_seeds(tmp_path):
     cells = [spec("a", f"test-2-{k}", seed=seed) for k in range(2) for seed in range(2)]
     board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells])
-    text = score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"].text()
+    text = score_plots.drawings(build(tmp_path))["f1_by_position"].text()
     assert "The bands do not include the seeds of methods that have several." in text.replace("\n", " ")
     board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells if cell.seed == 0])
-    assert "seeds" not in score_plots.drawings(build(tmp_path), tmp_path)["f1_by_position"].text()
+    assert "seeds" not in score_plots.drawings(build(tmp_path))["f1_by_position"].text()
 
 
 class TestCaptions:
     def test_say_what_is_shown_and_what_marks_mean(self, tmp_path):
         realistic(tmp_path / "runs", streams=2, documents=6, questions=1)
-        plots.write_captions(plots.drawings(build(tmp_path / "runs"), tmp_path / "runs"), tmp_path)
+        plots.write_captions(plots.drawings(build(tmp_path / "runs")), tmp_path)
         caption, note = (tmp_path / "f1_by_method.txt").read_text().split("\n\n")
         assert caption == "Answer F1 of every method."
         for part in (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.records.schema import Tally
 from reports.board import build
-from reports.query_plots import Price, drawings
-from tests.reports.records_factory import board, costs, record, spec
+from reports.query_plots import NAME, Price, drawings
+from tests.reports.records_factory import board, costs, imported, record, spec
 
 PROMPT = Price("prompt", 0, 50)
 
@@ -40,7 +42,7 @@ def write(runs, method, observe, answer, **config):
 def test_methods_are_compared_with_all_documents_in_the_prompt(tmp_path):
     ids = [write(tmp_path, *of) for of in (("full_context", 0, 100), ("adapter", 400, 20), ("tuner", 400, 400))]
     board(tmp_path, ids)
-    figure = drawings(build(tmp_path), tmp_path)["cost_by_questions"].draw()
+    figure = drawings(build(tmp_path))["cost_by_questions"].draw()
     titles = sorted(axes.get_title("left").replace("\n", " ") for axes in figure.axes)
     assert titles == ["adapter: from 10 questions on", "tuner: never"]
 
@@ -48,13 +50,23 @@ def test_methods_are_compared_with_all_documents_in_the_prompt(tmp_path):
 def test_each_row_of_a_method_has_its_panel(tmp_path):
     ids = [write(tmp_path, "full_context", 0, 100)]
     board(tmp_path, ids + [write(tmp_path, "adapter", 40 * rank, 20, rank=rank) for rank in (8, 16)])
-    figure = drawings(build(tmp_path), tmp_path)["cost_by_questions"].draw()
+    figure = drawings(build(tmp_path))["cost_by_questions"].draw()
     titles = sorted(axes.get_title("left").replace("\n", " ") for axes in figure.axes)
     assert titles == ["adapter (rank=16): from 16 questions on", "adapter (rank=8): from 8 questions on"]
 
 
+def test_an_imported_prompt_is_drawn_only_without_ones_own(tmp_path):
+    board(tmp_path, [write(tmp_path, "full_context", 0, 100), write(tmp_path, "adapter", 400, 20)])
+    built = build(tmp_path)
+    (theirs,) = [imported(row) for row in built.rows if row.method == "full_context"]
+    plot = drawings(replace(built, rows=(theirs, *built.rows)))[NAME]
+    assert "dashed: full_context" in plot.notes
+    rows = tuple(row for row in built.rows if row.method != "full_context")
+    assert "dashed: full_context [imported x]" in drawings(replace(built, rows=(theirs, *rows)))[NAME].notes
+
+
 def test_without_such_a_prompt_nothing_is_drawn(tmp_path):
     board(tmp_path, [write(tmp_path, "bm25", 0, 100), write(tmp_path, "adapter", 400, 20)])
-    assert drawings(build(tmp_path), tmp_path) == {}
+    assert drawings(build(tmp_path)) == {}
     board(tmp_path, [write(tmp_path, "full_context", 0, 100)])
-    assert drawings(build(tmp_path), tmp_path) == {}
+    assert drawings(build(tmp_path)) == {}

@@ -76,7 +76,7 @@ class TestRetention:
         assert [curve.label for curve in curves if not curve.points] == ["idle"], (
             "closed_book is what it is held against"
         )
-        figure = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"].draw()
+        figure = relative_plots.drawings(build(kept))["relative_f1_by_documents"].draw()
         assert "left out, since their base is not above closed_book: idle" in " ".join(figure.get_supxlabel().split())
         assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
 
@@ -87,7 +87,7 @@ class TestRetention:
             early = {0.5: [[0.9]] * 2, 0.75: [[0.9]] * 2}
             ids.append(record(kept, cell, [[0.9]] * 2, early=early, status="complete" if k else "diverged"))
         board(kept, ids)
-        plot = relative_plots.drawings(build(kept), kept)["relative_f1_by_documents"]
+        plot = relative_plots.drawings(build(kept))["relative_f1_by_documents"]
         assert plot.notes[-2:] == ["left out, since not complete: lost [diverged on 1 of 3]", ""]
 
     def test_without_closed_book_a_base_is_above_zero(self, tmp_path):
@@ -110,7 +110,7 @@ class TestRetention:
         tables.write(built, kept / "out")
         table = json.loads((kept / "out" / "leaderboard.json").read_text())
         assert [row["first_documents"] for row in table["rows"]] == [2, 2, 2]
-        figures = {name: plot.draw() for name, plot in relative_plots.drawings(built, kept).items()}
+        figures = {name: plot.draw() for name, plot in relative_plots.drawings(built).items()}
         assert figures["relative_f1_by_documents"].get_supylabel() == "F1 relative to that after\nthe first 2 documents"
 
     def test_plots_that_need_the_questions_on_all_documents_are_left_out(self, kept):
@@ -151,7 +151,7 @@ class TestIrrelevant:
         ids += robustness(tmp_path, "idle", dict.fromkeys(self.LEVELS, (0.1, 0.1, 0.1)))
         board(tmp_path, ids + robustness(tmp_path, "closed_book", {0: (0.1, 0.1, 0.1)}))
         built = build(tmp_path)
-        plot = relative_plots.drawings(built, tmp_path)["relative_f1_by_irrelevant"]
+        plot = relative_plots.drawings(built)["relative_f1_by_irrelevant"]
         assert plot.notes[-2:] == [
             "left out, since not complete: lost on irrelevant_100 [diverged on 1 of 3]",
             "left out, since their base is not above closed_book: idle",

@@ -33,9 +33,7 @@ TEXT, TEXTS = 'datasets.Value("string")', 'datasets.List(datasets.Value("string"
 
 
 @pytest.fixture
-def metric(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-
+def metric(tmp_path):
     def make(name: str, references: str, body: str) -> str:
         path = tmp_path / f"{name}.py"
         path.write_text(METRIC.format(name=name.title(), references=references, body=body))

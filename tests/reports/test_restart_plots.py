@@ -8,7 +8,7 @@ import pytest
 
 from reports.board import build
 from reports.restart_plots import drawings, restarts
-from tests.reports.records_factory import board, spec
+from tests.reports.records_factory import board, imported, record, spec
 from tests.reports.test_board import write_segments
 
 FLOOR = ([4.0, 4.0, 4.0, 4.0], [2.0, 6.0, 2.0, 6.0])
@@ -44,11 +44,7 @@ def test_an_imported_row_is_held_against_its_own_run_on_the_stream(tmp_path):
     ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
     board(tmp_path, ids + write(tmp_path, "tuner", "stream", STREAM))
     built = build(tmp_path)
-    theirs = tuple(
-        replace(row, label=f"{row.label} [imported x]", imported="x", runs=tmp_path)
-        for row in built.rows
-        if (row.method, row.arm) == ("tuner", "every_2")
-    )
+    theirs = [imported(row) for row in built.rows if (row.method, row.arm) == ("tuner", "every_2")]
     found = {one.gain.label: one.without for one in restarts(replace(built, rows=(*built.rows, *theirs)))}
     assert found["tuner on every_2"] is not None and found["tuner on every_2 [imported x]"] is None
 
@@ -58,18 +54,36 @@ def test_a_method_without_a_run_on_the_stream_has_no_dashed_line(tmp_path):
     built = build(tmp_path)
     (found,) = restarts(built)
     assert found.without is None
-    (plot,) = drawings(built, tmp_path).values()
+    (plot,) = drawings(built).values()
     assert "dashed" not in plot.text() and plot.draw().axes
+
+
+def test_a_method_that_diverged_without_resets_has_no_dashed_line(tmp_path):
+    ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
+    board(tmp_path, [*ids, record(tmp_path, spec("tuner", "test-4-0", segment_tokens=1), status="diverged")])
+    (plot,) = drawings(build(tmp_path)).values()
+    assert "dashed" not in plot.text() and plot.draw().axes
+
+
+def test_without_a_stream_that_the_floor_has_too_nothing_is_drawn(tmp_path):
+    ids = write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "every_2", RESET)
+    for cell in (
+        spec("closed_book", "test-4-0", segment_tokens=1),
+        spec("tuner", "test-4-1", "every_2", segment_tokens=1),
+    ):
+        record(tmp_path, cell, status="failed")
+    board(tmp_path, ids)
+    assert drawings(build(tmp_path)) == {}
 
 
 def test_nothing_is_drawn_without_resets_without_the_floor_or_without_scores_of_texts(tmp_path):
     reset = write(tmp_path, "tuner", "every_2", RESET)
     board(tmp_path, reset)
-    assert drawings(build(tmp_path), tmp_path) == {}
+    assert drawings(build(tmp_path)) == {}
     board(tmp_path, write(tmp_path, "closed_book", "stream", FLOOR) + write(tmp_path, "tuner", "stream", STREAM))
-    assert drawings(build(tmp_path), tmp_path) == {}
+    assert drawings(build(tmp_path)) == {}
     unscored = [spec(*cell, scoring=False) for cell in (("closed_book", "test-4-0"), ("tuner", "test-4-0", "every_2"))]
     for cell in unscored:
         write_segments(tmp_path, cell, [(0, 0, 2, 8, None)])
     board(tmp_path, [cell.id for cell in unscored])
-    assert drawings(build(tmp_path), tmp_path) == {}
+    assert drawings(build(tmp_path)) == {}

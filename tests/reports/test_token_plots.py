@@ -75,7 +75,7 @@ class TestNumbers:
         board(tmp_path, weighted_runs(tmp_path, ((0,) * 6,)))
         (camels,) = row_weights(tmp_path)
         assert (camels.relative("fact"), camels.share("fact"), camels.auc().mean) == (None, None, 0.5)
-        written = {path.name for path in plots.write(build(tmp_path), tmp_path, tmp_path / "out")}
+        written = {path.name for path in plots.write(build(tmp_path), tmp_path / "out")}
         assert written > pictures(tmp_path) and "token_weights_by_class.png" in written
 
     def test_without_facts_there_is_no_auc(self, tmp_path):
@@ -165,14 +165,14 @@ class TestDocument:
     def test_any_character_can_be_drawn(self, tmp_path, recwarn):
         tokens = [token_event(0, "$5* and_ 漢字 🦦 \\frac{ ~", (1, -1, 2, 0, 0.5, 3))]
         board(tmp_path, [record(tmp_path, spec("camels", "test-1-0"), [[0.5]], tokens=tokens)])
-        plots.write(build(tmp_path), tmp_path, tmp_path / "out")
+        plots.write(build(tmp_path), tmp_path / "out")
         assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_the_histogram_compares_methods_and_classes_whatever_their_weights_and_sizes(tmp_path):
     ids = weighted_runs(tmp_path, (FACTS_HIGH,)) + weighted_runs(tmp_path, ([50 * w for w in FACTS_HIGH],), "tfidf")
     board(tmp_path, ids)
-    figure = token_plots.drawings(build(tmp_path), tmp_path)["token_weight_histogram"].draw()
+    figure = token_plots.drawings(build(tmp_path))["token_weight_histogram"].draw()
     panels = [[patch.get_xy() for patch in axes.patches] for axes in figure.axes]
     assert panels[0] == [pytest.approx(outline) for outline in panels[1]], "weights are in units of the method's mean"
     for outline in panels[0]:
@@ -189,7 +189,7 @@ def test_arms_with_other_documents_have_no_such_plots(tmp_path):
     ]
     board(tmp_path, ids)
     assert len(row_weights(tmp_path)) == 2
-    figure = token_plots.drawings(build(tmp_path), tmp_path)["token_weights_by_class"].draw()
+    figure = token_plots.drawings(build(tmp_path))["token_weights_by_class"].draw()
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["camels"]
 
 

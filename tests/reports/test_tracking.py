@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from bench.errors import BenchError
 from reports import tracking
 from reports.board import build
 from tests.reports.records_factory import board, record, spec
+from tests.reports.test_board import write_segments
 
 
 @pytest.fixture
@@ -23,18 +25,19 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_tensorboard_has_scores_costs_curves_and_settings(runs, tmp_path):
-    pytest.importorskip("tensorboard")
+def tensorboard_curves(built, out):
+    """What TensorBoard reads of a board's only row: steps and values by name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    built = build(runs)
-    assert str(tmp_path / "out" / "tensorboard") in tracking.track(built, tmp_path / "out", "tensorboard")
-    events = EventAccumulator(str(tmp_path / "out" / "tensorboard" / "demo" / "uniform"))
+    assert str(out / "tensorboard") in tracking.track(built, out, "tensorboard")
+    events = EventAccumulator(str(out / "tensorboard" / "demo" / "uniform"))
     events.Reload()
+    return lambda name: [(event.step, event.value) for event in events.Scalars(name)]
 
-    def curve(name):
-        return [(event.step, event.value) for event in events.Scalars(name)]
 
+def test_tensorboard_has_scores_costs_curves_and_settings(runs, tmp_path):
+    built = build(runs)
+    curve = tensorboard_curves(built, tmp_path / "out")
     (row,) = built.rows
     logged = {name: curve(f"board/{name}")[0][1] for name in (*row.scores, *row.costs)}
     assert logged == pytest.approx({**{name: row.value(name) for name in row.scores}, **row.costs})
@@ -42,26 +45,53 @@ def test_tensorboard_has_scores_costs_curves_and_settings(runs, tmp_path):
     assert curve("stream/f1_at_probe") == [(1, 0.25), (2, 0.625)]
 
 
-def test_wandb_has_the_same_offline(runs, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    seen, init = [], wandb.init
+def test_segments_count_as_much_as_their_tokens(tmp_path):
+    cell = spec("uniform", "test-1-0", segment_tokens=3)
+    write_segments(tmp_path, cell, [(0, 0, 3, 6, 6.0), (0, 1, 1, 2, 6.0)])
+    board(tmp_path, [cell.id])
+    curve = tensorboard_curves(build(tmp_path), tmp_path / "out")
+    assert curve("stream/token_nll") == [(1, 3.0)], "12 nats on 4 tokens"
 
-    @contextmanager
-    def observed(**options):
-        with init(**options) as run:
-            yield run
-            seen.append((run.name, run.group, dict(run.config), dict(run.summary)))
 
-    monkeypatch.setattr(wandb, "init", observed)
+class WandbRun:
+    """What a run of Weights & Biases is given."""
+
+    def __init__(self, **options):
+        self.options, self.axes, self.logged, self.summary = options, {}, [], {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.ended = True
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.logged.append(values)
+
+
+def test_wandb_has_the_same(runs, tmp_path, monkeypatch):
+    seen = []
+
+    def init(**options):
+        seen.append(WandbRun(**options))
+        return seen[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     built = build(runs)
     assert "group demo" in tracking.track(built, tmp_path / "out", "wandb")
-    ((name, group, config, summary),) = seen
-    (row,) = built.rows
-    assert (name, group, config["rate"], config["layers"]) == ("uniform", "demo", 0.1, [1])
-    assert {score: summary[score] for score in row.scores} == {score: row.value(score) for score in row.scores}
-    assert list(tmp_path.glob("out/wandb/offline-run-*"))
+    (run,), (row,) = seen, built.rows
+    config = run.options.pop("config")
+    assert (config["rate"], config["layers"]) == (0.1, [1])
+    names = {"project": "online-adaptation-bench", "group": "demo", "name": "uniform"}
+    assert run.options == {**names, "dir": tmp_path / "out"} and (tmp_path / "out").is_dir()
+    assert run.axes == {"documents": None, "token_nll": "documents", "f1_at_probe": "documents"}
+    nll = [{"documents": 1, "token_nll": 3.0}, {"documents": 2, "token_nll": 4.0}]
+    assert run.logged == [*nll, {"documents": 1, "f1_at_probe": 0.25}, {"documents": 2, "f1_at_probe": 0.625}]
+    assert run.summary == {**{name: row.value(name) for name in row.scores}, **row.costs} and run.ended
 
 
 def test_an_unknown_tracker_is_refused_before_anything_runs():

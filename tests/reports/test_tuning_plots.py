@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reports import plots, tuning_plots
 from reports.board import build
-from tests.reports.records_factory import board, plot_names, record, spec, tuning_record
+from tests.reports.records_factory import board, imported, plot_names, record, spec, tuning_record
 
 NAME = "learning_rate_sensitivity"
 
@@ -21,6 +23,9 @@ def rates(*values):
 
 def on_board(runs, *keys, **config):
     board(runs, [record(runs, spec("uniform", "test-1-0", config=config), [[0.5]])], tuning=keys)
+
+
+RATES = rates((0.1, (0.2,)), (0.2, (0.3,)))
 
 
 def test_a_trial_is_a_dot_with_its_score_steps_and_fate(tmp_path):
@@ -50,9 +55,8 @@ def test_steps_are_shown_only_if_they_were_tuned(tmp_path):
 
 
 def test_methods_have_the_order_and_labels_of_the_board(tmp_path):
-    trials = rates((0.1, (0.2,)), (0.2, (0.3,)))
     keys = [
-        tuning_record(tmp_path, method, trials, {"learning_rate": rate}) for method, rate in (("a", 0.1), ("b", 0.2))
+        tuning_record(tmp_path, method, RATES, {"learning_rate": rate}) for method, rate in (("a", 0.1), ("b", 0.2))
     ]
     ids = [
         record(tmp_path, spec(method, "test-1-0", config={"learning_rate": rate}), [[f1]])
@@ -60,6 +64,13 @@ def test_methods_have_the_order_and_labels_of_the_board(tmp_path):
     ]
     board(tmp_path, ids, tuning=keys)
     assert [sensitivity.label for sensitivity in sensitivities(tmp_path)] == ["b (learning_rate=0.2)", "a"]
+
+
+def test_trials_are_not_under_the_name_of_an_imported_row_with_the_same_settings(tmp_path):
+    on_board(tmp_path, tuning_record(tmp_path, "uniform", RATES, RATES[1][0]), learning_rate=0.2)
+    built = build(tmp_path)
+    both = replace(built, rows=(*map(imported, built.rows), *built.rows))
+    assert [sensitivity.label for sensitivity in tuning_plots.sensitivities(both)] == ["uniform"]
 
 
 @pytest.mark.parametrize(
@@ -78,5 +89,5 @@ def test_fewer_than_two_rates_are_not_plotted(tmp_path, trials):
 
 def test_a_method_is_plotted_if_all_its_trials_diverged(tmp_path):
     on_board(tmp_path, tuning_record(tmp_path, "uniform", rates((0.1, None), (1.0, None)), {"learning_rate": 1e-4}))
-    written = {path.stem for path in plots.write(build(tmp_path), tmp_path, tmp_path / "out")}
+    written = {path.stem for path in plots.write(build(tmp_path), tmp_path / "out")}
     assert NAME in written

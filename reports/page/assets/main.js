@@ -31,23 +31,29 @@ setTheme(preferred.matches);
 
 const dialog = document.getElementById("dialog");
 const DETAILS = { row: rowDetails, question: questionDetails, document: documentDetails };
+let shown = null; // the address that the reader closes with the dialog
 
 /** Open what the address names (#row-0-3), or close the dialog. */
 function route() {
   const [, kind, b, place] = location.hash.match(/^#(row|question|document)-(\d+)-(\d+)$/) ?? [];
   const known = kind && { row: boards[b]?.rows, question: data(`questions-${b}`), document: data(`documents-${b}`) }[kind]?.[place];
-  if (!known) return dialog.close();
+  if (!known) {
+    shown = null;
+    return dialog.close();
+  }
   const [title, content] = DETAILS[kind](+b, +place);
   const heading = document.getElementById("dialog-title");
   heading.textContent = title;
   document.getElementById("dialog-content").replaceChildren(el("div", {}, content));
+  shown = location.hash;
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   heading.focus();
 }
 addEventListener("hashchange", route);
 document.getElementById("close").addEventListener("click", () => dialog.close());
-dialog.addEventListener("close", () => location.hash.match(/^#(row|question|document)-/) && history.replaceState(null, "", "#"));
+// The event comes a frame after the dialog closed: by then an address may have opened it again, or be about to.
+dialog.addEventListener("close", () => !dialog.open && location.hash === shown && history.replaceState(null, "", "#"));
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 route();
 

@@ -10,8 +10,7 @@ function answersTo(b, place) {
   return data(`answers-${b}`).flatMap((runs, r) => runs.flatMap((run) => {
     if (run.stream !== data(`questions-${b}`)[place].stream) return [];
     const cells = run.probes.map((probe) => {
-      const i = d3.bisectLeft(probe.question, place);
-      const at = probe.question[i] === place ? i : probe.question.indexOf(place);
+      const at = probe.question.indexOf(place);
       return at < 0 ? null : { probe: probe.probe, ...Object.fromEntries(Object.entries(probe).filter(([, of]) => Array.isArray(of)).map(([name, of]) => [name, of[at]])) };
     }).filter(Boolean);
     return cells.length ? [{ row: board.rows[r], r, run, cells }] : [];

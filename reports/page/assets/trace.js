@@ -10,7 +10,7 @@ function documentDetails(b, place) {
   const holder = el("div", {});
   const show = (i) => holder.replaceChildren(...tokenView(...tokens[i]));
   const losses = d3.sort(Object.entries(one.nll), ([, nll]) => nll);
-  const floor = losses.find(([r]) => board.rows[r].method === "closed_book")?.[1];
+  const floor = one.nll[board.floor];
   const questions = (data(`questions-${b}`) ?? []).map((question, q) => [question, q]).filter(([question]) => question.document === one.id && question.stream === one.stream);
   if (tokens.length) show(0);
   return [`Document ${one.id}`, [
@@ -47,8 +47,7 @@ function tokenView(r, tokens) {
 }
 
 function traceSection(board, b) {
-  const key = document.getElementById(`documents-${b}`);
-  if (!key) return null;
+  if (!document.getElementById(`documents-${b}`)) return null;
   const holder = el("div", {});
   const open = () => {
     if (holder.firstChild) return;

@@ -18,6 +18,7 @@ from bench.answering.retune import Retune
 from bench.answering.retuning import answer_loss, one_each, retuned
 from bench.contract.method import Conditioning
 from bench.lm.base_model import BaseModel
+from tests.tiny_models import weights
 
 EPISODES = [
     Episode(
@@ -33,10 +34,6 @@ RETUNE = Retune(steps=6, rate=1e-3)
 @pytest.fixture
 def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
-
-
-def weights(lm: BaseModel) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.named_tensors()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

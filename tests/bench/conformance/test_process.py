@@ -12,6 +12,7 @@ import pytest
 
 from bench.conformance import process, suite
 from tests.conftest import ROOT
+from tests.world import started, wait_until
 
 BAD_METHODS = ROOT / "tests" / "conformance" / "bad_methods"
 CHECK = [sys.executable, str(ROOT / "run_bench.py"), "check"]
@@ -63,16 +64,15 @@ def test_an_interrupt_ends_the_check_and_its_process(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     body = f"open({str(pid)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(600)"
     command = [*CHECK, str(write(tmp_path, "sleeps", "", body))]
-    check = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert check.stdout is not None
-    assert [check.stdout.readline() for _ in range(2)] == [
-        "pass  sleeps  declares_itself\n",
-        "pass  sleeps  config_is_sound\n",
-    ]
-    while not (pid.exists() and pid.read_text()):
-        assert check.poll() is None
-    os.killpg(check.pid, signal.SIGINT)
-    _, errors = check.communicate(timeout=60)
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as check:
+        assert check.stdout is not None
+        assert [check.stdout.readline() for _ in range(2)] == [
+            "pass  sleeps  declares_itself\n",
+            "pass  sleeps  config_is_sound\n",
+        ]
+        wait_until(lambda: pid.exists() and pid.read_text())
+        os.killpg(check.pid, signal.SIGINT)
+        _, errors = check.communicate(timeout=60)
     assert check.returncode == 130
     assert "Traceback" not in errors and "Interrupted" in errors
     with pytest.raises(ProcessLookupError):

@@ -14,6 +14,7 @@ from bench import Document, GradientMethod, TokenBatch
 from bench.errors import Diverged
 from bench.lm.base_model import BaseModel
 from tests.conftest import TEXT, make_checkpoint
+from tests.tiny_models import weights
 
 DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXT)]
 
@@ -48,10 +49,6 @@ class HeadOnly(GradientMethod):
 @pytest.fixture
 def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
-
-
-def weights(lm: BaseModel) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.named_tensors()}
 
 
 def run(method: GradientMethod, documents: Iterable[Document] = DOCUMENTS) -> dict[str, Tensor]:

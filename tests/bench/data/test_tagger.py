@@ -25,7 +25,8 @@ def names(text: str) -> list[str]:
 @pytest.fixture
 def pipeline() -> Any:
     """A spaCy pipeline that finds two entities and needs no download."""
-    spacy = pytest.importorskip("spacy")
+    import spacy
+
     pipeline = spacy.blank("en")
     pipeline.meta["name"] = "tiny"
     ruler = pipeline.add_pipe("entity_ruler")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.records.store import read_documents
+from bench.records.store import read_board, read_documents
 from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.runner import Runner
 from tests.conftest import TEXT
@@ -38,8 +38,8 @@ def test_few_files_are_one_stream_in_the_order_given(files: list[str], llama: Pa
     assert [cell.spec.stream for cell in result.cells] == ["test-all-0"] * 2
     events = read_documents(tmp_path / "runs", result.cells[0].id)
     assert max(event.tokens for event in events) == 16 and max(event.segment for event in events) > 0
-    assert any("The test files (2) are one stream." in remark for remark in result.remarks)
-    assert any("untuned" in remark for remark in result.remarks)
+    assert any("The test files (2) are one stream." in remark for remark in runner.remarks)
+    assert any("untuned" in remark for remark in runner.remarks)
 
 
 def test_with_as_many_files_as_planned_each_is_a_stream(files: list[str], llama: Path, tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_with_as_many_files_as_planned_each_is_a_stream(files: list[str], llama:
     experiment.methods = [MethodPlan.model_validate(p if isinstance(p, dict) else {"name": p}) for p in PLANS]
     result = Runner(experiment, tmp_path / "runs").run(Inline())
     assert {cell.spec.stream for cell in result.cells} == {"test-1-0", "test-1-1"}
-    assert not result.failed
-    assert list(result.remarks) == ["The validation files (1) are one stream."]
+    assert result.failures == ()
+    assert read_board(tmp_path / "runs").remarks == ["The validation files (1) are one stream."]
 
 
 def test_optional_methods_are_left_out_without_a_train_split(files: list[str], llama: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.records import boards, packed
+from bench.records import boards, packed, store
 from tests.reports.records_factory import board, record, spec
 
 
@@ -30,8 +30,8 @@ def test_boards_are_listed_with_the_newest_last(runs: Path, tmp_path_factory: py
 
 
 def test_a_board_is_read_by_its_name_and_by_default_the_newest(runs: Path) -> None:
-    assert boards.read(runs).experiment == "default+3f2a"
-    assert boards.read(runs, "default").experiment == "default"
+    assert store.read_board(runs).experiment == "default+3f2a"
+    assert store.read_board(runs, "default").experiment == "default"
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_a_board_is_read_by_its_name_and_by_default_the_newest(runs: Path) -> No
 )
 def test_an_unknown_name_gets_the_names_that_are_most_like_it(runs: Path, name: str, hint: str) -> None:
     with pytest.raises(BenchError, match=hint.replace(" \\+", r"\+")):
-        boards.read(runs, name)
+        store.read_board(runs, name)
 
 
 def test_without_boards_the_remedy_is_to_run_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"Run an experiment first"):
-        boards.read(tmp_path, "default")
+        store.read_board(tmp_path, "default")
 
 
 def test_only_a_variation_has_a_folder_of_its_own() -> None:

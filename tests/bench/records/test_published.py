@@ -14,8 +14,9 @@ import reports
 import run_bench
 from bench.errors import BenchError
 from bench.records import packed, published, store
+from bench.records.check import check_board
 from bench.records.schema import BoardRecord
-from bench.records.summary import check_board, summarize
+from bench.records.summary import summarize
 from reports import plots, written
 from reports.board import build
 from tests.reports.records_factory import answer, board, pictures, realistic, record, spec, token_event, tuning_record
@@ -147,16 +148,16 @@ def test_the_command_line_says_what_was_written_and_what_cannot_be_checked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     demo(Path("runs"))
-    run_bench.publish("demo", Path("runs"), Path("results"))
-    assert "Wrote results/demo/records.tar.xz (0.00 MB)." in (written := capsys.readouterr().out)
-    assert "python run_bench.py report demo --runs results/demo" in written
+    run_bench.publish("demo", Path("runs"), Path("results[b]"))
+    assert "Wrote results[b]/demo/records.tar.xz (0.00 MB)." in (written := capsys.readouterr().out)
+    assert "python run_bench.py report demo --runs results[b]/demo" in written
     assert "Warning: 2 of 2 runs name no commit" in written and "Run the experiment from a git checkout." in written
     monkeypatch.setattr(reports, "stale", lambda *_: [])
-    for runs, sentence in (("runs", ""), ("results/demo", "Answers were not scored again")):
+    for runs, sentence in (("runs", ""), ("results[b]/demo", "Answers were not scored again")):
         run_bench.report(["demo"], Path(runs), Path("out"), check=True)
         assert ("Answers were not scored again" in capsys.readouterr().out) == bool(sentence)
-    with pytest.raises(BenchError, match="results/demo holds published records, to which none are added"):
-        run_bench.run("default", runs=Path("results/demo"))
+    with pytest.raises(BenchError, match=r"results\[b\]/demo holds published records, to which none are added"):
+        run_bench.run("default", runs=Path("results[b]/demo"))
 
 
 def test_runs_that_name_a_commit_are_published_without_a_warning(

@@ -18,6 +18,7 @@ from bench import machine
 from bench.errors import BenchError
 from bench.hashing import digest
 from bench.records import store
+from bench.records.check import check_board
 from bench.records.schema import (
     ADDED,
     NOT_COMPARED,
@@ -29,7 +30,7 @@ from bench.records.schema import (
     documents_seen,
     mean,
 )
-from bench.records.summary import check_board, summarize
+from bench.records.summary import summarize
 from tests.conftest import ROOT
 from tests.reports.records_factory import answer, board, costs, record, spec, token_event, tuning_record
 
@@ -137,18 +138,6 @@ def test_processes_of_containers_with_one_host_name_are_told_apart(monkeypatch: 
     theirs = machine.process_name()
     assert theirs.rpartition("-")[0] != ours.rpartition("-")[0] and theirs.rpartition("-")[2] == ours.rpartition("-")[2]
     assert machine.may_be_alive(ours.replace(str(os.getpid()), "999999999")), "it cannot be seen from here"
-
-
-def test_the_newest_board_is_read_unless_one_is_named(runs: Path) -> None:
-    with pytest.raises(BenchError, match="There is no board in"):
-        store.read_board(runs)
-    for age, name in enumerate(("second", "first")):
-        board(runs, [RUN.id], name)
-        os.utime(runs / "boards" / f"{name}.json", (100 - age, 100 - age))
-    assert store.read_board(runs).experiment == "second"
-    assert store.read_board(runs, "first").experiment == "first"
-    with pytest.raises(BenchError, match="There is no board of third in"):
-        store.read_board(runs, "third")
 
 
 def test_the_mean_of_no_values_is_none() -> None:

@@ -6,10 +6,17 @@ import math
 
 import pytest
 
+from bench.hashing import closure
+from bench.paths import ROOT
 from bench.records import tuning
 from bench.records.schema import DocumentEvent, TrialRecord
 from bench.records.summary import summarize
 from tests.reports.records_factory import answer
+
+
+def test_the_harness_is_no_other_one_if_records_are_stored_or_checked_otherwise() -> None:
+    files = closure(ROOT / "bench" / "harness" / "loop.py")
+    assert {path.stem for path in files if path.parent.name == "records"} == {"schema", "summary"}
 
 
 def text(position: int, nll: float | None, tokens: int = 10, utf8_bytes: int = 40, segment: int = 0) -> DocumentEvent:

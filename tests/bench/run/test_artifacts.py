@@ -207,7 +207,7 @@ def test_damaged_weights_fail_their_cells_and_the_message_has_the_remedy(
     weights = folder / artifacts.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:40])
     result = Runner(plan(), tmp_path, [plugin]).run(Inline())
-    assert result.failed == 2
+    assert len(result.failures) == 2
     failure = read_run(tmp_path / result.cells[0].id).failure
     assert failure is not None and "train again" in failure.message
 

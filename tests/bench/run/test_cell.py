@@ -31,10 +31,7 @@ REASONS = {
     "changes_folder": f"{CHANGED}the working folder changed from ",
     "e1_condition_writes": "The weights lm_head.weight changed while questions were answered.",
     "e2_answering_leaks": "The weights lm_head.weight changed while questions were answered.",
-    "m4_sysexit": "SystemExit: 0",
     "m5_osexit": "The worker process ended with exit code 0.",
-    "m14_unicode_err": "ValueError: bad ? text",
-    "m16_str_raises": "Unspeakable: (its message cannot be shown)",
 }
 """The faulty methods, and how the messages in the records of their cells begin."""
 STREAMS = {"split": "test", "documents": 2, "count": 1}
@@ -66,7 +63,7 @@ def faulty(keepers: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory)
     runs = tmp_path_factory.mktemp("faulty")
     with LocalPool(1, threads=1) as pool:
         result = runner(keepers, llama, runs, *REASONS, "writes_and_restores", "closed_book").run(pool)
-    assert result.failed == len(REASONS)
+    assert len(result.failures) == len(REASONS)
     return runs, {cell.spec.method: read_run(runs / cell.id) for cell in result.cells}
 
 
@@ -90,13 +87,13 @@ def test_other_methods_of_the_run_keep_their_numbers(
 
 def test_a_hook_that_hangs_ends_after_its_time(keepers: Path, llama: Path, tmp_path: Path) -> None:
     with LocalPool(1, threads=1) as pool:
-        result = runner(keepers, llama, tmp_path, "hangs", "closed_book", hook_timeout=1.5).run(pool)
+        result = runner(keepers, llama, tmp_path, "hangs", "closed_book", hook_timeout=5).run(pool)
     records = [read_run(tmp_path / cell.id) for cell in result.cells]
     assert [record.status for record in records] == ["failed", "complete"]
     failure = records[0].failure
     assert failure is not None and (failure.kind, failure.position) == ("failed", 1)
     assert failure.message == (
-        "The time limit (--hook-timeout) ended observe at document 2 of the stream. It ran for more than 1.5 seconds."
+        "The time limit (--hook-timeout) ended observe at document 2 of the stream. It ran for more than 5 seconds."
     )
     assert "hangs on test-2-0 (stream, document 2): The time limit" in result.failures[0]
 

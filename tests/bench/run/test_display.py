@@ -114,7 +114,7 @@ class TestPlan:
         self, outlooks: list[Outlook], pace: Pace
     ) -> None:
         assert display.totals(outlooks, pace, jobs=2) == [
-            "To run: at most 12 cells; there already: 6. Nothing was run.",
+            "About 12 cells to run, 6 done.",
             "Time, by earlier records: about 1 min on 2 workers, without 1 cell(s) of methods of which there are no "
             "records.",
             "Memory, by earlier records: up to 0.0 GB a worker.",
@@ -122,4 +122,4 @@ class TestPlan:
         ]
         assert display.totals(outlooks[1:], Pace(), jobs=1)[1].startswith("Time and memory are unknown")
         done = replace(outlooks[0], rounds=(), board=(), cached_tuning=7, cached_board=10)
-        assert display.totals([done], pace, jobs=1) == ["To run: at most 0 cells; there already: 17. Nothing was run."]
+        assert display.totals([done], pace, jobs=1) == ["0 cells to run, 17 done."]

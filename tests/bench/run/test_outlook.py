@@ -12,7 +12,6 @@ from bench.errors import BenchError
 from bench.run.executor import Outcome, Task
 from bench.run.experiment import Experiment
 from bench.run.outlook import Outlook
-from bench.run.pace import Pace
 from bench.run.progress import Progress, State
 from bench.run.runner import Runner
 from tests.world import Inline
@@ -22,7 +21,7 @@ BY_F1 = {"documents": 4, "count": 2, "metric": "f1", "trials": 4}
 
 
 def ahead(experiment: Experiment, runs: Path) -> list[Outlook]:
-    return Runner(experiment, runs).look_ahead(Pace())
+    return Runner(experiment, runs).look_ahead()
 
 
 def cells(outlook: Outlook) -> tuple[int, int, int, int]:
@@ -80,7 +79,7 @@ def test_methods_without_trained_weights_are_named_and_not_run(plan: Callable[..
     experiment = plan("closed_book", {"name": "mac", "space": {}})
     with pytest.raises(BenchError, match="mac has no trained weights"):
         Runner(experiment, tmp_path)
-    closed, mac = Runner(experiment, tmp_path, look_only=True).look_ahead(Pace())
+    closed, mac = Runner(experiment, tmp_path, look_only=True).look_ahead()
     assert (closed.problem, closed.learning) == ("", "")
     assert mac.problem.startswith("mac has no trained weights") and "run_bench.py train mac" in mac.problem
     assert (mac.learning, cells(mac)) == ("weights missing", (0, 0, 2, 0))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,8 @@ from bench.run import places
 from bench.run.experiment import Experiment
 from bench.run.places import Bucket, Place, place
 from bench.run.runner import Runner
-from tests.bench.run.test_claims import PLUGIN
-from tests.conftest import ROOT
-from tests.world import Inline, make_dataset, make_experiment
+from tests.bench.run.test_claims import PLUGIN, shared, together
+from tests.world import Inline, make_dataset, make_experiment, wait_until
 
 URL = "memory://lab/runs"
 
@@ -54,7 +50,7 @@ def test_what_one_machine_has_run_another_finds(
 ) -> None:
     first = machine("first")
     result = Runner(experiment, first.path).run(Inline())
-    assert result.failed == 0
+    assert result.failures == ()
     second = machine("second")
     assert second.path != first.path and not list(second.path.glob("*/run.json"))
     second.fetch()
@@ -193,10 +189,7 @@ def test_a_heart_beats_in_the_bucket_while_a_claim_is_held(
     first = machine("first")
     with first.claimed("cell"):
         made = first.fs.modified(first._claim("cell"))
-        deadline = time.monotonic() + 10
-        while first.fs.modified(first._claim("cell")) == made:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: first.fs.modified(first._claim("cell")) != made)
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, ValueError])
@@ -244,11 +237,7 @@ def test_two_machines_share_the_cells_of_a_bucket(llama: Path, tmp_path: Path) -
     command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "1"]
     folders = ["--runs", f"local://{tmp_path}/bucket", "--out", str(tmp_path / "out")]
 
-    def start(name: str) -> Any:
-        environment = {**os.environ, "OAB_CACHE": str(tmp_path / name)}
-        return subprocess.Popen([*command, *folders], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
-
-    machines = [start("first"), start("second")]
-    assert [process.wait(timeout=300) for process in machines] == [0, 0]
-    assert len(log.read_text().splitlines()) == 8
+    machines = [["env", f"OAB_CACHE={tmp_path / name}", *command, *folders] for name in ("first", "second")]
+    assert together(*machines) == [0, 0]
+    assert shared(log) == (8, 2)
     assert len(list((tmp_path / "bucket").glob("*/run.json"))) == 8

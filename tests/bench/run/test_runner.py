@@ -18,6 +18,7 @@ from bench.contract import registry
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
+from bench.records.check import check_board
 from bench.records.schema import Tally, mean
 from bench.records.store import (
     read_answers,
@@ -28,7 +29,6 @@ from bench.records.store import (
     read_tuning,
     write_run,
 )
-from bench.records.summary import check_board
 from bench.run.cell import load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
@@ -120,6 +120,7 @@ def test_cells_that_took_long_begin_first(plan: Callable[..., Experiment], tmp_p
         if cell.spec.stream.endswith("1"):
             shutil.rmtree(tmp_path / cell.id)
     runner, executor, progress = Runner(experiment, tmp_path), Inline(), Progress()
+    progress.pace.read(tmp_path, ["closed_book", "uniform"])
     runner.expect(progress)
     runner.run(executor, progress)
     assert [key.partition("-")[0] for key in executor.keys] == ["uniform", "closed_book"]
@@ -297,6 +298,36 @@ def test_with_equal_compute_nothing_over_the_limit_is_chosen(plan: Callable[...,
     check_board(tmp_path, read_board(tmp_path))
 
 
+def test_a_shard_runs_its_part_of_the_cells_of_every_method_and_no_more(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    streams = {"split": "test", "documents": 2, "count": 3}
+    experiment = plan("closed_book", {"name": "bm25", "space": {"k": [1, 2]}}, streams=streams)
+    executor = Inline()
+    result = Runner(experiment, tmp_path, shard=(1, 2)).run(executor)
+    own = [(cell.spec.method, cell.spec.stream) for cell in result.cells if cell.id in executor.keys]
+    assert own == [("closed_book", "test-2-0"), ("closed_book", "test-2-2"), ("bm25", "test-2-1")]
+    assert result.missing == 3
+
+
+def test_shards_measure_the_limit_of_equal_compute_and_the_last_one_checks_it(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    tuned = {"name": "uniform", "space": {"steps_per_document": [1, 2]}}
+    experiment = plan(
+        "closed_book",
+        tuned,
+        tuning={**BY_F1, "trials": 1},
+        equal_compute={"method": "uniform", "steps": 2},
+        streams={"split": "test", "documents": 2, "count": 1},
+        scoring=False,
+        anchor={},
+    )
+    missing = [Runner(experiment, tmp_path, shard=(place, 2)).run(Inline()).missing for place in (1, 2)]
+    assert missing == [1, 0]
+    assert read_board(tmp_path).remarks[-1].startswith("Methods may observe a token with")
+
+
 def test_a_setting_fixed_by_the_user_is_not_tuned(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = plan(UNIFORM)
     experiment.set("uniform.learning_rate=0.005")
@@ -331,7 +362,7 @@ def test_a_method_that_raises_fails_alone_and_is_run_again(
     experiment = plan("raises", "closed_book")
     runs = tmp_path / "runs"
     result = Runner(experiment, runs, [plugin]).run(Inline())
-    assert result.failed == 2
+    assert len(result.failures) == 2
     records = [read_run(runs / cell.id) for cell in result.cells]
     assert [record.status for record in records] == ["failed", "failed", "complete", "complete"]
     failure = records[0].failure
@@ -462,12 +493,13 @@ def test_a_trial_that_failed_is_run_again_and_the_tuning_record_is_corrected(
     )
     experiment = plan({"name": "uniform", "space": {"learning_rate": rates}})
     result = Runner(experiment, tmp_path).run(FirstDies())
-    assert result.failed == 1 and "ended by SIGKILL" in result.failures[0], "the board is complete"
+    (failure,) = result.failures
+    assert "ended by SIGKILL" in failure, "the board is complete"
     (before,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert before.chosen["learning_rate"] == 0.0
     assert "1 of 2 tuning trials" in read_board(tmp_path).remarks[0]
     assert "tuned with 2 of 3 trials" in read_board(tmp_path).remarks[1]
-    assert Runner(experiment, tmp_path).run(Inline()).failed == 0
+    assert Runner(experiment, tmp_path).run(Inline()).failures == ()
     (after,) = read_tuning(tmp_path, read_board(tmp_path).tuning)
     assert after.chosen["learning_rate"] == 1e-2
     assert not any("diverged or failed" in remark for remark in read_board(tmp_path).remarks)
@@ -534,7 +566,7 @@ def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experimen
             yield from super().run(tasks[1:])
 
     result = Runner(plan("closed_book"), tmp_path).run(Deadly())
-    assert result.failed == 1
+    assert len(result.failures) == 1
     failure = read_run(tmp_path / result.cells[0].id).failure
     assert failure is not None
     assert (failure.kind, failure.message) == ("worker_died", "ended by SIGKILL")
@@ -599,7 +631,7 @@ def test_the_irrelevant_arm_asks_the_same_questions_after_more_documents(
     assert [e.question_id for e in again] == [e.question_id for e in asked]
     assert [mixed[e.position] for e in again] == [e.document_id for e in asked] == own
     assert stream.comparability_key == longer.comparability_key and stream.spec.stream_hash != longer.spec.stream_hash
-    assert not Runner(experiment, tmp_path).run(executor := Inline()).failed and not executor.keys, "the same again"
+    assert not Runner(experiment, tmp_path).run(executor := Inline()).failures and not executor.keys, "the same again"
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,7 @@ from bench.errors import BenchError
 from bench.records.store import read_board
 from bench.run.slurm import submit, without_options
 from tests.conftest import ROOT
-from tests.world import make_dataset
-
-pytest.importorskip("submitit", reason="needs submitit (the extra [cluster])")
+from tests.world import make_dataset, wait_until
 
 SBATCH = """#!{python}
 import os, re, subprocess, sys
@@ -29,6 +28,7 @@ print("Submitted batch job 17", flush=True)
 if not {runs} or os.fork():
     os._exit(0)
 os.setsid()
+open({began!r}, "w").write(str(os.getpid()))
 os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # submitit waits for the end of the output
 os.dup2(1, 2)
 for index in range(first, last + 1):
@@ -36,6 +36,7 @@ for index in range(first, last + 1):
     job |= {{"LOCALID": 0, "NODEID": 0, "JOB_NUM_NODES": 1}}
     variables = {{f"SLURM_{{name}}": str(value) for name, value in job.items()}}
     subprocess.run(["bash", sys.argv[-1]], env={{**os.environ, **variables}})
+open({finished!r}, "w").close()
 """
 SRUN = """#!{python}
 import os, sys
@@ -51,19 +52,27 @@ os.execvp(arguments[0], arguments)
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Path]:
-    """Put a Slurm on the path; it runs the jobs at once, one after the other, or not at all. Returns its log."""
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], Path]]:
+    """Put a Slurm on the path; it runs the jobs at once, one after the other, or not at all. Returns its log.
+
+    The file ``finished`` is there when all jobs have ended. Those that still run after the test are killed.
+    """
+    began, finished = tmp_path / "began", tmp_path / "finished"
 
     def install(runs: bool) -> Path:
         folder, log = tmp_path / "bin", tmp_path / "submitted"
         folder.mkdir()
         for name, text in (("sbatch", SBATCH), ("srun", SRUN)):
-            (folder / name).write_text(text.format(python=sys.executable, log=str(log), runs=runs))
+            places = {"log": str(log), "began": str(began), "finished": str(finished)}
+            (folder / name).write_text(text.format(python=sys.executable, runs=runs, **places))
             (folder / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         return log
 
-    return install
+    yield install
+    if began.exists() and not finished.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(began.read_text()), signal.SIGKILL)
 
 
 def test_one_array_job_holds_all_shards(slurm: Callable[[bool], Path], tmp_path: Path) -> None:
@@ -96,14 +105,11 @@ def test_a_run_is_submitted_and_its_last_shard_makes_the_board(
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     options = ["--executor", "slurm", "--shards=2", "--slurm", "partition=any", "--jobs", "1"]
     command = [sys.executable, "run_bench.py", "run", str(file), *options, *folders]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Array job 17 of 2 shards is submitted. Its logs are in" in " ".join(done.stdout.split())
-    table = tmp_path / "out" / "leaderboard.md"
-    deadline = time.monotonic() + 200
-    while not table.is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until((tmp_path / "finished").exists, 300)
+    assert (tmp_path / "out" / "leaderboard.md").is_file()
     assert len(read_board(tmp_path / "runs").runs) == 4
     logs = "\n".join(path.read_text() for path in (tmp_path / "runs" / "slurm").glob("*.out"))
     assert "This shard has run. 2 cells of other shards are missing" in " ".join(logs.split())

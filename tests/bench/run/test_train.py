@@ -49,6 +49,17 @@ def test_only_what_the_key_covers_reaches_a_training(keepers: Path, llama: Path,
     assert found[0] == found[1]
 
 
+def test_the_card_names_the_base_and_the_data_of_another_training_than_that_of_the_experiment(
+    keepers: Path, llama: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 1, "episodes_per_step": 1, "validate_every": 1, "validation_episodes": 1}
+    assignments = [f"cmt.training.{key}={value}" for key, value in settings.items()]
+    overrides = Overrides(model=str(llama), dataset=str(keepers), seed=0, assignments=assignments)
+    (folder,) = train_target("cmt", "default", overrides, tmp_path / "runs")
+    command = f"`python run_bench.py train cmt --dataset {keepers} --model {llama} --seed 0`, with the settings below,"
+    assert command in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("out", "work", "option"), [("file", "work", "--out"), ("out", "file/work", "--work")])
 def test_a_folder_that_cannot_be_written_is_refused(
     experiment: Experiment, tmp_path: Path, out: str, work: str, option: str

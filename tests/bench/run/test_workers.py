@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from bench.machine import free_gpu_memory
 from bench.run.executor import GPU_BYTES, LEARNING_BYTES, READING_BYTES, LocalPool, Outcome, Task, gpu_places
 from bench.run.experiment import Experiment, load
 from bench.run.workers import Plan, Workers
+from tests.world import wait_until
 
 GIB = 2**30
 
@@ -75,6 +75,11 @@ def test_workers_share_the_gpus(
     assert Workers(jobs=jobs).plan(on_gpu, (4 * GIB - GPU_BYTES) // LEARNING_BYTES) == plan
 
 
+def test_the_gpus_of_this_machine_do_not_limit_the_workers_of_a_cluster(two_gpus: None, on_gpu: Experiment) -> None:
+    weights = (4 * GIB - GPU_BYTES) // LEARNING_BYTES
+    assert Workers("ray", 16).plan(on_gpu, weights) == Plan(16, "", ("0", "1", "0")), "at most two share a GPU"
+
+
 def test_a_gpu_of_unknown_memory_has_one_worker(
     on_gpu: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,17 +87,25 @@ def test_a_gpu_of_unknown_memory_has_one_worker(
     assert Workers().plan(on_gpu, 10**8) == Plan(1)
 
 
-def seen_gpu(seconds: float, dies: bool = False) -> str | None:
-    """The GPU that this process sees, after some time."""
-    time.sleep(seconds)
+def test_one_worker_is_no_plural(on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.run.workers.free_gpu_memory", lambda: {"0": GIB})
+    assert Workers(jobs=2).plan(on_gpu, 10**8).remark.startswith("1 worker instead of 2:")
+
+
+def seen_gpu(seen: str, dies: bool) -> str:
+    """The GPU that this process sees, once there are two in the folder of those seen; or it dies at once."""
     if dies:
         os._exit(3)
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+    Path(seen, gpu).touch()
+    wait_until(lambda: len(os.listdir(seen)) == 2, 300)
+    return gpu
 
 
-def test_each_worker_sees_its_own_gpu_which_another_one_has_after_it() -> None:
-    tasks = [Task(str(i), f"{__name__}:seen_gpu", {"seconds": 0.5, "dies": i == 0}, group=str(i)) for i in range(4)]
+def test_each_worker_sees_its_own_gpu_which_another_one_has_after_it(tmp_path: Path) -> None:
+    payloads = [{"seen": str(tmp_path), "dies": i == 0} for i in range(3)]
+    tasks = [Task(str(i), f"{__name__}:seen_gpu", payload, group=str(i)) for i, payload in enumerate(payloads)]
     with LocalPool(2, 1, ["0", "1"]) as pool:
         outcomes = [outcome for outcome in pool.run(tasks) if isinstance(outcome, Outcome)]
     assert [outcome.key for outcome in outcomes if outcome.error] == ["0"]
-    assert {outcome.value for outcome in outcomes if not outcome.error} == {"0", "1"}
+    assert sorted(outcome.value for outcome in outcomes if not outcome.error) == ["0", "1"]

@@ -96,6 +96,6 @@ def test_bm25_finds_each_question_s_document(pairs: list[tuple[str, str]]) -> No
     "text", ["x" * 300_000, "灯" * 100_000, "\u0301" * 300_000, "a_" * 100_000, "灯\u0301 " * 80_000]
 )
 def test_long_runs_take_linear_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     words(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright import sync_api
 
 from reports.board import Board, build
 from reports.page import write
@@ -21,8 +22,7 @@ from tests.reports import records_factory as factory
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("needs Chromium (apt-get install chromium)", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+sync_api.expect.set_options(timeout=60_000)  # ms: machines may be busy
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
@@ -41,9 +41,12 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any) -> Iterator[Open]:
     """Opens a file; by the end there must have been no error and no request for anything else."""
     problems: list[str] = []
+    pages: list[Any] = []
 
     def open_file(path: Path, **settings: Any) -> Any:
         page = browser.new_page(**{"viewport": {"width": 1300, "height": 900}, **settings})
+        page.set_default_timeout(60_000)
+        pages.append(page)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
         page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else problems.append(sent.url))
@@ -52,6 +55,8 @@ def open_page(browser: Any) -> Iterator[Open]:
         return page
 
     yield open_file
+    for page in pages:
+        page.close()
     assert problems == []
 
 
@@ -153,7 +158,8 @@ def test_a_row_opens_by_keyboard_to_command_settings_runs_and_trials(open_page: 
     assert "camels-stream-test-12-0-" in text and "trials on the validation streams" in text
     assert dialog.locator("svg").count() >= 2
     page.keyboard.press("Escape")
-    assert page.locator("dialog[open]").count() == 0
+    dialog.wait_for(state="detached")
+    sync_api.expect(page).to_have_url(f"{made.as_uri()}#")
 
 
 def test_a_question_opens_to_the_answers_of_every_method(open_page: Open, made: Path) -> None:
@@ -194,6 +200,21 @@ def test_a_link_opens_what_it_names(open_page: Open, made: Path) -> None:
     assert page.locator("#dialog-title").inner_text() == "uniform"
 
 
+def test_a_link_opens_although_another_one_has_just_been_left(open_page: Open, made: Path) -> None:
+    """The browser reports a dialog's end a frame later, when the next one may be open already."""
+    page = open_page(made)
+    visit(page, "#row-1-0")
+    page.evaluate(
+        """() => new Promise((ended) => {
+            document.getElementById("dialog").addEventListener("close", ended, { once: true });
+            addEventListener("hashchange", () => { location.hash = "#row-1-1"; }, { once: true });
+            location.hash = "";
+        })"""
+    )
+    sync_api.expect(page.locator("dialog[open] #dialog-title")).to_have_text("lora")
+    assert page.evaluate("location.hash") == "#row-1-1"
+
+
 def visit(page: Any, address: str) -> None:
     """Open what an address names, and nothing else: no dialog for ""."""
     for where in ("", address):
@@ -207,7 +228,7 @@ def test_there_is_no_serious_violation_of_accessibility(open_page: Open, made: P
     for address in ("", "#row-0-0", "#question-0-0", "#document-0-0"):
         visit(page, address)
         part, options = "dialog" if address else None, {"resultTypes": ["violations"]}
-        found = axe.Axe().run(page, context=part, options=options).response["violations"]
+        found = Axe().run(page, context=part, options=options).response["violations"]
         wrong = [
             (one["id"], one["nodes"][0]["html"][:150]) for one in found if one["impact"] in ("serious", "critical")
         ]
@@ -268,19 +289,15 @@ def test_printing_shows_all_rows_and_no_buttons(open_page: Open, tmp_path: Path)
         assert rows.count() == count, event
 
 
-def test_five_hundred_rows_and_ten_thousand_questions_stay_fluid(open_page: Open, tmp_path: Path) -> None:
-    path = write([large(tmp_path, rows=500, questions=10_000)], tmp_path / "out")
-    start = time.monotonic()
-    page = open_page(path)
+def test_of_five_hundred_rows_and_ten_thousand_questions_only_a_page_is_made(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(write([large(tmp_path, rows=500, questions=10_000)], tmp_path / "out"))
+    rows, questions = page.locator("#board-0 table.board tbody tr"), page.locator("#board-0 details.section tbody tr")
+    assert (rows.count(), questions.count()) == (50, 0), "no question before they are opened"
     page.get_by_label("Search methods").fill("copy 490")
-    sync_api.expect(page.locator("#board-0 table.board tbody tr")).to_have_count(1)
-    ready = time.monotonic() - start
-    start = time.monotonic()
+    sync_api.expect(rows).to_have_count(1)
     page.locator("#board-0 summary", has_text="Questions and answers").click()
+    sync_api.expect(questions).to_have_count(25)
     page.get_by_label("Search questions").fill("499.4")
-    sync_api.expect(page.locator("#board-0 details.section tbody tr")).to_have_count(2)
-    found = time.monotonic() - start
-    print(f"interactive after {ready:.2f} s, a question found after {found:.2f} s")
-    assert ready < 6 and found < 6, "2 s each on an idle machine"
+    sync_api.expect(questions).to_have_count(2)
     page.locator("#board-0 details.section tbody a").first.click()
     assert "closed_book" in page.locator("dialog[open]").inner_text().replace("\u200b", "")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,15 @@ def test_the_mean_f1_of_a_question_weighs_complete_methods_equally(tmp_path: Pat
     factory.board(tmp_path, [factory.record(tmp_path, cell, [[f1]]) for cell, f1 in runs])
     questions = Page(write([build(tmp_path)], tmp_path / "out")).blocks["questions-0"]
     assert [question["share"] for question in questions] == [0.625, 0.625], "(1 + (0 + 1/4 + 2/4) / 3) / 2"
+
+
+def test_documents_are_held_against_ones_own_closed_book(tmp_path: Path) -> None:
+    built = make_board(tmp_path, {"uniform": 0.4, "closed_book": 0.1}, "demo")
+    assert built.floor is not None
+    theirs = factory.imported(built.floor)
+    for number, rows in enumerate(((theirs, *built.rows), (theirs, built.rows[0]), (built.rows[0],))):
+        (shown,) = Page(write([replace(built, rows=rows)], tmp_path / str(number))).blocks["boards"]
+        assert shown["floor"] == (2, 0, None)[number]
 
 
 def test_a_row_names_its_commands_with_the_commit(tmp_path: Path) -> None:

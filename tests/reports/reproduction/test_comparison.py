@@ -67,22 +67,22 @@ def test_at_the_papers_size_each_value_is_so_many_standard_errors_away(tmp_path)
         "uniform, F1: 6.78 published, 7.00 ± 12.71 here, +0.2 standard errors."
     )
     assert compared.verdict() == "2 of 2 published values are within two standard errors of ours."
-    _, paths = reproduction.write(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))], tmp_path, tmp_path / "out")
+    _, paths = reproduction.write(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))], tmp_path / "out")
     assert {path.stem for path in paths} == {"f1_shortest_SQuAD_GPT2-XL", "em_prefix_SQuAD_GPT2-XL", "figure"}
     assert "| uniform, F1 | 6.78 | 7.00 ± 12.71 | +0.2 |" in paths[-1].read_text()
 
 
 def test_the_same_records_give_the_same_files_and_a_smaller_figure_leaves_none_behind(tmp_path):
     built, out, costs = in_published_order(tmp_path / "runs"), tmp_path / "out", figure.read("costs")
-    _, paths = reproduction.write(costs, "tiny", [(TINY, built)], tmp_path / "runs", out)
+    _, paths = reproduction.write(costs, "tiny", [(TINY, built)], out)
     assert sorted(path.name for path in paths) == sorted(
         ["figure.md", *(f"{score}.{kind}" for score in costs.scores for kind in ("pdf", "svg", "png", "txt"))]
     )
     before = {path: path.read_bytes() for path in paths}
-    reproduction.write(costs, "tiny", [(TINY, built)], tmp_path / "runs", out)
+    reproduction.write(costs, "tiny", [(TINY, built)], out)
     assert {path: path.read_bytes() for path in paths} == before
     one = costs.model_copy(update={"scores": {"observe_peak_bytes": "peak memory"}})
-    reproduction.write(one, "tiny", [(TINY, built)], tmp_path / "runs", out)
+    reproduction.write(one, "tiny", [(TINY, built)], out)
     left = {path.stem for path in (out / "figures" / "costs").iterdir() if path.suffix == ".png"}
     assert left == {"observe_peak_bytes"}
 
@@ -90,9 +90,9 @@ def test_the_same_records_give_the_same_files_and_a_smaller_figure_leaves_none_b
 def test_a_figure_of_plots_draws_them_and_says_that_nothing_is_compared(tmp_path):
     built = in_published_order(tmp_path)
     spec = figure.read("offline-cost")
-    compared, paths = reproduction.write(spec, "tiny", [(spec.runs("tiny")[0], built)], tmp_path, tmp_path / "out")
+    compared, paths = reproduction.write(spec, "tiny", [(spec.runs("tiny")[0], built)], tmp_path / "out")
     assert {path.stem for path in paths} == {"figure", "cost_by_method", "f1_by_cost"}
     assert compared.verdict() == "No published value is set beside it: nothing is compared."
     none = figure.read("evolving")
     with pytest.raises(BenchError, match="evolving: the records have nothing that evolving could show"):
-        reproduction.write(none, "tiny", [(none.runs("tiny")[0], built)], tmp_path, tmp_path / "out")
+        reproduction.write(none, "tiny", [(none.runs("tiny")[0], built)], tmp_path / "out")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reports import arm_plots, memory_plots, relative_plots
+from reports import arm_plots, relative_plots
 from reports.board import build
 from reports.reproduction.figure import Figure, Method, read
 from reports.reproduction.series import NO_PLACE, ours, rows_of, theirs
@@ -97,18 +97,6 @@ def test_f1_by_context_is_that_of_the_plot(tmp_path):
     assert [x for x, _ in points] == [1, 4, 8] and numbers(found.estimates["memory"]) == numbers(points)
 
 
-def test_f1_by_k_is_that_of_the_plot(tmp_path):
-    ids = [
-        record(tmp_path, spec("memory", f"test-4-{k}", config={"k": n, "b": b}), [[0.1 * n + 0.1 * k]] * 4, [2.0] * 4)
-        for n, b in ((1, 0), (3, 0), (3, 1))
-        for k in range(2)
-    ]
-    board(tmp_path, ids)
-    built = build(tmp_path)
-    (curves,) = memory_plots.curves_by_k(built)
-    assert numbers(ours(figure("k"), "f1", built).estimates["memory"]) == numbers(curves.f1)
-
-
 def test_of_several_rows_the_experiments_first_with_these_settings_is_taken(tmp_path):
     configs = [{"learn": "all", "rate": 1}, {"learn": "embeddings", "rate": 2}, {"learn": "embeddings", "rate": 3}]
     ids = [
@@ -155,6 +143,15 @@ def test_scores_and_costs_are_in_the_unit_of_the_papers(tmp_path):
         found = ours(figure(None, score), score, built)
         assert found.estimates["memory"][NO_PLACE].mean == pytest.approx(value)
         assert [item.value for item in found.lines["memory"][NO_PLACE]] == [pytest.approx(value)] * 2
+
+
+def test_operations_per_question_are_over_the_answers_at_all_probes_and_on_anchors(tmp_path):
+    cell = spec("memory", "test-4-0", probes=(0.5, 1.0))
+    early = {0.5: [[0.5]] * 2}
+    board(tmp_path, [record(tmp_path, cell, [[0.5]] * 4, early=early, anchor_before=1.0, anchor_after=1.0)])
+    built = build(tmp_path)
+    found = ours(figure(None, "answer_flops"), "answer_flops", built).estimates["memory"][NO_PLACE].mean
+    assert found == pytest.approx(30e-9 / 8) == pytest.approx(1e-9 * built.rows[0].costs["flops_per_question"])
 
 
 def test_the_published_table_has_each_measurement_once():
