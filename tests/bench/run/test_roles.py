@@ -216,7 +216,8 @@ def test_every_pair_of_roles_is_compared_once(keepers: Path) -> None:
     uses = [Use("test", "streams", "a"), Use("train", "learned", "b"), Use("train", "learned", "c")]
     uses += [Use("validation", "selected", "d"), Use("qa_train", "anchor", "e")]
     sentences = overlaps(str(keepers), files, uses, allowed=True)
-    assert len(sentences) == len(DISJOINT) and "the split c" not in " ".join(sentences)
+    of_splits = [pair for pair in DISJOINT if "base" not in pair]  # a base states its documents itself
+    assert len(sentences) == len(of_splits) and "the split c" not in " ".join(sentences)
     fewer = {**files, "qa_train": [str(keepers / "qa_train.jsonl")]}
     assert overlaps(str(keepers), fewer, uses, allowed=True) == [
         sentence for sentence in sentences if "qa_train" not in sentence
