@@ -16,8 +16,10 @@ real: $(READY)
 	@$(BIN)/python run_bench.py model get smollm2
 	@$(BIN)/python run_bench.py run real-newsworld $(OPTIONS)
 	@echo "Other texts, where FOLDER has a file for each split (test.json or test.jsonl, and so on):"
-	@echo "  SQuAD (articles: reports/results/README.md):   $(BIN)/python run_bench.py run real-squad --data-files FOLDER"
-	@echo "  RealTimeQA (datasets/realtimeqa):              $(BIN)/python run_bench.py run real-news --data-files FOLDER"
+	@echo "  SQuAD, articles of the validation split of rajpurkar/squad that reports/results/README.md names:"
+	@echo "    $(BIN)/python run_bench.py run real-squad --data-files FOLDER"
+	@echo "  RealTimeQA (datasets/realtimeqa):"
+	@echo "    $(BIN)/python run_bench.py run real-news --data-files FOLDER"
 
 test: $(READY)
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
