@@ -301,7 +301,6 @@ def _run_cells(
 
     from bench.files import check_writable
     from bench.run import display
-    from bench.run.pace import Pace
     from bench.run.progress import Progress
     from bench.run.runner import Runner
     from bench.run.workers import Workers
@@ -315,10 +314,8 @@ def _run_cells(
     plan = workers.plan(experiment, max(runner.weights for runner in runners))
     if plan.remark:
         _print_line(plan.remark)
-    pace = Pace()
-    pace.read(runs, dict.fromkeys(method.name for runner in runners for method in runner.experiment.methods))
     if dry_run:
-        _print_plan(runners, plan.jobs, pace, "earlier records")
+        _print_plan(runners, plan.jobs, _earlier_pace(runners, runs), "earlier records")
         _print_line("Nothing was run.")
         return []
     check_writable(runs, "--runs")
@@ -330,11 +327,20 @@ def _run_cells(
         _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
         return []
     with workers.open(experiment, plan) as executor, display.following(console) as show:
-        progress = Progress(show, executor.jobs, pace)
+        progress = Progress(show, executor.jobs, _earlier_pace(runners, runs))
         for runner in runners:
             runner.expect(progress)
         # the experiment's own board is the last
         return [runner.run(executor, progress) for runner in reversed(runners)]
+
+
+def _earlier_pace(runners: Sequence[Runner], runs: Path) -> Pace:
+    """The pace of the methods of all runners, by the records that are there: each record is read once."""
+    from bench.run.pace import Pace
+
+    pace = Pace()
+    pace.read(runs, dict.fromkeys(plan.name for runner in runners for plan in runner.experiment.methods))
+    return pace
 
 
 def _raise(results: Sequence[Result], runs: Path) -> None:

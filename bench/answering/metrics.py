@@ -72,8 +72,8 @@ def prefix_exact_match(prediction: str, golds: Sequence[str], segment: Segmentat
     """1.0 if the prediction, cut to the length of the shortest gold, equals it: as in the code of Hu et al. (2023).
 
     Both are normalised first, and the length is in characters. Lenient by construction: gold "10" accepts
-    "100 people", and a gold that normalises to nothing accepts everything. Only the blank gold
-    of a question without an answer is matched exactly.
+    "100 people", and a gold that normalises to nothing accepts everything. Only the blank gold of a question without an
+    answer is matched exactly.
     """
     gold = shortest(golds)
     if not gold:

@@ -72,14 +72,8 @@ def texts(path: Path, characters: int | None = None) -> Iterator[Row]:
     for file in files:
         title, year = re.fullmatch(r"(.*?)(?:_(?!0000)(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
         with open_text(file) as lines:
-            yield (
-                str(file),
-                {
-                    "text": lines.read(-1 if characters is None else characters),
-                    "title": title.replace("_", " "),
-                    "timestamp": year or "",
-                },
-            )
+            text = lines.read(-1 if characters is None else characters)
+        yield str(file), {"text": text, "title": title.replace("_", " "), "timestamp": year or ""}
 
 
 def parse_json(text: str, where: str) -> Any:

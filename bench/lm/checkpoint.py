@@ -31,11 +31,8 @@ def locate(name: str, setting: str = "--model") -> Path:
 
 def _locate(name: str, setting: str, above: tuple[Path, ...]) -> Path:
     """:func:`locate` a model on which the adapters in the folders ``above`` build."""
-    for folder in (paths.MODELS / name, Path(name)):
-        if os.path.isfile(folder / paths.SOURCE) and folder.resolve().parent == paths.MODELS:
-            return pretrained.locate(folder.name)
-        if any(os.path.isfile(folder / kind) for kind in (paths.CONFIG, paths.ADAPTER)):  # False for a name too long
-            return _merged(folder, above)
+    if (local := _local(name)) is not None:
+        return pretrained.locate(local.name) if _is_fetched(local) else _merged(local, above)
     if os.path.isdir(name):
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
@@ -52,14 +49,35 @@ def _locate(name: str, setting: str, above: tuple[Path, ...]) -> Path:
     return _merged(folder, above)
 
 
+def _local(name: str) -> Path | None:
+    """The folder of an embedded or local model, or adapter, of this name; None if there is none here."""
+    for folder in (paths.MODELS / name, Path(name)):
+        kinds = (paths.CONFIG, paths.ADAPTER)
+        if _is_fetched(folder) or any(os.path.isfile(folder / kind) for kind in kinds):  # False for a name too long
+            return folder
+    return None
+
+
+def _is_fetched(folder: Path) -> bool:
+    """True for the folder of an embedded model that says where its weights come from."""
+    return os.path.isfile(folder / paths.SOURCE) and folder.resolve().parent == paths.MODELS
+
+
+def _base_of(folder: Path) -> str | None:
+    """The name of the base of a folder with an adapter alone; None for a model."""
+    if (folder / paths.CONFIG).is_file() or not (folder / paths.ADAPTER).is_file():
+        return None
+    base: str = adapters.read_config(folder)["base_model_name_or_path"]
+    return base
+
+
 def _merged(folder: Path, above: tuple[Path, ...]) -> Path:
     """A folder with a model as it is; for one with an adapter alone, the folder of its base with the adapter."""
-    if (folder / paths.CONFIG).is_file() or not (folder / paths.ADAPTER).is_file():
+    if (name := _base_of(folder)) is None:
         return folder
     own = folder.resolve()
     if own in above:
         raise BenchError(f"The adapter {folder} builds on itself. Correct base_model_name_or_path in it.")
-    name = adapters.read_config(folder)["base_model_name_or_path"]
     base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own))
     return adapters.merged(folder, base, identity(base))
 
@@ -72,16 +90,16 @@ def tuned_on(name: str) -> list[tuple[str, str]]:
     Raises:
         BenchError: the list of such a base cannot be read.
     """
-    documents: list[tuple[str, str]] = []
-    for folder in {paths.MODELS / name, Path(name)}:  # one, if the name is an absolute path
-        if (folder / paths.ADAPTER).is_file() and not (folder / paths.CONFIG).is_file():
-            documents += tuned_on(adapters.read_config(folder)["base_model_name_or_path"])
-        if (file := folder / paths.TUNED_ON).is_file():
-            try:
-                with file.open(encoding="utf-8", newline="") as lines:
-                    documents += [(row["split"], row["document"]) for row in csv.DictReader(lines)]
-            except (OSError, ValueError, KeyError, csv.Error) as error:
-                raise BenchError(f"{file} could not be read ({error!r}). Restore it, or tune the base again.") from None
+    if (folder := _local(name)) is None:
+        return []
+    below = _base_of(folder)
+    documents = [] if below is None else tuned_on(below)
+    if (file := folder / paths.TUNED_ON).is_file():
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                documents += [(row["split"], row["document"]) for row in csv.DictReader(lines)]
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise BenchError(f"{file} could not be read ({error!r}). Restore it, or tune the base again.") from None
     return documents
 
 
