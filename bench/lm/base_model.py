@@ -23,7 +23,7 @@ from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
 from bench.lm import checkpoint, quantized
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
-from bench.lm.precision import DTYPES, autocast, keep_casts, wrap_forward
+from bench.lm.precision import DTYPES, autocast, cast_matrices, multiplies_bfloat16, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
 from bench.lm.prompt_frame import frame
 
@@ -90,7 +90,8 @@ class BaseModel:
         self.dtype = DTYPES[dtype]
         quantized.multiply_dequantized(self.model)
         if self.dtype != torch.float32:
-            keep_casts(self.model)
+            in_bfloat16 = device == "cpu" and self.dtype == torch.bfloat16
+            cast_matrices(self.model, round_only=in_bfloat16 and not multiplies_bfloat16())
             wrap_forward(self.model, self.autocast)
         self.tokenizer: Any = tokenizer
         self.device = torch.device(device)

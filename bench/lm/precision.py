@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Embedding, Parameter
+from torch.nn import Embedding, Linear, Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers.pytorch_utils import Conv1D
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,16 +90,31 @@ def _forget_casts(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 register_optimizer_step_post_hook(_forget_casts)
 
 
-def keep_casts(model: Any) -> None:
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    AMX does, and Arm's BF16, and AVX512-BF16 unless it is Intel's, which has half of the rate of float32.
+    """
+    able = torch.cpu.get_capabilities()
+    avx512 = able.get("avx512_bf16", False) and not str(able.get("cpu_name", "")).startswith("Intel")
+    return bool(able.get("amx_bf16", False) or able.get("bf16", False) or avx512)
+
+
+def cast_matrices(model: Any, round_only: bool = False) -> None:
     """Let the matrices of a model be cast only when they have changed, where autocast would do it at every pass.
 
-    A weight that needs a gradient is left to autocast.
+    A weight that needs a gradient is left to autocast. With ``round_only`` both factors of a product are rounded to
+    bfloat16 and multiplied in float32, and the product is rounded. Processors that multiply bfloat16 add up in float32,
+    too, so only the order of the sums differs.
     """
     for module in model.modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.ndim == 2 and weight.is_floating_point() and not isinstance(module, Embedding):
             weight.__class__ = CastWeight
-            _use_cast(module)
+            if round_only and isinstance(module, Linear | Conv1D):
+                _round_factors(module)
+            else:
+                _use_cast(module)
 
 
 def _use_cast(module: Any) -> None:
@@ -119,3 +135,26 @@ def _use_cast(module: Any) -> None:
             module._parameters["weight"] = weight
 
     module.forward = MethodType(inside, module)  # bound, so that a copy of the model gets its own
+
+
+def _round_factors(module: Any) -> None:
+    forward = type(module).forward
+
+    @wraps(forward)
+    def inside(module: Any, inputs: Tensor) -> Any:
+        if not torch.is_autocast_enabled("cpu"):
+            return forward(module, inputs)
+        stored = dict(module._parameters)
+        module._parameters.update({name: None if value is None else _rounded(value) for name, value in stored.items()})
+        try:
+            with torch.autocast("cpu", enabled=False):
+                return forward(module, inputs.bfloat16().float()).bfloat16()
+        finally:
+            module._parameters.update(stored)
+
+    module.forward = MethodType(inside, module)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    kept = isinstance(weight, CastWeight) and not (torch.is_grad_enabled() and weight.requires_grad)
+    return (weight.cast(torch.bfloat16) if kept else weight.bfloat16()).float()  # type: ignore[attr-defined]

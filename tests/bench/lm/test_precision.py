@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 from bench import Document, GradientMethod
 from bench.answering.answers import answer_and_nll
@@ -20,8 +21,9 @@ from bench.contract.method import Conditioning
 from bench.data.documents import Question
 from bench.errors import Diverged
 from bench.harness.ledger import state_bytes
+from bench.lm import base_model
 from bench.lm.base_model import BaseModel
-from bench.lm.precision import DTYPES
+from bench.lm.precision import DTYPES, cast_matrices
 from methods.lora import Lora
 from methods.uniform import Uniform
 from tests.conftest import TEXT, make_checkpoint
@@ -29,6 +31,12 @@ from tests.conftest import TEXT, make_checkpoint
 LOW = ["bfloat16", "float16"]
 QUESTIONS = [Question(str(i), text) for i, text in enumerate(TEXT)]
 IDS = torch.tensor([[5, 7, 11, 13]])
+
+
+@pytest.fixture(autouse=True, params=["units for bfloat16", "none"])
+def processor(request: Any, monkeypatch: Any) -> None:
+    """Both kinds of processors, whatever this one is."""
+    monkeypatch.setattr(base_model, "multiplies_bfloat16", lambda: request.param != "none")
 
 
 @pytest.mark.parametrize("dtype", LOW)
@@ -237,3 +245,33 @@ def test_a_frozen_weight_passes_the_gradient_on() -> None:
         gradients.append(first.grad)
         first.grad = None
     assert torch.equal(*gradients), "the kept casts are those that autocast makes"
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_rounded_factors_give_the_products_of_bfloat16(kind: Any, learning: bool) -> None:
+    torch.manual_seed(0)
+    module = kind(24, 16)
+    module.requires_grad_(learning)
+    cast_matrices(module, round_only=True)
+    inputs, upstream = torch.randn(5, module.weight.shape[kind is torch.nn.Linear]), None
+    inputs.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        product = module(inputs)
+    assert product.dtype == torch.bfloat16
+    upstream = torch.randn_like(product)
+    product.backward(upstream)
+
+    def exact(value: torch.Tensor) -> torch.Tensor:
+        return value.detach().bfloat16().double()
+
+    weight = exact(module.weight).T if kind is torch.nn.Linear else exact(module.weight)
+    bias = exact(module.bias)
+    pairs = [(product, exact(inputs) @ weight + bias), (inputs.grad, exact(upstream) @ weight.T)]
+    if learning:
+        gradient = exact(inputs).T @ exact(upstream)
+        pairs += [(module.weight.grad, gradient.T if kind is torch.nn.Linear else gradient)]
+        pairs += [(module.bias.grad, exact(upstream).sum(0))]
+    for ours, reference in pairs:
+        assert torch.equal(ours.double(), reference.bfloat16().double()), "rounded once, after the sum"
+    assert torch.equal(module(inputs), type(module).forward(module, inputs)), "without autocast it is in float32"
