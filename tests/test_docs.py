@@ -288,6 +288,13 @@ def test_the_readme_shows_the_default_board(clone: Path) -> None:
         assert half_width == pytest.approx(row["f1_ci95"], abs=0.02)
 
 
+@pytest.mark.slow
+def test_the_readme_shows_the_published_default(tmp_path: Path) -> None:
+    tables.write(build(ROOT / "reports" / "results" / "default", "default"), tmp_path)
+    _, _, board = (tmp_path / "leaderboard.md").read_text(encoding="utf-8").partition("\n\n")
+    assert f"<!-- board -->\n{board}<!-- /board -->" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """The columns of a published board that the README shows."""
 
