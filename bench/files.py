@@ -40,15 +40,17 @@ def replacing(path: Path) -> Iterator[Path]:
 def make_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Make a folder once, completely or not at all: ``write`` gets a temporary folder, which then becomes ``path``.
 
-    Nothing is done if ``path`` is there. Another process that wants the same folder waits for it. What a killed process
-    left is deleted first.
+    Nothing is done if ``path`` is there, which may be on a read-only disk. Another process that wants the same folder
+    waits for it. What a killed process left is deleted first.
     """
     from filelock import FileLock
 
+    if path.is_dir():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.is_dir():
+        if path.is_dir():  # made while this process waited
             return
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()

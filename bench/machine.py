@@ -64,20 +64,32 @@ CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def _control_groups() -> Iterator[Path]:
     """The folders of this process's control group and of all above it, such as those of a container or a Slurm job."""
-    own = CONTROL_GROUPS
+    own = [CONTROL_GROUPS]
     with suppress(OSError):
-        lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
-        own /= next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    yield from (group for group in (own, *own.parents) if group.is_relative_to(CONTROL_GROUPS))
+        for line in OWN_GROUP.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):  # version 1, whose controllers have a folder each
+                own.append(CONTROL_GROUPS / "memory" / path.lstrip("/"))
+            elif not controllers:
+                own.append(CONTROL_GROUPS / path.lstrip("/"))
+    groups = dict.fromkeys(group for folder in own for group in (folder, *folder.parents))
+    yield from (group for group in groups if group.is_relative_to(CONTROL_GROUPS))
 
 
 def _left_in(group: Path) -> int:
     """Bytes that a control group may still use; as good as all if it has no limit."""
-    with suppress(OSError, ValueError, KeyError):
-        limit = int((group / "memory.max").read_text())
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, limit - (int((group / "memory.current").read_text()) - int(counts["inactive_file"])))
+    for limit, used, inactive in _MEMORY_FILES:
+        with suppress(OSError, ValueError, KeyError):
+            most, now = (int((group / name).read_text()) for name in (limit, used))
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            return max(0, most - (now - int(counts[inactive])))
     return sys.maxsize
+
+
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
 
 
 def cpu_name() -> str:

@@ -47,7 +47,7 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
     """The licence of a data set, and each split: read, to be downloaded, or to be provided."""
     data = recipe.find(experiment.dataset)
     yield Finding("ok", data.name, f"{data.title}; licence: {data.licence}")
-    needed = {experiment.streams.split}
+    needed, told = {experiment.streams.split, *(["qa_train"] if experiment.retune else [])}, set[str]()
     for split in SPLITS:
         if not experiment.data_files and data.source and data.source.hub and split in data.declared:
             hub = data.source.hub
@@ -55,11 +55,11 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
             continue
         try:
             entries = split_entries(experiment.dataset, split, experiment.data_files)
-        except MissingSplit as error:
-            yield Finding("missing" if split in needed else "note", split, str(error))
         except BenchError as error:
-            yield Finding("missing", split, str(error))
-            return  # the same holds for the other splits
+            only_noted = isinstance(error, MissingSplit) and split not in needed
+            if str(error) not in told:  # terms hold for all splits
+                yield Finding("note" if only_noted else "missing", split, str(error))
+            told.add(str(error))
         else:
             questions = sum(len(entry.questions) for entry in entries)
             yield Finding("ok", split, f"{len(entries):,} documents, {questions:,} questions")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.errors import BenchError
 from bench.paths import DATASETS
 
 if TYPE_CHECKING:
@@ -26,9 +27,15 @@ END = "<|endoftext|>"
 
 
 def load_world(dataset: str) -> ModuleType:
-    """Load the generator ``datasets/<dataset>/generate.py`` by its path, since ``datasets`` must not be a package."""
-    name = f"{dataset}_generate"
-    spec = importlib.util.spec_from_file_location(name, DATASETS / dataset / "generate.py")
+    """Load the generator ``datasets/<dataset>/generate.py`` by its path, since ``datasets`` must not be a package.
+
+    Raises:
+        BenchError: the data set has no generator.
+    """
+    name, path = f"{dataset}_generate", DATASETS / dataset / "generate.py"
+    if not path.is_file():
+        raise BenchError(f"{dataset} is no data set with a generator, such as newsworld, of which nano can be trained.")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bench.files import curve_table
+
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -85,11 +87,6 @@ def measurements(text: str) -> str:
 
 
 def card(facts: Mapping[str, str], curve: Sequence[Mapping[str, float]]) -> str:
-    """The generated text: ``facts`` fill its slots, and about eight rows of ``curve`` are shown, with the last."""
-    keys = list(curve[0])
-    rows = list(curve[len(curve) % 4 :: max(1, len(curve) // 8)])
-    rows += [] if curve[-1] in rows else [curve[-1]]
-    table = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
-    table += [f"| {' | '.join(f'{row[key]:g}' for key in keys)} |" for row in rows]
-    parts = REHEARSED if "update" in keys else PLAIN
-    return CARD.format(**facts, **parts, curve="\n".join(table))
+    """The generated text: ``facts`` fill its slots, and some rows of ``curve`` are shown."""
+    parts = REHEARSED if "update" in curve[0] else PLAIN
+    return CARD.format(**facts, **parts, curve="\n".join(curve_table(curve)))

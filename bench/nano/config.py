@@ -46,7 +46,9 @@ class NanoConfig(Settings):
         description="weight of the loss (nats per token) on closed-book answers on a new entity after the rehearsed "
         "update; 0 trains without that update",
     )
-    rehearsal_rate: tuple[float, float] = pydantic.Field(description="range of the rehearsed rate, drawn log-uniformly")
+    rehearsal_rate: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = pydantic.Field(
+        description="range of the rehearsed rate, drawn log-uniformly"
+    )
     learning_rate: float = pydantic.Field(gt=0, description="of AdamW: linear warm-up, half a cosine to zero")
     warmup: int = pydantic.Field(gt=0)
     betas: tuple[float, float]
@@ -54,6 +56,14 @@ class NanoConfig(Settings):
     clip: float = pydantic.Field(gt=0, description="largest global gradient norm")
     weights: LossWeights
     save_every: int = pydantic.Field(gt=0, description="steps between checkpoints, and between rows of the curve")
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> NanoConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of twice the heads")
+        if self.rehearsal_rate[0] > self.rehearsal_rate[1]:
+            raise ValueError("rehearsal_rate states the lower bound first")
+        return self
 
     def weight(self, part: str) -> float:
         """Weight of a part of the loss: one of ``weights``, or ``update``, the loss after the rehearsed update."""

@@ -8,10 +8,8 @@ Artifacts that are committed, among them those of the default experiment, are in
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import inspect
-import io
 import json
 import shutil
 import uuid
@@ -31,7 +29,7 @@ from bench.data import recipe
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.data.reader import DataFiles, split_entries, split_hash
 from bench.errors import BenchError
-from bench.files import read_tensors, write_bytes, write_json, write_tensors
+from bench.files import csv_text, read_tensors, write_bytes, write_json, write_tensors
 from bench.lm import checkpoint
 from bench.paths import ROOT
 from bench.records.schema import Tally
@@ -238,11 +236,9 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
             "validation_documents": len(trainer.validation),
         }
         write_json(partial / MANIFEST, {"identity": key.model_dump(mode="json"), "training": facts})
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(dict.fromkeys(column for row in trainer.curve for column in row)))
-        writer.writeheader()
-        writer.writerows({column: f"{value:.6g}" for column, value in row.items()} for row in trainer.curve)
-        write_bytes(partial / "curve.csv", table.getvalue().encode())
+        columns = dict.fromkeys(column for row in trainer.curve for column in row)
+        curve = [{column: f"{row[column]:.6g}" if column in row else "" for column in columns} for row in trainer.curve]
+        write_bytes(partial / "curve.csv", csv_text(curve).encode())
         write_bytes(partial / "README.md", card.encode())
         for other in folder.glob(f"{key.method}-*") if folder == COMMITTED else [path]:
             if other == path or _are_alike(read_key(other), key):

@@ -77,6 +77,8 @@ def train_target(
                 f"{target} is trained by its own recipe: of the options that change what is trained, only "
                 f"--set key=value, with a key of the recipe, and --device apply."
             )
+        if scale or workers not in (None, Workers()):
+            raise BenchError(f"{target} is one training in this process: leave out --scale and options on workers.")
         return [train_embedded(overrides.assignments, overrides.device or "cpu", out, work, say)]
     names = [info.name for info in registry.list_methods(plugins)]
     targets = list(dict.fromkeys(target.split(",")))
@@ -101,7 +103,7 @@ def train_target(
             options += ["--data-files FILES"] if overrides.data_files else []
             options += ["--plugin FILE"] if plugins else []
             trainings += [_Training(name, one, seed, to, work, tuple(plugins), tuple(options)) for seed in seeds]
-    if workers is None or len(trainings) == 1:
+    if workers is None or (len(trainings) == 1 and replace(workers, jobs=None) == Workers()):
         folders = list(filter(None, [train(*training, say=say) for training in trainings]))
     else:
         folders = _train_all(trainings, workers, say)
@@ -332,6 +334,7 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, options: S
     """The artifact's card: what it is, what it was made from, and the loss during training."""
     command = " ".join(["python run_bench.py train", key.method, *options, f"--seed {key.seed}"])
     minutes = trainer.seconds / 60
+    processor = machine.cpu_name() if trainer.method.lm.device.type == "cpu" else "GPU"
     settings = [f"| {name} | {value} |" for name, value in key.settings.items()]
     return "\n".join(
         [
@@ -341,7 +344,7 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, options: S
             "",
             f"`{command}`, with the settings below, makes these weights: {trainer.step} outer steps on the "
             f"{len(trainer.train):,} documents of the train split and their questions, in {minutes:.0f} minutes on one "
-            f"{machine.cpu_name()}, with {trainer.flops:.2g} floating-point operations. The weights are those of step "
+            f"{processor}, with {trainer.flops:.2g} floating-point operations. The weights are those of step "
             f"{trainer.best_step}, which has the lowest loss on {len(trainer.validation)} documents of the validation "
             "split. They are stored in bfloat16 and used in float32. `artifact.json` holds "
             "the hashes of what they were made from; if any of it changes, the weights are refused.",

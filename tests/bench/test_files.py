@@ -165,6 +165,10 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     for content in ("first", "second"):
         make_folder(tmp_path / "a" / "b", lambda folder, text=content: (folder / "file").write_text(text))
     assert (tmp_path / "a" / "b" / "file").read_text() == "first"
+    (tmp_path / "a" / ".b.lock").unlink()
+    (tmp_path / "a" / ".b.lock").mkdir()  # no lock can be taken, as on a read-only disk
+    make_folder(tmp_path / "a" / "b", lambda folder: (folder / "other").touch())
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
 
 def test_a_folder_that_fails_is_not_there_and_what_a_killed_process_left_does_not_count(tmp_path: Path) -> None:

@@ -78,6 +78,24 @@ def test_an_unknown_key_of_the_recipe_is_named_with_the_nearest_one(tmp_path: Pa
         load_config(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.parametrize(
+    ("assignment", "reason"),
+    [
+        ("heads=5", "width must be a multiple of twice the heads"),
+        ("rehearsal_rate=[0, 0.1]", "greater than 0"),
+        ("rehearsal_rate=[0.2, 0.1]", "lower bound first"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(assignment: str, reason: str) -> None:
+    with pytest.raises(BenchError, match=reason):
+        load_config(train.RECIPE, [assignment])
+
+
+def test_a_data_set_without_a_generator_is_refused() -> None:
+    with pytest.raises(BenchError, match="squad is no data set with a generator"):
+        load_world("squad")
+
+
 def test_a_recipe_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("steps: [1")

@@ -328,6 +328,12 @@ def test_the_least_of_the_limits_around_a_process_counts(tmp_path: Path, monkeyp
     assert available_memory() == 3000 - (1100 - 100), "files that can be dropped are not used memory"
     limit(tmp_path / "slurm" / "job_7", "1500", 500)
     assert available_memory() == 1500 - (500 - 100)
+    first_version = tmp_path / "memory" / "elsewhere"
+    first_version.mkdir(parents=True)
+    (first_version / "memory.limit_in_bytes").write_text("900")
+    (first_version / "memory.usage_in_bytes").write_text("300")
+    (first_version / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200\n")
+    assert available_memory() == 900 - (300 - 200)
 
 
 def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:

@@ -19,6 +19,7 @@ from bench.run import artifacts
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.train import check_prompts, train, train_target
+from bench.run.workers import Workers
 from tests.tiny_tokenizers import CHATS, CORPUS, chat_base
 from tests.world import make_experiment
 
@@ -101,6 +102,15 @@ def test_what_does_not_fit_the_recipe_of_the_embedded_model_is_refused(
     with pytest.raises(BenchError, match=message):
         train_target("nano", "default", overrides, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_on_workers_hold_for_a_single_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BenchError, match="nano is one training in this process"):
+        train_target("nano", "default", Overrides(), tmp_path, workers=Workers(threads=2))
+    monkeypatch.setattr("bench.run.train._train_all", lambda trainings, workers, say: [Path(workers.kind)])
+    for workers in (Workers("ray"), Workers(threads=1)):
+        options = Overrides(seed=0)
+        assert train_target("cmt", "default", options, tmp_path, workers=workers) == [Path(workers.kind)]
 
 
 class Answers(MetaTrained):
