@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import traceback
@@ -215,6 +214,7 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="run the K-th of N parts, each in a process or job of its own")
     ] = None,
+    context: typer.Context = None,  # type: ignore[assignment]
 ) -> Results | None:
     """Run an experiment: tune, run what is missing, print the board, write the tables and plots."""
     from bench import load_results
@@ -249,6 +249,10 @@ def run(
     remarks, plugins = overrides.remarks(), _paths(plugin)
     settings = tuple(slurm or [])
     workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)  # type: ignore[arg-type]
+    if executor == "slurm" and context is None:
+        raise BenchError(
+            "The jobs of --executor slurm repeat the command line, and a function has none: run this from a shell."
+        )
     runs = _runs(runs)  # it is a text if this is called as a function
     _run(varied, runs, Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
     partial = workers.shard[1] > 1 or workers.shards is not None
@@ -496,7 +500,9 @@ def report(
 
         stale = reports.stale(runs, out, experiment, reference, chosen)
         if stale:
-            raise RunError(f"Out of date with the records: {', '.join(stale)}. Run python run_bench.py report.")
+            raise RunError(
+                f"Out of date with the records: {', '.join(stale)}. The same command without --check rebuilds them."
+            )
         _print_line("Everything is up to date with the records.")
         if is_packed(runs):
             _print_line(
@@ -682,13 +688,18 @@ def check(
 @new_app.command("method")
 def new_method(
     name: Annotated[str, typer.Argument(help="lower case, digits and underscores")],
-    folder: Annotated[Path, typer.Option(help="where to write it")] = Path("methods"),
+    folder: Annotated[
+        Path | None, typer.Option(help="where to write it (default: methods, in the project's folder; else here)")
+    ] = None,
 ) -> None:
     """Write a commented skeleton of a method, which passes the check."""
+    from bench import paths
     from bench.help import skeleton
 
+    own = paths.ROOT / "methods"
+    folder = folder or (Path("methods") if own == Path("methods").resolve() else Path())
     path = skeleton.new_method(name, folder)
-    target = name if folder == Path("methods") else path
+    target = name if own == folder.resolve() else path
     _print_line(f"Wrote {path}. Next: python run_bench.py check {target}")
 
 
@@ -770,13 +781,15 @@ def tune_qa(
     from bench.qa_tuning.recipe import DEFAULT, QaRecipe
     from bench.settings import read_recipe
 
-    named = [f"base={json.dumps(base)}", *([f"datasets={json.dumps(dataset)}"] if dataset else [])]
-    settings = read_recipe(QaRecipe, recipe or DEFAULT, [*(set_ or []), *named])
+    named = {"base": base, **({"datasets": dataset} if dataset else {})}
+    settings = read_recipe(QaRecipe, recipe or DEFAULT, set_ or [], named)
     files = {}
     for assignment in data_files or []:
         name, separator, folder = assignment.partition("=")
-        if not (name and separator and os.path.isdir(folder)):
+        if not (name and separator):
             raise BenchError(f"--data-files takes DATASET=FOLDER here, got {assignment!r}.")
+        if not os.path.isdir(folder):
+            raise BenchError(f"--data-files {assignment}: there is no folder {folder!r}.")
         files[name] = {split: [path] for split, path in _split_files(Path(folder)).items()}
     _print_line(f"Wrote {tune.tune(settings, files, out, work, _device(device) or 'cpu', _print_line)}")
 
@@ -937,7 +950,10 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
             continue
         paths = [value] if os.path.exists(value) else value.split(",")
         if not (split and separator and all(paths)):
-            raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...] or a folder, got {assignment!r}.")
+            raise BenchError(f"--data-files takes SPLIT=FILE[,FILE...] or a folder that exists, got {assignment!r}.")
+        if split.rpartition(".")[2] not in SPLITS and not os.path.exists(value):
+            hint = nearest(split, SPLITS)
+            raise BenchError(f"--data-files {assignment}: there is no folder {value!r}, and no split {split!r}.{hint}")
         files.setdefault(split, []).extend(paths)
     return files
 

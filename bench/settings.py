@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pydantic
@@ -29,28 +30,41 @@ def recipe_text(settings: Settings) -> str:
     return text
 
 
-def read_recipe(kind: type[S], path: Path, assignments: Sequence[str] = ()) -> S:
-    """The settings in a recipe file, changed by assignments ``key=value`` (dotted key, value in YAML).
+def read_recipe(
+    kind: type[S], path: Path, assignments: Sequence[str] = (), values: Mapping[str, Any] = MappingProxyType({})
+) -> S:
+    """The settings in a recipe file, with assignments ``key=value`` (dotted key, value in YAML) and then ``values``.
 
     Raises:
-        BenchError: the file does not exist or is not YAML, an assignment has another form, or a key is unknown,
-            missing or wrong.
+        BenchError: the file does not exist or is not a mapping in YAML, an assignment has another form, or a key is
+            unknown, missing or wrong; the message names the file or the assignment that it comes from.
     """
     try:
         recipe = read_yaml(path)
     except OSError as error:
         raise BenchError(f"No recipe at {path}: {error.strerror}.") from None
-    where = str(path)
+    if not isinstance(recipe, dict):
+        raise BenchError(f"{path} is not a mapping of settings: write lines such as seed: 0 into it.")
+    stages = [(str(path), {**recipe, **values})]
     for assignment in assignments:
         key, separator, value = assignment.partition("=")
         if not (key and separator):
             raise BenchError(f"--set takes key=value with a key of {path.name}, got {assignment!r}.")
-        recipe = merged(recipe, nested(key.split("."), parse_yaml(value, f"--set {assignment}: the value")))
-        where = f"--set {' --set '.join(assignments)}"
+        setting = nested(key.split("."), parse_yaml(value, f"--set {assignment}: the value"))
+        stages.append((f"--set {assignment}", {**merged(stages[-1][1], setting), **values}))
+    if problem := _problem(kind, stages[-1][1]):
+        where = next(source for source, stage in stages if _problem(kind, stage) == problem)
+        raise BenchError(f"{where}: {problem}")
+    return kind.model_validate(stages[-1][1])
+
+
+def _problem(kind: type[Settings], settings: Mapping[str, Any]) -> str:
+    """The first problem of settings; "" if there is none."""
     try:
-        return kind.model_validate(recipe)
+        kind.model_validate(settings)
     except pydantic.ValidationError as error:
-        raise BenchError(f"{where}: {first_problem(error, kind)}") from None
+        return first_problem(error, kind)
+    return ""
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

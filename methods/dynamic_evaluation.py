@@ -84,8 +84,8 @@ class DynamicEvaluation(AdapterMethod):
         )
         context: Literal["full", "limited", "carry"] = pydantic.Field(
             default="full",
-            description="context of a segment: the document so far, its last context_tokens, or the cached keys and "
-            "values of its earlier segments",
+            description="context of a segment: the document so far (half a window if not all fits), its last "
+            "context_tokens, or the cached keys and values of its earlier segments",
         )
         context_tokens: int = pydantic.Field(default=128, ge=0, description="tokens of context=limited")
         reset: Literal["never", "document", "soft"] = pydantic.Field(
@@ -106,6 +106,12 @@ class DynamicEvaluation(AdapterMethod):
         def _accumulates_each_gradient_once(self) -> Self:
             if self.steps_per_document > 1 and self.period > 1 and self.between == "accumulate":
                 raise ValueError("with several steps_per_document, use period=1 or between=skip")
+            return self
+
+        @pydantic.model_validator(mode="after")
+        def _has_gradients_before_the_stream(self) -> Self:
+            if self.learn == "lora" and self.statistics == "train":
+                raise ValueError("half of a new adapter has no gradients: with learn=lora, use statistics=adam")
             return self
 
     segments: Tensor
@@ -173,8 +179,6 @@ class DynamicEvaluation(AdapterMethod):
         """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""
         if self.config.statistics != "train":
             return
-        if self.config.learn == "lora":
-            raise BenchError("An adapter has no gradients before the stream. With learn=lora use statistics=adam.")
         most, size = self.config.statistics_segments, self.segment_tokens or self.lm.window
         spread = episodes[:: max(1, len(episodes) // most)]
         segments = [s for episode in spread for s in self.lm.segments(episode.document, size)][:most]

@@ -23,7 +23,7 @@ import yaml
 
 import run_bench
 from bench.conformance.verdict import Verdict
-from bench.errors import RunError
+from bench.errors import BenchError, RunError
 from bench.records.published import publish
 from bench.run.experiment import EqualCompute, Experiment
 from bench.run.pace import Pace
@@ -115,7 +115,7 @@ def test_a_run_prints_the_board_and_writes_the_files_and_is_not_repeated(
     (tmp_path / "out" / "leaderboard.md").write_text("changed")
     stale = call(capsys, "report", *folders, "--check")
     assert stale.returncode == 1
-    assert "leaderboard.md" in stale.stderr
+    assert "leaderboard.md" in stale.stderr and "The same command without --check rebuilds them." in stale.stderr
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_board(
@@ -207,6 +207,15 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("train", "cmt", "--executor", "slurm"), "train takes --executor local or ray"),
         (("report", "--html", "--check"), "leave --html out"),
         (("report", "default", "squad"), "name one experiment, or add --html"),
+        (("run", "squad", "--data-files", "squad=/no"), "there is no folder '/no', and no split 'squad'. Known: "),
+        (("run", "squad", "--data-files", "tets=no.json"), "no split 'tets'. Did you mean test?"),
+        (("run", "squad", "--data-files", "/no"), "or a folder that exists, got '/no'"),
+        (("tune-qa", "nano", "--data-files", "squad=/no"), "--data-files squad=/no: there is no folder '/no'."),
+        (("tune-qa", "nano", "--data-files", "README.md"), "--data-files takes DATASET=FOLDER here"),
+        (
+            ("tune-qa", "nano", "--dataset", "streamingqa"),
+            "'qa_train': give tune-qa the files with --data-files streamin",
+        ),
     ],
 )
 def test_a_wrong_request_gets_an_error_message_without_a_traceback(
@@ -468,6 +477,32 @@ def test_the_gpus_that_are_not_named_are_hidden(
     with mock.patch.dict(os.environ):
         run_bench.run("default", **options)  # type: ignore[arg-type]
     assert seen == [("cuda", visible, "PCI_BUS_ID")] * 2
+
+
+def test_a_function_has_no_command_line_that_jobs_could_repeat(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mine.py", "run", "default"])
+    with pytest.raises(BenchError, match="a function has none: run this from a shell"):
+        run_bench.run(str(experiment), executor="slurm", shards=2, runs=tmp_path / "runs", out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_next_command_finds_a_new_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "methods").mkdir()
+
+    def next_check(*options: str) -> str:
+        run_bench.app(["new", "method", "idea", *options], standalone_mode=False)
+        return capsys.readouterr().out.rstrip().rpartition(" check ")[2]
+
+    monkeypatch.chdir(tmp_path)
+    assert next_check() == "idea.py" and Path("idea.py").is_file(), "no methods are read from a folder of others"
+    assert next_check("--folder", "methods") == "methods/idea.py"
+    monkeypatch.setattr("bench.paths.ROOT", tmp_path)
+    Path("methods", "idea.py").unlink()
+    assert next_check() == "idea" and Path("methods", "idea.py").is_file()
 
 
 def test_training_that_diverges_exits_with_1_and_a_remedy(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     elif not data_files and recipe.source and split in recipe.declared:
         place = recipe.declared[split]
         if recipe.source.hub:
-            rows = _hub_rows(recipe, recipe.source.hub, place)
+            rows = _hub_rows(recipe, recipe.source.hub, split, place)
         else:
             source, span = rows_of(place)
             path = recipe.folder / (recipe.source.files or {})[source]
@@ -159,14 +159,15 @@ def split_hash(dataset: str, split: str, data_files: DataFiles) -> str:
         return ""
 
 
-def _hub_rows(recipe: Recipe, hub: Hub, place: str) -> Iterator[Row]:
+def _hub_rows(recipe: Recipe, hub: Hub, split: str, place: str) -> Iterator[Row]:
     try:
         rows = tables.huggingface().load_dataset(hub.id, hub.config, revision=hub.revision, split=place)
     except Exception as error:  # the hub client raises errors of several libraries, all of which mean no data
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise BenchError(
             f"{hub.id} (revision {hub.revision[:8]}) did not load from the hub: {type(error).__name__}: {reason}. "
-            f"Without a network, use local files: --dataset {recipe.name} --data-files test=FILE."
+            f"Without a network, use local files: --data-files {split}=FILE, or for tune-qa and several datasets "
+            f"{recipe.name}=FOLDER."
         ) from error
     return ((f"{hub.id} {place}, row {number}", row) for number, row in enumerate(rows, 1))
 

@@ -214,6 +214,7 @@ class Loop:
         notes = TokenNotes(position, document, self.entries, position < self.gradient_norms)
         begins = type(self.method).begin_document is not Method.begin_document
         phase = self.ledger.phase("observe", 0, count=True) if begins else contextlib.nullcontext()
+        torch.manual_seed(seed_for(self.seed, "begin_document", position))
         with self.hook("begin_document", position), phase:
             self.method.begin_document()
         for index, segment in enumerate(segments):

@@ -44,9 +44,9 @@ class FlopCounter(TorchDispatchMode):
     The formulas are those of ``torch.utils.flop_counter``. Products of matrices (m x k) (k x n) cost 2mkn, one
     multiply-add being two operations; attention costs its two products over all pairs of query and key, those that the
     mask hides included; its backward pass costs five such products, and convolutions cost their products. Everything
-    else (elementwise operations, sums, look-ups of embeddings) is not counted. Backward passes, gradients of gradients
-    and ``torch.func`` are counted as the products that they run. Counters can be nested, and a counter that is entered
-    again goes on counting. The results of what runs inside do not change in a single bit.
+    else (elementwise operations, sums, look-ups of embeddings, decompositions) is not counted. Backward passes,
+    gradients of gradients and ``torch.func`` are counted as the products that they run. Counters can be nested, and a
+    counter that is entered again goes on counting. The results of what runs inside do not change in a single bit.
 
     PyTorch's FlopCounterMode also tracks modules and decomposes operators without a formula. That takes longer than
     the work of a small model, and it changes the last bits of gradients.

@@ -19,7 +19,7 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class Reading:
-    """Context of a segment: by default the tokens before it in its document, as far as they fit into the window.
+    """Context of a segment: by default all tokens before it in its document, or half a window if not all fit into one.
 
     ``context_tokens`` limits it to that number of tokens. With a ``cache`` the segment attends to the keys and values
     of earlier segments instead of reading their tokens again.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import hashing, machine
+from bench import hashing, machine, paths
 from bench.answering import metrics
 from bench.answering.answers import answer
 from bench.answering.decoding import Decoding
@@ -54,13 +55,16 @@ def tune(
 
     Raises:
         BenchError: the base, the data or the device cannot be had, a file is given for a dataset that the recipe does
-            not name, the checkpoint is damaged or of another run, or a folder cannot be written.
+            not name, the checkpoint is damaged or of another run, ``out`` holds another base, or a folder cannot be
+            written.
         Diverged: the gradient became NaN or infinite.
     """
     names = list(dict.fromkeys(settings.datasets))
     for name in data_files:
         if name not in names:
             raise BenchError(f"--data-files {name}: the recipe does not tune on {name!r}.{nearest(name, names)}")
+    if out is not None:
+        _check_out(out, settings)
     checkpoint.check_device(device)
     base = checkpoint.locate(settings.base, "BASE")
     hashes = {
@@ -68,6 +72,13 @@ def tune(
         for name in names
         for split in ("qa_train", "qa_validation")
     }
+    for key, value in hashes.items():
+        if not value:
+            name, _, split = key.rpartition(".")
+            raise BenchError(
+                f"{name} has no split {split!r}: give tune-qa the files with --data-files {name}=FOLDER, a folder with "
+                f"a file for each split, named after it."
+            )
     base_hash = checkpoint.identity(base)
     identity = hashing.digest(
         [settings.model_dump(mode="json", exclude={"base"}), base_hash, hashes, hashing.body_hash(CODE), device]
@@ -87,13 +98,12 @@ def tune(
     lm.abilities.require(["float_weights"], settings.base, "tune-qa")
     run = Run(lm, settings, parts["qa_train"], parts["qa_validation"], identity, work / "checkpoint.safetensors")
     run.run(say)
-    files = [f"--data-files {name}=FOLDER" for name in data_files]
     facts = {
         "name": folder.resolve().name,
         "base": settings.base,
         "base_hash": base_hash,
         "identity": identity,
-        "command": " ".join([COMMAND, settings.base, "--recipe recipe.yaml", *files]),
+        "command": _command(settings, data_files, device),
         "hashes": hashes,
     }
     if out is None:
@@ -105,6 +115,20 @@ def tune(
                 path.replace(folder / path.name)
     shutil.rmtree(work)
     return folder
+
+
+def _check_out(out: Path, settings: QaRecipe) -> None:
+    """Check that a folder holds no base that the tuned one would spoil: of the other kind, or the one that is tuned."""
+    other = paths.ADAPTER if settings.rank is None else paths.CONFIG
+    spoilt = paths.BASES if out.resolve() == Path(settings.base).resolve() else (other,)
+    if any((out / name).exists() for name in spoilt):
+        raise BenchError(f"{out} holds another base, and a tuned one needs a folder of its own: name one with --out.")
+
+
+def _command(settings: QaRecipe, data_files: Iterable[str], device: str) -> str:
+    """The command that repeats a tuning with its recipe file."""
+    options = ["--recipe recipe.yaml", *(f"--data-files {name}=FOLDER" for name in data_files)]
+    return " ".join([COMMAND, settings.base, *options, *([] if device == "cpu" else [f"--device {device}"])])
 
 
 def _write(run: Run, facts: Mapping[str, Any], folder: Path, say: Say) -> None:
@@ -136,7 +160,9 @@ def save_weights(run: Run, folder: Path) -> None:
         for parameter in run.parameters.values():
             parameter.copy_(parameter.bfloat16())
     config = lm.model.peft_config[ADAPTER]
-    config.base_model_name_or_path, config.inference_mode = settings.base, True
+    local = os.path.isdir(settings.base) and settings.base not in paths.models()
+    config.base_model_name_or_path = os.path.abspath(settings.base) if local else settings.base  # from any folder
+    config.inference_mode = True
     config.target_modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in run.parameters})
     config.save_pretrained(str(folder))
     tensors = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,12 @@ def _named(places: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"two are named {name} and would share a board: rename or leave out one of them")
     return places
+
+
+def _word(name: str) -> str:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError("a name has letters, digits, _ and - only: rename the file, or state name: in it")
+    return name
 
 
 class _Part(pydantic.BaseModel):
@@ -158,7 +165,7 @@ class Experiment(_Part):
     experiment, whose settings hold where this one states none.
     """
 
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
+    name: Annotated[str, pydantic.AfterValidator(_word)]
     description: str = ""
     dataset: str
     datasets: Places = pydantic.Field(

@@ -374,7 +374,7 @@ def test_without_a_network_the_hub_id_and_the_remedy_are_named(make: Make, monke
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(BenchError, match=r"owner/set .*ConnectionError: no route\. .*--data-files test=FILE"):
+    with pytest.raises(BenchError, match=r"owner/set .*: no route\. .*--data-files test=FILE, or .* harbour=FOLDER"):
         load_split(make(format="squad", **HUB), "test")
 
 

@@ -519,6 +519,19 @@ def test_the_scoring_graph_is_freed_after_observe_even_if_the_method_does_not_us
     assert [what for what, _ in method.log] == ["observe"] * 4 + ["condition"]
 
 
+def test_what_begins_a_document_draws_the_same_with_and_without_a_probe_before_it(lm: BaseModel) -> None:
+    class Draws(Recorder):
+        def begin_document(self) -> None:
+            drawn.append(torch.rand(()).item())
+
+    runs = []
+    for probes in ((1.0,), (0.5, 1.0)):
+        drawn: list[float] = []
+        run_loop(Draws(lm), probes=probes)
+        runs.append(drawn)
+    assert runs[0] == runs[1] and len({*runs[0]}) == len(runs[0])
+
+
 def test_a_method_may_change_the_weights_while_answering_if_it_undoes_this(lm: BaseModel) -> None:
     class Blanks(Recorder):
         @contextlib.contextmanager

@@ -80,11 +80,15 @@ def recipe(base: Path, dataset: Path, **changes: Any) -> QaRecipe:
     return QaRecipe(**{**RECIPE, "base": str(base), "datasets": [str(dataset)], **changes})
 
 
-def test_an_adapter_is_a_peft_folder_with_recipe_curve_and_card(base: Path, dataset: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_a_peft_folder_with_recipe_curve_and_card(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import peft
 
-    settings, out = recipe(base, dataset, dtype="float32"), tmp_path / "tiny-qa"
+    monkeypatch.chdir(base.parent)
+    settings, out = recipe(Path(base.name), dataset, dtype="float32"), tmp_path / "tiny-qa"
     assert tune.tune(settings, {}, out) == out
+    monkeypatch.chdir(tmp_path)  # where the base has no such path
     weights = {"adapter_config.json", "adapter_model.safetensors"}
     assert {path.name for path in out.iterdir()} == weights | {"README.md", "curve.csv", "documents.csv", "recipe.yaml"}
     documents = [split for split, _ in checkpoint.tuned_on(str(out))]
@@ -156,6 +160,21 @@ def test_the_command_line_states_base_datasets_files_and_settings(
         run_bench.tune_qa(str(base), file, None, [str(dataset)], None, "cpu", None, None)
     with pytest.raises(BenchError, match=r"stepz: unknown key\. Did you mean steps"):
         run_bench.tune_qa(str(base), file, None, None, ["stepz=1"], "cpu", None, None)
+
+
+def test_a_folder_with_another_base_is_refused_before_the_tuning(base: Path, dataset: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").touch()
+    for tuned, rank, out in ((base, 4, base), (base, None, base), (base, None, adapter), (adapter, 4, adapter)):
+        with pytest.raises(BenchError, match="holds another base, and a tuned one needs a folder of its own"):
+            tune.tune(recipe(tuned, dataset, rank=rank), {}, out)
+
+
+def test_the_command_of_the_card_names_all_that_the_identity_depends_on(base: Path, dataset: Path) -> None:
+    settings, command = recipe(base, dataset), f"python run_bench.py tune-qa {base} --recipe recipe.yaml"
+    assert tune._command(settings, {}, "cpu") == command
+    assert tune._command(settings, {"squad": {}}, "cuda") == f"{command} --data-files squad=FOLDER --device cuda"
 
 
 def test_wrong_requests_are_named(base: Path, dataset: Path) -> None:

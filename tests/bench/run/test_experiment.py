@@ -248,6 +248,7 @@ def test_all_experiments_use_the_trained_weights_of_the_default() -> None:
         ("tuning: {split: test, count: 1}\n", "tuned on the validation split only"),
         ("tuning: {split: train, count: 1}\n", "tuned on the validation split only"),
         ("tuning: {count: 1, trials: 0}\n", "tuning.trials = 0: Input should be greater than or equal to 1"),
+        ("name: ours.v2\n", "name = 'ours.v2': a name has letters, digits, _ and - only: rename the file, or state"),
         ("seed: 1\n", "seed: unknown key. Did you mean seeds"),
         ("seeds: []\n", "seeds: List should have at least 1 item"),
         ("seeds: [1, 2, 1]\n", "a seed is listed twice"),
