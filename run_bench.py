@@ -21,6 +21,7 @@ import bench
 if Path(bench.__path__[0]) != Path(sys.path[0], "bench"):
     raise ImportError(f"Another package called bench is loaded, from {bench.__path__[0]}: import run_bench before it.")
 from bench.errors import BenchError, RunError, nearest
+from bench.paths import PROGRAM
 from bench.terminal import visible
 
 if TYPE_CHECKING:
@@ -576,7 +577,7 @@ def export(
     submission.export(runs, record.experiment, chosen.label, ids, output)
     _print_line(
         f"Wrote {output} ({output.stat().st_size / 1e6:.2f} MB): {', '.join(group.label for group in with_arms)}. "
-        f"For another board: python run_bench.py import {output}"
+        f"For another board: {PROGRAM} import {output}"
     )
 
 
@@ -593,7 +594,7 @@ def import_(
     _print_line(
         f"Every score follows from the predictions, and the questions and gold answers are those of the board. The row "
         f"is in {row.folder}, marked {row.mark}. "
-        f"Next: python run_bench.py report {row.folder.parent.name} --runs {runs}"
+        f"Next: {PROGRAM} report {row.folder.parent.name} --runs {runs}"
     )
 
 
@@ -611,7 +612,7 @@ def publish(
     path = published.publish(runs, experiment, to)
     _print_line(
         f"Wrote {path} ({path.stat().st_size / 1e6:.2f} MB). The same tables and plots: "
-        f"python run_bench.py report {experiment} --runs {path.parent}"
+        f"{PROGRAM} report {experiment} --runs {path.parent}"
     )
     unknown, count = published.without_commit(path.parent)
     if unknown:
@@ -671,7 +672,7 @@ def check(
         return
     if target is None:
         raise BenchError(
-            "check needs a method's name, or a file with methods. python run_bench.py list methods shows the names."
+            f"check needs a method's name, or a file with methods. {PROGRAM} list methods shows the names."
         )
     failed: dict[str, None] = {}
     for verdict in process.check(target, _paths(plugin)):
@@ -681,7 +682,7 @@ def check(
     if failed:
         raise RunError(
             f"{target} does not conform: {', '.join(failed)}. What such a check does, and how to mend the usual slip: "
-            f"python run_bench.py check --explain {next(iter(failed))}"
+            f"{PROGRAM} check --explain {next(iter(failed))}"
         )
 
 
@@ -700,7 +701,7 @@ def new_method(
     folder = folder or (Path("methods") if own == Path("methods").resolve() else Path())
     path = skeleton.new_method(name, folder)
     target = name if own == folder.resolve() else path
-    _print_line(f"Wrote {path}. Next: python run_bench.py check {target}")
+    _print_line(f"Wrote {path}. Next: {PROGRAM} check {target}")
 
 
 @app.command()
@@ -993,7 +994,7 @@ def main() -> None:
         _print_error(
             RunError(
                 f"an error inside the benchmark itself ({type(error).__name__}: {error}). "
-                "python run_bench.py --debug COMMAND ... shows where; please report it."
+                f"{PROGRAM} --debug COMMAND ... shows where; please report it."
             ),
             error,
         )

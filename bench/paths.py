@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT / "datasets"
 EXPERIMENTS = ROOT / "bench" / "experiments"
 MODELS = ROOT / "bench" / "models"
+PROGRAM = "python run_bench.py" if (ROOT / "pyproject.toml").is_file() else "oab"
+"""How the benchmark is called: in a clone by its script, and where it is installed by its command."""
 RECIPE = "dataset.yaml"
 CONFIG, ADAPTER, SOURCE = "config.json", "adapter_config.json", "source.yaml"
 BASES = (CONFIG, ADAPTER, SOURCE)

@@ -100,6 +100,7 @@ def test_the_installed_command_finds_methods_data_models_and_trained_weights_fro
     done = call(installed / "oab", *plan, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "camels" in done.stdout and "gold_in_prompt" in done.stdout
+    assert call(installed / "oab", "report", cwd=tmp_path).stderr.endswith("Run an experiment first: oab.\n")
     code = "import bench, datasets; print(bench.__file__, hasattr(datasets, 'load_dataset'))"
     file, is_hugging_face = call(installed / "python", "-c", code, cwd=tmp_path).stdout.split()
     assert Path(file).is_relative_to(installed.parent) and is_hugging_face == "True"

@@ -386,4 +386,4 @@ def _path(recipe: Recipe, name: str) -> Path:
 
 def _rebuild(recipe: Recipe) -> str:
     here = recipe.folder.parent == paths.DATASETS
-    return f"python run_bench.py streams build {recipe.name if here else recipe.folder}"
+    return f"{paths.PROGRAM} streams build {recipe.name if here else recipe.folder}"

@@ -164,7 +164,7 @@ def _base_model(folder: Path) -> RenderableType:
         {"architecture": ", ".join(config.architectures or [type(config).__name__]), "parameters": parameters},
         {name: size for name, size in sizes.items() if isinstance(size, int)},
         {**_place(folder), **({} if whole == folder else {"weights": str(whole)})},
-        {"use": f"python run_bench.py run EXPERIMENT --model {name}"},
+        {"use": f"{paths.PROGRAM} run EXPERIMENT --model {name}"},
     )
 
 

