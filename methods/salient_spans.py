@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pydantic
 from torch import Tensor
 
-from bench import BaseModel, Document, GradientMethod, MethodConfig, TokenBatch
+from bench import BaseModel, GradientMethod, MethodConfig, TokenBatch
 from bench.data.tagger import NUMBER_TYPES, load_tagger
 
 
@@ -13,7 +13,8 @@ class SalientSpans(GradientMethod):
     """Online fine-tuning on named entities and dates only.
 
     A token has weight 1 if any of its characters is in a named entity, else 0. Amounts do not count as entities;
-    ``keep_numbers`` is the control that includes them. A document without an entity is skipped. Only the loss is
+    ``keep_numbers`` is the control that includes them. A document without an entity is skipped; the code of Hu et al.
+    2023 takes a step with a gradient of 0 there, in which Adam's momentum still moves the weights. Only the loss is
     weighted; the model reads the whole text (Salient Spans in Hu et al. 2023, after the masks of Guu et al. 2020).
     Costs a tagger's pass and one forward and one backward pass per step.
     """
@@ -49,16 +50,6 @@ class SalientSpans(GradientMethod):
             if self.config.keep_numbers or kind not in NUMBER_TYPES:
                 salient[start:end] = [1.0] * (end - start)
         return batch.per_token(salient)
-
-    def observe(self, document: Document) -> None:
-        """Learn from the entities if there are any.
-
-        The code of Hu et al. 2023 takes a step with a gradient of 0 where there are none, and Adam's momentum still
-        moves the weights.
-        """
-        weights = self.weigh(self.lm.tokens(document))
-        if weights is not None and weights.any():
-            super().observe(document)
 
     def notes(self) -> dict[str, Any]:
         """The tagger in use."""

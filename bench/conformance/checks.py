@@ -74,30 +74,35 @@ def config_is_sound(kind: type[Method]) -> None:
 def observe_only_reads(kind: type[Method]) -> None:
     """``observe`` returns nothing and leaves the documents as they were."""
     method = prepare(kind)
-    method.reset()
-    documents = fixtures.documents(fixtures.entries())
-    before = [dict(vars(document)) for document in documents]
-    for document in documents:
-        result = method.observe(document)
+    observe: Callable[[Document], Any] = method.observe
+    observed: list[tuple[Document, dict[str, Any]]] = []
+
+    def watched(document: Document) -> None:
+        observed.append((document, dict(vars(document))))
+        result = observe(document)
         require(result is None, f"observe returned a {type(result).__name__}: keep what it learns in the state.")
-    unchanged = [dict(vars(document)) for document in documents] == before
+
+    vars(method)["observe"] = watched
+    run(method, fixtures.entries(), probes=())
+    unchanged = all(vars(document) == before for document, before in observed)
     require(unchanged, "observe changed a document, which other methods and the scoring share: copy its text instead.")
 
 
 def condition_fits_the_questions(kind: type[Method]) -> None:
     """``condition`` returns nothing, or one well-formed entry per question, and leaves the questions as they were."""
     method, entries = prepare(kind), fixtures.entries()
-    documents = fixtures.documents(entries)
-    _observe(method, documents)
+    run(method, entries, probes=())
     sees = kind.sees_evidence
     questions = [question_for_method(sees, gold.question, e.document) for e in entries for gold in e.questions]
     before = [dict(vars(question)) for question in questions]
-    with torch.no_grad():
+    method.flush()
+    with torch.no_grad(), method.answering():
         conditioning = method.condition(questions)
     require(
         isinstance(conditioning, Conditioning), f"condition returned {conditioning!r}: return a bench.Conditioning."
     )
     require([dict(vars(q)) for q in questions] == before, "condition changed a question: copy its text instead.")
+    document_ids = {document.id for document in fixtures.documents(entries)}
     for field in dataclasses.fields(Conditioning):
         value = getattr(conditioning, field.name)
         if value is not None and field.name not in ("contrast", "weights"):
@@ -106,14 +111,7 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
                 f"{field.name} has {len(value)} entries for {len(questions)} questions: give one per question.",
             )
             for item in value:
-                _check_item(field.name, item, {document.id for document in documents})
-
-
-def _observe(method: Method, documents: Sequence[Document]) -> None:
-    """Let the method observe the documents, from its initial state."""
-    method.reset()
-    for document in documents:
-        method.observe(document)
+                _check_item(field.name, item, document_ids)
 
 
 def _check_item(field: str, item: Any, document_ids: set[str]) -> None:
@@ -184,10 +182,10 @@ def _with_answers(entries: Sequence[Entry], word: str) -> tuple[Entry, ...]:
 def scored_before_update(kind: type[Method]) -> None:
     """Every document is scored once, in order, by the model as it was before observing it."""
     loop = run(prepare(kind), fixtures.entries(), RescoredLoop)
-    order = [event.position for event in loop.document_events]
+    order = [(event.position, event.segment) for event in loop.document_events]
     require(
-        order == list(range(fixtures.LENGTH)),
-        f"Documents were scored in the order {order}, not each once, first to last. "
+        order == sorted(set(order)) and {position for position, _ in order} == set(range(fixtures.LENGTH)),
+        f"Documents and their segments were scored in the order {order}, not each once, first to last. "
         f"Do not interfere with the harness's scoring.",
     )
 
@@ -223,7 +221,7 @@ def next_token_is_normalised(kind: type[Method]) -> None:
     if kind.mix_next_token is Method.mix_next_token:
         return
     entries = fixtures.entries()
-    _observe(method, fixtures.documents(entries))
+    run(method, entries, probes=())
     for entry in entries:
         batch = method.lm.tokens(entry.document)
         ids = torch.cat([batch.context_ids, batch.token_ids])
@@ -245,8 +243,8 @@ def question_weights_do_not_leak(kind: type[Method]) -> None:
     if kind.using is Method.using:
         return
     entries = fixtures.entries()
-    _observe(method, fixtures.documents(entries))
-    loop, due = make_loop(method, entries), due_questions(entries)
+    loop, due = run(method, entries, probes=()), due_questions(entries)
+    method.flush()
     together = answers(loop, due)
     for question, expected in zip(due, together, strict=True):
         require(
@@ -370,7 +368,10 @@ def _stays_finite(method: Method, texts: Mapping[str, str], segment_tokens: int 
     try:
         loop.run()
     except Exception as error:
-        error.add_note(f"This happened on {names[loop.position or 0]}.")
+        if loop.position is not None:  # the first reset is over
+            answering = loop.position in loop.states
+            when = "while the questions were answered" if answering else f"on {names[loop.position]}"
+            error.add_note(f"This happened {when}.")
         raise
     for position, state in loop.states.items():
         tensor = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)

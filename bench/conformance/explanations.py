@@ -76,22 +76,6 @@ EXPLANATIONS = {
                 documents: int = pydantic.Field(default=1, ge=1, description="documents before each question")
         """),
     ),
-    "next_token_is_normalised": Explanation(
-        does="Sums the probabilities of mix_next_token at each position, and leaves out later tokens.",
-        rule="docs/rules.md, 2. The loop: a token's probability is from a full softmax, and from the text before it.",
-        slip="Log-probabilities are averaged, so that the probabilities do not sum to 1. Average the probabilities "
-        "with logaddexp, or end with log_softmax(-1). And use the ids up to each position only.",
-        wrong=_code("""
-            def mix_next_token(self, log_probs, hidden, ids):
-                even = torch.full_like(log_probs, -math.log(log_probs.shape[-1]))
-                return 0.9 * log_probs + 0.1 * even
-        """),
-        right=_code("""
-            def mix_next_token(self, log_probs, hidden, ids):
-                even = torch.full_like(log_probs, -math.log(log_probs.shape[-1]))
-                return torch.logaddexp(log_probs + math.log(0.9), even + math.log(0.1))
-        """),
-    ),
     "observe_only_reads": Explanation(
         does="Looks at what observe returns, and compares the documents with copies.",
         rule="docs/rules.md, 1. The stream: everybody reads the same documents.",
@@ -117,6 +101,22 @@ EXPLANATIONS = {
         right=_code("""
             def condition(self, questions):
                 return Conditioning(text=["The mill burned down."] * len(questions))
+        """),
+    ),
+    "next_token_is_normalised": Explanation(
+        does="Sums the probabilities of mix_next_token at each position, and leaves out later tokens.",
+        rule="docs/rules.md, 2. The loop: a token's probability is from a full softmax, and from the text before it.",
+        slip="Log-probabilities are averaged, so that the probabilities do not sum to 1. Average the probabilities "
+        "with logaddexp, or end with log_softmax(-1). And use the ids up to each position only.",
+        wrong=_code("""
+            def mix_next_token(self, log_probs, hidden, ids):
+                even = torch.full_like(log_probs, -math.log(log_probs.shape[-1]))
+                return 0.9 * log_probs + 0.1 * even
+        """),
+        right=_code("""
+            def mix_next_token(self, log_probs, hidden, ids):
+                even = torch.full_like(log_probs, -math.log(log_probs.shape[-1]))
+                return torch.logaddexp(log_probs + math.log(0.9), even + math.log(0.1))
         """),
     ),
     "same_seed_same_results": Explanation(

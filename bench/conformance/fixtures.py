@@ -151,7 +151,7 @@ def prepare(kind: type[Method], dtype: str = "float32", lm: BaseModel | None = N
         method = _construct(kind, lm or base_model(dtype))
         if isinstance(method, MetaTrained):
             method.learner.load_state_dict(_train_learner(type(method), dtype))
-        elif kind.fit is not Method.fit:
+        elif kind.learns_offline(method.config):
             fit(method, _episodes())
     except BenchError as error:
         raise Skip(str(error)) from error

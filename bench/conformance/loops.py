@@ -194,10 +194,16 @@ class RescoredLoop(WatchedLoop):
 
     def score(self, batch: TokenBatch) -> Score:
         """The harness's score, which must equal the recomputed one."""
-        ids = torch.cat([batch.context_ids, batch.token_ids])
+        reading = self.method.reading
+        begin, context = batch.context_ids[:1], batch.context_ids[1:]
+        if len(context) and reading.cache is not None:
+            return super().score(batch)  # keys and values from before the last update cannot be computed again
+        if reading.context_tokens is not None:
+            context = context[max(0, len(context) - reading.context_tokens) :]
+        ids = torch.cat([begin, context, batch.token_ids])
         with torch.no_grad():
             output = self.lm.model(input_ids=ids[None, :-1], output_hidden_states=True)
-            first = len(batch.context_ids) - 1
+            first = len(context)
             log_probs, hidden = output.logits[0, first:].double().log_softmax(-1), output.hidden_states[-1][0, first:]
             log_probs = self.method.mix_next_token(log_probs.float(), hidden, ids[:-1]).double()
         expected = -log_probs.gather(1, ids[first + 1 :, None]).sum().item()

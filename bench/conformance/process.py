@@ -24,16 +24,12 @@ def check(target: str, plugins: Sequence[str] = ()) -> Iterator[Verdict]:
     Raises:
         BenchError: the method or file does not exist.
     """
-    for info in targets(target, plugins):
+    for info in _targets(target, plugins):
         yield from _check_in_child(info)
 
 
-def targets(target: str, plugins: Sequence[str] = ()) -> list[registry.MethodInfo]:
-    """The method with this name, or the methods in this file.
-
-    Raises:
-        BenchError: the method or file does not exist.
-    """
+def _targets(target: str, plugins: Sequence[str]) -> list[registry.MethodInfo]:
+    """The method with this name, or the methods in this file."""
     if target.endswith(".py") or Path(target).is_file():
         registry.list_methods([*plugins, target])  # fails if another method has a name of the file's
         return registry.methods_in(target)

@@ -7,12 +7,11 @@ accelerator. The checks are in :mod:`bench.conformance.checks`.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.conformance.checks import CHECKS
 from bench.conformance.fixtures import Skip, Violation, first_fingerprint
-from bench.conformance.process import targets
 from bench.conformance.verdict import Verdict
 from bench.contract import registry
 from bench.errors import BenchError, RunError, text_of
@@ -25,21 +24,13 @@ COMPARING = {
     "blind_to_the_future",
     "blind_to_the_answers",
     "probes_leave_no_trace",
+    "flush_leaves_no_state",
+    "question_weights_do_not_leak",
     "state_survives_saving",
     "resumes_in_mid_stream",
     "reset_forgets",
 }
-"""Checks that compare runs; their results mean nothing if two runs of the same stream already differ."""
-
-
-def check(target: str, plugins: Sequence[str] = ()) -> Iterator[Verdict]:
-    """Verdicts as from :func:`bench.conformance.process.check`, in this process: a method can end it.
-
-    Raises:
-        BenchError: the method or file does not exist.
-    """
-    for info in targets(target, plugins):
-        yield from check_method(info)
+"""Checks that compare runs or answers; their results mean nothing if two equal runs already differ."""
 
 
 def check_method(info: registry.MethodInfo) -> Iterator[Verdict]:

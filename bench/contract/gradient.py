@@ -79,7 +79,7 @@ class GradientMethod(Method):
         self._optimizer: torch.optim.Optimizer | None = None
         self._names: list[str] = []
         self.last_weights: Weighed | None = None
-        """Token weights of the first gradient on the last document; None if they were all 1."""
+        """Token weights of the last document; None if they were all 1."""
 
     @classmethod
     def search_space(cls, config: Any) -> SearchSpace:
@@ -93,7 +93,10 @@ class GradientMethod(Method):
         return ("float_weights",)
 
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
-        """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1."""
+        """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1.
+
+        It is asked for once, before the first step on a document. A document whose tokens all weigh 0 is skipped.
+        """
         return None
 
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
@@ -148,6 +151,10 @@ class GradientMethod(Method):
         batch = self.lm.tokens(document)
         if len(batch) == 0:
             return
+        self.last_weights = None
+        weights = self._weigh(batch)
+        if weights is not None and not weights.any():
+            return
         optimizer = self.optimizer
         self.lm.model.train(self.config.dropout)
         for _ in range(self.config.steps_per_document):
@@ -167,19 +174,19 @@ class GradientMethod(Method):
             torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.learning], self.config.clip_norm)
         self.optimizer.step()
 
-    def weigh(self, batch: TokenBatch) -> Tensor | None:
-        """Compute the document's :meth:`token_weights`; :attr:`last_weights` keeps those of the first time."""
-        weights = self.token_weights(batch)
+    def _weigh(self, batch: TokenBatch) -> Tensor | None:
+        """The document's :meth:`token_weights`, which :attr:`last_weights` keeps for further steps."""
         if self.last_weights is None or self.last_weights.document is not batch.document:
+            weights = self.token_weights(batch)
             self.last_weights = None if weights is None else Weighed(batch.document, weights.detach())
-        return weights
+        return None if self.last_weights is None else self.last_weights.weights
 
     def backward(self, batch: TokenBatch) -> float:
         """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
 
         The first step after a scoring uses the graph of the scoring. Returns the loss (nats).
         """
-        weights = self.weigh(batch)
+        weights = self._weigh(batch)
         if self.config.end_of_text and not _continues(batch.document):
             batch = batch.followed_by(self.lm.eos_id)
             weights = None if weights is None else functional.pad(weights, (0, 1), value=1.0)

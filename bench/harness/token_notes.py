@@ -27,8 +27,8 @@ TagSpans = Sequence[tuple[int, int, str]]
 class TokenNotes:
     """The weights of one document's tokens, segment by segment, and with ``gradients`` the norms of their gradients.
 
-    These are the weights of the first step on each segment (:attr:`GradientMethod.last_weights`). They are not computed
-    again: that could cost as much as the step, and a method that counts or samples would give other weights.
+    These are the weights that the method used (:attr:`GradientMethod.last_weights`). They are not computed again: that
+    could cost as much as the step, and a method that counts or samples would give other weights.
     """
 
     def __init__(self, position: int, document: Document, entries: Sequence[Entry], gradients: bool = False) -> None:

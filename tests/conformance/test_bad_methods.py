@@ -28,6 +28,7 @@ CAUGHT = [
     ("mutates_documents", "observe_only_reads", "changed a document"),
     ("marks_documents", "observe_only_reads", "changed a document"),
     ("returns_loss", "observe_only_reads", "returned a float"),
+    ("is_never_fitted", "observe_only_reads", "AttributeError: 'IsNeverFitted' object has no attribute 'known'"),
     ("one_for_all", "condition_fits_the_questions", "text has 1 entries for 12 questions: give one per question"),
     ("names_documents_to_come", "condition_fits_the_questions", "each entry must list ids of observed documents"),
     ("mutates_questions", "condition_fits_the_questions", "changed a question"),
@@ -98,7 +99,7 @@ CAUGHT = [
     ("replaces_metrics", "base_is_restored", "bench.answering.metrics.score was replaced"),
     ("replaces_decoding", "base_is_restored", "bench.harness.loop.answer_and_nll was replaced"),
     ("replaces_the_loop", "base_is_restored", "bench.harness.loop.Loop.score was replaced"),
-    ("exits", "observe_only_reads", "SystemExit: 0 (careless.py, line 240). A method must not end the process."),
+    ("exits", "observe_only_reads", "SystemExit: 0 (careless.py, line 257). A method must not end the process."),
     ("fails_on_empty", "reads_odd_documents", "IndexError: index 0 is out of bounds"),
     ("wants_float32", "runs_in_bfloat16", "(careless.py, line "),
     ("casts_the_base", "runs_in_bfloat16", "keep its weights in float32"),
@@ -135,7 +136,7 @@ def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str)
     assert failed == {check for name, check, _ in CAUGHT if name == method}
 
 
-@pytest.mark.parametrize("method", ["counts_words", "learns_in_pairs", "question_adapters"])
+@pytest.mark.parametrize("method", ["counts_words", "learns_in_pairs", "question_adapters", "reads_in_segments"])
 def test_a_sound_method_passes_every_check(method: str) -> None:
     """Of kinds that no registered method is of."""
     verdicts = [suite.examine(METHODS[method], name) for name in suite.CHECKS]

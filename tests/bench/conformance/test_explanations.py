@@ -15,7 +15,7 @@ from tests.snippets import as_method
 
 
 def test_every_check_is_explained() -> None:
-    assert EXPLANATIONS.keys() == {*suite.NAMES, "is_tried_out"}
+    assert list(EXPLANATIONS) == [*suite.NAMES, "is_tried_out"], "in the order of the verdicts"
     assert all(EXPLANATIONS[name].wrong and EXPLANATIONS[name].right for name in suite.NAMES)
 
 

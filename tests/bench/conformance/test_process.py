@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.conformance import process, suite
+from bench.errors import BenchError
 from tests.conftest import ROOT
 from tests.world import started, wait_until
 
@@ -57,6 +58,16 @@ def test_a_change_made_when_the_method_is_imported_counts(tmp_path: Path) -> Non
     file = write(tmp_path, "patches_at_import", patch)
     failed = {verdict.check: verdict.message for verdict in process.check(str(file)) if not verdict.passed}
     assert "bench.answering.metrics.score was replaced" in failed["base_is_restored"]
+
+
+def test_an_unknown_method_is_a_wrong_request() -> None:
+    with pytest.raises(BenchError, match="no method called unifrom"):
+        list(process.check("unifrom"))
+
+
+def test_a_missing_file_is_a_wrong_request(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is not a file"):
+        list(process.check(str(tmp_path / "none.py")))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

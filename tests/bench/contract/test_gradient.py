@@ -124,6 +124,24 @@ def test_the_last_weights_are_those_of_the_last_document(lm: BaseModel) -> None:
     assert plain.last_weights is None
 
 
+def test_weights_are_asked_for_once_a_document_and_one_without_any_is_skipped(lm: BaseModel) -> None:
+    asked = []
+
+    class Weighing(LaterTokens):
+        def token_weights(self, batch: TokenBatch) -> Tensor:
+            asked.append(batch.document.id)
+            return super().token_weights(batch) * (batch.document.id != "skipped")
+
+    method = Weighing(lm, Weighing.Config(optimizer="adam", learning_rate=1e-3, steps_per_document=3))
+    method.reset()
+    method.observe(DOCUMENTS[0])
+    before = method.state_dict()
+    method.observe(Document("skipped", DOCUMENTS[0].text))
+    assert_same(method.state_dict(), before)
+    method.observe(DOCUMENTS[0])
+    assert asked == [DOCUMENTS[0].id, "skipped", DOCUMENTS[0].id]
+
+
 def test_clipping_shortens_the_step_to_the_norm(lm: BaseModel) -> None:
     before = weights(lm)
     after = run(Plain(lm, Plain.Config(optimizer="sgd", learning_rate=1.0, clip_norm=0.5)), DOCUMENTS[:1])

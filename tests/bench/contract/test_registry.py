@@ -154,7 +154,8 @@ def test_the_cases_are_refused_by_runs_and_by_the_check(case: str, complaint: st
     file = registry.ROOT / "tests" / "cases" / "plugins" / f"{case}.py"
     with pytest.raises(BenchError, match=complaint):
         load_method(case, [file])
-    (verdict,) = suite.check(str(file))
+    (info,) = methods_in(file)
+    (verdict,) = suite.check_method(info)
     assert not verdict.passed and verdict.check == "declares_itself" and complaint in verdict.message
 
 

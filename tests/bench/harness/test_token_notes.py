@@ -78,8 +78,8 @@ def run_loop(
     return loop
 
 
-def counting(lm: BaseModel, steps: int = 1) -> Counting:
-    return Counting(lm, Counting.Config(optimizer="sgd", learning_rate=1e-2, steps_per_document=steps))
+def counting(lm: BaseModel) -> Counting:
+    return Counting(lm, Counting.Config(optimizer="sgd", learning_rate=1e-2, steps_per_document=2))
 
 
 def test_the_weights_that_were_used_are_noted_and_computed_once(lm: BaseModel) -> None:
@@ -88,10 +88,6 @@ def test_the_weights_that_were_used_are_noted_and_computed_once(lm: BaseModel) -
     assert [int(min(event.weights)) for event in loop.token_events] == [1, 2, 3]
     assert method.calls == 3
     assert "token_weights" not in vars(method)
-
-
-def test_of_several_steps_the_first_one_is_noted(lm: BaseModel) -> None:
-    assert [int(min(event.weights)) for event in run_loop(counting(lm, steps=2)).token_events] == [1, 3, 5]
 
 
 def test_noting_changes_no_result(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,23 @@ class Unlearns(Method):
         pass
 
 
+class IsNeverFitted(Method):
+    """Reads in observe what only fit makes, and says that it does not learn offline."""
+
+    name = "is_never_fitted"
+    paper = "none"
+
+    @classmethod
+    def learns_offline(cls, config: MethodConfig) -> bool:
+        return False
+
+    def fit(self, episodes: Sequence[Episode]) -> None:
+        self.known = len(episodes)
+
+    def observe(self, document: Document) -> None:
+        assert self.known
+
+
 class ReturnsLoss(GradientMethod):
     """Returns a loss from observe."""
 
