@@ -106,10 +106,10 @@ def heading(axes: Axes, text: str) -> None:
 
 
 def wrap(label: str, width: int) -> str:
-    """A label in lines that break at spaces or, within longer words, after underscores."""
+    """A label in lines that break at spaces or, within longer words, after underscores and hyphens."""
     lines = [""]
     for word in label.split(" "):
-        parts = [word] if len(word) <= width else re.findall("[^_]*_|[^_]+", word)
+        parts = [word] if len(word) <= width else re.findall("[^_-]*[_-]|[^_-]+", word)
         for number, part in enumerate(parts):
             joined = f"{lines[-1]}{' ' * (number == 0)}{part}".lstrip()
             lines[-1:] = [joined] if len(joined) <= width or not lines[-1] else [lines[-1], part]
@@ -264,7 +264,7 @@ def log_ticks(axes: Axes, values: Sequence[float], texts: Sequence[str]) -> None
     last_value, last_text = 0.0, ""
     for value, text in zip(values, texts, strict=True):
         room = math.log(value / last_value) / math.log(values[-1] / values[0]) if last_value else 1
-        labels.append(text if room > 0.04 + 0.02 * len(last_text + text) else "")
+        labels.append(text if room > 0.03 + 0.018 * len(last_text + text) else "")
         last_value, last_text = (value, text) if labels[-1] else (last_value, last_text)
     axes.set_xticks(values, labels)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from reports.style import (
     name_axes,
     open_circles,
     rows_of_panels,
+    wrap,
     wrap_labels,
     write_value,
 )
@@ -187,7 +187,7 @@ def _shown(figure: Figure, own: Sequence[Ours], published: Sequence[Theirs]) -> 
 def _name_panel(axes: Axes, text: str) -> None:
     specification = axes.get_subplotspec()
     width = 20 if specification is not None and specification.get_gridspec().ncols > IN_A_ROW else 28
-    heading(axes, textwrap.fill(text, width, break_on_hyphens=False))
+    heading(axes, wrap(text, width))
 
 
 def _heading(theirs: Theirs, published: Sequence[Theirs], score: str) -> str:

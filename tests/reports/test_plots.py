@@ -294,9 +294,11 @@ class TestCaptions:
     [
         ("uniform (learn=embeddings)", ["uniform", "(learn=embeddings)"]),
         ("memory_of_amortized_contexts", ["memory_of_amortized_", "contexts"]),
+        ("SQuAD, Mistral-7B-Instruct-v0.2", ["SQuAD,", "Mistral-7B-Instruct-v0.2"]),
+        ("StreamingQA, Mistral-7B-Instruct-v0.2-long", ["StreamingQA, Mistral-7B-", "Instruct-v0.2-long"]),
         ("cmt", ["cmt"]),
         ("x" * 30, ["x" * 30]),
     ],
 )
-def test_long_names_break_at_spaces_and_after_underscores(label, lines):
+def test_long_names_break_at_spaces_and_after_underscores_and_hyphens(label, lines):
     assert style.wrap(label, 24).split("\n") == lines
