@@ -96,7 +96,7 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
     questions = [question_for_method(sees, gold.question, e.document) for e in entries for gold in e.questions]
     before = [dict(vars(question)) for question in questions]
     method.flush()
-    with torch.no_grad(), method.answering():
+    with method.answering():
         conditioning = method.condition(questions)
     require(
         isinstance(conditioning, Conditioning), f"condition returned {conditioning!r}: return a bench.Conditioning."

@@ -136,7 +136,9 @@ def test_a_bad_method_fails_no_check_that_has_nothing_to_do_with_it(method: str)
     assert failed == {check for name, check, _ in CAUGHT if name == method}
 
 
-@pytest.mark.parametrize("method", ["counts_words", "learns_in_pairs", "question_adapters", "reads_in_segments"])
+@pytest.mark.parametrize(
+    "method", ["counts_words", "learns_in_pairs", "question_adapters", "reads_in_segments", "carries_a_cache"]
+)
 def test_a_sound_method_passes_every_check(method: str) -> None:
     """Of kinds that no registered method is of."""
     verdicts = [suite.examine(METHODS[method], name) for name in suite.CHECKS]

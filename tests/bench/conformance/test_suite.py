@@ -58,11 +58,19 @@ def test_a_method_that_skips_every_check_fails(tmp_path: Path) -> None:
 
 
 def test_runs_are_not_compared_if_equal_ones_differ(tmp_path: Path) -> None:
-    body = "self.lm.model.lm_head.weight.data += __import__('random').random()\n\n    def flush(self):\n"
-    body += "        self.observe(None)\n\n    def condition(self, questions):\n        from bench import Conditioning\n"
-    body += "        text = [str(__import__('random').random()) for _ in questions]\n"
-    body += "        return Conditioning(text=text, weights=[0] * len(questions))\n\n    def using(self, key):\n"
-    body += "        return __import__('contextlib').nullcontext()"
+    body = """self.lm.model.lm_head.weight.data += __import__("random").random()
+
+    def flush(self):
+        self.observe(None)
+
+    def condition(self, questions):
+        from bench import Conditioning
+
+        text = [str(__import__("random").random()) for _ in questions]
+        return Conditioning(text=text, weights=[0] * len(questions))
+
+    def using(self, key):
+        return __import__("contextlib").nullcontext()"""
     verdicts = {o.check: o for o in check(write(tmp_path, "by_chance", body))}
     assert [name for name, verdict in verdicts.items() if not verdict.passed] == ["same_seed_same_results"]
     assert all(verdicts[name].skipped for name in suite.COMPARING)
@@ -85,7 +93,8 @@ def test_an_error_of_the_method_names_its_line(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_names_the_odd_document_on_which_it_happened(tmp_path: Path, hook: str, note: str) -> None:
-    file = write(tmp_path, f"breaks_in_{hook.partition('(')[0]}", f"pass\n\n    def {hook}:\n        raise ValueError('no')")
+    body = f"pass\n\n    def {hook}:\n        raise ValueError('no')"
+    file = write(tmp_path, f"breaks_in_{hook.partition('(')[0]}", body)
     (info,) = registry.methods_in(file)
     verdict = suite.examine(info, "reads_odd_documents")
     assert verdict.message == f"ValueError: no ({file.name}, line {len(file.read_text().splitlines())}).{note}"

@@ -22,10 +22,13 @@ class QuestionAdapters(Method):
         tokens = self.lm.tokens(document).token_ids
         self.counts = torch.cat([self.counts, torch.bincount(tokens, minlength=self.counts.shape[1])[None].float()])
 
+    def flush(self) -> None:
+        self.index = self.counts.clamp(max=1)  # only questions need it
+
     def condition(self, questions: Sequence[Question]) -> Conditioning:
         if not len(self.counts):
             return Conditioning()
-        scores = [self.counts[:, self.lm.encode(question.text)].clamp(max=1).sum(1) for question in questions]
+        scores = [self.index[:, self.lm.encode(question.text)].sum(1) for question in questions]
         return Conditioning(weights=[int(score.argmax()) for score in scores])
 
     @contextmanager

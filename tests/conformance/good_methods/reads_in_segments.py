@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from bench import Document, GradientMethod, Reading, TokenBatch
+from bench.lm.reading import CarriedCache
 
 
 class ReadsInSegments(GradientMethod):
@@ -31,3 +32,22 @@ class ReadsInSegments(GradientMethod):
         if len(batch) > self.segment_tokens:
             raise ValueError("This is not a segment.")
         return torch.full((len(batch),), 1 / self.part, device=self.lm.device)
+
+
+class CarriesACache(ReadsInSegments):
+    """The same, but a segment sees the keys and values of all earlier ones, computed before their updates."""
+
+    name = "carries_a_cache"
+    paper = "none"
+
+    def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(*arguments)
+        self.cache = CarriedCache()
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(cache=self.cache)
+
+    def reset(self) -> None:
+        super().reset()
+        self.cache.clear()
