@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,11 @@ def experiments() -> list[str]:
 def models() -> list[str]:
     """Names of the embedded base models."""
     return sorted({path.parent.name for kind in BASES for path in MODELS.glob(f"*/{kind}")})
+
+
+def absolute(name: str, known: Sequence[str]) -> str:
+    """The full path of a local folder, for use from any other; a name that is ``known``, or of a hub, as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) and name not in known else name
 
 
 def cache() -> Path:

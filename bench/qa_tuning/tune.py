@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,8 +159,7 @@ def save_weights(run: Run, folder: Path) -> None:
         for parameter in run.parameters.values():
             parameter.copy_(parameter.bfloat16())
     config = lm.model.peft_config[ADAPTER]
-    local = os.path.isdir(settings.base) and settings.base not in paths.models()
-    config.base_model_name_or_path = os.path.abspath(settings.base) if local else settings.base  # from any folder
+    config.base_model_name_or_path = paths.absolute(settings.base, paths.models())
     config.inference_mode = True
     config.target_modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in run.parameters})
     config.save_pretrained(str(folder))

@@ -161,10 +161,8 @@ def _from_anywhere(training: _Training) -> _Training:
     """The training with absolute paths: a worker on a cluster has a working folder of its own."""
     experiment = training.experiment.model_copy(deep=True)
     experiment.data_files = {split: [*map(os.path.abspath, of)] for split, of in experiment.data_files.items()}
-    if os.path.isdir(experiment.model) and experiment.model not in paths.models():
-        experiment.model = os.path.abspath(experiment.model)
-    if os.path.isdir(experiment.dataset) and experiment.dataset not in paths.datasets():
-        experiment.dataset = os.path.abspath(experiment.dataset)
+    experiment.model = paths.absolute(experiment.model, paths.models())
+    experiment.dataset = paths.absolute(experiment.dataset, paths.datasets())
     plugins = tuple(os.path.abspath(plugin) for plugin in training.plugins)
     out, work = training.out.absolute(), training.work.absolute()
     return training._replace(experiment=experiment, plugins=plugins, out=out, work=work)
