@@ -29,6 +29,9 @@ from methods.parts.inner_loop import (
 )
 from methods.parts.parameters import Subset, blocks, blocks_below, select
 
+PADDED_LENGTH = 1023
+"""Divisor of a document's loss with ``loss_divisor=padded``: the authors' code divides by its length after padding."""
+
 
 class SharedBody(nn.Module):
     """The first ``count`` blocks of the frozen base, with low-rank adapters on their linear layers, which learn.
@@ -58,21 +61,18 @@ class Weigher(nn.Module):
     The body of a causal language model with a head Linear-GELU-Linear, whose last layer starts at zero.
     """
 
-    def __init__(self, body: nn.Module, width: int, hidden: int, bounded: bool) -> None:
+    def __init__(self, body: nn.Module, width: int, hidden: int) -> None:
         super().__init__()
-        self.body, self.bounded = body, bounded
+        self.body = body
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), last)
-        self.log_rate = nn.Parameter(torch.zeros(()))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Weights of the tokens ``ids``, both of shape (tokens,): softplus with beta 3, or a sigmoid if bounded."""
+        """Weights of the tokens ``ids``, both of shape (tokens,): softplus, with beta 3, of their scores."""
         hidden = self.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]  # (tokens, width)
-        scores = self.head(hidden)[:, 0]
-        weights = torch.sigmoid(scores) if self.bounded else nn.functional.softplus(scores, beta=3)
-        return self.log_rate.exp() * weights
+        return functional.softplus(self.head(hidden)[:, 0], beta=3)
 
 
 class CamelsTraining(TrainingConfig):
@@ -93,19 +93,14 @@ class CamelsTraining(TrainingConfig):
         default="all", description="parameters of the base that learn, in the inner loop as in the stream"
     )
     hidden: int = pydantic.Field(default=128, ge=1, description="width of the head's hidden layer")
-    bounded: bool = pydantic.Field(default=False, description="weights by a sigmoid instead of a softplus")
     inner_rate: float = pydantic.Field(default=5e-4, gt=0, description="rate of the SGD steps of the inner loop")
-    learn_inner_rate: bool = pydantic.Field(
-        default=False, description="learn a factor on the inner rate, which scales all weights at test time"
-    )
     unroll: int = pydantic.Field(default=6, ge=1, description="sequential inner steps that are differentiated through")
     reset_every: int = pydantic.Field(
         default=24, ge=1, description="documents after which the inner loop starts from the base again"
     )
     loss_divisor: Literal["tokens", "padded"] = pydantic.Field(
-        default="tokens", description="divisor of the inner loss: the number of tokens, or padded_length"
+        default="tokens", description=f"divisor of the inner loss: the number of tokens, or {PADDED_LENGTH:,}"
     )
-    padded_length: int = pydantic.Field(default=1023, ge=1, description="the divisor of loss_divisor=padded")
     locality: float = pydantic.Field(default=0.1, ge=0, description="c_kl, weight of the KL on other documents")
     kl_ref: Literal["initial", "microstep"] = pydantic.Field(
         default="initial", description="KL to the untouched base, or to the parameters before the unrolled steps"
@@ -168,10 +163,8 @@ class Camels(GradientMethod, MetaTrained):
         )
         loss_divisor: Literal["tokens", "padded"] = pydantic.Field(
             default="tokens",
-            description="divide the summed loss by the number of tokens, or by padded_length whatever the length",
-        )
-        padded_length: int = pydantic.Field(
-            default=1023, ge=1, description="the divisor of loss_divisor=padded (1,023 in the authors' code)"
+            description=f"divide the summed loss by the number of tokens, or by {PADDED_LENGTH:,} whatever the length, "
+            "as the authors' code does",
         )
         training: CamelsTraining = pydantic.Field(
             default=CamelsTraining(), description="how the weighting model is trained"
@@ -188,8 +181,7 @@ class Camels(GradientMethod, MetaTrained):
             else:
                 body = self._shared_body(training.weigher_blocks)
                 width = lm.model.get_input_embeddings().embedding_dim
-            self.weigher = Weigher(body, width, training.hidden, training.bounded).float().to(lm.device).eval()
-        self.weigher.log_rate.requires_grad_(training.learn_inner_rate)
+            self.weigher = Weigher(body, width, training.hidden).float().to(lm.device).eval()
 
     def _body(self, name: str | None) -> Any:
         """A copy of the base's body, or the body of the checkpoint ``name``.
@@ -201,7 +193,11 @@ class Camels(GradientMethod, MetaTrained):
             return copy.deepcopy(self.lm.model.base_model).requires_grad_(True)
         other = BaseModel.load(str(checkpoint.locate(name)), str(self.lm.device))
         if other.tokenizer.get_vocab() != self.lm.tokenizer.get_vocab():
-            raise BenchError(f"{name} has another vocabulary than the base model; the weights could not be matched.")
+            raise BenchError(
+                f"{name} has another vocabulary than the base model; the weights could not be matched. Set "
+                f"camels.training.backbone or camels.training.base, whichever names it, to a model with the base's "
+                f"tokenizer, or leave it out."
+            )
         return other.model.base_model
 
     def _shared_body(self, count: int) -> SharedBody:
@@ -233,7 +229,7 @@ class Camels(GradientMethod, MetaTrained):
         return self.weigher
 
     def loss_divisor(self, batch: TokenBatch) -> float:
-        """The number of the document's tokens, or ``padded_length``."""
+        """The number of the document's tokens, or :data:`PADDED_LENGTH`."""
         return _divisor(self.config, batch)
 
     def learned_weights(self, batch: TokenBatch) -> Tensor:
@@ -333,5 +329,5 @@ class Camels(GradientMethod, MetaTrained):
 
 
 def _divisor(settings: Any, batch: TokenBatch) -> float:
-    """The divisor of a document's loss by ``loss_divisor`` and ``padded_length`` of the method or its training."""
-    return len(batch) if settings.loss_divisor == "tokens" else settings.padded_length
+    """The divisor of a document's loss by ``loss_divisor`` of the method or its training."""
+    return len(batch) if settings.loss_divisor == "tokens" else PADDED_LENGTH

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 import pydantic
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bench import BaseModel, Episode, MethodConfig
 from bench.answering.metrics import shortest
 from bench.contract.search import SearchSpace
+from bench.data.documents import document_id
 from bench.lm.probe import Ability
 from bench.seeds import seed_for
 from methods.parts.compression import (
@@ -22,7 +22,7 @@ from methods.parts.compression import (
     mean_directions,
     self_matching_loss,
 )
-from methods.parts.memory_bank import MemoryMethod, Prefix, answer_logits, mean_nll
+from methods.parts.memory_bank import MemoryMethod, Prefix, answer_logits, answer_tokens, mean_nll
 
 
 class Cmt(MemoryMethod):
@@ -136,34 +136,38 @@ class Cmt(MemoryMethod):
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match, or with ``replace`` of that without L_qa.
 
-        The bank consists of the episodes' documents and the queue.
+        The bank consists of the episodes' documents and of those in the queue that are not among them. Equal texts are
+        one document.
         """
         training = self.config.training
         windows = [self.windows(episode.document) for episode in episodes]
-        owners = torch.tensor([i for i, pieces in enumerate(windows) for _ in pieces], device=self.lm.device)
+        documents = torch.tensor([document_number(episode.document.text) for episode in episodes])
+        owners = documents.repeat_interleave(torch.tensor([len(pieces) for pieces in windows])).to(self.lm.device)
         questions = [
             (i, episode.questions[j].text, shortest(episode.answers[j]))
             for i, episode in enumerate(episodes)
             for j in torch.randperm(len(episode.questions))[: training.questions_per_document].tolist()
         ]
-        own_document = torch.tensor([i for i, _, _ in questions], device=self.lm.device)
+        own_document = documents[[i for i, _, _ in questions]].to(self.lm.device)  # (B,)
         texts, answers = [text for _, text, _ in questions], [answer for _, _, answer in questions]
         renaming = self.renaming(windows, [(i, text) for i, text, _ in questions]) if training.rename else nullcontext()
         with self.lm.frozen(), renaming:
             fresh = self.encode_texts([piece for pieces in windows for piece in pieces])  # (entries, m, width)
-            bank = torch.cat([fresh, self.network.distractors])  # (N, m, width)
+            earlier, earlier_owners = self.network.distractors(owners)
+            bank = torch.cat([fresh, earlier])  # (N, m, width)
             question_rows = self.encode(*self.question_ids(texts))  # (B, m, width)
             scores = matching_scores(question_rows, bank)  # (B, N)
-            own = functional.pad(own_document[:, None] == owners, (0, len(bank) - len(fresh)))  # (B, N)
+            own = own_document[:, None] == torch.cat([owners, earlier_owners])  # (B, N)
             forced = torch.rand(len(questions), 1, device=own.device) < training.force_gold * (1 - self.progress)
             order = scores.detach().masked_fill(own & forced, math.inf)
             prefix = self.aggregate(question_rows, bank, scores, order, training.k)
-            logits, targets, answer_mask = answer_logits(self.lm, texts, answers, prefix)
+            prompts, endings = answer_tokens(self.lm, texts, answers, prefix.length)
+            logits, targets, answer_mask = answer_logits(self.lm, prompts, endings, prefix)
             nll = mean_nll(logits, targets, answer_mask).mean()
             loss, parts = nll, {"answer_nll": nll}
             if training.memory_aware_weight:
                 with torch.no_grad():
-                    logits_without = answer_logits(self.lm, texts, answers, Prefix())[0]
+                    logits_without = answer_logits(self.lm, prompts, endings, Prefix())[0]
                 parts["memory_aware"] = self.memory_aware_loss(logits, logits_without, targets, answer_mask)
                 weighted = training.memory_aware_weight * parts["memory_aware"]
                 loss = weighted if training.memory_aware_use == "replace" else loss + weighted
@@ -171,7 +175,7 @@ class Cmt(MemoryMethod):
                 parts["matching"] = self.matching_loss(scores, bank, own)
                 loss = loss + training.matching_weight * parts["matching"]
             loss.backward()
-        self.network.enqueue(fresh)
+        self.network.enqueue(fresh, owners)
         return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
 
     def matching_loss(self, scores: Tensor, bank: Tensor, own: Tensor) -> Tensor:
@@ -179,14 +183,14 @@ class Cmt(MemoryMethod):
         training = self.config.training
         if training.matching == "infonce":
             return infonce_loss(scores / training.temperature, own)
-        vectors = mean_directions(bank) if training.distance == "direction" else bank.flatten(1)
-        return self_matching_loss(scores, vectors, own, training.repulsion)
+        return self_matching_loss(scores, mean_directions(bank), own, training.repulsion)
 
     def memory_aware_loss(self, logits: Tensor, logits_without: Tensor, targets: Tensor, answer_mask: Tensor) -> Tensor:
         """L_ma (nats) from the logits (B, answer tokens, vocabulary) with and without memory."""
-        training = self.config.training
-        if training.memory_aware == "contrast":
-            contrast = (1 + training.contrast) * logits - training.contrast * logits_without
-            return mean_nll(contrast, targets, answer_mask).mean()
-        margin = mean_nll(logits, targets, answer_mask) - mean_nll(logits_without, targets, answer_mask)  # (B,)
-        return functional.softplus(training.margin_slope * margin).mean()
+        a = self.config.training.contrast
+        return mean_nll((1 + a) * logits - a * logits_without, targets, answer_mask).mean()
+
+
+def document_number(text: str) -> int:
+    """A number for a text, the same for equal texts: the first 60 bits of its :func:`document_id`, as int64 holds."""
+    return int(document_id(text)[:15], 16)

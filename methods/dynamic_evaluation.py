@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bench import BaseModel, Document, Episode, MethodConfig
+from bench.contract.gradient import Optimizer
+from bench.contract.meta_training import evenly_spaced
 from bench.contract.search import Range, SearchSpace
 from bench.errors import BenchError
 from bench.lm.probe import Ability
@@ -45,13 +47,14 @@ class DynamicEvaluation(AdapterMethod):
     paper = "krause2018dynamic"
 
     class Config(AdapterMethod.Config):
-        optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
-            default="sgd", description="optimizer, applied to the (scaled) gradients"
-        )
+        optimizer: Optimizer = pydantic.Field(default="sgd", description="optimizer, applied to the (scaled) gradients")
         learning_rate: float = pydantic.Field(
             default=0.05,
             ge=0,
             description="constant step size; 0.0003 by default with statistics or an optimizer that scales steps",
+        )
+        clip_norm: float | None = pydantic.Field(
+            default=None, gt=0, description="largest global norm of the (scaled) gradients; null: no clipping"
         )
         decay: float = pydantic.Field(
             default=0.0, ge=0, le=1, description="fraction of the way back to the base's weights per step"
@@ -68,7 +71,7 @@ class DynamicEvaluation(AdapterMethod):
         )
         epsilon: float = pydantic.Field(default=1e-3, gt=0, description="added to the RMS before division")
         statistics_segments: int = pydantic.Field(
-            default=100, ge=1, description="segments of the train split for statistics=train"
+            default=100, ge=1, description="segments of the train split for statistics=train, evenly spaced"
         )
         learn: Subset | Literal["lora"] = pydantic.Field(
             default="all", description="parameters that learn; lora: low-rank adapters of the MLPs"
@@ -180,8 +183,10 @@ class DynamicEvaluation(AdapterMethod):
         if self.config.statistics != "train":
             return
         most, size = self.config.statistics_segments, self.segment_tokens or self.lm.window
-        spread = episodes[:: max(1, len(episodes) // most)]
-        segments = [s for episode in spread for s in self.lm.segments(episode.document, size)][:most]
+        # not all documents, which would take long to cut; and one more than segments, or else documents of equal length
+        # would give their first segments alone
+        spread = evenly_spaced(episodes, most + 1)
+        segments = evenly_spaced([s for episode in spread for s in self.lm.segments(episode.document, size)], most)
         if not segments:
             raise BenchError("statistics=train needs documents in the train split. Without them use statistics=adam.")
         learning = self.learning

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -87,8 +88,7 @@ class GenerativeAdapter(GeneratedWeights):
         The stages are alignment alone, text, and questions. ``others`` are not used.
         """
         training = self.config.training
-        count = max(1, len(episodes) // training.documents_at(self.progress))
-        groups = [episodes[k::count] for k in range(count)]
+        groups = split(episodes, training.documents_at(self.progress))
         with self.lm.frozen():
             if self.progress < training.aligned_first:
                 loss = self._alignment_loss(groups, training.questions)
@@ -108,8 +108,7 @@ class GenerativeAdapter(GeneratedWeights):
         """
         training = self.config.training
         if training.qa_from == 1:
-            count = max(1, len(episodes) // training.documents)
-            losses = self._text_losses([episodes[k::count] for k in range(count)])
+            losses = self._text_losses(split(episodes, training.documents))
             parts = {key: part.item() for key, part in losses.items()}
             return {"loss": sum(parts.values()), **parts}
         parts = {key: part.item() for key, part in self._answer_loss([episodes]).items()}
@@ -258,6 +257,12 @@ class GenerativeAdapter(GeneratedWeights):
         wanted = same[..., None] & begins  # (examples, rows, length)
         means = [alignment(query, layer.keys, wanted) for query, layer in zip(queries, layers, strict=True)]
         return torch.stack(means).mean()
+
+
+def split(episodes: Sequence[Episode], most: int) -> list[Sequence[Episode]]:
+    """The episodes in the fewest groups of at most ``most``, which differ in size by one at most."""
+    count = math.ceil(len(episodes) / most)
+    return [episodes[k::count] for k in range(count)]
 
 
 def _numbered(groups: Sequence[Sequence[Episode]]) -> list[tuple[int, Episode]]:

@@ -2,7 +2,8 @@ import pydantic
 import torch
 
 from bench import Document, MethodConfig, SearchSpace
-from methods.parts.document_buffer import BufferedMethod
+from bench.contract.gradient import Optimizer
+from methods.parts.document_buffer import BufferedMethod, stored
 
 
 class Joint(BufferedMethod):
@@ -10,8 +11,7 @@ class Joint(BufferedMethod):
 
     A control, because it does not keep to one pass: it stores every document, and at each probe it starts from the base
     and goes through all of them ``passes`` times, in a new random order each time. Nothing is learned between probes.
-    Costs ``passes`` forward and backward passes for each document so far at every probe. The state is the text of all
-    documents.
+    Costs ``passes`` forward and backward passes for each document so far at every probe. The state is all documents.
     """
 
     name = "joint"
@@ -21,6 +21,7 @@ class Joint(BufferedMethod):
     class Config(BufferedMethod.Config):
         """Hyper-parameters of fine-tuning."""
 
+        optimizer: Optimizer = pydantic.Field(default="adam", description="optimizer, a new one at each probe")
         passes: int = pydantic.Field(default=3, ge=1, description="times that each document is learned at a probe")
 
     @classmethod
@@ -35,7 +36,7 @@ class Joint(BufferedMethod):
 
     def observe(self, document: Document) -> None:
         """Store the document."""
-        self.documents.append(Document(document.id, document.text))
+        self.documents.append(stored(document))
 
     def flush(self) -> None:
         """Learn from all documents so far."""

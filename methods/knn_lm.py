@@ -47,6 +47,8 @@ class KnnLm(Method):
         self.tokens: Tensor  # (stored tokens,)
         self.register("keys", torch.zeros(0, width, device=lm.device))
         self.register("tokens", torch.zeros(0, dtype=torch.long, device=lm.device))
+        self._measured = self.keys  # the keys whose squared norms are known
+        self._norms = torch.zeros(0, device=lm.device)
 
     def observe(self, document: Document) -> None:
         """Store the document's tokens under the hidden states that predict them."""
@@ -58,9 +60,15 @@ class KnnLm(Method):
         if not len(self.tokens):
             return log_probs
         # squared distances (T, stored tokens) without the hidden state's own norm, which cancels in the votes
-        distances = self.keys.square().sum(1) - 2 * hidden @ self.keys.T
+        distances = self.squared_norms() - 2 * hidden @ self.keys.T
         nearest, places = distances.topk(min(self.config.k, len(self.tokens)), largest=False)  # (T, k)
         votes = (-nearest / self.config.temperature).softmax(-1)
         neighbours = torch.zeros_like(log_probs).scatter_add_(1, self.tokens[places], votes)  # (T, V)
         share = self.config.share
         return torch.logaddexp(log_probs + math.log1p(-share), (share * neighbours).log())
+
+    def squared_norms(self) -> Tensor:
+        """Those of the keys, (stored tokens,), computed once for each bank and not at each position."""
+        if self._measured is not self.keys:
+            self._measured, self._norms = self.keys, self.keys.square().sum(1)
+        return self._norms

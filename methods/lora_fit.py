@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench import BaseModel, Document, MethodConfig
+from bench.contract.gradient import Optimizer
 from bench.contract.search import Range, SearchSpace
 from bench.lm.probe import Ability
 from bench.seeds import seed_for
@@ -20,14 +21,15 @@ class LoraFit(AdapterMethod):
 
     A baseline that Chen et al. (2024) do not report: adapters of the shape of Generative Adapter's, by default on the
     output projections of attention with rank hidden size / 32, but fitted by gradient steps. The adapters add up, each
-    fitted with the earlier ones in the weights. Their sum may have any rank, unless ``truncate`` cuts it. Costs a
-    forward and a backward pass per step; the state is the adapted layers.
+    fitted with the earlier ones in the weights. Their sum may have any rank. Costs a forward and a
+    backward pass per step; the state is the adapted layers.
     """
 
     name = "lora_fit"
     paper = "chen2024generative"
 
     class Config(AdapterMethod.Config):
+        optimizer: Optimizer = pydantic.Field(default="adam", description="optimizer, a new one for each adapter")
         learning_rate: float = pydantic.Field(default=3e-3, ge=0, description="constant step size")
         steps_per_document: int = pydantic.Field(default=5, ge=1, description="optimizer steps per adapter")
         rank: int | None = pydantic.Field(
@@ -43,9 +45,6 @@ class LoraFit(AdapterMethod):
         )
         initialization: Initialization = pydantic.Field(
             default="kaiming", description="of the random factor: kaiming (peft's default) or orthonormal"
-        )
-        truncate: bool = pydantic.Field(
-            default=False, description="after each document, replace the sum by its best approximation of that rank"
         )
 
     @classmethod
@@ -63,7 +62,6 @@ class LoraFit(AdapterMethod):
         super().__init__(lm, config, seed)
         self.rank: int = self.config.rank or max(1, lm.model.config.hidden_size // 32)
         self.adapted = target_modules(lm.model, self.config.targets)
-        self.adapted_weights = [f"{name}.weight" for name in self.adapted]
         self.fitted: Tensor
         self.register("fitted", torch.tensor(0))
 
@@ -76,13 +74,3 @@ class LoraFit(AdapterMethod):
         if self.is_adapted:  # false for a document without tokens
             self.merge()
             self.fitted += 1
-            if self.config.truncate:
-                self._truncate()
-
-    @torch.no_grad()
-    def _truncate(self) -> None:
-        for name, weight in self.lm.named_tensors():
-            if name in self.adapted_weights:
-                loaded = self.lm.pristine(name)
-                u, s, wt = torch.linalg.svd((weight - loaded).float(), full_matrices=False)
-                weight.copy_(loaded + (u[:, : self.rank] * s[: self.rank]) @ wt[: self.rank])

@@ -50,7 +50,6 @@ class MbcTraining(AmortizedTraining):
 
     codes: int = pydantic.Field(default=512, ge=1, description="vectors in the codebook")
     commitment: float = pydantic.Field(default=0.25, ge=0, description="weight that pulls rows towards their codes")
-    codebook_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the codebook loss")
     usage_decay: float = pydantic.Field(default=0.99, ge=0, lt=1, description="decay of the moving average of usage")
     least_count: float = pydantic.Field(
         default=1e-4,
@@ -174,8 +173,7 @@ class Mbc(AmortizedMemory):
         Then the usage of the codes is updated.
         """
         training, vectors = self.config.training, self.codebook.vectors[codes]  # (entries, T, width)
-        loss = functional.mse_loss(vectors, rows.detach())
+        loss: Tensor = functional.mse_loss(vectors, rows.detach())
         loss = loss + training.commitment * functional.mse_loss(rows, vectors.detach())
         self.codebook.update_usage(rows.detach(), codes, training.usage_decay, training.least_count)
-        weighted: Tensor = training.codebook_weight * loss
-        return weighted
+        return loss

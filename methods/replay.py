@@ -2,7 +2,7 @@ import pydantic
 import torch
 
 from bench import Document, TokenBatch
-from methods.parts.document_buffer import BufferedMethod
+from methods.parts.document_buffer import BufferedMethod, stored
 
 
 class Replay(BufferedMethod):
@@ -10,8 +10,7 @@ class Replay(BufferedMethod):
 
     Each step's loss is the mean over the new document and ``replays`` documents drawn from the buffer (experience
     replay, Chaudhry et al. 2019). The buffer is a reservoir: a uniform sample of all documents so far (Vitter 1985).
-    Costs 1 + ``replays`` forward and backward passes per step. The state is the changed weights and the text of the
-    buffer.
+    Costs 1 + ``replays`` forward and backward passes per step. The state is the changed weights and the buffer.
     """
 
     name = "replay"
@@ -29,9 +28,9 @@ class Replay(BufferedMethod):
         self.seen += 1
         place = len(self.documents)
         if place < self.config.buffer:
-            self.documents.append(Document(document.id, document.text))
+            self.documents.append(stored(document))
         elif (place := int(torch.randint(self.seen, ()))) < self.config.buffer:
-            self.documents[place] = Document(document.id, document.text)
+            self.documents[place] = stored(document)
 
     def backward(self, batch: TokenBatch) -> float:
         """Add the gradients of the new document and of the replayed ones."""

@@ -35,7 +35,8 @@ class Tfidf(GradientMethod):
 
         fit_on: Literal["train", "stream"] = pydantic.Field(
             default="train",
-            description="count words in the train split, or in the stream up to and including the present document",
+            description="count words in the train split, or (for data without one) in the stream up to and including "
+            "the present document",
         )
         quantile: float | None = pydantic.Field(
             default=None,

@@ -21,9 +21,12 @@ from bench.errors import Diverged
 from bench.lm.base_model import BaseModel, TokenBatch
 from bench.lm.probe import Ability
 
+Optimizer = Literal["sgd", "adam", "adamw", "adafactor"]
+"""An optimizer that :func:`build_optimizer` knows."""
+
 
 def build_optimizer(
-    name: str, parameters: Iterable[Parameter], learning_rate: float, fused: bool = False
+    name: Optimizer, parameters: Iterable[Parameter], learning_rate: float, fused: bool = False
 ) -> torch.optim.Optimizer:
     """An optimizer with PyTorch's defaults and a constant rate; only AdamW has weight decay (0.01).
 
@@ -61,7 +64,7 @@ class GradientMethod(Method):
     class Config(MethodConfig):
         """Hyper-parameters of online fine-tuning."""
 
-        optimizer: Literal["sgd", "adam", "adamw", "adafactor"] = pydantic.Field(
+        optimizer: Optimizer = pydantic.Field(
             default="adam", description="optimizer, whose state is kept for the whole stream"
         )
         learning_rate: float = pydantic.Field(default=1e-4, ge=0, description="constant step size")

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import pydantic
 import torch
@@ -28,6 +28,8 @@ from bench.hashing import digest
 from bench.lm import checkpoint
 from bench.lm.flops import FlopCounter
 from bench.seeds import seed_for
+
+Item = TypeVar("Item")
 
 COUNT_EVERY = 32
 """Operations are counted in every n-th outer step, from the first on, and in the first validation."""
@@ -97,8 +99,9 @@ class MetaTrained(Method):
     """A method with a learner that is meta-trained on the train split, once, by ``run_bench.py train``.
 
     The trained learner is an artifact (``bench.run.artifacts``) that every cell loads. A subclass's ``Config`` has a
-    field ``training``, a :class:`TrainingConfig` or a subclass of it. Persistent buffers of the learner are saved and
-    restored with its parameters.
+    field ``training``, a :class:`TrainingConfig` or a subclass of it. Persistent buffers of the learner belong to the
+    artifact as its parameters do. A buffer that is not persistent is for training alone (a queue of earlier outputs):
+    the checkpoint of a training in progress has it, so that a killed one resumes exactly, and the artifact does not.
     """
 
     progress: float = 0.0
@@ -119,12 +122,23 @@ class MetaTrained(Method):
     def learner(self) -> nn.Module:
         """Everything that meta-training changes, with parameters in float32; not part of the base model."""
 
+    def begin_training(self) -> None:
+        """Prepare the learner for its training; optional.
+
+        For what is too slow for the constructor, which each cell calls before it loads trained weights: a fit to the
+        base, say. Called before a training starts, not before a killed one is resumed, and before a stream if
+        ``training.steps`` is 0. The learner's parameters and buffers keep their names and shapes. Random draws belong
+        into the constructor, where ``self.seed`` decides on them.
+        """
+
     @abstractmethod
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Add the gradient of the outer loss on the episodes to the learner's gradients.
 
-        ``others`` are the same number of other train episodes (text that should stay likely, distractors). Returns the
-        loss and its parts (nats): ``loss``, and names of the method's choice. The base must be left as it was.
+        ``others`` are the same number of further train episodes (text that should stay likely, distractors). Both come
+        from shuffled passes over the train split. In a step in which a pass ends, a document may be in both or be there
+        twice; if the split is small, every step is such. Returns the loss and its parts (nats): ``loss``, and names of
+        the method's choice. The base must be left as it was.
         """
 
     @abstractmethod
@@ -162,11 +176,17 @@ class Trainer:
         self.training = training_of(method.config)
         self.train = usable(train)
         if not self.train:
-            raise BenchError("Meta-training needs documents with text and questions, and the train split has none.")
+            raise BenchError(
+                "Meta-training needs documents with text and questions, and the train split has none: provide them "
+                f"with --data-files train=FILE, or name another data set with {method.name}.training.dataset."
+            )
         candidates = usable(validation) or self.train
         self.validation = evenly_spaced(candidates, self.training.validation_episodes)
         self.key = digest([key, self.training.learning, method.seed])
         self._epoch, self._order = -1, [0]
+        saved = file if file is not None and file.is_file() else None
+        if saved is None:
+            method.begin_training()
         self.parameters = dict(method.learner.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.training.learning_rate)
         self.step, self.best_step, self.seconds = 0, 0, 0.0
@@ -175,8 +195,8 @@ class Trainer:
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
         self.best = self._learner_state()
-        if file is not None and file.is_file():
-            self._load(file)
+        if saved is not None:
+            self._load(saved)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.training.rate_factor, self.step - 1)
@@ -265,10 +285,16 @@ class Trainer:
     def _learner_state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.method.learner.state_dict().items()}
 
+    def _transient_buffers(self) -> dict[str, Tensor]:
+        """The learner's buffers that are not persistent: its ``state_dict`` lacks them."""
+        persistent = self.method.learner.state_dict()
+        return {name: buffer for name, buffer in self.method.learner.named_buffers() if name not in persistent}
+
     def _save(self) -> None:
         if self.file is None:
             return
         tensors = {f"learner.{name}": value for name, value in self._learner_state().items()}
+        tensors |= {f"transient.{name}": buffer.detach().clone() for name, buffer in self._transient_buffers().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
@@ -291,6 +317,8 @@ class Trainer:
             raise BenchError(f"{file} belongs to other settings, code or data. {remedy}")
         device = next(iter(self.parameters.values())).device
         self.method.learner.load_state_dict(_under("learner.", tensors))
+        for name, buffer in self._transient_buffers().items():
+            buffer.copy_(tensors[f"transient.{name}"])
         self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
         moments = _under("optimizer.", tensors)
         for name, parameter in self.parameters.items():
@@ -308,10 +336,10 @@ def usable(episodes: Sequence[Episode]) -> list[Episode]:
     return [episode for episode in episodes if episode.questions and episode.document.text.strip()]
 
 
-def evenly_spaced(episodes: Sequence[Episode], count: int) -> list[Episode]:
-    """At most ``count`` of the episodes, in order and evenly spaced."""
-    count = min(count, len(episodes))
-    return [episodes[i * len(episodes) // count] for i in range(count)]
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the items, in order and evenly spaced."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def mean_of(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

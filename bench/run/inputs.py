@@ -116,7 +116,7 @@ def artifact_folder(
     dtype: str,
     runs: Path,
 ) -> Path | None:
-    """The folder of the method's trained weights; None without training steps: the learner stays as constructed.
+    """The folder of the method's trained weights; None without training steps: the learner stays untrained.
 
     Raises:
         BenchError: there are none for this base, data, settings, prompts and seed.

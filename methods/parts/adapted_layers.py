@@ -48,7 +48,8 @@ class AdaptedLayers:
         chosen = range(len(model_blocks)) if indices is None else indices
         if any(index >= len(model_blocks) for index in chosen):
             raise BenchError(
-                f"The base has {len(model_blocks)} blocks, counted from 0; blocks={chosen} is out of range."
+                f"The base has no block {max(chosen)}: it has {len(model_blocks)}, counted from 0. Set training.blocks "
+                f"to smaller numbers, or leave it out for all blocks."
             )
         layers = [output_layers(lm.model, part) for part in _PARTS[target]]
         for block in (model_blocks[index] for index in sorted(set(chosen))):

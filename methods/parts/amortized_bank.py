@@ -25,6 +25,7 @@ from bench.seeds import seed_for
 from methods.parts.cross_attention import Aggregator, PrefixHead
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts, question_answer_pairs
 from methods.parts.text_encoder import (
+    FIT_TOKENS,
     AmortizedTraining,
     Amortizer,
     fit_prefix_head,
@@ -56,8 +57,7 @@ class AmortizedMemory(MemoryMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "learner"))
             self.networks = self.build().float().to(lm.device).eval()
-            if (start := self.config.training.prefix_start) != "identity":
-                fit_prefix_head(self.prefix, lm, self.projection, intercept=start == "base_affine")
+            self._fit_ids = torch.randperm(len(lm.tokenizer))[:FIT_TOKENS]  # here, where the seed is set
         self.prepare_bank()
 
     @classmethod
@@ -77,6 +77,9 @@ class AmortizedMemory(MemoryMethod):
         self.prefix = PrefixHead(
             self.lm.key_value_shape, training.tokens, width, training.prefix_hidden, training.prefix_positions
         )
+        nets = self.prefix.nets
+        if training.prefix_start != "identity" and nets.skip is None:  # the fit needs a map, the identity so far
+            nets.skip = nn.Parameter(torch.eye(width).repeat(len(self.prefix.source), 1, 1))
         networks = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         networks |= {} if training.shared else {"questions": self.questions}
         networks |= {} if training.width is None else {"projection": self.projection}
@@ -108,6 +111,12 @@ class AmortizedMemory(MemoryMethod):
     def learner(self) -> nn.Module:
         """The amortisers, the aggregator and the prefix head."""
         return self.networks
+
+    def begin_training(self) -> None:
+        """Fit the prefix head, which takes seconds with a pretrained base, if it starts from the base."""
+        if (start := self.config.training.prefix_start) != "identity":
+            ids = self._fit_ids.to(self.lm.device)
+            fit_prefix_head(self.prefix, self.lm, self.projection, ids, intercept=start == "base_affine")
 
     @property
     def row_shape(self) -> tuple[int, int]:

@@ -63,7 +63,10 @@ class CompressionTraining(TrainingConfig):
         description="initial probability that a question's own document is put among them; falls linearly to 0",
     )
     queue: int = pydantic.Field(
-        default=64, ge=0, description="memories of earlier steps that stay in the bank as distractors, without gradient"
+        default=64,
+        ge=0,
+        description="memories of earlier steps that stay in the bank as distractors, without gradient; those of "
+        "documents of the present step do not count",
     )
     questions_per_document: int = pydantic.Field(
         default=1, ge=1, description="most questions per document and step, drawn at random"
@@ -73,19 +76,15 @@ class CompressionTraining(TrainingConfig):
         description="in each step, give tokens that a question shares with its own document alone a new random "
         "embedding, so that names can be matched but not memorised (body xattn)",
     )
-    memory_aware: Literal["contrast", "margin"] = pydantic.Field(
-        default="contrast",
-        description="the memory-aware loss: the NLL of the contrast (1 + a) with memory - a without, in logits, or "
-        "softplus(b (NLL with memory - NLL without))",
-    )
     memory_aware_use: Literal["add", "replace"] = pydantic.Field(
-        default="add", description="the memory-aware loss is added to the answer NLL, or takes its place"
+        default="add",
+        description="the memory-aware loss, the NLL of the contrast (1 + a) with memory - a without, in logits, is "
+        "added to the answer NLL, or takes its place",
     )
     memory_aware_weight: float = pydantic.Field(
         default=0.5, ge=0, description="lambda_ma, weight of the memory-aware loss; 0: off, the answer NLL alone"
     )
     contrast: float = pydantic.Field(default=0.5, ge=0, description="a of the contrast")
-    margin_slope: float = pydantic.Field(default=1.0, gt=0, description="b of the margin")
     matching: Literal["infonce", "self_matching"] = pydantic.Field(
         default="infonce",
         description="the loss on questions and their documents: InfoNCE of the scores, or attraction of the two and "
@@ -95,11 +94,6 @@ class CompressionTraining(TrainingConfig):
         default=0.0, ge=0, description="lambda_m, weight of the matching loss; 0: off"
     )
     repulsion: float = pydantic.Field(default=1.0, ge=0, description="lambda of self_matching, weight of the repulsion")
-    distance: Literal["direction", "memory"] = pydantic.Field(
-        default="direction",
-        description="distance of memories in self_matching: of the directions of their mean rows, which the cosine "
-        "compares, or of all their numbers",
-    )
     steps: int = pydantic.Field(default=5000, ge=0, description="outer optimizer steps")
     episodes_per_step: int = pydantic.Field(default=64, ge=1, description="B, documents per step")
     warmup: int = pydantic.Field(default=50, ge=0, description="outer steps in which the rate rises to learning_rate")
@@ -200,8 +194,9 @@ class CmtNetwork(nn.Module):
     """The learner: compressor, aggregator, the map into the base, and the queue of earlier memories."""
 
     queue: Tensor
-    """(queue size, m, width), the newest memory first; the first ``queued`` are filled."""
-    queued: Tensor
+    """(queue size, m, width), the newest memory first."""
+    queue_owners: Tensor
+    """(queue size,), the number of each memory's document, which is not negative; -1 for a place that is not filled."""
 
     def __init__(self, lm: BaseModel, training: CompressionTraining) -> None:
         super().__init__()
@@ -223,19 +218,22 @@ class CmtNetwork(nn.Module):
             self.inject = AlignmentHead(lm.key_value_shape, width, training.hidden)
         else:
             self.inject = PrefixHead(lm.key_value_shape, tokens, width, training.hidden, training.prefix_positions)
-        self.register_buffer("queue", torch.zeros(training.queue, tokens, width))
-        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue", torch.zeros(training.queue, tokens, width), persistent=False)
+        self.register_buffer("queue_owners", torch.full((training.queue,), -1), persistent=False)
 
-    @property
-    def distractors(self) -> Tensor:
-        """Memories in the queue, the newest first, (memories, m, width), without gradient."""
-        return self.queue[: int(self.queued)]
+    def distractors(self, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """Queued memories of other documents than the ``owners``, (memories, m, width), and their owners, (memories,).
 
-    def enqueue(self, memories: Tensor) -> None:
-        """Put memories (N, m, width) at the head of the queue; the oldest are dropped."""
-        newest = torch.cat([memories.detach(), self.distractors])[: len(self.queue)]
-        self.queue = functional.pad(newest, (0, 0, 0, 0, 0, len(self.queue) - len(newest)))
-        self.queued = torch.tensor(len(newest), device=self.queued.device)
+        The newest are first; they have no gradient.
+        """
+        others = (self.queue_owners >= 0) & ~torch.isin(self.queue_owners, owners)
+        return self.queue[others], self.queue_owners[others]
+
+    def enqueue(self, memories: Tensor, owners: Tensor) -> None:
+        """Put memories (N, m, width) of documents (N,), int64, at the head of the queue; the oldest are dropped."""
+        size = len(self.queue)
+        self.queue = torch.cat([memories.detach(), self.queue])[:size]
+        self.queue_owners = torch.cat([owners, self.queue_owners])[:size]
 
     def aggregate(self, questions: Tensor, rows: Tensor, bias: Tensor | None = None) -> Prefix:
         """The prefixes of questions (B, m, width) that attend to rows (B or 1, R, width)."""

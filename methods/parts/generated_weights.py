@@ -59,14 +59,14 @@ class GeneratedWeights(MetaTrained):
     @torch.no_grad()
     def observe(self, document: Document) -> None:
         """Add the document to the states, chunk by chunk, and update the base's weights accordingly."""
-        for chunk in self.chunks(document):
-            if self.encoding != "sequential":
-                self.layers.restore()
+        chunks, sequential = self.chunks(document), self.encoding == "sequential"
+        if chunks and not sequential:
+            self.layers.restore()
+        for i, chunk in enumerate(chunks, 1):
             chunk_states = self._generate([self.layers.activations(chunk[None])], [chunk])
             self.state = self.state + torch.cat([layer.states for layer in chunk_states])  # (layers, d_r, d_r)
-            if self.encoding == "sequential":
+            if sequential or i == len(chunks):
                 self.install()
-        self.install()
 
     @torch.no_grad()
     def install(self) -> None:

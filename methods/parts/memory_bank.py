@@ -20,12 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from bench.answering.metrics import shortest
-from bench.answering.prompts import answer_ids, question_ids
+from bench.answering.prompts import Prompt, answer_ids, make_room_for_answer, question_ids
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Conditioning, packed, unpacked
 from bench.contract.search import Range, SearchSpace
 from bench.data.documents import Document, Episode, Question, document_id
+from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.lm.batch import forward
 from methods.parts.cross_attention import KeyValues
@@ -46,6 +47,13 @@ class Prefix:
     key_values: KeyValues | None = None
     entries: Sequence[Sequence[int]] | None = None
 
+    @property
+    def length(self) -> int:
+        """Positions that the prefix takes in the model's window."""
+        if self.embeddings is not None:
+            return self.embeddings.shape[1]
+        return self.key_values[0][0].shape[-2] if self.key_values is not None else 0
+
 
 def pad_texts(texts: Sequence[Tensor], side: Literal["left", "right"] = "right") -> tuple[Tensor, Tensor]:
     """Token ids of several texts, padded with zeros, and their mask; both (B, longest), int64."""
@@ -58,9 +66,13 @@ def answer_nll(lm: BaseModel, questions: Sequence[str], answers: Sequence[str], 
     """Mean -log p (nats) over the tokens of each question's answer, differentiable, (B,).
 
     Prompts and answers are those of ``bench.answering.prompts``: prefix, begin of text, question; then
-    `` " " + answer`` and end of text.
+    `` " " + answer`` and end of text. What does not fit into the window is cut as by :func:`answer_tokens`.
+
+    Raises:
+        BenchError: as :func:`answer_tokens`.
     """
-    return mean_nll(*answer_logits(lm, questions, answers, prefix))
+    prompts, endings = answer_tokens(lm, questions, answers, prefix.length)
+    return mean_nll(*answer_logits(lm, prompts, endings, prefix))
 
 
 def mean_nll(logits: Tensor, targets: Tensor, answer_mask: Tensor) -> Tensor:
@@ -70,33 +82,55 @@ def mean_nll(logits: Tensor, targets: Tensor, answer_mask: Tensor) -> Tensor:
     return means
 
 
+def answer_tokens(
+    lm: BaseModel, questions: Sequence[str], answers: Sequence[str], prefix_length: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Token ids of the questions' prompts and of their answers, which fit into the window after a prefix.
+
+    An answer that is too long is cut at its end, and then a prompt where the harness cuts it to score an answer, after
+    its head.
+
+    Raises:
+        BenchError: the prefix alone fills the window.
+    """
+    head, room = len(lm.prompt.head), lm.window - prefix_length
+    if room <= head:
+        raise BenchError(
+            f"A prefix of {prefix_length} positions leaves no room for a question in a window of {lm.window} tokens: "
+            "make it shorter, or use a base with a larger window."
+        )
+    endings = [ids[: room - head] for ids in answer_ids(lm, questions, answers)]
+    prompts = [Prompt(question_ids(lm, question), head=head) for question in questions]
+    fitting = [make_room_for_answer(p, len(ids), room).ids for p, ids in zip(prompts, endings, strict=True)]
+    return fitting, endings
+
+
 def answer_logits(
-    lm: BaseModel, questions: Sequence[str], answers: Sequence[str], prefix: Prefix
+    lm: BaseModel, prompts: Sequence[Tensor], endings: Sequence[Tensor], prefix: Prefix
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, longest answer, vocabulary) of the answers' tokens; these tokens and their mask, (B, longest answer).
 
-    Answers are padded on the left; see :func:`answer_nll`.
+    ``prompts`` and ``endings`` are those of :func:`answer_tokens`. Answers are padded on the left; see
+    :func:`answer_nll`.
     """
-    endings = answer_ids(lm, questions, answers)
-    if prefix.key_values is not None and len(questions) > 1 and not lm.abilities.padding_after_prefixes:
-        rows = [[(keys[i, None], values[i, None]) for keys, values in prefix.key_values] for i in range(len(questions))]
+    if prefix.key_values is not None and len(prompts) > 1 and not lm.abilities.padding_after_prefixes:
+        rows = [[(keys[i, None], values[i, None]) for keys, values in prefix.key_values] for i in range(len(prompts))]
         alone = [
-            answer_logits(lm, [question], [answer], Prefix(key_values=row))
-            for question, answer, row in zip(questions, answers, rows, strict=True)
+            answer_logits(lm, [prompt], [ending], Prefix(key_values=row))
+            for prompt, ending, row in zip(prompts, endings, rows, strict=True)
         ]
         logits, targets, answer_mask = (
             pad_sequence([tensor[0] for tensor in tensors], batch_first=True, padding_side="left")
             for tensors in zip(*alone, strict=True)
         )
         return logits, targets, answer_mask
-    ids, mask = pad_texts(
-        [torch.cat([question_ids(lm, q), a]) for q, a in zip(questions, endings, strict=True)], "left"
-    )  # (B, longest question and answer)
+    texts = [torch.cat(pair) for pair in zip(prompts, endings, strict=True)]
+    ids, mask = pad_texts(texts, "left")  # (B, longest prompt and answer)
     inputs: dict[str, Tensor] = {"input_ids": ids}
     cache: Any = DynamicCache(config=lm.model.config)
     cached = 0
     if prefix.key_values is not None:
-        cached = prefix.key_values[0][0].shape[-2]
+        cached = prefix.length
         for layer, (keys, values) in enumerate(prefix.key_values):
             cache.update(keys.to(lm.model.dtype), values.to(lm.model.dtype), layer)
         mask = functional.pad(mask, (cached, 0), value=1)

@@ -160,15 +160,15 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_prefix_head(prefix: PrefixHead, lm: BaseModel, project: nn.Module, intercept: bool) -> None:
+def fit_prefix_head(prefix: PrefixHead, lm: BaseModel, project: nn.Module, ids: Tensor, intercept: bool) -> None:
     """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens.
 
-    The embeddings pass through ``project`` first. With ``intercept`` the map is affine.
+    It is fitted on the tokens ``ids`` (tokens,). The embeddings pass through ``project`` first. With ``intercept`` the
+    map is affine. The head must have a map as its residual path.
 
     The least squares are in float64: in float32 their last bits depend on where in memory the matrices happen to lie.
     """
     layers, _, positions, heads, size = prefix.shape
-    ids = torch.randperm(len(lm.tokenizer))[:FIT_TOKENS].to(lm.device)
     targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=lm.device)
     for position in range(positions):
         position_ids = torch.full((len(ids), 1), position, device=lm.device)
@@ -184,7 +184,8 @@ def fit_prefix_head(prefix: PrefixHead, lm: BaseModel, project: nn.Module, inter
     if intercept:
         prefix.nets.second_bias.copy_(solution[:, -1])
         solution = solution[:, :-1]
-    prefix.nets.skip = nn.Parameter(solution.float().contiguous())
+    assert prefix.nets.skip is not None
+    prefix.nets.skip.copy_(solution)
     prefix.nets.second.zero_()
 
 

@@ -66,8 +66,8 @@ class GeneratorTraining(TrainingConfig):
         "(parallel), or by the bare base in chunks of a whole window (concat)",
     )
     chunk: int = pydantic.Field(default=1024, ge=2, description="most tokens that are read at a time")
-    first_documents: int = pydantic.Field(default=8, ge=1, description="documents per state at the start of training")
-    documents: int = pydantic.Field(default=8, ge=1, description="documents per state at the end of training")
+    first_documents: int = pydantic.Field(default=8, ge=1, description="most documents per state at the start")
+    documents: int = pydantic.Field(default=8, ge=1, description="most documents per state at the end")
     grown: float = pydantic.Field(
         default=0.5, gt=0, le=1, description="share of the steps after which a state has its final number of documents"
     )
@@ -85,7 +85,9 @@ class GeneratorTraining(TrainingConfig):
         default=0, ge=0, le=1, description="share of the steps, at the start, that train the alignment alone"
     )
     remember: bool = pydantic.Field(
-        default=False, description="cache the bare base's activations of each training document"
+        default=False,
+        description="cache the bare base's activations of each training document; a training that was killed then "
+        "resumes exactly but for rounding, since it reads the documents again in other batches",
     )
 
     @pydantic.model_validator(mode="after")
@@ -103,7 +105,7 @@ class GeneratorTraining(TrainingConfig):
         return self
 
     def documents_at(self, progress: float) -> int:
-        """Documents per state at a share of the steps; grows by a constant factor per step.
+        """Most documents per state at a share of the steps; grows by a constant factor per step.
 
         Growth begins when the first stage, that of the alignment alone, has ended.
         """

@@ -21,6 +21,7 @@ from bench.lm.base_model import BaseModel
 from methods.cmt import Cmt
 from methods.parts.compression import (
     AlignmentHead,
+    CmtNetwork,
     CompressionTraining,
     DecoderCompressor,
     infonce_loss,
@@ -238,11 +239,10 @@ def test_a_lone_document_is_attracted_and_not_repelled(lm: BaseModel) -> None:
     assert any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("distance", ["direction", "memory"])
-def test_self_matching_takes_the_distance_that_is_set(lm: BaseModel, distance: str) -> None:
-    method = make(lm, matching="self_matching", distance=distance, repulsion=0.5)
+def test_self_matching_takes_the_distance_of_directions(lm: BaseModel) -> None:
+    method = make(lm, matching="self_matching", repulsion=0.5)
     bank, own = torch.randn(2, 3, 32, generator=torch.manual_seed(0)) / 4, torch.eye(2, dtype=torch.bool)
-    vectors = mean_directions(bank) if distance == "direction" else bank.flatten(1)
+    vectors = mean_directions(bank)
     expected = -0.2 - 0.5 * (vectors[0] - vectors[1]).square().sum()
     torch.testing.assert_close(method.matching_loss(torch.full((2, 2), 0.2), bank, own), expected)
 
@@ -264,13 +264,11 @@ def test_the_contrast_loss_equals_its_formula(lm: BaseModel) -> None:
     assert loss.item() == pytest.approx(total, abs=1e-12)
 
 
-def test_the_memory_aware_losses_by_hand(lm: BaseModel) -> None:
+def test_the_memory_aware_loss_by_hand(lm: BaseModel) -> None:
     memory, bare = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
     targets, counted = torch.tensor([[0]]), torch.tensor([[1]])
     contrast = make(lm, contrast=0.5).memory_aware_loss(memory, bare, targets, counted)
     assert contrast.item() == pytest.approx(math.log1p(math.exp(-2)))  # of the logits (1.5, -0.5)
-    margin = make(lm, memory_aware="margin", margin_slope=2.0).memory_aware_loss(memory, bare, targets, counted)
-    assert margin.item() == pytest.approx(math.log1p(math.exp(-2)))  # the NLL falls by 1: softplus(2 x -1)
 
 
 def test_the_outer_loss_is_the_sum_of_its_weighted_parts(lm: BaseModel) -> None:
@@ -294,8 +292,8 @@ def test_the_preset_has_the_parts_of_the_paper() -> None:
     t, sizes = config.training, CompressionTraining().model_dump().keys() - PAPER.keys()
     assert (t.body, t.injection, t.prefix_positions) == ("decoder", "kv", None)
     assert (t.k, t.match_use, t.queue, t.force_gold) == (None, "filter", 0, 0), "training reads all of its batch"
-    assert (t.memory_aware, t.memory_aware_use, t.memory_aware_weight) == ("contrast", "replace", 1)
-    assert (t.matching, t.distance, t.matching_weight) == ("self_matching", "direction", 1)
+    assert (t.memory_aware_use, t.memory_aware_weight) == ("replace", 1)
+    assert (t.matching, t.matching_weight) == ("self_matching", 1)
     assert config.k == 16 and not t.rename
     assert t.model_dump(include=sizes) == CompressionTraining().model_dump(include=sizes)
 
@@ -322,7 +320,7 @@ def test_the_preset_filters_after_training_alone(lm: BaseModel) -> None:
     method.aggregate = lambda *inputs: prefixes.append(aggregate(*inputs)) or prefixes[-1]  # type: ignore
     method.outer_step(EPISODES, [])
     assert prefixes[0].entries is not None and [len(row) for row in prefixes[0].entries] == [6] * 6
-    assert int(method.network.queued) == 0
+    assert len(method.network.queue) == 0
     observed(method, TEXTS)
     matched = method.condition([Question("0", QUESTIONS[0])]).documents
     assert matched is not None and len(matched[0]) == 2
@@ -390,17 +388,26 @@ def test_two_questions_of_a_document_share_its_entry(lm: BaseModel) -> None:
     questions = tuple(Question(str(i), text) for i, text in enumerate(QUESTIONS))
     method = make(lm, questions_per_document=2, queue=4)
     method.outer_step([Episode(document, questions, (("1",), ("2",), ("3",))), EPISODES[1]], EPISODES)
-    assert int(method.network.queued) == 2
+    assert (method.network.queue_owners >= 0).sum() == 2
 
 
 def test_the_queue_keeps_the_newest_memories_without_gradient(lm: BaseModel) -> None:
     network = make(lm, queue=3).network
     value = torch.arange(1.0, 5.0)[:, None, None].expand(4, 3, 32).clone().requires_grad_()
-    assert len(network.distractors) == 0
-    network.enqueue(value[:2])
-    assert network.distractors[:, 0, 0].tolist() == [1, 2]
-    network.enqueue(value[2:])
-    assert network.distractors[:, 0, 0].tolist() == [3, 4, 1] and not network.distractors.requires_grad
+    numbers = torch.tensor([7, 0, 8, 9])
+
+    def distractors(*owners: int) -> list[float]:
+        memories, theirs = network.distractors(torch.tensor(owners, dtype=torch.int64))
+        values = memories[:, 0, 0].tolist()
+        assert [int(numbers[int(value) - 1]) for value in values] == theirs.tolist() and not memories.requires_grad
+        return values
+
+    assert distractors() == []
+    network.enqueue(value[:2], numbers[:2])
+    assert distractors() == [1, 2]
+    network.enqueue(value[2:], numbers[2:])
+    assert distractors() == [3, 4, 1]
+    assert distractors(9, 5) == [3, 1], "a queued memory of one of the documents is left out"
 
 
 def test_distractors_of_the_queue_change_the_loss(lm: BaseModel) -> None:
@@ -414,6 +421,31 @@ def test_distractors_of_the_queue_change_the_loss(lm: BaseModel) -> None:
     assert losses[0] == losses[2] and losses[1] != losses[3], "the first step finds the queue empty, the second not"
 
 
+@pytest.mark.parametrize("matching", ["infonce", "self_matching"])
+def test_no_memory_of_a_document_is_a_wrong_answer_to_its_own_question(lm: BaseModel, matching: str) -> None:
+    """Neither that of an earlier step in the queue, nor that of the same text elsewhere in the step."""
+    losses = []
+    for queue in (0, 5):
+        method = make(lm, queue=queue, matching=matching, matching_weight=1.0)
+        for _ in range(2):
+            torch.manual_seed(0)
+            losses.append(method.outer_step(EPISODES[:2], []))
+    assert all(parts == losses[0] for parts in losses), "the second step finds no distractor in the queue"
+    copy = replace(EPISODES[0], document=replace(EPISODES[0].document, id="copy"))
+    matched = make(lm, matching=matching, matching_weight=1.0).outer_step([EPISODES[0], copy], [])["matching"]
+    assert matched == pytest.approx(0) if matching == "infonce" else -1 <= matched <= 1, "one document, none beside it"
+
+
+def test_questions_and_answers_beyond_the_window_are_trained_on_what_fits(each_lm: BaseModel) -> None:
+    long = [
+        replace(EPISODES[0], questions=(Question("q", QUESTIONS[1] * 20),)),
+        replace(EPISODES[1], answers=((TEXT[0] * 9,),)),
+        EPISODES[2],
+    ]
+    for settings in ({}, {"injection": "kv"}):
+        assert math.isfinite(make(each_lm, **settings).outer_step(long, [])["memory_aware"])
+
+
 def test_a_killed_training_resumes_exactly_with_its_queue(lm: BaseModel, tmp_path: Path) -> None:
     def make_trainer(steps: int, file: Path) -> Trainer:
         method = make(lm, steps=4, validate_every=2, queue=5, warmup=0)
@@ -421,14 +453,17 @@ def test_a_killed_training_resumes_exactly_with_its_queue(lm: BaseModel, tmp_pat
         trainer._is_finished = lambda: trainer.step >= steps  # type: ignore[method-assign]
         return trainer
 
-    make_trainer(2, tmp_path / "half").run()
+    make_trainer(3, tmp_path / "half").run()
     resumed, whole = make_trainer(4, tmp_path / "half"), make_trainer(4, tmp_path / "whole")
-    assert resumed.step == 2 and int(resumed.method.learner.queued) == 4  # type: ignore[arg-type]
+    network, other = resumed.method.learner, whole.method.learner
+    assert isinstance(network, CmtNetwork) and isinstance(other, CmtNetwork)
+    assert resumed.step == 2 and (network.queue_owners >= 0).sum() == 4, "the third step was not saved"
     for trainer in (resumed, whole):
         trainer.run()
-        trainer.method.learner.load_state_dict(trainer._learner_state())
     ours, theirs = resumed.best, whole.best
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and resumed.curve == whole.curve
+    assert torch.equal(network.queue, other.queue) and torch.equal(network.queue_owners, other.queue_owners)
+    assert not any("queue" in name for name in theirs), "what is kept in the end is without the queue"
 
 
 @pytest.mark.parametrize("settings", [{}, {"injection": "kv"}, {"preset": "paper"}])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import Document, Episode
+from bench import Document, Episode, TokenBatch
 from bench.contract.search import Range
 from bench.errors import BenchError
 from bench.harness.loop import Loop, construct, fit
@@ -161,12 +161,39 @@ def test_rms_scaled_decay_does_not_overshoot(lm: BaseModel) -> None:
 
 
 def test_statistics_are_over_the_configured_segments(lm: BaseModel) -> None:
-    method = make(lm, statistics="train", statistics_segments=2, segment_tokens=SEGMENT)
-    fit(method, [Episode(LONG, (), ())])
-    segments = lm.segments(LONG, SEGMENT)[:2]
-    g = [gradient(lm, segment)["lm_head.weight"] for segment in segments]
-    expected = ((g[0].square() + g[1].square()) / 2).sqrt()
+    method = make(lm, statistics="train", statistics_segments=4, segment_tokens=4)
+    fit(method, EPISODES)
+    segments = [segment for document in DOCUMENTS for segment in lm.segments(document, 4)]
+    spread = [segments[i * len(segments) // 4] for i in range(4)]
+    assert [segment.id for segment in segments[:4]] == ["0"] * 4, "as many as are asked for, in one document"
+    assert {segment.id for segment in spread} == {"0", "1", "2"}
+    g = [gradient(lm, segment)["lm_head.weight"] for segment in spread]
+    expected = (sum(each.square() for each in g) / 4).sqrt()
     torch.testing.assert_close(getattr(method, "rms.lm_head.weight"), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_documents_of_equal_length_give_more_than_their_first_segments(lm: BaseModel) -> None:
+    def backward(batch: TokenBatch) -> float:
+        read.append(len(batch.context_ids) > 1)
+        return 0.0
+
+    read: list[bool] = []
+    method = make(lm, statistics="train", statistics_segments=4, segment_tokens=5)
+    method.backward = backward  # type: ignore[method-assign]
+    ten_tokens = Document("ten", lm.tokenizer.decode(lm.encode(TEXT[0])[:10]))
+    assert len(lm.tokens(ten_tokens)) == 10
+    fit(method, [Episode(ten_tokens, (), ())] * 40)
+    assert sorted(read) == [False, False, True, True]
+
+
+def test_the_norm_that_is_clipped_is_that_of_the_scaled_gradients(lm: BaseModel) -> None:
+    prior = weights(lm)
+    method = make(lm, learning_rate=0.1, clip_norm=0.5, statistics="train")
+    fit(method, EPISODES)
+    method.reset()
+    method.observe(DOCUMENTS[0])
+    change = torch.cat([(value - prior[name]).flatten() for name, value in weights(lm).items()])
+    assert change.norm().item() == pytest.approx(0.1 * 0.5, rel=1e-3)
 
 
 def test_the_segments_of_the_experiment_count_like_those_of_the_method(lm: BaseModel) -> None:

@@ -18,7 +18,7 @@ from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
 from bench.harness.ledger import state_bytes
 from bench.lm.base_model import BaseModel
-from methods.generative_adapter import GenerativeAdapter, alignment
+from methods.generative_adapter import GenerativeAdapter, alignment, split
 from methods.parts.weight_generator import ChunkStates, Generator, GeneratorTraining
 from tests.conftest import TEXT
 
@@ -269,6 +269,25 @@ def test_reading_chunks_side_by_side_equals_reading_them_in_turn(lm: BaseModel, 
         torch.testing.assert_close(layer[len(chunks) :], layer[:3], rtol=1e-3, atol=1e-2)  # groups do not mix
 
 
+@pytest.mark.parametrize("encoding", ["sequential", "parallel"])
+def test_each_update_is_installed_once(llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    method, calls = make(llama_lm, encoding=encoding), []
+    install = method.install
+    monkeypatch.setattr(method, "install", lambda: calls.append(method.state) or install())
+    documents = [Document("short", "A mill."), Document("long", TEXT[0]), Document("empty", "")]
+    counts = []
+    for document in documents:
+        before = len(calls)
+        method.observe(document)
+        counts.append(len(calls) - before)
+    chunks = [len(method.chunks(document)) for document in documents]
+    assert chunks[0] == 1 and chunks[1] > 1 and chunks[2] == 0
+    assert counts == (chunks if encoding == "sequential" else [1, 1, 0]) and calls[-1] is method.state
+    hashed = llama_lm.weights_hash()
+    install()
+    assert llama_lm.weights_hash() == hashed, "the last state is in the weights"
+
+
 def test_encodings_differ_in_what_the_base_has_seen(llama_lm: BaseModel) -> None:
     states = {}
     for encoding in ("sequential", "parallel", "concat"):
@@ -388,6 +407,26 @@ def test_each_group_of_documents_has_its_own_state(llama_lm: BaseModel) -> None:
         parts += method.outer_step(group, [])["loss"] * count
         tokens += count
     assert whole == pytest.approx(parts / tokens, rel=1e-4)
+
+
+def test_no_state_has_more_documents_than_the_settings_say(
+    llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(count: int, most: int) -> list[int]:
+        return [len(group) for group in split((EPISODES * 4)[:count], most)]
+
+    assert sizes(16, 9) == [8, 8]
+    assert sizes(16, 5) == [4, 4, 4, 4]
+    assert sizes(7, 3) == [3, 2, 2]
+    assert sizes(4, 4) == [4] and sizes(4, 8) == [4] and sizes(3, 1) == [1, 1, 1]
+    for qa_from in (0, 1):
+        method, seen = make(llama_lm, documents=3, first_documents=3, qa_from=qa_from), []
+        name = "_text_losses" if qa_from else "_answer_loss"
+        plain = getattr(method, name)
+        monkeypatch.setattr(method, name, lambda groups, *a, f=plain, s=seen: s.append(len(groups)) or f(groups, *a))
+        method.outer_step(EPISODES, [])
+        method.validate(EPISODES)
+        assert seen == [2, 2 if qa_from else 1], "two of two documents; questions are validated in one state"
 
 
 def test_states_of_the_first_chunks_of_each_group(llama_lm: BaseModel) -> None:
@@ -560,5 +599,5 @@ def test_contradictory_settings_are_rejected() -> None:
 
 
 def test_a_missing_block_is_rejected(llama_lm: BaseModel) -> None:
-    with pytest.raises(BenchError, match="2 blocks"):
+    with pytest.raises(BenchError, match="no block 2: it has 2"):
         GenerativeAdapter(llama_lm, GenerativeAdapter.Config(training=training_config(blocks=(0, 2))))

@@ -48,3 +48,25 @@ def test_the_text_of_a_stream_is_likelier_than_closed_book_once_it_repeats_itsel
         nll[kind] = [event.nll or 0.0 for event in loop.document_events]
     assert nll[KnnLm][0] == pytest.approx(nll[ClosedBook][0]), "nothing is stored yet"
     assert all(knn < 0.9 * closed for knn, closed in zip(nll[KnnLm][3:], nll[ClosedBook][3:], strict=True))
+
+
+def test_distances_follow_the_bank_when_it_grows_is_loaded_or_is_reset(lm: BaseModel) -> None:
+    method, fresh = KnnLm(lm), KnnLm(lm)
+    method.reset()
+    ids, hidden = lm.encode(TEXT[0]), torch.ones(1, lm.model.config.hidden_size)
+    base = torch.zeros(1, len(lm.tokenizer)).log_softmax(-1)
+
+    def mixture(knn: KnnLm) -> torch.Tensor:
+        return knn.mix_next_token(base, hidden, ids)
+
+    states, mixtures = [method.state_dict()], [mixture(method)]
+    for text in TEXT[:2]:
+        method.observe(Document(text, text))
+        states.append(method.state_dict())
+        mixtures.append(mixture(method))
+    for state, expected in zip(states, mixtures, strict=True):
+        for knn in (method, fresh):
+            knn.load_state_dict(state)
+            assert torch.equal(mixture(knn), expected)
+    method.reset()
+    assert torch.equal(mixture(method), base)

@@ -16,10 +16,11 @@ from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from bench.run import artifacts
+from bench.seeds import seed_for
 from methods.bm25 import Bm25
 from methods.mac import Mac
 from methods.parts.memory_bank import pad_texts
-from methods.parts.text_encoder import AmortizedTraining, unit_embeddings
+from methods.parts.text_encoder import FIT_TOKENS, AmortizedTraining, fit_prefix_head, unit_embeddings
 from tests.conftest import TEXT, make_checkpoint
 
 EPISODES = [
@@ -262,6 +263,7 @@ def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> No
 @pytest.mark.parametrize("start", ["base", "base_affine"])
 def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel, start: str) -> None:
     method = make(llama_lm, prefix_start=start, tokens=1)
+    method.begin_training()
     ids = torch.tensor([17, 4])
     with torch.no_grad():
         layers = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
@@ -269,6 +271,34 @@ def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseM
     # the first layer's keys and values are linear in the normed embedding; those of position 0 are not rotated
     for prefix, states in zip(layers[0], (cache.layers[0].keys, cache.layers[0].values), strict=True):
         torch.testing.assert_close(prefix[:, :, :1], states, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"prefix_start": "base"}, {"prefix_start": "base_affine", "width": 12}])
+def test_the_prefix_head_is_fitted_when_a_training_begins(llama_lm: BaseModel, changes: dict[str, object]) -> None:
+    read: list[int] = []
+    handle = llama_lm.model.register_forward_pre_hook(
+        lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    method, tokens = make(llama_lm, **changes), len(llama_lm.tokenizer)
+    assert tokens not in read, "a cell loads trained weights instead"
+    shapes = {name: value.shape for name, value in method.learner.state_dict().items()}
+    parameters = dict(method.learner.named_parameters())
+    method.begin_training()
+    handle.remove()
+    assert read.count(tokens) == 2, "one reading for each prefix position"
+    assert shapes == {name: value.shape for name, value in method.learner.state_dict().items()}
+    assert all(parameters[name] is parameter for name, parameter in method.learner.named_parameters())
+    expected = make(llama_lm, **changes)
+    torch.manual_seed(seed_for(0, "learner"))
+    expected.build()  # the same draws, and then those of the fit
+    ids = torch.randperm(len(llama_lm.tokenizer))[:FIT_TOKENS]
+    affine = changes["prefix_start"] == "base_affine"
+    fit_prefix_head(expected.prefix, llama_lm, expected.projection, ids, intercept=affine)
+    assert torch.equal(method._fit_ids, ids)
+    torch.testing.assert_close(method.prefix.state_dict(), expected.prefix.state_dict())
+    other = make(llama_lm, **changes)
+    other.learner.load_state_dict(method.learner.state_dict())
+    assert_same(prefixes(other), prefixes(method))
 
 
 def test_the_curriculum_may_last_to_the_end(llama_lm: BaseModel) -> None:

@@ -286,7 +286,7 @@ def test_adapters_come_back_from_the_artifact(llama: Path, lm: BaseModel, tmp_pa
 def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:
     t = Mbc.Config(preset="reference").training
     assert (t.amortizer, t.question_encoder, t.tokens) == ("t5-small", "t5-small", 12)
-    assert (t.codes, t.codebook_weight, t.commitment) == (512, 1.0, 0.25)
+    assert (t.codes, t.commitment) == (512, 0.25)
     assert (t.usage_decay, t.least_count) == (0.99, 1e-4)
     assert (t.lora_rank, t.lora_alpha, t.lora_layers, t.lora_dropout) == (16, 32, 6, 0.05)
     assert (t.bank_documents, t.episodes_per_step, t.backprop_ratio, t.dropout) == (16, 16 * 4, 1.0, True)

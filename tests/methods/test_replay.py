@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from bench import Document
-from bench.lm.base_model import BaseModel
+from bench.lm.base_model import BaseModel, TokenBatch
+from methods.joint import Joint
+from methods.parts.document_buffer import BufferedMethod
 from methods.replay import Replay
 from tests.conftest import TEXT
 
@@ -57,3 +59,27 @@ def test_the_first_document_is_learned_as_by_plain_fine_tuning(lm: BaseModel) ->
         method.observe(Document("d", TEXT[0]))
         results.append([p.detach().clone() for p in lm.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "config"), [(Replay, {"replays": 9}), (Joint, {"passes": 1})])
+def test_segments_are_learned_again_with_their_tokens_and_one_end_of_text(
+    lm: BaseModel, kind: type[BufferedMethod], config: dict[str, int]
+) -> None:
+    class Counts(kind):  # type: ignore[misc, valid-type]
+        def loss_divisor(self, batch: TokenBatch) -> float:
+            learned.append(tuple(batch.token_ids.tolist()))
+            return float(super().loss_divisor(batch))
+
+    learned: list[tuple[int, ...]] = []
+    segments = lm.segments(Document("d", TEXT[0]), 7)
+    first, loaded = (Counts(lm, kind.Config(end_of_text=True, **config)) for _ in range(2))
+    for segment in segments:
+        first.observe(segment)
+    loaded.load_state_dict(first.state_dict())
+    assert loaded.documents == first.documents
+    for method in (first, loaded):
+        learned.clear()
+        method.observe(Document("new", TEXT[1]))
+        method.flush()
+        ends = (*lm.encode(TEXT[1]).tolist(), lm.eos_id), (*segments[-1].token_ids, lm.eos_id)
+        assert sorted(learned) == sorted([*(segment.token_ids for segment in segments[:-1]), *ends])

@@ -29,7 +29,9 @@ class Line(nn.Module):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(3.0))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("last", torch.zeros(()), persistent=False)
         self.seen: Tensor
+        self.last: Tensor
 
 
 class Learns(MetaTrained):
@@ -57,9 +59,10 @@ class Learns(MetaTrained):
         self.drawn.append([e.document.id for e in episodes])
         assert len(others) == len(episodes)
         self.line.seen += 1
-        noise = 1 + 0.1 * torch.randn(()) + 0.01 * sum(int(e.document.id[1:]) for e in episodes)
+        noise = 1 + 0.1 * torch.randn(()) + 0.1 * self.line.last + 0.01 * sum(int(e.document.id[1:]) for e in episodes)
         loss: Tensor = noise * self.line.slope**2
         loss.backward()
+        self.line.last = loss.detach() / (1 + loss.detach())
         return {"loss": loss.item()}
 
     def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
@@ -176,8 +179,24 @@ def test_a_killed_run_goes_on_exactly(lm: BaseModel, tmp_path: Path) -> None:
     assert len(method.drawn) == 4, "two steps were saved"
     assert torch.equal(method.line.slope, whole.line.slope)
     assert torch.equal(method.line.seen, whole.line.seen), "buffers are saved too"
+    assert torch.equal(method.line.last, whole.line.last) and "last" not in trainer.best, "this one for training alone"
     assert trainer.curve == uninterrupted.curve
     assert list(tmp_path.iterdir()) == [tmp_path / "c"]
+
+
+def test_a_training_begins_once_before_its_first_validation(lm: BaseModel, tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    class Begins(Learns):
+        def begin_training(self) -> None:
+            begun.append(len(self.drawn))
+            self.line.slope.data.fill_(7.0)
+
+    first = Trainer(Begins(lm), TRAIN, VALIDATION, tmp_path / "c")
+    first.run()
+    assert begun == [0] and first.curve[0]["validation_loss"] == 5.0
+    resumed = Trainer(Begins(lm), TRAIN, VALIDATION, tmp_path / "c")
+    assert begun == [0] and resumed.curve == first.curve, "what is resumed has begun"
 
 
 def test_a_checkpoint_of_other_settings_is_refused(lm: BaseModel, tmp_path: Path) -> None:
@@ -205,7 +224,7 @@ def test_a_gradient_that_is_not_finite_stops_training(lm: BaseModel) -> None:
 
 def test_documents_without_text_or_questions_do_not_train(lm: BaseModel) -> None:
     useless = [Episode(Document("a", "b"), (), ()), replace(TRAIN[0], document=Document("c", " "))]
-    with pytest.raises(BenchError, match="text and questions"):
+    with pytest.raises(BenchError, match=r"text and questions.*--data-files train=FILE.*learns\.training\.dataset"):
         Trainer(Learns(lm), useless, [])
     trainer = Trainer(Learns(lm), [*useless, *TRAIN], [*useless, *VALIDATION])
     assert (trainer.train, trainer.validation) == (TRAIN, VALIDATION)

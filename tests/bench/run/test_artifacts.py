@@ -43,6 +43,7 @@ class Shifts(MetaTrained):
         self.shift = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.shift.weight)
         self.shift.weight.data += self.seed % 3
+        self.begun = False
 
     @property
     def learner(self):
@@ -53,7 +54,10 @@ class Shifts(MetaTrained):
             self.lm.model.lm_head.weight.add_(self.shift.weight[0, 0])
 
     def notes(self):
-        return {"shift": self.shift.weight.item()}
+        return {"shift": self.shift.weight.item(), "begun": self.begun}
+
+    def begin_training(self):
+        self.begun = True
 
     def outer_step(self, episodes, others):
         loss = self.shift.weight.square().sum()
@@ -137,11 +141,11 @@ def test_weights_of_the_experiments_dtype_come_before_those_of_float32(
     assert keys[0].differences(keys[1]) == ["dtype"] and keys[1].in_float32 == keys[0]
 
 
-def test_without_training_steps_the_learner_runs_as_it_is_constructed(
+def test_without_training_steps_the_learner_runs_as_a_training_would_start(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
     result = Runner(plan({"training": {"steps": 0}}), tmp_path, [plugin]).run(Inline())
-    assert [read_run(tmp_path / cell.id).notes["shift"] for cell in result.cells] == [1.0, 1.0]
+    assert [read_run(tmp_path / cell.id).notes for cell in result.cells] == [{"shift": 1.0, "begun": True}] * 2
     assert {cell.spec.train_hash for cell in result.cells} == {""}
 
 

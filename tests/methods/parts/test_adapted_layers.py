@@ -58,3 +58,8 @@ def test_blocks_without_attention_take_no_update_of_it() -> None:
         assert ".1." in name
     with pytest.raises(BenchError, match="has no layers for target=attention_output"):
         AdaptedLayers(tiny_base("mamba2"), "attention_output")
+
+
+def test_a_block_that_the_base_lacks_is_refused_with_a_remedy() -> None:
+    with pytest.raises(BenchError, match=r"no block 2: it has 2, counted from 0\. Set training\.blocks"):
+        AdaptedLayers(tiny_base("gpt2"), "attention_output", [0, 2])

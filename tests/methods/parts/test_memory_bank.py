@@ -14,6 +14,7 @@ from torch.nn import functional
 from bench import Document, Episode, Question
 from bench.answering import answers, prompts
 from bench.contract.method import Conditioning
+from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 from methods.parts.cross_attention import Aggregator, CrossBlock, PerPositionNets, PrefixHead
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts
@@ -143,6 +144,28 @@ def test_training_uses_the_likelihood_that_the_harness_measures(lm: BaseModel, k
         else:
             inputs = [tensor for pair in prefix.key_values for tensor in pair]
         assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in inputs)
+
+
+@pytest.mark.parametrize("kind", ["none", "embeddings", "key_values"])
+def test_what_does_not_fit_into_the_window_is_cut_as_by_the_harness(lm: BaseModel, kind: str) -> None:
+    prefix, conditioning = make_prefix(lm, kind)
+    question, room = TEXT[0] * 9, lm.window - prefix.length - 1
+    while len(prompts.question_ids(lm, question)) > room:  # in the end it fits, but not with its answer
+        question = question[1:]
+    questions = [question, *QUESTIONS[1:]]
+    asked = [Question(str(i), text) for i, text in enumerate(questions)]
+    expected = answers.answer_nll(lm, prompts.build_prompts(lm, asked, conditioning, 1), ANSWERS)
+    nll = answer_nll(lm, questions, ANSWERS, prefix)
+    torch.testing.assert_close(nll, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    longer = answer_nll(lm, [TEXT[1] * 9 + question, *QUESTIONS[1:]], ANSWERS, prefix)
+    torch.testing.assert_close(longer, nll, rtol=1e-5, atol=1e-5)
+    assert answer_nll(lm, QUESTIONS, [ANSWERS[0], TEXT[0] * 9, ANSWERS[2]], prefix).isfinite().all()
+
+
+def test_a_prefix_that_fills_the_window_is_refused(llama_lm: BaseModel) -> None:
+    prefix = Prefix(embeddings=torch.zeros(1, llama_lm.window - 1, 32))
+    with pytest.raises(BenchError, match="95 positions leaves no room for a question in a window of 96"):
+        answer_nll(llama_lm, QUESTIONS[:1], ANSWERS[:1], prefix)
 
 
 def test_a_frozen_base_leaves_gradients_in_the_prefix_alone(llama_lm: BaseModel) -> None:

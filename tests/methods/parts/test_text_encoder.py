@@ -17,8 +17,9 @@ def test_the_fit_of_a_prefix_head_does_not_depend_on_memory_layout() -> None:
             copy = torch.empty(parameter.numel() + shift)[shift:].view(parameter.shape)
             parameter.data = copy.copy_(parameter.data)
         torch.manual_seed(0)
-        head = PrefixHead(lm.key_value_shape, 4, lm.model.config.hidden_size, hidden=8, positions=2)
-        fit_prefix_head(head, lm, torch.nn.Identity(), intercept=False)
+        head = PrefixHead(lm.key_value_shape, 4, 12, hidden=8, positions=2)
+        project = torch.nn.Linear(lm.model.config.hidden_size, 12, bias=False)
+        fit_prefix_head(head, lm, project, torch.randperm(len(lm.tokenizer)), intercept=False)
         assert head.nets.skip is not None and head.nets.skip.dtype == torch.float32
         fits.append(head.nets.skip)
     assert all(torch.equal(fit, fits[0]) for fit in fits)
