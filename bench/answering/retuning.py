@@ -88,7 +88,7 @@ def _tune(
     lm.model.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
-    optimizer = build_optimizer("adam", learning, retune.rate, fused=lm.dtype != torch.float32)
+    optimizer = build_optimizer("adam", learning, retune.rate)
     best: Weights | None = before if held_out else None
     lowest, waited = _mean_loss(lm, held_out) if held_out else math.inf, 0
     for step in range(1, retune.steps + 1):

@@ -25,13 +25,11 @@ Optimizer = Literal["sgd", "adam", "adamw", "adafactor"]
 """An optimizer that :func:`build_optimizer` knows."""
 
 
-def build_optimizer(
-    name: Optimizer, parameters: Iterable[Parameter], learning_rate: float, fused: bool = False
-) -> torch.optim.Optimizer:
+def build_optimizer(name: Optimizer, parameters: Iterable[Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """An optimizer with PyTorch's defaults and a constant rate; only AdamW has weight decay (0.01).
 
-    With ``fused`` each step goes over the parameters once: it takes a quarter of the time, and rounds differently.
-    ``adafactor`` neither scales steps by the size of the parameters nor uses relative steps.
+    Its kernels are fused: each step goes over the parameters once, in a quarter of the time. ``adafactor`` has none; it
+    neither scales steps by the size of the parameters nor uses relative steps.
     """
     if name == "adafactor":
         from transformers.optimization import Adafactor
@@ -43,7 +41,7 @@ def build_optimizer(
         "adamw": torch.optim.AdamW,
     }
     optimizer: Any = kinds[name]
-    built: torch.optim.Optimizer = optimizer(parameters, lr=learning_rate, **({"fused": True} if fused else {}))
+    built: torch.optim.Optimizer = optimizer(parameters, lr=learning_rate, fused=True)
     return built
 
 
@@ -133,10 +131,7 @@ class GradientMethod(Method):
             self.lm.model.requires_grad_(False)
             for parameter in trainable.values():
                 parameter.requires_grad_(True)
-            fused = self.lm.dtype != torch.float32  # in float32, steps round as the other optimizers of PyTorch do
-            self._optimizer = build_optimizer(
-                self.config.optimizer, trainable.values(), self.config.learning_rate, fused
-            )
+            self._optimizer = build_optimizer(self.config.optimizer, trainable.values(), self.config.learning_rate)
         return self._optimizer
 
     @property
