@@ -14,8 +14,9 @@ class UniformQaRetune(GradientMethod):
     Fine-tuning on documents makes the model forget how to answer questions. A few steps on closed-book questions of the
     ``qa_train`` split restore this (Uniform + QA-tune in Hu et al. 2023). At every probe they start from the adapted
     weights, and they are undone after it: the stream continues from weights trained on documents only. An experiment
-    with ``retune`` does the same for every method, with closed book as the control. Costs one forward and one backward
-    pass per step, at most ``retune.steps`` more steps per probe, and copies of the weights during it.
+    with ``retune`` does the same for every method, with closed book as the control: name ``uniform`` there. Costs one
+    forward and one backward pass per step, at most ``retune.steps`` more steps per probe, and copies of the weights
+    during it.
     """
 
     name = "uniform_qa_retune"

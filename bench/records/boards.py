@@ -5,11 +5,15 @@ A variation thus never takes the place of the experiment's own board, nor of its
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from bench.records.store import board_paths
 
 MARK = "+"
+NAME = re.compile(r"[\w-]+")
+"""What an experiment and what follows the mark can be called: names of files and folders are made of it."""
+NAME_RULE = "a name has letters, digits, _ and - only"
 
 
 def variation(experiment: str, suffix: str) -> str:

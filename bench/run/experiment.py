@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from bench.data.arms import Arm
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml
+from bench.records import boards
 from bench.records.schema import NOTED_DOCUMENTS, Asked
 from bench.settings import merged, nested
 
@@ -39,8 +39,8 @@ def _named(places: list[str]) -> list[str]:
 
 
 def _word(name: str) -> str:
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError("a name has letters, digits, _ and - only: rename the file, or state name: in it")
+    if not boards.NAME.fullmatch(name):
+        raise ValueError(f"{boards.NAME_RULE}: rename the file, or state name: in it")
     return name
 
 

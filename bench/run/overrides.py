@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +81,8 @@ class Overrides:
         Raises:
             BenchError: as :meth:`apply`, or the name has characters that names must not have.
         """
-        if name is not None and not re.fullmatch(r"[\w-]+", name):
-            raise BenchError(f"--name {name!r}: a name has letters, digits, _ and - only.")
+        if name is not None and not boards.NAME.fullmatch(name):
+            raise BenchError(f"--name {name!r}: {boards.NAME_RULE}. Give another one, or leave it out.")
         varied = experiment.model_copy(deep=True)
         self.apply(varied)
         suffix = name or _hash_of_changes(experiment, varied)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import machine
+from bench.answering.retune import Retune
 from bench.contract import registry
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained
@@ -225,9 +226,17 @@ class Runner:
                 self.remarks.append(remark)
 
     def _check_retuning(self) -> None:
-        """Check that there are questions to retune on, if the experiment retunes."""
+        """Check, if the experiment retunes, that there are questions for it and that no method does so itself."""
         if self.experiment.retune is None:
             return
+        for plan in self.experiment.methods:
+            config = validate_config(self.methods[plan.name], plan.config)
+            if own := next((key for key, value in config if isinstance(value, Retune)), None):
+                raise BenchError(
+                    f"{plan.name} would be retuned twice before each probe: by its setting {own}, and by the retune of "
+                    f"the experiment. Name the method without that setting, which is then the same, or set retune: "
+                    f"null in the experiment."
+                )
         try:
             entries = offline_entries("qa_train", self.planner.sources(self.experiment.streams, 0))
         except MissingSplit as error:

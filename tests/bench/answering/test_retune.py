@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from bench import paths
 from bench.answering.retune import Retune
+from bench.contract.method import validate_config
+from bench.contract.registry import load_method
 from bench.errors import BenchError
+from bench.files import parse_yaml
+from bench.paths import experiments
 from bench.records.store import read_answers, read_run
 from bench.run.cell import run_cell
 from bench.run.experiment import load
@@ -72,6 +77,22 @@ def test_data_without_such_questions_are_refused(keepers: Path, llama: Path, tmp
     problem = "no split 'qa_train'.*--data-files qa_train=FILE" if rows is None else "two or more questions"
     with pytest.raises(BenchError, match=f"retune learns from .*{problem}.*leave retune out"):
         Runner(experiment, tmp_path / "runs")
+
+
+def test_a_method_that_retunes_itself_is_refused(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    experiment = make_experiment(keepers, llama, ["closed_book", "uniform_qa_retune"], **SMALL, retune=RETUNE)
+    with pytest.raises(BenchError, match=r"uniform_qa_retune would be retuned twice .*Name the method without that"):
+        Runner(experiment, tmp_path)
+    experiment.retune = None
+    Runner(experiment, tmp_path)
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_no_experiment_names_it_beside_a_method_that_retunes_itself(name: str) -> None:
+    scales = parse_yaml((paths.EXPERIMENTS / f"{name}.yaml").read_text(), name).get("scales", {})
+    for experiment in (load(name, scale) for scale in (None, *scales)):
+        configs = [validate_config(load_method(plan.name), plan.config) for plan in experiment.methods]
+        assert experiment.retune is None or not any(isinstance(value, Retune) for one in configs for _, value in one)
 
 
 def test_streams_that_share_its_documents_are_refused(keepers: Path, llama: Path, tmp_path: Path) -> None:
