@@ -24,6 +24,7 @@ from bench.data.reader import MissingSplit, split_entries
 from bench.errors import BenchError, RunError, nearest
 from bench.files import check_writable, curve_table
 from bench.harness.loop import construct
+from bench.hashing import digest
 from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.lm.precision import set_deterministic
@@ -57,9 +58,9 @@ def train_target(
 ) -> list[Path]:
     """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns the folders written.
 
-    ``target`` is the embedded model, or names of methods, separated by commas. A method is trained once for each pair
-    of data set and base of the experiment, and each seed planned for it: one after the other in this process, or, with
-    ``workers``, several at a time. Those that another process trains are left to it.
+    ``target`` is the embedded model, or names of methods, separated by commas. A method is trained once for each of
+    its training settings in the experiment, each pair of data set and base, and each seed planned for it: one after the
+    other in this process, or, with ``workers``, several at a time. Those that another process trains are left to it.
 
     Without ``out``, the embedded model and the methods of the default experiment, with a seed that it plans, replace
     the committed weights, and everything else goes under ``runs``, whatever the device. Checkpoints are under ``work``,
@@ -88,21 +89,21 @@ def train_target(
     changed = load(experiment, scale)
     replace(overrides, methods=targets).apply(changed)
     trainings: list[_Training] = []
+    pairs = changed.on_each_pair()
     for name in targets:
-        seeds = _seeds(name, changed)
+        planned = _planned(_meta_trained(name, plugins), pairs)
         is_default = experiment == DEFAULT_EXPERIMENT and not plugins
         is_default &= replace(overrides, device=None, seed=None).is_empty
-        is_default &= set(seeds) <= set(_seeds(name, load(experiment)))
+        is_default &= {seed for _, seed in planned} <= _seeds(name, load(experiment))
         to = out or (artifacts.COMMITTED if is_default else runs / artifacts.FOLDER)
-        pairs = changed.on_each_pair()
-        for one in pairs:
+        for one, seed in planned:
             options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
             options += [f"--scale {scale}"] if scale else []
             if len(pairs) > 1 or overrides.dataset or overrides.model:
                 options += [f"--dataset {one.dataset} --model {one.model}"]
             options += ["--data-files FILES"] if overrides.data_files else []
             options += ["--plugin FILE"] if plugins else []
-            trainings += [_Training(name, one, seed, to, work, tuple(plugins), tuple(options)) for seed in seeds]
+            trainings.append(_Training(name, one, seed, to, work, tuple(plugins), tuple(options)))
     if workers is None or (len(trainings) == 1 and replace(workers, jobs=None) == Workers()):
         folders = list(filter(None, [train(*training, say=say) for training in trainings]))
     else:
@@ -124,7 +125,7 @@ class _Training(NamedTuple):
 
 
 def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
-    """Train several methods or seeds at a time; each line of progress begins with the name and the seed."""
+    """Train several at a time; each line of progress begins with the method's name and the seed."""
     trainings = [_from_anywhere(training) for training in trainings]
     for training in trainings:
         _meta_trained(training.name, training.plugins)
@@ -132,7 +133,11 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
     bases = {checkpoint.locate(training.experiment.model) for training in trainings}
     weights = max(map(checkpoint.weight_count, bases))
     plan = replace(workers, jobs=min(workers.jobs or usable_cores(), len(trainings))).plan(experiment, weights)
-    labels = {f"training-{place}": f"{one.name}, seed {one.seed}" for place, one in enumerate(trainings)}
+    titles = [f"{training.name}, seed {training.seed}" for training in trainings]
+    labels = {
+        f"training-{place}": title if titles.count(title) == 1 else f"{title} ({place + 1} of {len(titles)})"
+        for place, title in enumerate(titles)
+    }
     tasks = [
         Task(key, f"{__name__}:train_task", {"training": training})
         for key, training in zip(labels, trainings, strict=True)
@@ -173,9 +178,33 @@ def train_task(training: _Training) -> Path | None:
     return train(*training, say=tell)
 
 
-def _seeds(target: str, experiment: Experiment) -> Sequence[int]:
+def _planned(kind: type[MetaTrained], pairs: Sequence[Experiment]) -> list[tuple[Experiment, int]]:
+    """All trainings of a method that differ: the experiment with an entry of the method alone, and the seed.
+
+    Raises:
+        BenchError: the experiment uses the method without training.
+    """
+    planned: dict[str, tuple[Experiment, int]] = {}
+    for one in pairs:
+        for plan in _plans(kind.name, one):
+            training = training_of(validate_config(kind, plan.config))
+            on = (training.base or one.model, training.dataset or one.dataset)
+            for seed in plan.seeds or one.seeds if training.steps else ():
+                alone = one.model_copy(update={"methods": [plan]})
+                planned.setdefault(digest([training.learning, *on, seed]), (alone, seed))
+    if not planned:
+        raise BenchError(f"{kind.name} is not trained in {pairs[0].name}: set {kind.name}.training.steps to 1 or more.")
+    return [*planned.values()]
+
+
+def _seeds(name: str, experiment: Experiment) -> set[int]:
     """The seeds that an experiment plans for a method."""
-    return next((plan.seeds for plan in experiment.methods if plan.name == target), None) or experiment.seeds
+    return {seed for plan in _plans(name, experiment) for seed in plan.seeds or experiment.seeds}
+
+
+def _plans(name: str, experiment: Experiment) -> Sequence[MethodPlan]:
+    """The experiment's entries of a method; one with the method's own settings if it has none."""
+    return [plan for plan in experiment.methods if plan.name == name] or [MethodPlan(name=name)]
 
 
 def train_embedded(
@@ -228,8 +257,7 @@ def train(
         Diverged: the outer gradient became NaN or infinite.
     """
     kind = _meta_trained(name, plugins)
-    plan = next((plan for plan in experiment.methods if plan.name == name), MethodPlan(name=name))
-    config = validate_config(kind, plan.config)
+    config = validate_config(kind, _plans(name, experiment)[0].config)
     overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
     for folder, option in ((out, "--out"), (work, "--work")):
         check_writable(folder, option)

@@ -332,6 +332,32 @@ def test_a_method_is_trained_on_each_pair_of_data_set_and_base(
     assert training.train_target("shifts", str(path), only, tmp_path, plugins=[plugin]) == [(models[1], 4)]
 
 
+def test_each_training_that_the_entries_of_a_method_need_is_done_once(
+    keepers: Path, llama: Path, tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third entry needs no other weights than the first, and the last is trained on a base of its own."""
+    trainings: list[dict[str, Any]] = [{"steps": 1}, {"steps": 2}, {"steps": 1}, {"steps": 0}]
+    trainings.append({"steps": 3, "base": str(llama)})
+    entries: list[Any] = [{"name": "shifts", "config": {"training": training}} for training in trainings]
+    entries[2]["arms"] = ["placebo"]
+    entries[1]["seeds"] = [0, 1]
+    models = [str(llama), str(tmp_path / "other")]
+    path = tmp_path / "keepers.yaml"
+    path.write_text(make_experiment(keepers, llama, entries, models=models).model_dump_json(exclude_unset=True))
+
+    def done(name: str, experiment: Experiment, seed: int, *_: Any, **__: Any) -> Any:
+        [plan] = experiment.methods
+        return plan.config["training"].get("steps"), experiment.model, seed
+
+    monkeypatch.setattr(training, "train", done)
+    trained = training.train_target("shifts", str(path), Overrides(), tmp_path, plugins=[plugin])
+    of_each = [(steps, model, seed) for model in models for steps, seed in ((1, 0), (2, 0), (2, 1))]
+    assert sorted(trained, key=str) == sorted([*of_each, (3, str(llama), 0)], key=str)
+    path.write_text(make_experiment(keepers, llama, entries[3:4]).model_dump_json(exclude_unset=True))
+    with pytest.raises(BenchError, match=r"shifts is not trained in keepers: set shifts\.training\.steps to 1 or more"):
+        training.train_target("shifts", str(path), Overrides(), tmp_path, plugins=[plugin])
+
+
 def test_several_seeds_are_trained_at_a_time_with_the_same_result(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:
