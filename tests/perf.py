@@ -78,7 +78,7 @@ def uniform_through_the_harness(lm: BaseModel, stream: Stream) -> None:
 
     def bare() -> None:
         lm.restore()
-        optimizer = torch.optim.Adam(lm.model.parameters(), lr=RATE)
+        optimizer = torch.optim.Adam(lm.model.parameters(), lr=RATE, fused=True)
         for document in documents:
             ids = lm.tokenizer(f"{lm.tokenizer.bos_token}{document.text}", return_tensors="pt")["input_ids"]
             optimizer.zero_grad()

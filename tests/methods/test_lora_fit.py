@@ -62,7 +62,7 @@ def test_a_document_adds_the_adapter_that_plain_adam_fits(lm: BaseModel) -> None
     fit(lm, scale=2).observe(DOCUMENTS[0])
     ours = added(lm)
     assert list(ours) == list(expected) == OUTPUTS
-    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)  # fused kernels round differently
     assert [rank(value) for value in ours.values()] == [2, 2]
 
 
