@@ -21,8 +21,8 @@ class LoraFit(AdapterMethod):
 
     A baseline that Chen et al. (2024) do not report: adapters of the shape of Generative Adapter's, by default on the
     output projections of attention with rank hidden size / 32, but fitted by gradient steps. The adapters add up, each
-    fitted with the earlier ones in the weights. Their sum may have any rank. Costs a forward and a
-    backward pass per step; the state is the adapted layers.
+    fitted with the earlier ones in the weights. Their sum may have any rank. Costs a forward and a backward pass per
+    step; the state is the adapted layers.
     """
 
     name = "lora_fit"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,14 +35,12 @@ def build_optimizer(name: Optimizer, parameters: Iterable[Parameter], learning_r
         from transformers.optimization import Adafactor
 
         return Adafactor(parameters, lr=learning_rate, scale_parameter=False, relative_step=False)
-    kinds: dict[str, type[torch.optim.Optimizer]] = {
+    kinds: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
-    optimizer: Any = kinds[name]
-    built: torch.optim.Optimizer = optimizer(parameters, lr=learning_rate, fused=True)
-    return built
+    return kinds[name](parameters, lr=learning_rate, fused=True)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class Runner:
         self._untrained: dict[int, str] = {}
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
+            self._check_retuned_once(entry, config)
             try:
                 self._check_offline_data(entry, config)
             except MissingWeights as error:
@@ -226,17 +227,9 @@ class Runner:
                 self.remarks.append(remark)
 
     def _check_retuning(self) -> None:
-        """Check, if the experiment retunes, that there are questions for it and that no method does so itself."""
+        """Check that there are questions to retune on, if the experiment retunes."""
         if self.experiment.retune is None:
             return
-        for plan in self.experiment.methods:
-            config = validate_config(self.methods[plan.name], plan.config)
-            if own := next((key for key, value in config if isinstance(value, Retune)), None):
-                raise BenchError(
-                    f"{plan.name} would be retuned twice before each probe: by its setting {own}, and by the retune of "
-                    f"the experiment. Name the method without that setting, which is then the same, or set retune: "
-                    f"null in the experiment."
-                )
         try:
             entries = offline_entries("qa_train", self.planner.sources(self.experiment.streams, 0))
         except MissingSplit as error:
@@ -247,6 +240,16 @@ class Runner:
             raise BenchError(
                 f"retune learns from two or more questions of the qa_train split, of which {self.recipe.name} has "
                 f"fewer: provide it with --data-files qa_train=FILE, or leave retune out."
+            )
+
+    def _check_retuned_once(self, plan: MethodPlan, config: MethodConfig) -> None:
+        """Check that the method does not retune itself, if the experiment retunes."""
+        own = next((key for key, value in config if isinstance(value, Retune)), None)
+        if self.experiment.retune is not None and own is not None:
+            raise BenchError(
+                f"{plan.name} would be retuned twice before each probe: by its setting {own}, and by the retune of the "
+                "experiment. Name the method without that setting, which is then the same, or set retune: null in the "
+                "experiment."
             )
 
     def _check_offline_data(self, plan: MethodPlan, config: MethodConfig) -> None:

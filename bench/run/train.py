@@ -127,8 +127,6 @@ class _Training(NamedTuple):
 def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
     """Train several at a time; each line of progress begins with the method's name and the seed."""
     trainings = [_from_anywhere(training) for training in trainings]
-    for training in trainings:
-        _meta_trained(training.name, training.plugins)
     experiment = trainings[0].experiment
     bases = {checkpoint.locate(training.experiment.model) for training in trainings}
     weights = max(map(checkpoint.weight_count, bases))

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from bench import paths
 from bench.answering.retune import Retune
 from bench.contract.method import validate_config
 from bench.contract.registry import load_method
 from bench.errors import BenchError
 from bench.files import parse_yaml
-from bench.paths import experiments
+from bench.paths import EXPERIMENTS, experiments
 from bench.records.store import read_answers, read_run
 from bench.run.cell import run_cell
 from bench.run.experiment import load
@@ -89,7 +88,7 @@ def test_a_method_that_retunes_itself_is_refused(keepers: Path, llama: Path, tmp
 
 @pytest.mark.parametrize("name", experiments())
 def test_no_experiment_names_it_beside_a_method_that_retunes_itself(name: str) -> None:
-    scales = parse_yaml((paths.EXPERIMENTS / f"{name}.yaml").read_text(), name).get("scales", {})
+    scales = parse_yaml((EXPERIMENTS / f"{name}.yaml").read_text(), name).get("scales", {})
     for experiment in (load(name, scale) for scale in (None, *scales)):
         configs = [validate_config(load_method(plan.name), plan.config) for plan in experiment.methods]
         assert experiment.retune is None or not any(isinstance(value, Retune) for one in configs for _, value in one)
