@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import sys
 import traceback
@@ -419,7 +420,7 @@ def reproduce(
 ) -> None:
     """Draw a figure of a paper from our records: run what is missing, set the published values beside ours, judge."""
     from bench.records.store import is_packed
-    from bench.run.experiment import EqualCompute, load
+    from bench.run.experiment import EqualCompute, check_files, files_of, load
     from bench.run.overrides import Overrides
     from bench.run.workers import Workers
     from reports import reproduction
@@ -427,26 +428,34 @@ def reproduce(
     from reports.reproduction import figure as figures
 
     spec = figures.read(figure)
+    files = _data_files(data_files)
+    loaded = [(run, load(run.experiment)) for run in spec.runs(scale)]
+    datasets = [[run.dataset] if run.dataset else one.datasets or [one.dataset] for run, one in loaded]
+    check_files(spec.name, files, itertools.chain(*datasets))
     planned: list[tuple[Any, str]] = []
     results: list[Result] = []
-    for run in spec.runs(scale):
+    for (run, experiment), own in zip(loaded, datasets, strict=True):
         steps = None if run.equal_compute is None else EqualCompute(method=REFERENCE, steps=run.equal_compute)
         overrides = Overrides(
             **run.changes(),
-            data_files=_data_files(data_files),
+            data_files=files_of(own, files),
             device=_device(device),
             dtype=dtype,
             equal_compute=steps,
         )
-        experiment = overrides.vary(load(run.experiment))
+        varied = overrides.vary(experiment)
         remarks = overrides.remarks()
         if not is_packed(runs):  # published records have all that they will have
-            results += _run_cells(experiment, runs, out, Workers(jobs=jobs), _paths(plugin), remarks, dry_run=dry_run)
-        planned.append((run, experiment.name))
+            results += _run_cells(varied, runs, out, Workers(jobs=jobs), _paths(plugin), remarks, dry_run=dry_run)
+        planned.append((run, varied.name))
     if dry_run:
         return
     boards = [(run, one) for run, name in planned for board in [build(runs, name)] for one in (board, *board.others)]
-    compared, paths = reproduction.write(spec, scale, boards, out)
+    try:
+        compared, paths = reproduction.write(spec, scale, boards, out)
+    except BenchError:
+        _raise(results, runs)  # cells that failed are the reason
+        raise
     _print_line(compared.verdict())
     for panel in compared.panels:
         _print_line(f"{panel.name}: {' '.join(panel.sentences())}")

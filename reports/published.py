@@ -40,7 +40,8 @@ class Value(Settings):
     unit: Text
     precision: Text
     """How exactly: "2 decimals", or how it was read off a figure, with "±0.5" if that can be said."""
-    read_from: Text
+    read_from: Annotated[str, pydantic.StringConstraints(pattern=r"^(image of (table|figure)|text|second hand: .+)$")]
+    """An image of the table or of the figure, the paper's text, or second hand: what was read instead."""
     address: Text
     read_on: datetime.date
     copy_of: str
@@ -76,12 +77,6 @@ class Value(Settings):
         """The row, the base model and the column."""
         return ", ".join(part for part in (self.row, self.base, self.column) if part)
 
-    @property
-    def source(self) -> str:
-        """Where it was read, and how."""
-        parts = [self.table_or_figure, self.version, self.read_from, self.address, f"read on {self.read_on}"]
-        return "; ".join([*parts, self.precision, *([self.note] if self.note else [])])
-
     def __str__(self) -> str:
         from reports.statistics import show_number
 
@@ -93,9 +88,9 @@ def load(path: Path = FILE) -> tuple[Value, ...]:
     """The values of a file.
 
     Raises:
-        BenchError: a column is missing or unknown, a value lacks its provenance, is no number or has more digits than
-            it was read with, a value is there twice, or a copy differs from what it repeats. The message names the line
-            and the row.
+        BenchError: a column is missing or unknown, a value lacks its provenance, was not read (but remembered, say), is
+            no number or has more digits than it was read with, a value is there twice, or a copy differs from what it
+            repeats. The message names the line and the row.
     """
     values: list[Value] = []
     lines: dict[tuple[str, ...], int] = {}
@@ -122,6 +117,11 @@ def _problem(error: pydantic.ValidationError) -> str:
     if empty:
         return (
             f"{empty[0]['loc'][0]} is empty. A value is used only with its whole provenance: add it, or delete the row."
+        )
+    if error.errors()[0]["loc"] == ("read_from",):
+        return (
+            f"read_from is {error.errors()[0]['input']!r}: write image of table, image of figure, text or second hand: "
+            "WHAT. A value that was not read does not belong here."
         )
     return first_problem(error, Value)
 

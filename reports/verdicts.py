@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from reports.agreement import Agreement, agreement
 from reports.published import Value
 from reports.ranks import LEVEL, holm
 from reports.statistics import NOTHING, Estimate, Item, Sample, difference, show, show_number, slope
+
+Point = TypeVar("Point")
 
 Word = Literal["agrees in rank", "sign differs", "not resolved at this size"]
 AGREES: Word = "agrees in rank"
@@ -71,13 +73,14 @@ class Shape:
     def word(self) -> Word:
         """One word for all: a sign that differs outweighs the rest.
 
-        The rank agrees if its interval is above 0 and one sign at least is resolved, or if all signs agree.
+        The rank agrees if its interval is above 0 and one gap at least is resolved, or if all signs agree.
         """
-        words = {sign.word for sign in (*self.gaps, *self.slopes)}
+        gaps = {gap.word for gap in self.gaps}
+        words = gaps | {slope.word for slope in self.slopes}
         if DIFFERS in words:
             return DIFFERS
         above = self.agreement is not None and self.agreement.interval is not None and self.agreement.interval[0] > 0
-        return AGREES if words == {AGREES} or (AGREES in words and above) else UNRESOLVED
+        return AGREES if words == {AGREES} or (AGREES in gaps and above) else UNRESOLVED
 
     @property
     def differing(self) -> list[Sign]:
@@ -98,9 +101,9 @@ class Shape:
 
 
 def counted(words: Iterable[Word]) -> str:
-    """How often each word is said."""
+    """Each word that is said, and how often: "agrees in rank (3), sign differs (1)"."""
     counts = Counter(words)
-    return ", ".join(f"{word} {counts[word]}" for word in WORDS if counts[word])
+    return ", ".join(f"{word} ({counts[word]})" for word in WORDS if counts[word])
 
 
 def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
@@ -125,14 +128,13 @@ def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
     for a, b in itertools.combinations(methods, 2):
         published, error = ends[a].number - ends[b].number, ends[a].reading_error + ends[b].reading_error
         ours_gap = difference(samples[a], samples[b], "SE_stream")
-        gaps.append(_Difference(f"{a} above {b}", published, error, ends[a].decimals, ours_gap))
+        gaps.append(_Difference(f"{a} above {b}", published, error, _decimals((ends[a], ends[b])), ours_gap))
     for name in methods:
         if min(len(theirs[name]), len(ours[name])) > 1:
             own = slope(_even(ours[name], log))
-            published = slope(_even({x: [Item("", "", "", of.number)] for x, of in theirs[name].items()}, log)).mean
+            published, error = _published_slope(theirs[name], log)
             verb = "rises" if published > 0 else "falls"
-            error = 2 * ends[name].reading_error
-            changes.append(_Difference(f"{name} {verb}", published, error, ends[name].decimals, own))
+            changes.append(_Difference(f"{name} {verb}", published, error, _decimals(theirs[name].values()), own))
     return Shape(
         methods=tuple(methods),
         agreement=_agreement(methods, ends, samples, [gap.is_known for gap in gaps]),
@@ -156,11 +158,25 @@ class _Difference(NamedTuple):
         return abs(self.published) > self.error
 
 
-def _even(points: Mapping[float, Sequence[Item]], log: bool) -> dict[float, Sequence[Item]]:
+def _decimals(values: Iterable[Value]) -> int:
+    """Decimals of what is computed from these values: no more than any of them was read with."""
+    return min(value.decimals for value in values)
+
+
+def _published_slope(line: Mapping[float, Value], log: bool) -> tuple[float, float]:
+    """The change along the least-squares line, and the most by which the errors of reading can move it."""
+    points = _even(line, log)
+    centred = np.array([*points]) - np.mean([*points])
+    weights = centred / (centred @ centred)
+    numbers, errors = zip(*((value.number, value.reading_error) for value in points.values()), strict=True)
+    return float(weights @ numbers), float(np.abs(weights) @ errors)
+
+
+def _even(points: Mapping[float, Point], log: bool) -> dict[float, Point]:
     """The points with places from 0 to 1, so that a slope is the change from the first place to the last."""
     places = {x: math.log(x) if log else x for x in points}
     low, high = min(places.values()), max(places.values())
-    return {(places[x] - low) / (high - low): items for x, items in points.items()}
+    return {(places[x] - low) / (high - low): point for x, point in points.items()}
 
 
 def _agreement(

@@ -396,7 +396,7 @@ def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours
     drawn = bench(*arguments)
     assert drawn.returncode == 0, drawn.stderr
     assert "cells" in drawn.stdout and "cells" not in call(capsys, *arguments).stdout, "the second call only draws"
-    assert "Shapes of 1 published panel: not resolved at this size 1." in drawn.stdout
+    assert "Shapes of 1 published panel: not resolved at this size (1)." in drawn.stdout
     folder = tmp_path / "out" / "figures" / "mine"
     assert {path.name for path in folder.iterdir()} >= {"figure.md", "observe_seconds.png", "observe_seconds.pdf"}
     assert "Left out here: CaMeLS (not run at this scale)." in (folder / "figure.md").read_text()
@@ -408,8 +408,22 @@ def test_a_figure_is_drawn_from_published_records_without_running_anything(
     in_published_order(tmp_path / "runs")
     packed = publish(tmp_path / "runs", "default", tmp_path / "published").parent
     run_bench.reproduce("costs", runs=packed, out=tmp_path / "out")
-    assert "Shapes of 2 published panels: not resolved at this size 2." in capsys.readouterr().out
+    assert "Shapes of 2 published panels: not resolved at this size (2)." in capsys.readouterr().out
     assert (tmp_path / "out" / "figures" / "costs" / "observe_seconds.png").exists()
+
+
+def test_the_files_of_a_figure_go_to_the_runs_of_their_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news" / "test.jsonl").write_text("")
+    figure = ("reproduce", "relative-change", "--scale", "small", "--dry-run", "--data-files")
+    unnamed = call(capsys, *figure, str(tmp_path / "news"))
+    assert "--data-files test: relative-change has several data sets. Write newsworld=FOLDER" in unnamed.stderr
+    wrong = call(capsys, *figure, f"sqaud={tmp_path / 'news'}")
+    assert "relative-change has no data set 'sqaud'. Did you mean squad?" in wrong.stderr
+    named = call(capsys, *figure, f"realtimeqa={tmp_path / 'news'}", "--runs", str(tmp_path / "runs"))
+    assert "has no data set" not in named.stderr and "default" in named.stdout, "the first run needs no files"
 
 
 EVIL = "\x1b[31mred\x07\x9b2J"

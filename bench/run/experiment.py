@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -264,7 +264,7 @@ class Experiment(_Part):
             BenchError: files are given to no data set of the experiment, or two pairs would have one name.
         """
         datasets, models = self.datasets or [self.dataset], self.models or [self.model]
-        self._check_files(datasets)
+        check_files(self.name, self.data_files, datasets)
         pairs: list[Experiment] = []
         for dataset, model in itertools.product(datasets, models):
             parts = itertools.compress((dataset, model), (len(datasets) > 1, len(models) > 1))
@@ -272,7 +272,9 @@ class Experiment(_Part):
                 "name": "-".join([self.name, *(Path(part).name for part in parts)]) if pairs else self.name,
                 "dataset": dataset,
                 "datasets": [],
-                "data_files": _files_of(dataset, self.data_files),
+                "data_files": {
+                    key.rpartition(".")[2]: files for key, files in files_of([dataset], self.data_files).items()
+                },
                 "model": model,
                 "models": [],
             }
@@ -283,19 +285,6 @@ class Experiment(_Part):
                 f"Two pairs of data set and base would share the board {twice}: rename one of their folders."
             )
         return pairs
-
-    def _check_files(self, datasets: Sequence[str]) -> None:
-        """Check that all files are given to a data set of the experiment; one that is the only one may go unnamed."""
-        known = [Path(dataset).name for dataset in datasets]
-        for key in self.data_files:
-            name, dot, split = key.rpartition(".")
-            if dot and Path(name).name not in known:
-                raise BenchError(f"--data-files {key}: {self.name} has no data set {name!r}.{nearest(name, known)}")
-            if not dot and len(known) > 1:
-                raise BenchError(
-                    f"--data-files {key}: {self.name} has several data sets. Write {known[0]}=FOLDER, or "
-                    f"{known[0]}.{split}=FILE."
-                )
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""
@@ -321,10 +310,33 @@ class Experiment(_Part):
             raise BenchError(f"--set {assignment}: the experiment has no method {name!r}.{hint}")
 
 
-def _files_of(dataset: str, data_files: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The files of a data set, by split, from files by split or by ``<data set>.<split>``."""
-    named = [(*key.rpartition("."), files) for key, files in data_files.items()]
-    return {split: files for name, dot, split, files in named if not dot or Path(name).name == Path(dataset).name}
+def check_files(name: str, data_files: Iterable[str], datasets: Iterable[str]) -> None:
+    """Check that all files are given to one of the data sets; the only one may go unnamed.
+
+    Args:
+        name: what has these data sets, for the message.
+        data_files: keys of files, as :attr:`Experiment.data_files` has them.
+        datasets: names or paths.
+
+    Raises:
+        BenchError: a key names none of the data sets, or does not say which one of several it means.
+    """
+    known = [*dict.fromkeys(Path(dataset).name for dataset in datasets)]
+    for key in data_files:
+        dataset, dot, split = key.rpartition(".")
+        if dot and Path(dataset).name not in known:
+            raise BenchError(f"--data-files {key}: {name} has no data set {dataset!r}.{nearest(dataset, known)}")
+        if not dot and len(known) > 1:
+            raise BenchError(
+                f"--data-files {key}: {name} has several data sets. Write {known[0]}=FOLDER, or "
+                f"{known[0]}.{split}=FILE."
+            )
+
+
+def files_of(datasets: Iterable[str], data_files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The files of these data sets, and those that name none, from files by split or by ``<data set>.<split>``."""
+    known = {"", *(Path(dataset).name for dataset in datasets)}
+    return {key: files for key, files in data_files.items() if Path(key.rpartition(".")[0]).name in known}
 
 
 def load(name: str, scale: str | None = None) -> Experiment:

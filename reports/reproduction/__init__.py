@@ -48,8 +48,11 @@ def write(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]], out: 
     else:
         paths = plots.save(_drawings(compared, [board for _, board in boards]), folder)
     if not paths:
-        raise BenchError(f"{figure.name}: the records have nothing that {', '.join(figure.plots)} could show.")
-    write_bytes(folder / TEXT, text.render(compared).encode())
+        raise BenchError(
+            f"{figure.name}: the records have nothing that {', '.join(figure.plots or figure.scores)} could show."
+        )
+    pictures = [path.relative_to(folder).as_posix() for path in paths if path.suffix == ".png"]
+    write_bytes(folder / TEXT, text.render(compared, pictures).encode())
     written.replace(folder, [*paths, folder / TEXT])
     return compared, [*paths, folder / TEXT]
 
@@ -61,8 +64,13 @@ def _drawings(compared: Comparison, boards: Sequence[Board]) -> Drawings:
     figure = compared.figure
     if figure.drawing == "scatter":
         return plots.with_facts({"score_by_cost": cost_plots.scores(boards)}, boards)
+    shown = {
+        score: own
+        for score, own in compared.own.items()
+        if compared.published[score] or any(ours.lines for ours in own)
+    }
     if figure.drawing == "heat":
-        return {score: drawing.heat(figure, score, own) for score, own in compared.own.items()}
+        return {score: drawing.heat(figure, score, own) for score, own in shown.items()}
     if compared.scale == "paper":
         return {
             f"{panel.score}_{'_'.join(panel.theirs.place.split(', '))}": drawing.together(
@@ -70,4 +78,4 @@ def _drawings(compared: Comparison, boards: Sequence[Board]) -> Drawings:
             )
             for panel in compared.panels
         }
-    return {score: drawing.apart(figure, score, own, compared.published[score]) for score, own in compared.own.items()}
+    return {score: drawing.apart(figure, score, own, compared.published[score]) for score, own in shown.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.board import Board
 from reports.reproduction import series
@@ -70,14 +71,12 @@ class Comparison:
         if not self.figure.published:
             return "No published value is set beside it: nothing is compared."
         if self.scale == "paper":
-            errors = [
-                abs(found)
-                for panel in self.panels
-                for _, distance in panel.distances
-                if (found := distance.in_errors) is not None
-            ]
+            found = [distance.in_errors for panel in self.panels for _, distance in panel.distances]
+            errors = [abs(one) for one in found if one is not None]
             near = sum(error <= 2 for error in errors)
-            return f"{near} of {len(errors)} published values are within two standard errors of ours."
+            sentence = f"{near} of {len(errors)} published values are within two standard errors of ours."
+            unknown = len(found) - len(errors)
+            return f"{sentence} {unknown} more have no standard error above 0 beside them." if unknown else sentence
         words = [panel.shape.word for panel in self.panels if panel.shape]
         return f"Shapes of {len(words)} published panel{'s' * (len(words) != 1)}: {counted(words)}."
 
@@ -89,12 +88,23 @@ def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]]) -> 
     is compared with the panel that the run names, value by value.
     """
     own, published, panels = {}, {}, []
+    alike = Counter((board.dataset, board.model) for _, board in boards)
     for score in figure.scores:
         published[score] = tuple(series.theirs(figure, score))
-        own[score] = tuple(series.ours(figure, score, board) for _, board in boards)
+        own[score] = tuple(
+            replace(
+                series.ours(figure, score, board),
+                experiment=board.experiment if alike[board.dataset, board.model] > 1 else "",
+            )
+            for _, board in boards
+        )
         for (run, _), ours in zip(boards, own[score], strict=True):
             if scale == "paper":
-                panels.append(_at_its_size(score, run, ours, published[score]))
+                panels += [
+                    _at_its_size(score, ours, theirs)
+                    for theirs in published[score]
+                    if run.published == {"dataset": theirs.dataset, "base": theirs.base}
+                ]
             else:
                 panels += [
                     Panel(score, ours, theirs, shape(ours.lines, theirs.lines, figure.log), ())
@@ -103,8 +113,7 @@ def compare(figure: Figure, scale: str, boards: Sequence[tuple[Run, Board]]) -> 
     return Comparison(figure, scale, own, published, tuple(panels))
 
 
-def _at_its_size(score: str, run: Run, ours: Ours, published: Sequence[Theirs]) -> Panel:
-    (theirs,) = (one for one in published if {"dataset": one.dataset, "base": one.base} == run.published)
+def _at_its_size(score: str, ours: Ours, theirs: Theirs) -> Panel:
     distances = tuple(
         (name, Distance(value, ours.estimates[name][place]))
         for name, line in theirs.lines.items()

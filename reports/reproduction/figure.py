@@ -121,6 +121,12 @@ class Figure(Settings):
                 raise ValueError(f"methods.{name}: a figure of heat, and no other, says where each method is (at)")
         if self.along == "documents" and (other := self.scores.keys() - {"f1", "relative_f1"}):
             raise ValueError(f"along documents there are f1 and relative_f1, not {min(other)}")
+        if "relative_f1" in self.scores and self.along not in ("documents", "irrelevant"):
+            raise ValueError("relative_f1 is that of curves along documents or irrelevant")
+        if "f1_change" in self.scores and self.drawing == "curves":
+            raise ValueError("curves have no f1_change")
+        if self.along == "context" and self.published and "paper" in self.scales:
+            raise ValueError("along context there is no scale paper: ours is in documents, theirs in tokens")
         if self.published and not self.differences:
             raise ValueError("differences needs a line for each way in which our protocol is not the paper's")
         return self

@@ -93,17 +93,21 @@ class Ours:
     estimates: Mapping[str, Mapping[float, Estimate]]
     left_out: tuple[str, ...]
     """Methods without a line, each with the reason."""
+    experiment: str = ""
+    """The board's experiment, if the figure has another board with this data set and base model."""
 
     @property
     def name(self) -> str:
-        """What was run: data set, base model and number of streams."""
+        """What was run: data set, base model, number of streams, and the experiment if it takes that to be unique."""
         count = len(self.board.streams)
-        return f"{self.board.dataset}, {self.board.model}, {count} stream{'s' * (count > 1)}"
+        streams = f"{count} stream{'s' * (count > 1)}"
+        return ", ".join(filter(None, (self.board.dataset, self.board.model, streams, self.experiment)))
 
     @property
     def place(self) -> str:
         """The data set and the base model, beside published ones."""
-        return f"here: {self.board.dataset}, {self.board.model}"
+        experiment = f" ({self.experiment})" if self.experiment else ""
+        return f"here: {self.board.dataset}, {self.board.model}{experiment}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def ours(figure: Figure, score: str, board: Board) -> Ours:
             low = f"its F1 at the start is not above {FLOOR.replace('_', ' ')}"
             left_out.append(f"{name} ({failed or low})")
         elif not line:
-            left_out.append(f"{name} (without a score)")
+            bare = score == CHANGE and board.floor is None
+            left_out.append(f"{name} ({f'without {FLOOR}' if bare else 'without a score'})")
         else:
             lines[name] = line
             estimates[name] = {x: _estimate(board, row, score, items, figure.along) for x, items in line.items()}
@@ -185,7 +190,7 @@ def theirs(figure: Figure, score: str) -> list[Theirs]:
     """The published values of one score, by data set and base model, in the order of the file.
 
     Raises:
-        BenchError: two values have the same place.
+        BenchError: two values have the same place, or a column does not end in one.
     """
     names = {published: name for name, method in figure.methods.items() for published in method.published}
     other = {(source.paper, source.table): source.datasets for source in figure.published}
@@ -194,7 +199,13 @@ def theirs(figure: Figure, score: str) -> list[Theirs]:
     for value in filter(lambda value: figure.score(value.column) == score, figure.values()):
         dataset = other[value.paper, value.table_or_figure].get(value.dataset, value.dataset)
         line = groups[dataset, value.base][names[value.row]]
-        place = _place(value.column.removeprefix(column)) if figure.along else NO_PLACE
+        try:
+            place = _place(value.column.removeprefix(column)) if figure.along else NO_PLACE
+        except ValueError:
+            raise BenchError(
+                f"{figure.name}: scores.{score}: the column {value.column!r} has no place after {column!r}: give its "
+                "beginning, up to the number."
+            ) from None
         if place in line:
             raise BenchError(
                 f"{figure.name}: {names[value.row]}: two published values are on {dataset} in one place, "

@@ -10,7 +10,7 @@ from reports.published import Value
 from reports.reproduction.comparison import Comparison
 from reports.reproduction.drawing import AXES
 from reports.reproduction.figure import Figure
-from reports.reproduction.series import NO_PLACE, UNITS, Ours, Unit, papers
+from reports.reproduction.series import NO_PLACE, RELATIVE, UNITS, Ours, papers
 from reports.statistics import show, show_number
 from reports.verdicts import DIFFERS, counted
 
@@ -19,15 +19,18 @@ VERDICT = "verdict"
 APART = (
     "The sizes differ, so absolute values do not compare: ours and the published ones have panels and tables of their "
     "own, and the verdict is on the shape alone, at the last place of a curve and on the change along it. It does not "
-    "say that anything was reproduced. The papers print no error bars, so a small gap of theirs may be chance."
+    "say that anything was reproduced. The papers print no error bars, so a small gap of theirs may be chance. ± is "
+    "half the 95 % interval over streams."
 )
+TOGETHER = "± is half the 95 % interval of ours, *standard errors* the gap from the published value to ours in our own."
 
 
-def render(comparison: Comparison) -> str:
-    """The text of a figure."""
+def render(comparison: Comparison, pictures: Sequence[str] = ()) -> str:
+    """The text of a figure, with its pictures, whose paths are relative to it."""
     figure = comparison.figure
     paper = papers().get(figure.paper)
     parts = [f"# {markdown(figure.title)}", markdown(f"{paper.label if paper else 'Ours'}: {figure.shows}")]
+    parts += [f"![{markdown(figure.title)}]({picture})" for picture in pictures]
     parts += [f"## Verdict at the scale {comparison.scale}", *_verdict(comparison)]
     if comparison.own:
         parts += ["## Values", *_values(comparison)]
@@ -78,8 +81,8 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
     left_out = dict.fromkeys(name for of in comparison.own.values() for ours in of for name in ours.left_out)
     if left_out:
         yield markdown(f"Left out here: {'; '.join(left_out)}.")
-    if shapes:
-        yield APART
+    if comparison.panels:
+        yield APART if shapes else TOGETHER
 
 
 def _values(comparison: Comparison) -> Iterator[str]:
@@ -89,11 +92,11 @@ def _values(comparison: Comparison) -> Iterator[str]:
             for ours in own:
                 across = comparison.figure.across
                 yield markdown(f"{unit.name} here, {ours.name}, with half the 95 % interval, by {across}:")
-                yield _table(_in_a_grid(comparison.figure, _at_no_place(_cells(ours, unit))), "")
+                yield _table(_in_a_grid(comparison.figure, _at_no_place(_cells(ours, score))), "")
             continue
         if comparison.figure.along is None:
             yield f"{unit.name} here, with half the 95 % interval:"
-            yield _table({ours.name: _at_no_place(_cells(ours, unit)) for ours in own}, "data set and base")
+            yield _table({ours.name: _at_no_place(_cells(ours, score)) for ours in own}, "data set and base")
             if published:
                 yield f"Published, in {' or '.join(dict.fromkeys(theirs.unit for theirs in published))}:"
                 yield _table({theirs.name: _at_no_place(theirs.lines) for theirs in published}, "data set and base")
@@ -101,7 +104,7 @@ def _values(comparison: Comparison) -> Iterator[str]:
         for ours in own:
             along = AXES[comparison.figure.along][0]
             yield markdown(f"{unit.name} here, {ours.name}, with half the 95 % interval, by {along}:")
-            yield _table(_by_place(_cells(ours, unit)), "method")
+            yield _table(_by_place(_cells(ours, score)), "method")
         for theirs in published:
             yield markdown(f"Published, {theirs.name}, in {theirs.unit}, by {AXES[comparison.figure.along][1]}:")
             yield _table(_by_place(theirs.lines), "method")
@@ -111,11 +114,14 @@ Cells = Mapping[str, Mapping[float, object]]
 """What is shown, by method and place."""
 
 
-def _cells(ours: Ours, unit: Unit) -> Cells:
+def _cells(ours: Ours, score: str) -> Cells:
     """Ours, with half the interval; without one for the base of what is relative, which is 100 by definition."""
+    digits = UNITS[score].digits
     return {
         name: {
-            x: show_number(of.mean, unit.digits) if of.se == 0 else show(of.mean, of.half_width(), unit.digits)
+            x: show_number(of.mean, digits)
+            if score == RELATIVE and x == min(line)
+            else show(of.mean, of.half_width(), digits)
             for x, of in line.items()
         }
         for name, line in ours.estimates.items()
@@ -158,8 +164,8 @@ def _sources(values: Sequence[Value]) -> Iterator[str]:
         tables[key] |= dict.fromkeys(filter(None, (value.precision, value.note)))
     for (paper, table, version, read_from, address, read_on), notes in tables.items():
         yield (
-            f"{papers()[paper].label} ({version}), {table}: {read_from}, {address}, read on {read_on}. "
-            f"{'. '.join(note[0].upper() + note[1:] for note in notes)}."
+            f"{papers()[paper].label}, {table} (version: {version}): {read_from}, {address}, read on {read_on}; "
+            f"{'; '.join(notes)}."
         )
 
 

@@ -38,6 +38,15 @@ def test_a_value_without_provenance_is_refused_with_its_name_and_line(column: st
     assert column in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", ["recollection", "[MEM]", "second hand", "image of the table"])
+def test_a_value_that_was_not_read_is_refused(wrong: str, tmp_path: Path) -> None:
+    row = next(row for row in LINES if row["paper"] == "tack2024mac")
+    with pytest.raises(
+        BenchError, match=r"line 2 \(tack2024mac.*read_from is .*: write image of table, image of figure"
+    ):
+        load(written(tmp_path, [{**row, "read_from": wrong}]))
+
+
 def test_an_empty_cell_is_named_with_the_remedy(tmp_path: Path) -> None:
     row = next(row for row in LINES if row["paper"] == "tack2024mac")
     with pytest.raises(BenchError, match="address is empty"):

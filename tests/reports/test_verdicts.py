@@ -84,6 +84,21 @@ def test_a_rank_alone_resolves_nothing():
     assert words(found) == {"a above b": UNRESOLVED} and found.word == UNRESOLVED
 
 
+def test_curves_that_agree_say_nothing_of_a_rank_that_is_not_resolved():
+    # all four streams have a above b, so that tau-b is 1 in each bootstrap sample, but p is 0.20
+    scores = ours(a=[(9.0, 9.1, 9.2, 9.1), (2.3, 2.0, 2.0, 2.0)], b=[(9.1, 9.0, 9.2, 9.0), (1.0, 1.9, 1.9, 1.9)])
+    found = shape(scores, published(a=["9.0", "5.0"], b=["9.0", "4.0"]))
+    assert words(found) == {"a above b": UNRESOLVED, "a falls": AGREES, "b falls": AGREES}
+    assert found.agreement is not None and found.agreement.interval == (1.0, 1.0)
+    assert found.word == UNRESOLVED
+
+
+@pytest.mark.parametrize(("a", "b"), [("30.50", "10"), ("30", "10.50")])
+def test_a_gap_has_the_digits_of_the_value_with_fewer(a: str, b: str) -> None:
+    (gap,) = shape(ours(a=[(1.0, 1.1)], b=[(2.0, 2.2)]), published(a=[a], b=[b])).gaps
+    assert gap.sentence().startswith("a above b by 20 in the paper")
+
+
 def test_with_one_stream_nothing_is_resolved():
     found = shape(ours(a=[(2.0,)], b=[(1.0,)]), published(a=["2.00"], b=["1.00"]))
     assert found.word == UNRESOLVED
@@ -96,6 +111,14 @@ def test_a_published_gap_within_the_error_of_reading_has_no_sign():
     assert (found.gaps, found.unread, found.word) == ((), 1, UNRESOLVED)
     papers["a"] = {1: value("53", "read off markers, ±1")}
     assert shape(ours(a=[(1.0, 1.1)], b=[(2.0, 2.2)]), papers).unread == 0
+
+
+def test_a_published_change_within_the_error_of_reading_has_no_sign():
+    # of four even places the line weighs the values -0.9, -0.3, 0.3 and 0.9: errors of 1 can move it by 2.4
+    papers = {"a": {x: value(number, "read off markers, ±1") for x, number in enumerate(("50", "50", "52", "53"), 1)}}
+    assert shape(ours(a=[(1.0, 1.1), (2.0, 2.2)]), papers).unread == 0, "a change of 3.3"
+    papers["a"][4] = value("51", "read off markers, ±1")
+    assert shape(ours(a=[(1.0, 1.1), (2.0, 2.2)]), papers).unread == 1, "a change of 1.5"
 
 
 def test_the_change_along_a_curve_is_that_of_its_line():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench.errors import BenchError
@@ -9,6 +11,7 @@ from reports import reproduction
 from reports.board import build
 from reports.reproduction import figure
 from reports.reproduction.comparison import compare
+from reports.reproduction.text import render
 from reports.verdicts import AGREES, DIFFERS, UNRESOLVED
 from tests.reports.records_factory import board, record, spec
 from tests.reports.reproduction.planted import in_opposite_order, in_published_order
@@ -43,7 +46,7 @@ def test_planted_disagreement_is_found_in_every_published_panel(tmp_path):
     taus = {panel.theirs.place: panel.shape.agreement.tau for panel in compared.panels if panel.shape.agreement}
     assert taus["SQuAD, GPT2-Large"] == -1
     # EM is 0 on all of these records
-    assert compared.verdict() == "Shapes of 24 published panels: sign differs 12, not resolved at this size 12."
+    assert compared.verdict() == "Shapes of 24 published panels: sign differs (12), not resolved at this size (12)."
 
 
 def test_one_stream_resolves_nothing(tmp_path):
@@ -66,10 +69,43 @@ def test_at_the_papers_size_each_value_is_so_many_standard_errors_away(tmp_path)
     assert compared.panels[0].sentences()[0] == (
         "uniform, F1: 6.78 published, 7.00 ± 12.71 here, +0.2 standard errors."
     )
-    assert compared.verdict() == "2 of 2 published values are within two standard errors of ours."
+    assert compared.verdict().startswith("2 of 2 published values are within two standard errors of ours. 2 more"), (
+        "EM is 0 on both streams"
+    )
     _, paths = reproduction.write(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))], tmp_path / "out")
     assert {path.stem for path in paths} == {"f1_shortest_SQuAD_GPT2-XL", "em_prefix_SQuAD_GPT2-XL", "figure"}
     assert "| uniform, F1 | 6.78 | 7.00 ± 12.71 | +0.2 |" in paths[-1].read_text()
+
+
+def test_at_the_papers_size_values_beside_a_single_stream_are_not_judged(tmp_path):
+    ids = [record(tmp_path, spec("uniform", "test-4-0"), [[0.06]] * 4, [3.0] * 4)]
+    board(tmp_path, ids, "squad")
+    compared = compare(TABLE, "paper", [(AT_ITS_SIZE, build(tmp_path))])
+    assert [distance.in_errors for panel in compared.panels for _, distance in panel.distances] == [None, None]
+    assert compared.verdict().endswith("2 more have no standard error above 0 beside them.")
+
+
+def test_boards_of_one_data_set_and_base_are_told_apart_by_their_experiments(tmp_path):
+    first, second = in_published_order(tmp_path / "a"), in_opposite_order(tmp_path / "b")
+    other = dataclasses.replace(second, experiment="bases")
+    compared = compare(TABLE, "tiny", [(TINY, first), (TINY, other)])
+    assert [ours.name for ours in compared.own["f1_shortest"]] == [
+        "world, tiny, 4 streams, default",
+        "world, tiny, 4 streams, bases",
+    ]
+    assert [ours.place for ours in compared.own["em_prefix"]] == [
+        "here: world, tiny (default)",
+        "here: world, tiny (bases)",
+    ]
+    lines = render(compared).splitlines()
+    assert sum(line.startswith("| world, tiny, 4 streams, ") for line in lines) == 4, "two boards, for two scores"
+
+
+def test_records_without_any_of_the_scores_are_an_error_and_a_score_without_records_is_left_out(tmp_path):
+    none = figure.read("shift")
+    built = in_published_order(tmp_path)
+    with pytest.raises(BenchError, match="shift: the records have nothing that bits_per_byte could show"):
+        reproduction.write(none, "tiny", [(none.runs("tiny")[0], built)], tmp_path / "out")
 
 
 def test_the_same_records_give_the_same_files_and_a_smaller_figure_leaves_none_behind(tmp_path):
@@ -83,6 +119,10 @@ def test_the_same_records_give_the_same_files_and_a_smaller_figure_leaves_none_b
     assert {path: path.read_bytes() for path in paths} == before
     one = costs.model_copy(update={"scores": {"observe_peak_bytes": "peak memory"}})
     reproduction.write(one, "tiny", [(TINY, built)], out)
+    assert (
+        "![Memory and time of adapting](observe_peak_bytes.png)"
+        in (out / "figures" / "costs" / "figure.md").read_text()
+    )
     left = {path.stem for path in (out / "figures" / "costs").iterdir() if path.suffix == ".png"}
     assert left == {"observe_peak_bytes"}
 

@@ -83,6 +83,8 @@ def test_the_list_has_the_names_papers_and_titles() -> None:
             r"there is no column 'adopted documents='. Did you mean adap",
         ),
         (["scores"], {"em": "adapted documents="}, "along documents there are f1 and relative_f1, not em"),
+        (["scores"], {"f1_change": "adapted documents="}, "along documents there are f1 and relative_f1"),
+        (["along"], "context", "relative_f1 is that of curves along documents or irrelevant"),
         (["published", 0, "table"], "retention figure", r"no 'retention figure'. Did you mean knowledge retention fig"),
         (["published", 0, "paper"], "tack2024", r"published: there is no 'tack2024'. Did you mean tack2024mac"),
         (["methods", "uniform", "published"], ["Unifrom"], r"there is no 'Unifrom'. Did you mean Uniform\?"),
@@ -132,6 +134,19 @@ def test_two_published_values_in_one_place_are_refused(tmp_path: Path) -> None:
     values["methods"]["uniform"]["published"] += values["methods"].pop("salient spans")["published"]
     with pytest.raises(BenchError, match="uniform: two published values are on StreamingQA in one place, Salient"):
         figure.read(written(tmp_path, values))
+
+
+def test_along_the_context_values_of_the_papers_size_are_in_another_unit(tmp_path: Path) -> None:
+    values: dict[str, Any] = yaml.safe_load((FIGURES / "context-length.yaml").read_text())
+    values["scales"]["paper"] = values["scales"]["tiny"]
+    with pytest.raises(BenchError, match="along context there is no scale paper"):
+        figure.read(written(tmp_path, values))
+
+
+def test_a_column_without_a_place_is_named(tmp_path: Path) -> None:
+    column = next(iter(RETENTION["scores"].values()))
+    with pytest.raises(BenchError, match=r"scores.relative_f1: the column '.*' has no place after"):
+        figure.read(changed(tmp_path, "scores", to={"relative_f1": column[:3]}))
 
 
 def test_an_unknown_score_is_named(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def section(text, heading):
 
 def test_it_has_the_verdict_and_says_what_it_does_not_mean(tmp_path):
     verdict = section(text_of(in_opposite_order(tmp_path), tmp_path), "Verdict at the scale tiny")
-    assert "Shapes of 24 published panels: sign differs 12, not resolved at this size 12." in verdict
+    assert "Shapes of 24 published panels: sign differs (12), not resolved at this size (12)." in verdict
     line = next(line for line in verdict.splitlines() if "SQuAD, GPT2-Large" in line and "**" in line)
-    assert "**sign differs** | -1.00 (95 % interval" in line and "sign differs 10" in line
+    assert "**sign differs** | -1.00 (95 % interval" in line and "sign differs (10)" in line
     assert "CMT above uniform by 7.48 in the paper, by -40" in verdict
     assert (
         "It does not say that anything was reproduced." in verdict and "reproduced" not in verdict.split("It does")[0]
@@ -57,6 +57,18 @@ def test_second_hand_values_say_so(tmp_path):
     context = figure.read("context-length")
     compared = compare(context, "tiny", [(context.runs("tiny")[0], in_published_order(tmp_path))])
     assert "second hand: quoted table" in section(render(compared), "Sources of the published values")
+
+
+def test_a_relative_score_has_no_error_where_it_is_100_by_definition_alone(tmp_path):
+    ids = []
+    for k in range(2):
+        for arm in ("stream", "irrelevant_50", "irrelevant_100"):
+            ids.append(record(tmp_path, spec("cmt", f"test-4-{k}", arm=arm), [[0.5]] * 4, [3.0] * 4))
+        ids.append(record(tmp_path, spec("closed_book", f"test-4-{k}"), [[0.0]] * 4, [3.0] * 4))
+    board(tmp_path, ids)
+    irrelevant = figure.read("irrelevant")
+    text = render(compare(irrelevant, "tiny", [(irrelevant.runs("tiny")[0], build(tmp_path))]))
+    assert "| CMT | 100.0 | 100.0 ± <0.1 | 100.0 ± <0.1 |" in text
 
 
 def test_what_is_left_out_is_named(tmp_path):
