@@ -290,19 +290,21 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
             box = Bbox.from_bounds(left, at_y + dy * scale - height / 2, width, height)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             covered = sum(_overlap(box, other) for other in taken) if inside else math.inf
-            if math.hypot(dx, dy) > NEAR:  # a line to the label should not run through another dot
+            if math.hypot(dx, dy) > NEAR:  # a line to the label runs through no other dot, and the label is beside none
                 along = [(at_x + share * dx * scale, at_y + share * dy * scale) for share in (0.25, 0.5, 0.75, 1)]
-                crossed = [other for other in dots if other is not dot and any(other.contains(*at) for at in along)]
-                covered += width * height * len(crossed)
+                others = [other for other in dots if other is not dot]
+                covered += width * height * sum(any(other.contains(*at) for at in along) for other in others)
+                covered += sum(_overlap(box, other.expanded(4, 1)) for other in others)
             candidates.append((covered, box, dx, dy))
             if candidates[-1][0] == 0:
                 break
         _, box, dx, dy = min(candidates, key=lambda candidate: candidate[0])
         taken.append(box)
-        (start, y), (end, _) = axes.transData.inverted().transform([(box.x0, at_y + dy * scale), (box.x1, at_y)])
-        text.set_position((start, y))
+        end = box.x0 if dx >= 0 else box.x1
+        tip, y = axes.transData.inverted().transform((end, at_y + dy * scale))
+        text.set_position((tip, y))
+        text.set_horizontalalignment("left" if dx >= 0 else "right")
         if math.hypot(dx, dy) > NEAR:
-            tip = start if dx >= 0 else end
             axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.4, zorder=0)
 
 
