@@ -80,10 +80,11 @@ def path_hash(path: Path) -> str:
         raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+@functools.cache
 def code_hash(file: Path) -> str:
     """SHA-256 (hexadecimal) of a source file, the project modules that it imports in turn, and their data files.
 
-    Each source file is read once per process, so the hash describes the code as it was at the first call.
+    It is computed once per process, since every cell has it in its key: it describes the files as they were then.
 
     Raises:
         BenchError: the file or a module that it imports is missing or not valid Python.

@@ -40,7 +40,9 @@ class Project:
             (root / name).write_text(text)
 
     def hash(self, name: str) -> str:
+        """The hash in a new process."""
         hashing._read.cache_clear()
+        code_hash.cache_clear()
         return code_hash(self.root / name)
 
     def hash_with(self, name: str, changed: str, text: str) -> str:
