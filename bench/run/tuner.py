@@ -171,7 +171,12 @@ class Tuner:
         trials = [tuning.record(trial, plan.config) for trial in tuning.done]
         if failed := sum(trial["score"] is None for trial in trials):
             self.remarks.append(f"{failed} of {len(trials)} tuning trials of {self.label(plan)} diverged or failed.")
-        if len(trials) < tuning.trials:
+        if not trials and tuning.limit is not None:
+            self.remarks.append(
+                f"{self.label(plan)} has no candidate within the limit on operations: its settings are untuned, and "
+                "may be over the limit."
+            )
+        elif len(trials) < tuning.trials:
             self.remarks.append(
                 f"{self.label(plan)} was tuned with {len(trials)} of {tuning.trials} trials: there are no other "
                 f"settings to try{' within the limit on operations' if tuning.limit is not None else ''}."

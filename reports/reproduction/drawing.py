@@ -60,7 +60,7 @@ def _caption(figure: Figure, score: str) -> str:
 
 def _errors(own: Sequence[Ours]) -> str:
     """Names of our error bars."""
-    return "; ".join(dict.fromkeys(board_error(ours.board) for ours in own))
+    return " and ".join(dict.fromkeys(board_error(ours.board) for ours in own))
 
 
 def _here(own: Sequence[Ours]) -> list[str]:

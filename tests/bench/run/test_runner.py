@@ -270,10 +270,12 @@ def test_trials_have_the_first_seed_and_the_order_of_the_stream(
 def test_with_equal_compute_nothing_over_the_limit_is_chosen(plan: Callable[..., Experiment], tmp_path: Path) -> None:
     tuned = {"name": "lora", "config": {"learning_rate": 1e-3}, "space": {"steps_per_document": [1, 8, 9]}}
     over = {"name": "uniform", "config": {"steps_per_document": 6}, "space": {}}
+    never = {"name": "tfidf", "space": {"steps_per_document": [6, 7]}}
     experiment = plan(
         {"name": "uniform", "space": {"steps_per_document": [1, 2, 3]}},
         tuned,
         over,
+        never,
         tuning=BY_F1,
         equal_compute={"method": "uniform", "steps": 2},
         streams={"split": "test", "documents": 3, "count": 1},
@@ -282,7 +284,13 @@ def test_with_equal_compute_nothing_over_the_limit_is_chosen(plan: Callable[...,
     )
     executor = Inline()
     result = Runner(experiment, tmp_path).run(executor)
-    assert [cell.spec.config["steps_per_document"] <= 2 for cell in result.cells] == [True, True, False]
+    assert [cell.spec.config["steps_per_document"] for cell in result.cells if cell.spec.method == "tfidf"] == [1]
+    rest = [cell for cell in result.cells if cell.spec.method != "tfidf"]
+    assert [cell.spec.config["steps_per_document"] <= 2 for cell in rest] == [True, True, False]
+    assert (
+        "tfidf has no candidate within the limit on operations: its settings are untuned, and may be over the limit."
+        in read_board(tmp_path).remarks
+    )
     limit = read_run(tmp_path / executor.keys[0])
     assert (limit.spec.method, limit.spec.config["steps_per_document"], limit.spec.prefix) == ("uniform", 2, 20)
     assert limit.costs is not None
