@@ -764,7 +764,7 @@ def train(
     )
     paths = train_target(target, experiment, overrides, runs, out, work, _paths(plugin), _print_line, workers, scale)
     for path in paths:
-        _print_line(f"Wrote {path}")
+        _print_line(f"Done: {path}")
 
 
 @app.command("tune-qa")

@@ -146,12 +146,15 @@ def package_version(name: str) -> str | None:
 def process_name() -> str:
     """A name for this process, ``<hash of its host>-<process id>``, that :func:`may_be_alive` understands.
 
-    Containers can share the name of a host, but not the numbers of processes.
+    Containers can share the name of a host, but not the numbers of processes; copies of a virtual machine share both,
+    but not the start of the system.
     """
-    numbers = ""
+    numbers = start = ""
     with suppress(OSError):
         numbers = os.readlink("/proc/self/ns/pid")
-    return f"{hashlib.sha256(f'{platform.node()} {numbers}'.encode()).hexdigest()[:8]}-{os.getpid()}"
+    with suppress(OSError):
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return f"{hashlib.sha256(f'{platform.node()} {numbers} {start}'.encode()).hexdigest()[:8]}-{os.getpid()}"
 
 
 def may_be_alive(name: str) -> bool:
@@ -163,7 +166,13 @@ def may_be_alive(name: str) -> bool:
         return True
     try:
         return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
     except psutil.AccessDenied:  # somebody else's
         return True
+    except psutil.NoSuchProcess:
+        try:
+            os.kill(int(pid), 0)
+        except PermissionError:  # somebody else's, which /proc may hide
+            return True
+        except (ProcessLookupError, OverflowError):
+            pass
+        return False

@@ -98,9 +98,10 @@ class Prefill:
         alive = list(range(len(written)))
         for step in range(1, max_new_tokens + 1):
             tokens = logits[:, -1].argmax(-1)  # (prompts alive,)
-            going = [k for k, token in enumerate(tokens.tolist()) if token not in stops]
+            chosen = tokens.tolist()  # the only read of the device in a step
+            going = [k for k, token in enumerate(chosen) if token not in stops]
             for k in going:
-                written[alive[k]].append(int(tokens[k]))
+                written[alive[k]].append(chosen[k])
                 ended[alive[k]] = step < max_new_tokens
             if not going or step == max_new_tokens:
                 break
@@ -121,7 +122,8 @@ class Prefill:
             batch = self.batch.copy()
             batch.extend(ids, pad_sequence([torch.ones_like(row) for row in inputs], batch_first=True))
             logits = torch.cat([logits, batch.read(ids.shape[1])], dim=1)  # (prompts, 1 + T, V)
-        return [
-            functional.cross_entropy(row[: len(target)], target).item()
-            for row, target in zip(logits, targets, strict=True)
+        losses = [
+            functional.cross_entropy(row[: len(target)], target) for row, target in zip(logits, targets, strict=True)
         ]
+        means: list[float] = torch.stack(losses).tolist()  # one read of the device for all
+        return means

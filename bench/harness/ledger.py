@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bench.contract.method import Method
 from bench.lm.base_model import BaseModel
@@ -151,9 +153,22 @@ def _peak(device: torch.device) -> int:
 
 def state_bytes(method: Method) -> int:
     """Bytes that the method has learned: the changed weights of the base and everything else in its state."""
-    extra = sum(
-        value.numel() * value.element_size()
-        for name, value in method.state_dict().items()
-        if not name.startswith("model.")
+    changed = method.lm.changed_bytes()
+    with _WithoutCopies(method.lm):
+        state = method.state_dict()
+    return changed + sum(
+        value.numel() * value.element_size() for name, value in state.items() if not name.startswith("model.")
     )
-    return extra + method.lm.changed_bytes()
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Inside, a clone of a weight of the base is the weight itself: a device may not hold a large base once more."""
+
+    def __init__(self, lm: BaseModel) -> None:
+        super().__init__()
+        self._weights = {tensor.data_ptr() for _, tensor in lm.named_tensors()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.clone and args[0].layout is torch.strided and args[0].data_ptr() in self._weights:
+            return args[0]  # a sparse tensor has no address
+        return func(*args, **(kwargs or {}))

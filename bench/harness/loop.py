@@ -331,9 +331,11 @@ class Loop:
             RunError: the method changed weights and did not restore them.
         """
         self.lm.model.eval()
-        for name, tensor in self.lm.named_tensors():
-            # a sum is finite only if its terms are, and is much faster
-            if not torch.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
+        tensors = dict(self.lm.named_tensors())
+        # a sum is finite only if its terms are, and is much faster; the device is read once for all
+        finite = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors.values()]).tolist()
+        for (name, tensor), known in zip(tensors.items(), finite, strict=True):
+            if not known and not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
         before = checksum(self.lm)
         with contextlib.ExitStack() as stack:

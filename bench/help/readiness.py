@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
-from bench import paths
 from bench.contract.method import validate_config
 from bench.data import recipe
-from bench.data.arms import Arm
+from bench.data.arms import Arm, documents_per_reset
 from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
@@ -68,11 +66,8 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
 def _base(experiment: Experiment) -> Iterator[Finding]:
     """The base, the device, and the memory of a worker."""
     name = experiment.model
-    if not (os.path.isdir(name) or (paths.MODELS / name).is_dir()):
-        yield Finding("note", "base", f"{name} is downloaded from the hub unless it is in its cache")
-        return
     try:
-        folder = checkpoint.locate(name)
+        folder = checkpoint.locate(name, download=False)
         checkpoint.check(folder, experiment.device)
     except BenchError as error:
         yield Finding("missing", "base", str(error))
@@ -128,7 +123,7 @@ def measure(
 
 
 def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
-    """The method with each of the settings that are tried, on its first arm and with its first seed.
+    """The method with each of the settings that are tried, with its first seed, on the arm that holds most documents.
 
     The first settings are also tried without documents if tuning has such cells.
     """
@@ -142,5 +137,10 @@ def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
         config = {**plan.config, **settings}
         with suppress(BenchError):  # a combination that the method refuses
             validate_config(kind, config)
-            arms = list(dict.fromkeys([*plan.arms[:1], *(floor if number == 0 else ())]))
+            arms = list(dict.fromkeys([max(plan.arms, key=_held), *(floor if number == 0 else ())]))
             yield plan.model_copy(update={"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": arms})
+
+
+def _held(arm: Arm) -> float:
+    """The most documents that a method holds when it is asked on an arm; infinity for those of a whole stream."""
+    return 0 if arm == "empty" else documents_per_reset(arm) or inf

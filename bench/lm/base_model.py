@@ -395,11 +395,14 @@ class BaseModel:
                 # padding is on the right, where a causal model does not attend to it
                 ids = pad_sequence(list(inputs), batch_first=True, padding_value=self.eos_id)
                 logits, hidden = self.read(input_ids=ids, use_cache=False)
+                sums = []
                 for i, (row, source, target) in enumerate(zip(logits, inputs, targets, strict=True)):
                     predicted = row[len(source) - len(target) : len(source)]
                     if self.mixes:
                         predicted = self.mixed(predicted.float(), hidden[i, : len(source)], source)
-                    total -= _log_probs(predicted, target).double().sum().item()
+                    sums.append(_log_probs(predicted, target).double().sum())
+                for value in torch.stack(sums).tolist():  # one read of the device for all rows
+                    total -= value
         return total
 
     def loss(self, document: Document, weights: Tensor | None = None) -> Tensor:

@@ -15,38 +15,43 @@ from bench.errors import BenchError
 from bench.hashing import path_hash
 from bench.lm import adapters, pretrained, quantized
 
+UNUSED = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
+"""Files of a model on the hub that are not downloaded: weights in other formats than safetensors."""
 
-def locate(name: str, setting: str = "--model") -> Path:
+
+def locate(name: str, setting: str = "--model", download: bool = True) -> Path:
     """Folder of a model, from an embedded name (``nano``), a folder or a hub id (downloaded if needed).
 
     A folder that holds an adapter alone stands for its base with the adapter, which are merged in the user's cache.
-    ``setting`` is the option or key that the name comes from, for messages.
+    ``setting`` is the option or key that the name comes from, for messages. Without ``download`` a hub id is looked up
+    in the hub's cache alone.
 
     Raises:
-        BenchError: no embedded or local model has that name, and the hub does not provide it; it has to be fetched
-            first (:func:`pretrained.get`); or it is an adapter that cannot be merged.
+        BenchError: no embedded or local model has that name, and the hub, or its cache, does not provide it; it has to
+            be fetched first (:func:`pretrained.get`); or it is an adapter that cannot be merged.
     """
-    return _locate(name, setting, ())
+    return _locate(name, setting, (), download)
 
 
-def _locate(name: str, setting: str, above: tuple[Path, ...]) -> Path:
+def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) -> Path:
     """:func:`locate` a model on which the adapters in the folders ``above`` build."""
     if (local := _local(name)) is not None:
-        return pretrained.locate(local.name) if _is_fetched(local) else _merged(local, above)
+        return pretrained.locate(local.name) if _is_fetched(local) else _merged(local, above, download)
     if os.path.isdir(name):
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"])
-        )
+        folder = Path(snapshot_download(name, ignore_patterns=UNUSED, local_files_only=not download))
     except Exception as error:  # of many types: bad id, no network, no such repository, gated
+        reason = f"the hub did not provide it ({type(error).__name__}). Give"
+        if not download:
+            reason = f"the hub's cache lacks it. Download it (hf download {name}), or give"
         raise BenchError(
             f"There is no model {name!r}: it is neither embedded ({', '.join(paths.models())}) nor a local folder, and "
-            f"the hub did not provide it ({type(error).__name__}). Give {setting} a folder written by save_pretrained."
+            f"{reason} {setting} a folder written by save_pretrained."
         ) from None
-    return _merged(folder, above)
+    return _merged(folder, above, download)
 
 
 def _local(name: str) -> Path | None:
@@ -71,14 +76,14 @@ def _base_of(folder: Path) -> str | None:
     return base
 
 
-def _merged(folder: Path, above: tuple[Path, ...]) -> Path:
+def _merged(folder: Path, above: tuple[Path, ...], download: bool) -> Path:
     """A folder with a model as it is; for one with an adapter alone, the folder of its base with the adapter."""
     if (name := _base_of(folder)) is None:
         return folder
     own = folder.resolve()
     if own in above:
         raise BenchError(f"The adapter {folder} builds on itself. Correct base_model_name_or_path in it.")
-    base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own))
+    base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own), download)
     return adapters.merged(folder, base, identity(base))
 
 

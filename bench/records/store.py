@@ -13,11 +13,13 @@ Whatever is read may also be packed in one file (:mod:`bench.records.packed`), a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,6 +46,8 @@ from bench.records.schema import (
 
 PARTIAL = ".partial-"
 MANIFEST = "run.json"
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age of an incomplete folder, by when a process that is alive has long since finished it."""
 
 Event = TypeVar("Event", DocumentEvent, AnswerEvent, TokenEvent)
 Kind = TypeVar("Kind", bound=Manifest)
@@ -103,11 +107,16 @@ def manifest(record: Manifest) -> bytes:
 
 
 def sweep(runs: Path) -> None:
-    """Remove the incomplete folders of killed runs, and leave those of processes that may still be writing."""
+    """Remove the incomplete folders of killed runs, and leave those of processes that may still be writing.
+
+    Whether those of another machine are, cannot be seen: theirs are removed after :data:`ABANDONED_SECONDS`.
+    """
     for leftover in runs.glob(f"{PARTIAL}*"):
         writer = re.match(rf"{re.escape(PARTIAL)}([0-9a-f]{{8}}-\d+)-", leftover.name)
-        if writer is None or not may_be_alive(writer[1]):
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, or has finished
+            silent = time.time() - leftover.stat().st_mtime
+            if writer is None or silent > ABANDONED_SECONDS or not may_be_alive(writer[1]):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_tuning(runs: Path, record: TuningRecord) -> None:

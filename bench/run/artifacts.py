@@ -160,7 +160,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     """
     for name in (key.folder_name, key.in_float32.folder_name):
         for folder in folders:
-            if (folder / name / MANIFEST).is_file():
+            if is_there(folder / name):
                 return folder / name
     others = [read_key(path).differences(key) for folder in folders for path in folder.glob(f"{key.method}-*")]
     nearest = min(others, key=len, default=None)
@@ -170,6 +170,11 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
         f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with the other "
         f"options of this command."
     )
+
+
+def is_there(folder: Path) -> bool:
+    """True if a folder holds an artifact: it is written whole or not at all."""
+    return (folder / MANIFEST).is_file()
 
 
 def read_key(folder: Path) -> ArtifactKey:
@@ -218,7 +223,8 @@ def load(folder: Path, method: MetaTrained) -> None:
 def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
     """Write the trained learner as an artifact under ``folder``, whole or not at all; returns the artifact's folder.
 
-    In the committed store it replaces the artifact of the same method, seed, dataset, base and settings.
+    One that is there with this key stays, since a cell may be reading it. In the committed store it replaces those of
+    other keys with the same method, seed, dataset, base and settings.
     """
     path = folder / key.folder_name
     partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
@@ -240,10 +246,12 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
         curve = [{column: f"{row[column]:.6g}" if column in row else "" for column in columns} for row in trainer.curve]
         write_bytes(partial / "curve.csv", csv_text(curve).encode())
         write_bytes(partial / "README.md", card.encode())
-        for other in folder.glob(f"{key.method}-*") if folder == COMMITTED else [path]:
-            if other == path or _are_alike(read_key(other), key):
+        if not is_there(path):
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+        for other in folder.glob(f"{key.method}-*") if folder == COMMITTED else ():
+            if other != path and _are_alike(read_key(other), key):
                 shutil.rmtree(other, ignore_errors=True)
-        partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path

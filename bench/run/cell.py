@@ -33,7 +33,17 @@ from bench.lm.base_model import BaseModel
 from bench.lm.precision import set_deterministic
 from bench.lm.probe import Abilities
 from bench.records import provenance
-from bench.records.schema import CellSpec, Costs, Failure, RunRecord, Summary, Tally
+from bench.records.schema import (
+    AnswerEvent,
+    CellSpec,
+    Costs,
+    DocumentEvent,
+    Failure,
+    RunRecord,
+    Summary,
+    Tally,
+    TokenEvent,
+)
 from bench.records.store import MANIFEST, read_run, write_run
 from bench.run import artifacts
 from bench.run.executor import TaskError, limit_time, retire, tell
@@ -106,11 +116,11 @@ def run(
 ) -> str:
     """Run a cell (as plain data) and write its record to the place ``runs``; returns the record's status.
 
-    A cell that another process runs at this moment is left to it (:data:`ELSEWHERE` is returned), and one of which it
-    has written a record since the cell was ``planned`` (:func:`written`) is not run again. An error in the method or
-    the model becomes part of the record. A worker of a pool retires after a cell that is not complete, whatever state
-    it was left in. It is killed if a hook of the method runs for more than ``hook_timeout`` seconds. ``abilities`` are
-    those of the base, if they have been tried.
+    A cell that another process runs at this moment, or has taken over from this one, is left to it (:data:`ELSEWHERE`
+    is returned), and one of which it has written a record since the cell was ``planned`` (:func:`written`) is not run
+    again. An error in the method or the model becomes part of the record. A worker of a pool retires after a cell that
+    is not complete, whatever state it was left in. It is killed if a hook of the method runs for more than
+    ``hook_timeout`` seconds. ``abilities`` are those of the base, if they have been tried.
 
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
@@ -126,26 +136,31 @@ def run(
             return read_run(folder / own.id).status
         if own.spec.train_hash:
             where.fetch_weights()
-        record = run_cell(own, folder, hook_timeout, abilities)
+        record, events = run_cell(own, folder, hook_timeout, abilities)
+        if record.status != "complete":
+            retire()
+        if not where.holds(own.id):
+            return ELSEWHERE
+        write_run(folder, record, *events)
         where.send(own.id)
-    if record.status != "complete":
-        retire()
     return record.status
+
+
+Events = tuple[()] | tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]
+"""Those of documents, answers and tokens; none of a cell that did not begin."""
 
 
 def run_cell(
     cell: Cell, runs: Path, hook_timeout: float | None = None, abilities: Abilities | None = None
-) -> RunRecord:
-    """Run a cell as :func:`run` does; returns the record."""
+) -> tuple[RunRecord, Events]:
+    """Run a cell as :func:`run` does, with the trained weights of ``runs``; returns the record and its events."""
     spec, sources = cell.spec, cell.sources
     origin = provenance.collect()
     try:  # before the method is imported, so that what its import changes is seen
         lm, fingerprint = load_base(cell, abilities)
     except Exception as error:
         kind = registry.load_method(spec.method, sources.plugins)
-        record = record_of(cell, kind, origin, failure=failure_of(error, None))
-        write_run(runs, record)
-        return record
+        return record_of(cell, kind, origin, failure=failure_of(error, None)), ()
     kind = registry.load_method(spec.method, sources.plugins)
     inputs = inputs_of(sources, spec.arm)
     check_unchanged(cell, kind, inputs, runs)
@@ -184,8 +199,7 @@ def run_cell(
     except (Exception, SystemExit) as error:  # a method may call sys.exit
         record = record_of(cell, kind, origin, failure=failure_of(error, loop))
         _load_base.cache_clear()  # no other cell may run on the model in the state it was left in
-    write_run(runs, record, *(loop.events if loop is not None else ()))
-    return record
+    return record, loop.events if loop is not None else ()
 
 
 Activity = Literal["starting", "learning offline", "reading", "answering", "running elsewhere"]

@@ -1,8 +1,10 @@
 """Claims: which process runs a cell, so that several runs on one folder of records never run the same one.
 
-A claim is a file under ``claims`` in the folder of the records. It names the process, whose heartbeat is the time of
-the file. A claim without one for :data:`STALE_SECONDS`, or of a process of this machine that has ended, is taken over.
-Times are those of the file server, so that the clocks of several machines may differ.
+A claim is a file under ``claims`` in the folder of the records, which one process alone can create: no locks are used,
+since some file servers leave them to each machine. It names the process, whose heartbeat is the time of the file. A
+claim without one for :data:`STALE_SECONDS`, or of a process of this machine that has ended, is taken over. A process
+may have stood still for so long: it asks, before it writes a record, whether it still :func:`holds` its claim. Times
+are those of the file server, so that the clocks of several machines may differ.
 """
 
 from __future__ import annotations
@@ -14,15 +16,12 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
-from bench.files import json_bytes, write_bytes
+from bench.files import json_bytes
 from bench.machine import may_be_alive, process_name
 
 FOLDER = "claims"
@@ -53,26 +52,79 @@ class Running(NamedTuple):
     silent: float
 
 
+class Seen(NamedTuple):
+    """The file of a claim as it was read, and the seconds since its last heartbeat."""
+
+    content: bytes
+    silent: float
+
+    def holds(self, longest: float) -> bool:
+        """True unless it has been silent for so many seconds, or its process has ended.
+
+        What names no process holds too: it may be a claim that is being written.
+        """
+        claim = parse(self.content)
+        return self.silent < longest and (claim is None or may_be_alive(claim.process))
+
+
 @contextlib.contextmanager
 def claimed(runs: Path, cell: str) -> Iterator[bool]:
     """Context in which this process holds the claim to a cell; False if another one does, which is then left alone."""
-    folder = runs / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    claim = own_claim(cell)
-    with _lock(folder):
-        free = _running(folder, cell) is None
-        if free:
-            write_bytes(_path(folder, cell), json_bytes(claim._asdict()))
-    if not free:
+    path, content = _path(runs, cell), json_bytes(own_claim(cell)._asdict())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not _take(path, content):
         yield False
         return
+
+    def beat() -> None:
+        if _content(path) == content:
+            os.utime(path)
+
     try:
-        with beating(HEARTBEAT_SECONDS, partial(os.utime, _path(folder, cell))):
+        with beating(HEARTBEAT_SECONDS, beat):
             yield True
     finally:
-        with _lock(folder):
-            if _read(_path(folder, cell)) == claim:
-                _path(folder, cell).unlink(missing_ok=True)
+        if _content(path) == content:
+            path.unlink(missing_ok=True)
+
+
+def holds(runs: Path, cell: str) -> bool:
+    """True if this process holds the claim to a cell."""
+    return is_own(_content(_path(runs, cell)))
+
+
+def is_own(content: bytes) -> bool:
+    """True if a claim, by the content of its file, is one of this process."""
+    claim = parse(content)
+    return claim is not None and claim.process == process_name()
+
+
+def _take(path: Path, content: bytes) -> bool:
+    """Create the file of a claim, in place of one that no longer holds; False if another process has one."""
+    found = _look(path)
+    if found is not None:
+        if found.holds(STALE_SECONDS):
+            return False
+        _remove(path, found.content)
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return _content(path) == content  # else another process took it over before it was written
+
+
+def _remove(path: Path, content: bytes) -> None:
+    """Remove a claim with this content, but not one that another process has put in its place meanwhile."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _content(aside) == content:
+        aside.unlink()
+    else:
+        aside.rename(path)
 
 
 def own_claim(cell: str) -> Claim:
@@ -99,36 +151,41 @@ def beating(seconds: float, beat: Callable[[], object]) -> Iterator[None]:
         heart.join()
 
 
+def is_claimed(runs: Path, cell: str) -> bool:
+    """True if a process holds the claim to a cell."""
+    found = _look(_path(runs, cell))
+    return found is not None and found.holds(STALE_SECONDS)
+
+
 def holder(runs: Path, cell: str) -> Claim | None:
-    """The claim to a cell that holds; None if it is free to run."""
-    found = _running(runs / FOLDER, cell)
-    return None if found is None else found.claim
+    """The claim to a cell that holds; None if it is free to run, or its claim is being written."""
+    return next((one.claim for one in running(runs) if one.claim.cell == cell), None)
 
 
 def running(runs: Path) -> list[Running]:
     """All claims that hold, the oldest first."""
-    folder = runs / FOLDER
-    found = (_running(folder, path.stem) for path in sorted(folder.glob("*.json")))
-    return sorted((one for one in found if one is not None), key=lambda one: one.claim.started)
+    return in_order(map(_look, (runs / FOLDER).glob("*.json")), STALE_SECONDS)
 
 
-def _running(folder: Path, cell: str) -> Running | None:
-    path = _path(folder, cell)
-    claim = _read(path)
-    if claim is None or not may_be_alive(claim.process):
-        return None
+def in_order(found: Iterable[Seen | None], longest: float) -> list[Running]:
+    """Those of the claims that hold (:meth:`Seen.holds`), the oldest first."""
+    held = ((parse(seen.content), seen.silent) for seen in found if seen is not None and seen.holds(longest))
+    return sorted((Running(claim, silent) for claim, silent in held if claim), key=lambda one: one.claim.started)
+
+
+def _look(path: Path) -> Seen | None:
+    """A claim, whether it holds or not; None without one."""
     try:
-        silent = _now(folder) - path.stat().st_mtime
-    except FileNotFoundError:  # released meanwhile
+        return Seen(path.read_bytes(), _now(path.parent) - path.stat().st_mtime)
+    except FileNotFoundError:  # also one that is released meanwhile
         return None
-    return Running(claim, silent) if silent < STALE_SECONDS else None
 
 
-def _read(path: Path) -> Claim | None:
+def _content(path: Path) -> bytes:
     try:
-        return parse(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
-        return None
+        return b""
 
 
 def parse(content: bytes) -> Claim | None:
@@ -149,9 +206,5 @@ def _now(folder: Path) -> float:
         return time.time()
 
 
-def _path(folder: Path, cell: str) -> Path:
-    return folder / f"{cell}.json"
-
-
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / ".lock")
+def _path(runs: Path, cell: str) -> Path:
+    return runs / FOLDER / f"{cell}.json"

@@ -7,6 +7,7 @@ in the copy; what others have written is fetched, and what is new here is sent, 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from bench.files import json_bytes, write_bytes
 from bench.hashing import digest
 from bench.records.store import MANIFEST, read_run
 from bench.run import claims
-from bench.run.claims import Running
+from bench.run.claims import Running, Seen
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
@@ -55,9 +56,13 @@ class Place:
 
     def fetch(self) -> None:
         """Take over what others have written."""
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            # a machine remembers for a minute which files a server (NFS) lacked, unless it changes their folder itself
+            os.utime(self.path)
 
     def fetch_record(self, cell: str) -> None:
         """Take over the record of a cell, if there is a newer one."""
+        self.fetch()
 
     def fetch_weights(self) -> None:
         """Take over trained weights that others have made."""
@@ -73,9 +78,13 @@ class Place:
         """Context in which this process holds the claim to a cell; False if another one does."""
         return claims.claimed(self.path, cell)
 
+    def holds(self, cell: str) -> bool:
+        """True if this process still holds the claim to a cell, which others take over if it stands still."""
+        return claims.holds(self.path, cell)
+
     def is_claimed(self, cell: str) -> bool:
         """True if a process holds the claim to a cell."""
-        return claims.holder(self.path, cell) is not None
+        return claims.is_claimed(self.path, cell)
 
 
 class Bucket(Place):
@@ -159,14 +168,9 @@ class Bucket(Place):
 
     def running(self) -> list[Running]:
         """All claims that hold, here and elsewhere, the oldest first."""
-        found = {one.claim.cell: one for one in super().running()}
-        for name in self._names(f"{claims.FOLDER}/"):
-            cell = Path(name).stem
-            with contextlib.suppress(FileNotFoundError):
-                claim, age = claims.parse(self.fs.cat_file(self._claim(cell))), self._age(cell)
-                if claim is not None and age < STALE_SECONDS:
-                    found.setdefault(cell, Running(claim, age))
-        return sorted(found.values(), key=lambda one: one.claim.started)
+        there = map(self._look, (Path(name).stem for name in self._names(f"{claims.FOLDER}/")))
+        found = [*claims.in_order(there, STALE_SECONDS), *super().running()]
+        return sorted({one.claim.cell: one for one in found}.values(), key=lambda one: one.claim.started)
 
     @contextlib.contextmanager
     def claimed(self, cell: str) -> Iterator[bool]:
@@ -190,15 +194,21 @@ class Bucket(Place):
 
     def is_claimed(self, cell: str) -> bool:
         """True if a process, here or elsewhere, holds the claim to a cell."""
-        return super().is_claimed(cell) or self._age(cell) < STALE_SECONDS
+        found = self._look(cell)
+        return super().is_claimed(cell) or (found is not None and found.holds(STALE_SECONDS))
+
+    def holds(self, cell: str) -> bool:
+        """True if this process still holds the claim to a cell, here and there."""
+        found = self._look(cell)
+        return super().holds(cell) and found is not None and claims.is_own(found.content)
 
     def _take(self, cell: str, claim: bytes) -> bool:
         path = self._claim(cell)
         self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        age = self._age(cell)
-        if age < STALE_SECONDS:
-            return False
-        if age < float("inf"):
+        found = self._look(cell)
+        if found is not None:
+            if found.holds(STALE_SECONDS):
+                return False
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(path)
         try:
@@ -212,18 +222,17 @@ class Bucket(Place):
 
     def _holds(self, cell: str, claim: bytes) -> bool:
         """True if this is the claim to a cell."""
-        try:
-            return bool(self.fs.cat_file(self._claim(cell)) == claim)
-        except FileNotFoundError:
-            return False
+        found = self._look(cell)
+        return found is not None and found.content == claim
 
-    def _age(self, cell: str) -> float:
-        """Seconds since the last heartbeat of a claim; infinite without one."""
+    def _look(self, cell: str) -> Seen | None:
+        """The claim to a cell, whether it holds or not; None without one."""
         self.fs.invalidate_cache()
+        path = self._claim(cell)
         try:
-            return time.time() - float(self.fs.modified(self._claim(cell)).timestamp())
+            return Seen(self.fs.cat_file(path), time.time() - float(self.fs.modified(path).timestamp()))
         except FileNotFoundError:
-            return float("inf")
+            return None
 
     def _claim(self, cell: str) -> str:
         return f"{self.root}/{claims.FOLDER}/{cell}.json"

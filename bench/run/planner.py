@@ -40,9 +40,9 @@ class Planner:
         self.harness_code = hashing.code_hash(ROOT / "bench" / "harness" / "loop.py")
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
         self._here: dict[str, Any] = {  # names of what comes with the project, else absolute paths
-            "dataset": _source(experiment.dataset, self.recipe.folder),
+            "dataset": source(experiment.dataset, self.recipe.folder),
             "data_files": {split: list(map(os.path.abspath, of)) for split, of in experiment.data_files.items()},
-            "model": _source(experiment.model, self.base),
+            "model": source(experiment.model, self.base),
             "plugins": list(map(os.path.abspath, self.plugins)),
         }
 
@@ -133,6 +133,6 @@ class Planner:
         )
 
 
-def _source(name: str, folder: Path) -> str:
-    """The name of what has a folder of the project, else the folder's path."""
+def source(name: str, folder: Path) -> str:
+    """The name of what has a folder of the project, else the folder's absolute path."""
     return name if folder.resolve().is_relative_to(ROOT) else str(folder.resolve())

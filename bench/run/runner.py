@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from bench import machine
 from bench.answering.retune import Retune
 from bench.contract import registry
@@ -28,7 +30,7 @@ from bench.records.schema import BoardEntry, BoardRecord, RunRecord, TuningRecor
 from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run.artifacts import MissingWeights
 from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
-from bench.run.executor import Executor, Note, Task
+from bench.run.executor import Executor, Note, Task, TaskError, affordable_jobs
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
 from bench.run.outlook import Forecaster, Outlook, load
@@ -66,7 +68,8 @@ class Runner:
     (:meth:`Experiment.on_each_pair`), each of which is run like an experiment of its own.
 
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.
-    With ``look_only`` it can only look ahead. Methods may then lack trained weights, which :meth:`look_ahead` says.
+    With ``look_only`` it can only look ahead, and uses no GPU. Methods may then lack trained weights, which
+    :meth:`look_ahead` says.
     ``shard`` = (k, n) is the k-th of n runs that share the cells: each runs every n-th cell that a method has on the
     board, and of the trials, which all of them need, whatever no other process runs.
 
@@ -93,6 +96,7 @@ class Runner:
         self._outlooks: dict[int, Outlook] = {}
         self._attempts: set[str] = set()  # cells that failed are run again by the next command, not by this one
         self._running: dict[str, tuple[Cell, str]] = {}  # those that have not ended, and their records before
+        self._deaths: dict[str, TaskError] = {}  # of those of them whose worker died
         self.planner = Planner(experiment, runs, plugins)
         self.tuner = Tuner(self.planner, self.remarks)
         self.recipe, self.methods = self.planner.recipe, self.planner.methods
@@ -115,15 +119,16 @@ class Runner:
             dependencies(self.methods[entry.name], config)  # raises if one is missing
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
         self.tuner.check_limit()
-        self._check_base()
+        self._check_base(look_only)
         self.remarks += self._remarks_on_data()
         for arm in dict.fromkeys(arm for entry in experiment.methods for arm in entry.arms):
             self._check_arm(arm)
 
-    def _check_base(self) -> None:
+    def _check_base(self, look_only: bool) -> None:
         """Load the base, and check that it knows the texts and that every method can run on it."""
         experiment = self.experiment
-        device = experiment.device if checkpoint.has_device(experiment.device) else "cpu"  # as where jobs are submitted
+        # who only looks leaves a GPU to those that run; where jobs are submitted there may be none
+        device = experiment.device if checkpoint.has_device(experiment.device) and not look_only else "cpu"
         tokenizer, self.abilities, self.weights = _base(
             self.planner.base, self.planner.model_hash, device, experiment.dtype
         )
@@ -445,30 +450,45 @@ class Runner:
                 progress.note(outcome.key, outcome.content)
                 continue
             task = next(task for task in tasks if task.key == outcome.key)
-            if outcome.value == ELSEWHERE:
+            if outcome.error is not None and outcome.error.kind == "raised":
+                raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
+            if outcome.error is not None:
+                self._deaths[outcome.key] = outcome.error
+            if outcome.value == ELSEWHERE or (outcome.error is not None and not self._bury(outcome.key)):
                 progress.note(outcome.key, Moment("running elsewhere"))
                 yield task, False
                 continue
-            if outcome.error is not None and outcome.error.kind == "raised":
-                raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
             self.place.fetch_record(outcome.key)  # another machine may have run it
-            if outcome.error is not None:
-                cell, _ = self._running[outcome.key]
-                if not cell.is_done(self.runs):
-                    write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], outcome.error))
-                    self.place.send(outcome.key)
             self._end(outcome.key, progress)
             yield task, True
 
+    def _bury(self, key: str) -> bool:
+        """Record the death of a cell's worker, unless another process has run the cell since.
+
+        False if its worker did not die here, or if another process holds its claim: it runs the cell, or it is the dead
+        worker, on another machine.
+        """
+        if key not in self._deaths:
+            return False
+        with self.place.claimed(key) as free:
+            if free:
+                self.place.fetch_record(key)
+                cell, before = self._running[key]
+                if written(self.runs, key) == before:
+                    write_run(self.runs, dead_worker_record(cell, self.methods[cell.spec.method], self._deaths[key]))
+                    self.place.send(key)
+        return free
+
     def _end(self, key: str, progress: Progress) -> None:
         del self._running[key]
+        self._deaths.pop(key, None)
         progress.end(key, read_run(self.runs / key))
 
     def _await(self, tasks: Sequence[Task], progress: Progress, after: Callable[[str], Iterable[_Batch]]) -> list[Task]:
         """Wait for cells that other processes run, until all have ended or there is something to run here.
 
         Returns the tasks that have not ended, and those that follow on the others: a cell may be free without a new
-        record, since its process died.
+        record, since its process died. If a worker died of it here as well, that is its record.
         """
         waiting = list(tasks)
         while waiting:
@@ -476,7 +496,7 @@ class Runner:
                 if self.place.is_claimed(task.key):
                     continue
                 self.place.fetch_record(task.key)
-                if written(self.runs, task.key) == self._running[task.key][1]:
+                if written(self.runs, task.key) == self._running[task.key][1] and not self._bury(task.key):
                     return waiting  # its process died
                 waiting.remove(task)
                 self._end(task.key, progress)
@@ -538,12 +558,26 @@ class _Batch(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities, int]:
-    """The tokenizer of a base, what the base can do, and the number of its weights."""
-    lm = BaseModel.load(str(folder), device, dtype)
-    tokenizer, abilities = lm.tokenizer, lm.abilities
+    """The tokenizer of a base, what the base can do, and the number of its weights.
+
+    Raises:
+        BenchError: it cannot be loaded, or there is not enough memory for it.
+    """
+    checkpoint.check(folder, device)
+    weights = checkpoint.weight_count(folder)
+    if device == "cpu":  # where the system may end a process that takes too much, before it can say so
+        affordable_jobs(1, weights, machine.available_memory())
+    try:
+        lm = BaseModel.load(str(folder), device, dtype)
+        tokenizer, abilities = lm.tokenizer, lm.abilities
+    except torch.OutOfMemoryError:
+        raise BenchError(
+            f"The base in {folder} does not fit into the free memory of {device}. End the processes that use it, "
+            f"or use a smaller base or --device cpu."
+        ) from None
     del lm
     machine.release_gpu_memory()  # the workers are planned by what is free
-    return tokenizer, abilities, checkpoint.weight_count(folder)
+    return tokenizer, abilities, weights
 
 
 def _failure_line(record: RunRecord) -> str:

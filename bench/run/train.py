@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract import registry
 from bench.contract.config import MethodConfig
-from bench.contract.meta_training import MetaTrained, Say, Trainer, training_of
+from bench.contract.meta_training import MetaTrained, Say, Trainer, TrainingConfig, training_of
 from bench.contract.method import Conditioning, validate_config
+from bench.data import recipe
 from bench.data.documents import Episode, episodes
 from bench.data.reader import MissingSplit, split_entries
 from bench.errors import BenchError, RunError, nearest
@@ -33,10 +34,13 @@ from bench.run import artifacts, claims
 from bench.run.artifacts import ArtifactKey
 from bench.run.executor import Note, Task, tell
 from bench.run.experiment import Experiment, MethodPlan, load
+from bench.run.inputs import Sources
 from bench.run.overrides import Overrides
-from bench.run.places import place
+from bench.run.places import Bucket, place
+from bench.run.planner import source
 from bench.run.roles import overlaps, uses_of
 from bench.run.workers import Workers
+from bench.settings import merged
 
 EMBEDDED_MODEL = "nano"
 """The target that is not a method: the embedded model, rebuilt from its recipe."""
@@ -56,7 +60,7 @@ def train_target(
     workers: Workers | None = None,
     scale: str | None = None,
 ) -> list[Path]:
-    """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns the folders written.
+    """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns their folders.
 
     ``target`` is the embedded model, or names of methods, separated by commas. A method is trained once for each of
     its training settings in the experiment, each pair of data set and base, and each seed planned for it: one after the
@@ -67,10 +71,18 @@ def train_target(
     by default ``train`` under ``runs``; a run that was killed resumes from there.
 
     Raises:
-        BenchError: nothing of that name can be trained (with the nearest names), or as :func:`train`.
+        BenchError: nothing of that name can be trained (with the nearest names), ``runs`` is in a bucket and a folder
+            is lacking for what is not kept there, or as :func:`train`.
         Diverged: as :func:`train`.
         RunError: of several trainings with ``workers``, some failed; the others are done.
     """
+    where = place(runs)
+    on_ray = workers is not None and workers.kind == "ray"
+    if isinstance(where, Bucket) and (work is None or (on_ray and out is None)):
+        raise BenchError(
+            "A training keeps its claims and checkpoints in a folder, not in a bucket: name one that all machines see "
+            "with --work, and with --executor ray also one for the weights with --out."
+        )
     work = work or runs / "train"
     if target == EMBEDDED_MODEL:
         if experiment != DEFAULT_EXPERIMENT or plugins or not replace(overrides, assignments=(), device=None).is_empty:
@@ -108,7 +120,7 @@ def train_target(
         folders = list(filter(None, [train(*training, say=say) for training in trainings]))
     else:
         folders = _train_all(trainings, workers, say)
-    place(runs).fetch()  # of a bucket: sends what is new
+    where.fetch()  # of a bucket: sends what is new
     return folders
 
 
@@ -123,23 +135,32 @@ class _Training(NamedTuple):
     plugins: tuple[str, ...]
     options: tuple[str, ...]
 
+    @property
+    def settings(self) -> TrainingConfig:
+        """The method's training settings."""
+        [plan] = self.experiment.methods
+        return training_of(validate_config(_meta_trained(self.name, self.plugins), plan.config))
+
+    @property
+    def base(self) -> str:
+        """The base that it trains with."""
+        return self.settings.base or self.experiment.model
+
 
 def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> list[Path]:
     """Train several at a time; each line of progress begins with the method's name and the seed."""
-    trainings = [_from_anywhere(training) for training in trainings]
     experiment = trainings[0].experiment
-    bases = {checkpoint.locate(training.experiment.model) for training in trainings}
+    bases = {checkpoint.locate(training.base) for training in trainings}
     weights = max(map(checkpoint.weight_count, bases))
     plan = replace(workers, jobs=min(workers.jobs or usable_cores(), len(trainings))).plan(experiment, weights)
+    if plan.remark:
+        say(plan.remark)
     titles = [f"{training.name}, seed {training.seed}" for training in trainings]
     labels = {
         f"training-{place}": title if titles.count(title) == 1 else f"{title} ({place + 1} of {len(titles)})"
         for place, title in enumerate(titles)
     }
-    tasks = [
-        Task(key, f"{__name__}:train_task", {"training": training})
-        for key, training in zip(labels, trainings, strict=True)
-    ]
+    tasks = [_task(key, training) for key, training in zip(labels, trainings, strict=True)]
     folders, failures = [], []
     with workers.open(experiment, plan) as executor:
         for result in executor.run(tasks):
@@ -149,10 +170,16 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
             elif result.error is not None:
                 failures.append(f"{label}: {result.error.message}")
                 say(failures[-1])
-            elif result.value is not None:
+            elif result.value is None:
+                say(f"{label}: another process trains it.")
+            elif _is_seen(result.value):
                 folders.append(result.value)
             else:
-                say(f"{label}: another process trains it.")
+                failures.append(
+                    f"{label}: its weights are in {result.value} on another machine, which this one does not see. Name "
+                    f"a folder that all machines see with --out."
+                )
+                say(failures[-1])
     if failures:
         raise RunError(
             "\n  ".join([f"{len(failures)} of {len(trainings)} trainings failed. The same command resumes.", *failures])
@@ -160,20 +187,49 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
     return folders
 
 
-def _from_anywhere(training: _Training) -> _Training:
-    """The training with absolute paths: a worker on a cluster has a working folder of its own."""
-    experiment = training.experiment.model_copy(deep=True)
-    experiment.data_files = {split: [*map(os.path.abspath, of)] for split, of in experiment.data_files.items()}
-    experiment.model = paths.absolute(experiment.model, paths.models())
-    experiment.dataset = paths.absolute(experiment.dataset, paths.datasets())
-    plugins = tuple(os.path.abspath(plugin) for plugin in training.plugins)
-    out, work = training.out.absolute(), training.work.absolute()
-    return training._replace(experiment=experiment, plugins=plugins, out=out, work=work)
+def _is_seen(folder: Path) -> bool:
+    """True if an artifact that a worker has written is on this machine too."""
+    place(folder.parent).fetch()
+    return artifacts.is_there(folder)
 
 
-def train_task(training: _Training) -> Path | None:
-    """Train in a worker, which tells the lines of progress."""
-    return train(*training, say=tell)
+def _task(key: str, training: _Training) -> Task:
+    """The training as plain data, for a worker with other folders than this process, and the files that it reads.
+
+    Its experiment has the base and the data of the training, if these are others, and the method's name: that of a pair
+    of data set and base need not be valid for an experiment. A base of a hub stays a name, since a copy of its folder
+    has another identity.
+    """
+    experiment, base = training.experiment, training.base
+    dataset, data_files = training.settings.source(experiment.dataset, experiment.data_files)
+    is_here = os.path.isdir(base) or base in paths.models()
+    sources = Sources(
+        dataset=source(dataset, recipe.find(dataset).folder),
+        data_files={split: [*map(os.path.abspath, files)] for split, files in data_files.items()},
+        model=source(base, checkpoint.locate(base)) if is_here else base,
+        plugins=[*map(os.path.abspath, training.plugins)],
+        split="train",
+        documents=None,
+        index=0,
+    )
+    [plan] = experiment.methods
+    config = merged(plan.config, {"training": {"base": None, "dataset": None}})
+    changes = {"name": plan.name, "model": base, "dataset": sources.dataset, "data_files": sources.data_files}
+    alone = experiment.model_copy(update={**changes, "methods": [plan.model_copy(update={"config": config})]})
+    payload = {
+        **training._asdict(),
+        "experiment": alone.model_dump(mode="json"),
+        "out": str(training.out.absolute()),
+        "work": str(training.work.absolute()),
+        "plugins": sources.plugins,
+        "base": sources.model,
+    }
+    return Task(key, f"{__name__}:train_task", payload, files=sources.files)
+
+
+def train_task(experiment: Mapping[str, Any], out: str, work: str, **others: Any) -> Path | None:
+    """:func:`train` in a worker, from plain data; the worker tells the lines of progress."""
+    return train(experiment=Experiment.model_validate(experiment), out=Path(out), work=Path(work), say=tell, **others)
 
 
 def _planned(kind: type[MetaTrained], pairs: Sequence[Experiment]) -> list[tuple[Experiment, int]]:
@@ -242,12 +298,14 @@ def train(
     work: Path,
     plugins: Sequence[str] = (),
     options: Sequence[str] = (),
+    base: str | None = None,
     say: Say = lambda _: None,
 ) -> Path | None:
     """Meta-train a method with its first settings in ``experiment``, its base and data; returns the artifact's folder.
 
-    ``options`` of the command line go into the card. A run that was killed resumes exactly from the checkpoint under
-    ``work``, on any machine that has this folder. None is returned if another process trains it now.
+    ``options`` of the command line go into the card. ``base`` is the folder of the base, if that is not found by its
+    name. A run that was killed resumes exactly from the checkpoint under ``work``, on any machine that has this folder.
+    An artifact that is in ``out`` already stays as it is. None is returned if another process trains it now.
 
     Raises:
         BenchError: the method is not meta-trained, the data or the model cannot be found or read, the train and
@@ -259,20 +317,25 @@ def train(
     overlaps(experiment.dataset, experiment.data_files, list(uses_of(kind, config)), experiment.allow_overlap)
     for folder, option in ((out, "--out"), (work, "--work")):
         check_writable(folder, option)
+    name_of_base = training_of(config).base or experiment.model
+    base = base or name_of_base
     key = artifacts.key_of(
         kind,
         config,
         seed,
         experiment.dataset,
         experiment.data_files,
-        experiment.model,
+        base,
         experiment.prompt,
         experiment.dtype,
-    )
+    ).model_copy(update={"model": Path(name_of_base).name})
     with claims.claimed(work, key.folder_name) as free:
+        if free and artifacts.is_there(path := out / key.folder_name):
+            say(f"{path} is there already. Delete it to train it again.")
+            return path
         if free:
             file = work / key.folder_name / "checkpoint.safetensors"
-            return _train(kind, experiment, config, key, out, file, options, say)
+            return _train(kind, experiment, config, base, key, out, file, options, say)
     owner = claims.holder(work, key.folder_name)
     say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
     return None
@@ -289,6 +352,7 @@ def _train(
     kind: type[MetaTrained],
     experiment: Experiment,
     config: MethodConfig,
+    base: str,
     key: ArtifactKey,
     out: Path,
     file: Path,
@@ -296,9 +360,8 @@ def _train(
     say: Say,
 ) -> Path:
     """Train with the checkpoint ``file``."""
-    base = str(checkpoint.locate(training_of(config).base or experiment.model))
     set_deterministic(experiment.deterministic)
-    lm = BaseModel.load(base, experiment.device, experiment.dtype, prompt=experiment.prompt)
+    lm = BaseModel.load(str(checkpoint.locate(base)), experiment.device, experiment.dtype, prompt=experiment.prompt)
     alone = validate_config(kind, {"training": training_of(config).model_dump()})  # what the key covers
     method = construct(kind, lm, alone, key.seed)
     assert isinstance(method, MetaTrained)

@@ -16,6 +16,11 @@ Try = Callable[[random.Random], str | None]
 Attack = Callable[[Path], Try]
 """Prepares an attack in an empty folder."""
 
+
+class Missed(Exception):
+    """Raised by a try that did not come to its attack, as when all had ended before it: it does not count."""
+
+
 JUNK: tuple[object, ...] = (
     *(None, True, False, 0, -1, 7, 99, 1e308, -1e308, float("inf"), float("nan"), 10**30),
     *("", " ", "0", "1.0", "-1", "nan", "null", "*", "\ud800", "\u202e", "é" * 40, "x" * 5000, "../..", "/dev/null"),

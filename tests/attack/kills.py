@@ -1,4 +1,4 @@
-"""Kill -9 at any moment: the same command then gives the board of an uninterrupted run, and no process stays."""
+"""Kill -9 of some process of runs on one folder of records: nothing is lost or there twice, and no process stays."""
 
 from __future__ import annotations
 
@@ -7,57 +7,185 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
-from tests.attack.attacks import Try
+from bench.run import claims
+from tests.attack.attacks import Missed, Try
 from tests.conftest import ROOT, make_checkpoint
 from tests.world import make_dataset, make_experiment
 
-SECONDS = 20.0
-"""The latest moment at which a run is killed; most of that is its start."""
+LONGEST = 300.0
+"""Seconds after which runs that have not ended hang."""
+GRACE = 30.0
+"""Seconds that the processes of a killed one have to end."""
+LOOK_SECONDS = 0.1
 
 MEASURED = ("seconds", "bytes", "break_even", "started", "origin")
 """Parts of the names of what is measured, or says where and by which command a cell ran."""
 
-Command = Callable[[Path], list[str]]
-Check = Callable[[Path], str | None]
+PLUGIN = '''
+import os
+
+from methods.uniform import Uniform
 
 
-def small_run(folder: Path) -> tuple[Command, Check]:
-    """A run of a small experiment in some folder, as a command, and a check of that folder after an attack.
+class Logged(Uniform):
+    """Uniform fine-tuning that logs each cell at its end: the process, the documents and the settings."""
 
-    The check runs the command once more and compares the board, but for times and bytes, with an undisturbed one.
+    name = "logged"
+    paper = "none"
+
+    def reset(self):
+        super().reset()
+        self.seen = []
+
+    def observe(self, document):
+        self.seen.append(document.id)
+        super().observe(document)
+
+    def notes(self):
+        with open({log!r}, "a") as file:
+            print(os.getpid(), "-".join(self.seen), self.config.model_dump_json(), file=file)
+        return super().notes()
+'''
+
+
+class Kills:
+    """Runs of a small experiment at once, one process of which is killed: a run or, if there are several, a child too.
+
+    On construction they run undisturbed, which says what the board is and for how long there is something to kill. A
+    try kills up to ``times`` times, each time one process of new runs, and then runs what is still missing. It is
+    survived if the board is the same, and no cell has run twice unless the process that ran it first was killed.
     """
-    model = make_checkpoint(folder / "llama", "llama")
-    methods = ["closed_book", "bm25", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
-    plan = make_experiment(make_dataset(folder / "keepers"), model, methods)
-    file = folder / "keepers.yaml"
-    file.write_text(yaml.safe_dump(plan.model_dump(mode="json")))
 
-    def command(where: Path) -> list[str]:
-        options = ["--jobs", "2", "--runs", str(where / "runs"), "--out", str(where / "out")]
-        return [sys.executable, str(ROOT / "run_bench.py"), "run", str(file), *options]
+    codes: tuple[int, ...] = (0, 1)
+    """Exit codes of runs that were not killed: 1 if a cell failed, which the next run repeats."""
 
-    def board(where: Path) -> object:
-        return unmeasured(json.loads((where / "out" / "leaderboard.json").read_text())["rows"])
+    def __init__(self, folder: Path, runs: int = 1, times: int = 1) -> None:
+        self.runs, self.times = runs, times
+        self.where, self._file, self._plugin = folder / "attacked", folder / "keepers.yaml", folder / "logged.py"
+        self._log = self.where / "log"
+        self._plugin.write_text(PLUGIN.format(log=str(self._log)))
+        methods = ["closed_book", {"name": "logged", "space": {"learning_rate": [1e-3, 3e-3, 1e-2]}}]
+        streams = {"split": "test", "documents": 5, "count": 3}
+        model, dataset = make_checkpoint(folder / "llama", "llama"), make_dataset(folder / "keepers")
+        plan = make_experiment(dataset, model, methods, streams=streams)
+        self._file.write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+        self._empty()
+        started, moments = self.start(), []
+        end = time.monotonic() + LONGEST
+        while any(run.poll() is None for run in started) and time.monotonic() < end:
+            moments += [time.monotonic()] if self.victims(started) else []
+            time.sleep(LOOK_SECONDS)
+        self.window = moments[-1] - moments[0]
+        problem = self.problem(started, []) or ran_again(self._log, [])
+        assert problem is None, f"undisturbed: {problem}"
+        self._board = self._read_board()
 
-    subprocess.run(command(folder), check=True, capture_output=True)
-    expected = board(folder)
+    def run(self, *options: str) -> psutil.Popen:
+        """Start a run of the experiment."""
+        command = [sys.executable, str(ROOT / "run_bench.py"), "run", str(self._file), "--plugin", str(self._plugin)]
+        folders = ["--runs", str(self.where / "runs"), "--out", str(self.where / "out")]
+        return psutil.Popen([*command, *folders, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def check(where: Path) -> str | None:
-        result = subprocess.run(command(where), capture_output=True, text=True)
-        if result.returncode:
-            return f"exit code {result.returncode}: {result.stderr[-500:]}"
-        if list((where / "runs").glob(".partial-*")):
-            return "a partial record stayed"
-        return None if board(where) == expected else "the board changed"
+    def start(self) -> list[psutil.Popen]:
+        """Start all runs."""
+        return [self.run("--jobs", "2") for _ in range(self.runs)]
 
-    return command, check
+    def victims(self, started: Sequence[psutil.Popen]) -> list[psutil.Process]:
+        """The processes of which one can be killed now."""
+        alive = [run for run in started if run.poll() is None]
+        return alive if self.runs == 1 else [*alive, *(one for run in alive for one in run.children(recursive=True))]
+
+    def dependants(self, victim: psutil.Process) -> list[psutil.Process]:
+        """The processes that have to end with one that is killed."""
+        return victim.children(recursive=True)
+
+    def attempt(self, rng: random.Random) -> str | None:
+        """One try.
+
+        Raises:
+            Missed: everything had ended before something was to be killed.
+        """
+        self._empty()
+        killed: list[psutil.Process] = []
+        for _ in range(rng.randint(1, self.times)):
+            started = self.start()
+            dying = self._kill(started, rng)
+            if problem := self.problem(started, dying):
+                return problem
+            if not dying:
+                break
+            killed += dying
+        if not killed:
+            raise Missed
+        last = self.run("--jobs", "2")  # it also runs what failed with its worker
+        problem = self.problem([last], []) or ran_again(self._log, killed)
+        if problem is None and last.returncode:
+            problem = f"the run that was to finish ended with exit code {last.returncode}"
+        if problem is None and list((self.where / "runs").glob(".partial-*")):
+            problem = "a partial record stayed"
+        return problem or (None if self._read_board() == self._board else "the board changed")
+
+    def _kill(self, started: Sequence[psutil.Popen], rng: random.Random) -> list[psutil.Process]:
+        """Kill one process at a random moment; returns it with its dependants, or nothing if there was none."""
+        end = time.monotonic() + LONGEST
+        while not self.victims(started) and any(run.poll() is None for run in started) and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+        time.sleep(rng.uniform(0, self.window))
+        try:
+            victim = rng.choice(self.victims(started))
+            dying = [victim, *self.dependants(victim)]
+            victim.kill()
+        except (IndexError, psutil.NoSuchProcess):  # it has just ended
+            return []
+        return dying
+
+    def problem(self, started: Sequence[psutil.Popen], dying: Sequence[psutil.Process]) -> str | None:
+        """Wait for the end of all runs, and of the killed process and its dependants: what is wrong then, if anything.
+
+        What has not ended is killed.
+        """
+        _, hanging = psutil.wait_procs(started, LONGEST)
+        for process in (*hanging, *(child for run in hanging for child in run.children(recursive=True))):
+            process.kill()
+        if hanging:
+            return f"{len(hanging)} runs had not ended after {LONGEST:g} seconds"
+        _, alive = psutil.wait_procs(dying, GRACE)
+        for process in alive:
+            process.kill()
+        if alive:
+            return f"processes outlived the one that was killed: {alive}"
+        if running := claims.running(self.where / "runs"):
+            return f"{len(running)} cells are claimed after the end of all runs"
+        codes = [run.returncode for run in started if run not in dying and run.returncode not in self.codes]
+        return f"runs that were not killed ended with the exit codes {codes}" if codes else None
+
+    def _empty(self) -> None:
+        """Remove what an earlier try has left."""
+        shutil.rmtree(self.where, ignore_errors=True)
+        self.where.mkdir()
+
+    def _read_board(self) -> object:
+        return unmeasured(json.loads((self.where / "out" / "leaderboard.json").read_text())["rows"])
+
+
+def ran_again(log: Path, killed: Sequence[psutil.Process]) -> str | None:
+    """What is wrong if, by the log, a cell has run again though not every process that had run it was killed."""
+    ran = defaultdict(list)
+    for line in log.read_text().splitlines():
+        process, _, cell = line.partition(" ")
+        ran[cell].append(int(process))
+    dead = {process.pid for process in killed}
+    again = {cell: processes for cell, processes in ran.items() if not dead.issuperset(processes[:-1])}
+    return f"cells ran again, though not every process that had run them was killed: {again}" if again else None
 
 
 def unmeasured(value: Any) -> Any:
@@ -67,30 +195,11 @@ def unmeasured(value: Any) -> Any:
     return [unmeasured(of) for of in value] if isinstance(value, list) else value
 
 
-def emptied(folder: Path) -> Path:
-    """The folder, without what an earlier try has left in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
-
-
 def prepare(folder: Path) -> Try:
-    """Runs of a small experiment that are killed up to three times, then finished."""
-    command, check = small_run(folder)
+    """A run that is killed up to three times, then finished."""
+    return Kills(folder, times=3).attempt
 
-    def attempt(rng: random.Random) -> str | None:
-        where = emptied(folder / "attacked")
-        for _ in range(rng.randrange(1, 4)):
-            process = psutil.Popen(command(where), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                process.wait(rng.uniform(0, SECONDS))
-            except psutil.TimeoutExpired:
-                children = process.children(recursive=True)
-                process.kill()
-                process.wait()
-                _, alive = psutil.wait_procs(children, 10)
-                if alive:
-                    return f"{len(alive)} processes outlived the killed run"
-        return check(where)
 
-    return attempt
+def prepare_shared(folder: Path) -> Try:
+    """Three runs on one folder of records, of which one, or a child of one, is killed."""
+    return Kills(folder, runs=3).attempt

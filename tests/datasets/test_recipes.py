@@ -13,6 +13,7 @@ from bench.data import recipe, streams
 from bench.data.documents import superseded
 from bench.data.reader import load_split
 from bench.paths import DATASETS, ROOT, datasets
+from bench.run import experiment
 
 
 def test_the_folder_is_not_a_package_and_does_not_hide_the_library() -> None:
@@ -38,6 +39,20 @@ def test_the_squad_ranges_are_those_of_the_camels_code() -> None:
         "validation": 5_588,
     }
     assert declared["test"] == "validation"
+
+
+@pytest.mark.parametrize(("name", "documents", "longest"), [("squad", 2_067, 98), ("timeqa", 749, 1)])
+def test_the_streams_can_be_drawn_wherever_they_cut_a_group(name: str, documents: int, longest: int) -> None:
+    for size in recipe.find(name).stream.sizes["test"]:
+        cut = (size.count - 1) * (longest - 1)  # a stream does not use the rest of its last group
+        assert size.count * size.documents + cut <= documents, size
+
+
+@pytest.mark.parametrize("name", ["squad", "paper-camels", "paper-cmt", "paper-mac"])
+def test_the_streams_of_experiments_on_squad_are_frozen(name: str) -> None:
+    streams_of = experiment.load(name).streams
+    size = recipe.Size(documents=streams_of.documents, count=streams_of.count)
+    assert size in recipe.find("squad").stream.sizes["test"]
 
 
 def test_every_key_of_a_recipe_is_in_the_readme() -> None:

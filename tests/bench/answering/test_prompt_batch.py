@@ -7,11 +7,12 @@ import torch
 
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
-from bench.answering.prompt_batch import PromptBatch, layout
+from bench.answering.prompt_batch import Prefill, PromptBatch, layout
 from bench.answering.prompts import Prompt, build_prompts
 from bench.contract.method import Conditioning
 from bench.data.documents import Question
 from bench.lm.base_model import BaseModel
+from tests.device_reads import DeviceReads
 from tests.tiny_models import tiny_base
 
 QUESTIONS = [Question(str(i), text) for i, text in enumerate(("Who?", "Where does ferry 7 sail from?", "Why?", "Who?"))]
@@ -48,6 +49,19 @@ def test_answers_do_not_depend_on_which_prompts_are_read_with_them(architecture:
     alone = [answer_and_nll(lm, [p], [g], GREEDY) for p, g in zip(prompts, GOLDS, strict=True)]
     assert answers == [text for (text,), _ in alone]
     assert nll == pytest.approx([value for _, (value,) in alone], abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_device_is_not_read_once_per_prompt() -> None:
+    lm = tiny_base("llama")
+    counts = []
+    for copies in (2, 2, 5):  # libraries read it once more when they are first used
+        with DeviceReads() as reads:
+            prefill = Prefill(lm, [prompts_of(lm)[0]] * copies)
+            assert any(answer.text for answer in prefill.greedy_answers(6)), "tokens are written"
+            prefill.mean_nll([lm.encode("in 1816")] * copies)
+        counts.append(reads.count)
+    assert counts[1] == counts[2]
 
 
 @torch.no_grad()

@@ -260,9 +260,24 @@ def test_archivalqa_as_published_is_cut_by_year(tmp_path: Path, monkeypatch: pyt
         {"para_id": "1_0", "text": "Ada won.", "date": "1990-12-31"},
         {"para_id": "2_4", "text": "Bo lost.", "date": "2004-01-01"},
     )
-    for split, question in (("qa_train", "Who won?"), ("test", "Who lost?")):
-        [entry] = read("archivalqa_upstream", split, questions, paragraphs)
+    for split, question, published in (("qa_train", "Who won?", "12,378"), ("test", "Who lost?", "8,743")):
+        files = {split: [str(questions), str(paragraphs)]}
+        data = read_split(recipe.find("archivalqa_upstream"), split, files)
+        [entry] = data.entries
         assert list(asked(entry)) == [question]
+        has = f"{split} of archivalqa_upstream has 1 questions; the published split has {published} questions."
+        assert data.remarks == (has,)
+
+
+def test_a_part_of_pg19_is_noted(tmp_path: Path) -> None:
+    for name in ("10146.txt", "Emma_1815.txt"):
+        (tmp_path / name).write_text(f"The book {name}.")
+    data = read_split(recipe.find("pg19"), "test", {"test": [str(tmp_path)]})
+    assert [(entry.document.title, entry.document.timestamp) for entry in data.entries] == [
+        ("10146", ""),
+        ("Emma", "1815"),
+    ]
+    assert data.remarks == ("test of pg19 has 2 documents; the published split has 100 documents.",)
 
 
 def test_timeqa_leaves_out_what_the_article_does_not_answer(tmp_path: Path) -> None:

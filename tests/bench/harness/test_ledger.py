@@ -117,6 +117,21 @@ def test_seconds_are_scaled_by_the_same_work_from_the_calls_that_are_not_slowed_
     assert book.seconds("observe") == now
 
 
+@pytest.mark.parametrize("name", ["uniform", "lora"])
+def test_the_state_is_measured_without_a_copy_of_the_base(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, kind = base_model(), load_method(name)
+    method = construct(kind, lm, kind.Config(optimizer="adam"), 0)
+    method.reset()
+    method.observe(Document("1", " ".join(WORDS)))
+    method.register("sparse", torch.zeros(2, 2).to_sparse())
+    state = method.state_dict()
+    added = [value for key, value in state.items() if not key.startswith("model.")]
+    expected = sum(value.numel() * value.element_size() for value in added) + lm.changed_bytes()
+    monkeypatch.setattr(method, "state_dict", lambda: state.update(kind.state_dict(method)) or state)
+    assert ledger.state_bytes(method) == expected
+    assert all(state[f"model.{key}"].data_ptr() == weight.data_ptr() for key, weight in lm.named_tensors())
+
+
 def test_memory_is_measured_where_there_is_no_proc(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> str:
         raise OSError

@@ -19,6 +19,7 @@ from bench.harness.loop import Loop, construct
 from bench.lm.base_model import BaseModel
 from bench.records.schema import Tally
 from tests.conftest import TEXT
+from tests.device_reads import DeviceReads
 
 
 def entry(i: int, revises: str | None = None) -> Entry:
@@ -462,6 +463,13 @@ def test_nan_weights_end_the_run_as_diverged_at_a_position(lm: BaseModel) -> Non
     with pytest.raises(Diverged):
         loop.run()
     assert loop.position == 1, "the next document's score shows it"
+
+
+def test_sound_weights_are_not_read_one_by_one_before_answering(lm: BaseModel) -> None:
+    loop = Loop(Recorder(lm), ENTRIES, [])
+    with DeviceReads() as reads, loop._answering("1.0"):
+        pass
+    assert reads.count == 0
 
 
 def test_costs_are_charged_to_their_phases(lm: BaseModel) -> None:

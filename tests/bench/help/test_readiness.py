@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from bench.help.readiness import readiness
+import pytest
+
+from bench.contract.registry import load_method
+from bench.help.readiness import _tried, readiness
 from bench.run.experiment import load
 
 
@@ -12,7 +18,34 @@ def test_each_data_set_and_each_base_of_an_experiment_comes_once() -> None:
     found = readiness(experiment)
     titles = [finding.subject for finding in found if "licence:" in finding.text]
     assert titles == experiment.datasets
-    assert [finding.text.split()[0] for finding in found if finding.subject == "base"] == experiment.models
+    assert [finding.text.split("'")[1] for finding in found if finding.subject == "base"] == experiment.models
+
+
+def test_a_base_of_the_hub_is_looked_at_if_it_is_cached_and_is_missing_if_not(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--someone--tiny"
+    shutil.copytree(llama, cached / "snapshots" / "0123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    experiment = load("default").model_copy(update={"models": ["someone/tiny", "someone/huge"]})
+    bases = [finding for finding in readiness(experiment) if finding.subject in ("base", "memory")]
+    assert [finding.subject for finding in bases] == ["base", "memory", "base"]
+    assert bases[0].level == "ok" and bases[0].text.startswith("tiny, 0 million weights")
+    assert bases[2].level == "missing"
+    assert "the hub's cache lacks it. Download it (hf download someone/huge)" in bases[2].text
+
+
+def test_a_method_is_tried_on_its_arm_that_holds_the_most_documents() -> None:
+    experiment = load("paper-generative-adapter")
+    plan = next(plan for plan in experiment.methods if plan.name == "full_context")
+    kinds = {plan.name: load_method(plan.name)}
+    planned: Any = SimpleNamespace(can_run=bool, spaces={id(plan): {}}, methods=kinds, experiment=experiment)
+    arms = {"gold_only", "every_4", "every_128", "stream"}
+    for present, tried in ((arms, "stream"), (arms - {"stream"}, "every_128"), ({"empty", "gold_only"}, "gold_only")):
+        plan.arms = sorted(present)
+        assert [one.arms for one in _tried(plan, planned)] == [[tried]]
 
 
 def test_a_split_that_cannot_be_read_does_not_hide_what_the_others_lack(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bench.lm.base_model import BaseModel
 from bench.lm.mixing import head_inputs
 from tests import tiny_tokenizers
 from tests.conftest import TEXT, make_checkpoint
+from tests.device_reads import DeviceReads
 
 LONG = " ".join(TEXT * 8)
 
@@ -54,6 +55,16 @@ def test_texts_in_batches_are_as_likely_as_each_alone(
     alone = [-lm.log_probs(batch.token_ids, batch.context_ids).sum().item() for batch in batches]
     assert lm.total_nll(batches) == pytest.approx(sum(alone), rel=1e-6)
     assert lm.total_nll(batches[1:2]) == 0
+
+
+def test_the_device_is_not_read_once_per_text(llama: Path) -> None:
+    lm = BaseModel.load(str(llama))
+    counts = []
+    for copies in (2, 2, 5):  # libraries read it once more when they are first used
+        with DeviceReads() as reads:
+            lm.total_nll([lm.tokens(document("otter"))] * copies)
+        counts.append(reads.count)
+    assert counts[1] == counts[2]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench import machine
@@ -122,22 +123,43 @@ def test_sweep_removes_the_incomplete_folders_of_dead_processes_only(runs: Path)
         "of an earlier version": f"{store.PARTIAL}any-stream-0-0a1b2c3d",
         "writing now": f"{store.PARTIAL}{machine.process_name()}-0a1b2c3d",
         "on another machine": f"{store.PARTIAL}00000000-{os.getpid()}-0a1b2c3d",
+        "on one that does not return": f"{store.PARTIAL}00000000-{os.getpid()}-0a1b2c3e",
     }
     for name in names.values():
         (runs / name).mkdir()
         (runs / name / "documents.jsonl").write_text("{")
+    os.utime(runs / names["on one that does not return"], (1.0, 1.0))
     store.sweep(runs)
     kept = {RUN.id, names["writing now"], names["on another machine"]}
     assert {path.name for path in runs.iterdir()} == kept
 
 
-def test_processes_of_containers_with_one_host_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("differs", ["the numbers of its processes", "its start"])
+def test_processes_of_hosts_with_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, differs: str) -> None:
     ours = machine.process_name()
     assert machine.may_be_alive(ours)
-    monkeypatch.setattr(machine.os, "readlink", lambda path: "pid:[1]")
+    if differs == "its start":
+        monkeypatch.setattr(machine.Path, "read_text", lambda path: "another")
+    else:
+        monkeypatch.setattr(machine.os, "readlink", lambda path: "pid:[1]")
     theirs = machine.process_name()
     assert theirs.rpartition("-")[0] != ours.rpartition("-")[0] and theirs.rpartition("-")[2] == ours.rpartition("-")[2]
     assert machine.may_be_alive(ours.replace(str(os.getpid()), "999999999")), "it cannot be seen from here"
+
+
+@pytest.mark.parametrize(("error", "alive"), [(PermissionError, True), (ProcessLookupError, False)])
+def test_a_process_that_proc_hides_may_be_alive(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError], alive: bool
+) -> None:
+    def unseen(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def refuse(pid: int, signal: int) -> None:
+        raise error
+
+    monkeypatch.setattr(psutil, "Process", unseen)
+    monkeypatch.setattr(machine.os, "kill", refuse)
+    assert machine.may_be_alive(machine.process_name()) is alive
 
 
 def test_the_mean_of_no_values_is_none() -> None:

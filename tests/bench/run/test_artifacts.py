@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError, RunError
+from bench.lm import pretrained
 from bench.records.store import read_run
 from bench.run import artifacts, claims
 from bench.run import train as training
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
+from bench.run.ray_cluster import renamed
 from bench.run.runner import Runner
-from bench.run.workers import Workers
+from bench.run.workers import Plan, Workers
 from tests.conftest import make_checkpoint
-from tests.world import Inline, make_experiment
+from tests.world import Inline, make_dataset, make_experiment
 
 PLUGIN = '''
 import torch
@@ -374,7 +379,9 @@ def test_several_seeds_are_trained_at_a_time_with_the_same_result(
     lines.clear()
     assert run(tmp_path / "b", Workers(jobs=2, threads=1)) == one_by_one and len(one_by_one) == 2
     assert {line.partition(": step 2/2")[0] for line in lines} >= {"shifts, seed 4", "shifts, seed 5"}
-    (tmp_path / "b" / "train" / next(iter(one_by_one)) / "checkpoint.safetensors").write_bytes(b"damaged")
+    undone = next(iter(one_by_one))
+    shutil.rmtree(tmp_path / "b" / artifacts.FOLDER / undone)
+    (tmp_path / "b" / "train" / undone / "checkpoint.safetensors").write_bytes(b"damaged")
     with pytest.raises(
         RunError, match=r"1 of 2 trainings failed\. The same command resumes\.\n  shifts, seed \d: .*damaged"
     ):
@@ -392,6 +399,79 @@ def test_what_another_process_trains_is_left_to_it(
         )
     assert nothing is None and f"trains {folder.name}" in lines[0]
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_an_artifact_that_is_there_stays_since_a_cell_may_be_reading_it(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    folder, lines = train(plan(), tmp_path, plugin), list[str]()
+    files = {path: path.stat().st_ino for path in folder.iterdir()}
+    again = training.train("shifts", plan(), 0, tmp_path / "artifacts", tmp_path / "other", [plugin], say=lines.append)
+    assert again == folder and lines == [f"{folder} is there already. Delete it to train it again."]
+    made_elsewhere: Any = SimpleNamespace(
+        best={}, step=1, best_step=1, seconds=1.0, flops=1.0, train=[], validation=[], curve=[{"step": 1.0}]
+    )
+    assert artifacts.write(folder.parent, artifacts.read_key(folder), made_elsewhere, "card") == folder
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == files
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("part", ["folders", "files", "a fetched base", "a base and data of its own"])
+def test_a_training_finds_its_base_and_data_on_a_machine_that_has_them_elsewhere(
+    part: str,
+    plan: Callable[..., Experiment],
+    llama: Path,
+    tmp_path: Path,
+    plugin: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a node of a cluster, with what an executor ships."""
+    monkeypatch.setenv("OAB_CACHE", str(tmp_path / "cache"))
+    base, data = tmp_path / "base", make_dataset(tmp_path / "millers")
+    shutil.copytree(llama, base)
+    files = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "validation")}
+    read, experiment = {base, data, Path(plugin)}, plan(model=base)
+    experiment = experiment.model_copy(update={"name": "keepers-base-1.7B", "dataset": str(data)})  # as of a pair
+    if part == "files":
+        for split, [file] in files.items():
+            Path(file).write_bytes((data / f"{split}.jsonl").read_bytes())
+        experiment.data_files = files
+        read |= {Path(file) for [file] in files.values()}
+    elif part == "a fetched base":
+        fetched = pretrained.folder("smollm2")
+        shutil.move(base, fetched)
+        experiment.model, read = "smollm2", {fetched, data, Path(plugin)}
+    elif part == "a base and data of its own":
+        experiment.methods[0].config = {"training": {"base": str(base), "dataset": str(data)}}
+        experiment.model, experiment.dataset, experiment.data_files = "nano", "newsworld", files
+    expected = train(experiment, tmp_path, plugin)
+    one = training._Training("shifts", experiment, 0, tmp_path / "out", tmp_path / "work", (plugin,), ())
+    task = training._task("key", one)
+    assert {*task.files} == {*map(str, read)}
+    (tmp_path / "there").mkdir()
+    there = {str(path): str(path.rename(tmp_path / "there" / path.name)) for path in read}
+    folder = training.train_task(**renamed(task.payload, there))
+    assert folder is not None and artifacts.read_key(folder) == artifacts.read_key(expected)
+    assert artifacts.weights_hash(folder) == artifacts.weights_hash(expected)
+
+
+def test_workers_are_planned_for_the_base_of_the_training_and_weights_that_nobody_sees_are_not_written(
+    plan: Callable[..., Experiment], llama: Path, tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = make_checkpoint(tmp_path / "larger", "llama", seed=1)
+    monkeypatch.setattr(training.checkpoint, "weight_count", lambda folder: len(Path(folder).name))
+    monkeypatch.setattr(Workers, "plan", lambda _, experiment, weights: Plan(1, f"a base of {weights}"))
+    monkeypatch.setattr(Workers, "open", lambda *_: nullcontext(Inline()))
+    monkeypatch.setattr(training, "train", lambda *_, seed, out, **__: out / str(seed))
+    (tmp_path / "artifacts" / "0").mkdir(parents=True)
+    (tmp_path / "artifacts" / "0" / artifacts.MANIFEST).touch()
+    path, lines = tmp_path / "keepers.yaml", list[str]()
+    path.write_text(json.dumps(plan({"training": {"base": str(larger)}}, seeds=[0, 1]).model_dump(mode="json")))
+    with pytest.raises(RunError, match=r"1 of 2 .*\n  shifts, seed 1: its weights are in .*artifacts/1 on another"):
+        training.train_target(
+            "shifts", str(path), Overrides(), tmp_path, plugins=[plugin], say=lines.append, workers=Workers("ray")
+        )
+    assert lines[0] == f"a base of {len('larger')}"
 
 
 def test_an_optional_method_without_weights_is_left_out_with_a_remark(

@@ -23,7 +23,9 @@ from bench.errors import BenchError
 from bench.records.schema import Failure
 from bench.records.store import read_board, read_run, write_run
 from bench.run import claims
-from bench.run.executor import Outcome, Task
+from bench.run.cell import ELSEWHERE
+from bench.run.cell import run as run_cell
+from bench.run.executor import Outcome, Task, TaskError
 from bench.run.experiment import load
 from bench.run.runner import Result, Runner
 from tests.conftest import ROOT
@@ -109,18 +111,49 @@ def test_a_heart_beats_while_a_claim_is_held(tmp_path: Path, monkeypatch: pytest
         wait_until(lambda: claims.holder(tmp_path, "cell") is not None)
 
 
-def test_a_process_does_not_remove_the_claim_that_replaced_its_own(tmp_path: Path) -> None:
+def taken_over(runs: Path, cell: str) -> dict[str, str]:
+    """Replace the claim to a cell by one from another machine; returns that one."""
+    other = {**json.loads(claim_file(runs, cell).read_text()), "process": "00000000-1", "token": "other"}
+    claim_file(runs, cell).write_text(json.dumps(other))
+    return other
+
+
+def test_a_process_leaves_the_claim_alone_that_replaced_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.02)
     with claims.claimed(tmp_path, "cell"):
-        other = {**json.loads(claim_file(tmp_path, "cell").read_text()), "token": "other"}
-        claim_file(tmp_path, "cell").write_text(json.dumps(other))
+        assert claims.holds(tmp_path, "cell")
+        other = taken_over(tmp_path, "cell")
+        assert not claims.holds(tmp_path, "cell")
+        time.sleep(0.1)  # a beat that has begun ends
+        os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
+        time.sleep(0.2)
+        assert claim_file(tmp_path, "cell").stat().st_mtime == 1.0
     assert json.loads(claim_file(tmp_path, "cell").read_text()) == other
 
 
+def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
+    tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(tmp_path, "cell")
+    content = claim_file(tmp_path, "cell").read_bytes()
+    for before in (claims.Seen(b"a stale one", 1000.0), None):
+        monkeypatch.setattr(claims, "_look", lambda path, seen=before: seen)
+        with claims.claimed(tmp_path, "cell") as own:
+            assert not own
+        assert claim_file(tmp_path, "cell").read_bytes() == content
+    assert {path.suffix for path in claim_file(tmp_path, "cell").parent.iterdir()} <= {".json", ""}
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"cell": "cell"}', b"\xff"])
-def test_what_is_not_a_claim_holds_nothing(tmp_path: Path, content: bytes) -> None:
+def test_what_is_not_a_claim_may_become_one_until_it_is_silent_for_long(tmp_path: Path, content: bytes) -> None:
     claim_file(tmp_path, "cell").parent.mkdir()
     claim_file(tmp_path, "cell").write_bytes(content)
-    assert claims.running(tmp_path) == []
+    assert claims.running(tmp_path) == [] and claims.is_claimed(tmp_path, "cell")
+    with claims.claimed(tmp_path, "cell") as own:
+        assert not own
+    os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
     with claims.claimed(tmp_path, "cell") as own:
         assert own
 
@@ -195,6 +228,65 @@ def test_a_cell_that_failed_in_another_run_meanwhile_is_not_tried_again(llama: P
     again = Inline()
     Runner(experiment, tmp_path / "runs", [str(plugin)]).run(again)
     assert len(again.keys) == 2, "the next command tries again"
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_cell_whose_worker_died_here_is_left_to_the_process_that_runs_it_now(
+    llama: Path, tmp_path: Path, hold: Hold, finishes: bool
+) -> None:
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["closed_book"], tuning=None)
+    done, runs = tmp_path / "done", tmp_path / "runs"
+    first, second = Runner(experiment, done).run(Inline()).cells
+    other, waiting, died = hold(runs, first.id), Runner(experiment, runs), threading.Event()
+    waiting.wait = 0.05
+
+    class Deadly(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            yield Outcome(first.id, error=TaskError("worker_died", "ended by SIGKILL"))
+            died.set()
+            yield from super().run([task for task in tasks if task.key != first.id])
+
+    def ends() -> None:
+        died.wait(60)
+        if finishes:
+            shutil.copytree(done / first.id, runs / first.id)
+        other.kill()
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    failures = waiting.run(Deadly()).failures
+    thread.join()
+    if finishes:
+        assert failures == () and read_run(runs / first.id) == read_run(done / first.id)
+    else:
+        assert len(failures) == 1 and "ended by SIGKILL" in failures[0]
+    assert read_run(runs / second.id).failure is None and claims.running(runs) == []
+
+
+LOSES = """
+import json
+from pathlib import Path
+from bench import Method
+
+class Loses(Method):
+    '''Stands still for so long that another machine takes over its cell.'''
+    name = "loses"
+    paper = "none"
+
+    def observe(self, document):
+        (claim,) = Path({claims!r}).glob("*.json")
+        claim.write_text(json.dumps({{**json.loads(claim.read_text()), "process": "00000000-1"}}))
+"""
+
+
+def test_a_cell_that_was_taken_over_has_no_record_from_its_former_process(llama: Path, tmp_path: Path) -> None:
+    runs, plugin = tmp_path / "runs", tmp_path / "loses.py"
+    plugin.write_text(LOSES.format(claims=str(runs / claims.FOLDER)))
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["loses"], tuning=None)
+    runner = Runner(experiment, runs, [str(plugin)])
+    (own, _) = runner.planner.cells(runner.experiment.methods[0], {})
+    assert run_cell(own.model_dump(mode="json"), str(runs)) == ELSEWHERE
+    assert not (runs / own.id).exists() and claims.is_claimed(runs, own.id)
 
 
 PLUGIN = """

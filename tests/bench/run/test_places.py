@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ import fsspec
 import pytest
 
 from bench.errors import BenchError
-from bench.files import write_bytes
+from bench.files import json_bytes, write_bytes
+from bench.machine import process_name
 from bench.paths import ARTIFACT
 from bench.records.schema import Failure
 from bench.records.store import MANIFEST, read_board, read_run, write_run
-from bench.run import places
+from bench.run import claims, places
 from bench.run.experiment import Experiment
 from bench.run.places import Bucket, Place, place
 from bench.run.runner import Runner
@@ -140,7 +142,7 @@ def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
     first, second = machine("first"), machine("second")
     with first.claimed("cell") as own:
         assert own and [one.claim.cell for one in second.running()] == ["cell"]
-        monkeypatch.setattr(second, "_age", lambda cell: float("inf"))  # there was no claim then
+        monkeypatch.setattr(second, "_look", lambda cell: None)  # there was no claim then
         with second.claimed("cell") as other:
             assert not other
         assert first._holds("cell", first.fs.cat_file(first._claim("cell")))
@@ -150,8 +152,29 @@ def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
 def test_a_claim_that_was_taken_over_is_left_alone_by_its_former_holder(machine: Callable[[str], Bucket]) -> None:
     first = machine("first")
     with first.claimed("cell"):
+        assert first.holds("cell")
         first.fs.pipe_file(first._claim("cell"), b"another's")
+        assert not first.holds("cell")
     assert first.fs.cat_file(first._claim("cell")) == b"another's"
+
+
+def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_free_at_once(
+    machine: Callable[[str], Bucket],
+) -> None:
+    first = machine("first")
+    ended = claims.own_claim("cell")._replace(process=f"{process_name().rpartition('-')[0]}-999999999")
+    first.fs.pipe_file(first._claim("cell"), json_bytes(ended._asdict()))
+    assert not first.is_claimed("cell") and first.running() == []
+    with first.claimed("cell") as own:
+        assert own
+
+
+def test_what_a_file_server_lacked_is_asked_for_again(tmp_path: Path) -> None:
+    for fetch in (Place(tmp_path).fetch, lambda: Place(tmp_path).fetch_record("cell")):
+        os.utime(tmp_path, (1.0, 1.0))
+        fetch()
+        assert tmp_path.stat().st_mtime > 1.0, "this machine changes the folder, so that it looks there again"
+    Place(tmp_path / "none").fetch()
 
 
 def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Bucket], experiment: Experiment) -> None:

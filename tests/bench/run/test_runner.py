@@ -34,7 +34,7 @@ from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.inputs import inputs_of
 from bench.run.progress import Progress
-from bench.run.runner import Runner
+from bench.run.runner import Runner, _base
 from bench.run.search import explore
 from tests.conftest import ROOT
 from tests.tiny_models import tiny_base
@@ -963,6 +963,47 @@ def test_a_method_that_needs_what_the_base_does_not_do_is_refused_before_any_wor
     with pytest.raises(BenchError, match=f"{architecture} does not continue {need} .* so {method['name']} cannot run"):
         Runner(make_experiment(keepers, base, ["closed_book", method]), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The devices onto which bases are loaded from now on. The GPU has no memory left."""
+    devices: list[str] = []
+    load = BaseModel.load
+
+    def spied(path: str, device: str, dtype: str) -> BaseModel:
+        devices.append(device)
+        if device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return load(path, device, dtype)
+
+    monkeypatch.setattr(BaseModel, "load", spied)
+    monkeypatch.setattr("bench.run.runner.checkpoint.has_device", lambda device: True)
+    monkeypatch.setattr("bench.run.runner._base", _base.__wrapped__)
+    return devices
+
+
+@pytest.mark.parametrize("look_only", [False, True])
+def test_a_base_that_exceeds_the_memory_is_refused_before_it_is_loaded(
+    plan: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loading: list[str],
+    look_only: bool,
+) -> None:
+    monkeypatch.setattr("bench.machine.available_memory", lambda: 2**20)
+    with pytest.raises(BenchError, match=r"needs 0\.4 GB of memory, and 0\.0 GB are available"):
+        Runner(plan("closed_book"), tmp_path, look_only=look_only)
+    assert not loading
+
+
+def test_a_full_gpu_is_a_sentence_and_who_only_looks_does_not_use_it(
+    plan: Callable[..., Experiment], tmp_path: Path, loading: list[str]
+) -> None:
+    with pytest.raises(BenchError, match="does not fit into the free memory of cuda"):
+        Runner(plan("closed_book", device="cuda"), tmp_path)
+    Runner(plan("closed_book", device="cuda"), tmp_path, look_only=True)
+    assert loading == ["cuda", "cpu"]
 
 
 @pytest.mark.parametrize("architecture", ["mamba2", "qwen3_next"])

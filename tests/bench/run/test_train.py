@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bench.paths import MODELS
 from bench.run import artifacts
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
+from bench.run.places import place
 from bench.run.train import check_prompts, train, train_target
 from bench.run.workers import Workers
 from tests.tiny_tokenizers import CHATS, CORPUS, chat_base
@@ -111,6 +113,16 @@ def test_options_on_workers_hold_for_a_single_training_too(tmp_path: Path, monke
     for workers in (Workers("ray"), Workers(threads=1)):
         options = Overrides(seed=0)
         assert train_target("cmt", "default", options, tmp_path, workers=workers) == [Path(workers.kind)]
+
+
+@pytest.mark.parametrize("options", [{}, {"work": "work", "workers": Workers("ray")}, {"out": "out"}])
+def test_in_a_bucket_a_training_asks_for_folders_for_what_is_not_kept_there(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OAB_CACHE", str(tmp_path))
+    bucket = place("memory://trainings/runs")
+    with pytest.raises(BenchError, match="in a folder, not in a bucket: name one that all machines see with --work"):
+        train_target("cmt", "default", Overrides(), bucket.path, **options)
 
 
 class Answers(MetaTrained):
