@@ -380,7 +380,7 @@ def test_every_option_of_the_pages_exists() -> None:
         for inner in getattr(command, "commands", {}).values():
             yield from options(inner)
 
-    foreign = {"--help", "--no-deps", "--wheel-dir", "--revised"}  # of pip, and of a generator
+    foreign = {"--help", "--no-deps", "--wheel-dir", "--revised", "--tries"}  # of pip, a generator, and the attack
     known = {*options(typer.main.get_command(run_bench.app)), *foreign}
     pages = [*PAGES_WITH_PATHS, "CHANGELOG.md", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
     named = {str(page): set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) for page in pages}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -21,9 +22,9 @@ from tests.attack.attacks import Missed, Try
 from tests.conftest import ROOT, make_checkpoint
 from tests.world import make_dataset, make_experiment
 
-LONGEST = 300.0
-"""Seconds after which runs that have not ended hang."""
-GRACE = 30.0
+LONGEST = 900.0
+"""Seconds after which runs that have not ended hang: a busy machine can take minutes to start one."""
+GRACE = 60.0
 """Seconds that the processes of a killed one have to end."""
 LOOK_SECONDS = 0.1
 
@@ -127,12 +128,13 @@ class Kills:
         if not killed:
             raise Missed
         last = self.run("--jobs", "2")  # it also runs what failed with its worker
-        problem = self.problem([last], []) or ran_again(self._log, killed)
-        if problem is None and last.returncode:
-            problem = f"the run that was to finish ended with exit code {last.returncode}"
-        if problem is None and list((self.where / "runs").glob(".partial-*")):
-            problem = "a partial record stayed"
-        return problem or (None if self._read_board() == self._board else "the board changed")
+        if problem := self.problem([last], []):
+            return problem
+        if last.returncode:
+            return f"the run that was to finish ended with exit code {last.returncode}"
+        if list((self.where / "runs").glob(".partial-*")):
+            return "a partial record stayed"
+        return ran_again(self._log, killed) or (None if self._read_board() == self._board else "the board changed")
 
     def _kill(self, started: Sequence[psutil.Popen], rng: random.Random) -> list[psutil.Process]:
         """Kill one process at a random moment; returns it with its dependants, or nothing if there was none."""
@@ -154,13 +156,11 @@ class Kills:
         What has not ended is killed.
         """
         _, hanging = psutil.wait_procs(started, LONGEST)
-        for process in (*hanging, *(child for run in hanging for child in run.children(recursive=True))):
-            process.kill()
+        _end([*hanging, *(child for run in hanging for child in run.children(recursive=True))])
         if hanging:
             return f"{len(hanging)} runs had not ended after {LONGEST:g} seconds"
         _, alive = psutil.wait_procs(dying, GRACE)
-        for process in alive:
-            process.kill()
+        _end(alive)
         if alive:
             return f"processes outlived the one that was killed: {alive}"
         if running := claims.running(self.where / "runs"):
@@ -175,6 +175,12 @@ class Kills:
 
     def _read_board(self) -> object:
         return unmeasured(json.loads((self.where / "out" / "leaderboard.json").read_text())["rows"])
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def ran_again(log: Path, killed: Sequence[psutil.Process]) -> str | None:
