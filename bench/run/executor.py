@@ -104,6 +104,11 @@ class Waiting(list[Task]):
         self._seen = len(self._tasks)
 
 
+def worker_bytes(weights: int) -> int:
+    """Memory of a worker that learns all of a base's so many weights, in bytes."""
+    return PROCESS_BYTES + LEARNING_BYTES * weights
+
+
 def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     """Number of workers, at most ``jobs``, that fit into memory with a base of so many weights, and a remark.
 
@@ -113,7 +118,7 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     Raises:
         BenchError: there is not enough memory to read the base.
     """
-    least, most = (PROCESS_BYTES + size * weights for size in (READING_BYTES, LEARNING_BYTES))
+    least, most = PROCESS_BYTES + READING_BYTES * weights, worker_bytes(weights)
     sizes = f"{{}} of memory, and {_gigabytes(available)} are available"
     if least > available:
         raise BenchError(

@@ -14,7 +14,6 @@ import re
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,39 +66,54 @@ def start(address: str | None, cores: int | None = None) -> Any:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BenchError(missing if address else f"Ray did not start on this machine: {error}") from None
+            if address and isinstance(error, ConnectionError):
+                raise BenchError(missing) from None
+            done = f"connect to the cluster at {address}" if address else "start on this machine"
+            raise BenchError(f"Ray did not {done}: {error}") from None
     return ray
 
 
 class RayCluster:
     """At most ``jobs`` workers on a Ray cluster, by default as many as it has room for.
 
-    A worker takes ``threads`` cores and ``gpus`` GPUs, which may be a fraction. As in the local pool, tasks of
-    different groups never run in the same process. A task whose worker is lost is given to another one, at most
-    :data:`RETRIES` times.
+    A worker takes ``threads`` cores, ``gpus`` GPUs, which may be a fraction, and ``memory`` bytes, or what the largest
+    node has if that is less. As in the local pool, tasks of different groups never run in the same process, and idle
+    workers wait for the next :meth:`run`. A task whose worker is lost is given to a new one, after those that wait and
+    on another node if there is room, at most :data:`RETRIES` times.
     """
 
     def __init__(
-        self, address: str | None = None, jobs: int | None = None, threads: int | None = None, gpus: float = 0.0
+        self,
+        address: str | None = None,
+        jobs: int | None = None,
+        threads: int | None = None,
+        gpus: float = 0.0,
+        memory: int = 0,
     ) -> None:
         self._ray = start(address, machine.usable_cores())
-        resources = self._ray.cluster_resources()
-        cores = int(resources.get("CPU", 1))
-        self.threads = max(1, threads or 1)
-        room = cores // self.threads
-        if gpus:
-            room = min(room, int(resources.get("GPU", 0) / gpus))
+        self.threads, self.gpus = max(1, threads or 1), gpus
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes), default=0))
+        room = sum(map(self._room, nodes))
         if room < 1:
+            cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
             raise BenchError(
-                f"A worker with {self.threads} cores and {gpus:g} GPUs does not fit on the Ray cluster, which has "
-                f"{cores} cores and {resources.get('GPU', 0):g} GPUs."
+                f"A worker with {self.threads} cores and {gpus:g} GPUs fits on no node of the Ray cluster: the largest "
+                f"have {cores:g} cores and {cards:g} GPUs."
             )
-        self.jobs, self.gpus = min(jobs or room, room), gpus
+        self.jobs = min(jobs or room, room)
+        self._idle: list[_Actor] = []
         self._parcels: dict[str, Parcel] = {}
-        self._lost: Counter[str] = Counter()  # also of earlier calls: one may end with the task left to another process
+        self._lost: dict[str, list[str]] = {}
+        """The node of each worker that a task has lost, also in earlier calls, which may leave it to other processes."""
         here = self._ray.get_runtime_context().get_node_id()
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity)(_Mailbox).remote()
+
+    def _room(self, resources: Mapping[str, float]) -> int:
+        """How many workers fit on a node."""
+        needs = {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory}
+        return min(int(resources.get(kind, 0) / need) for kind, need in needs.items() if need)
 
     def __enter__(self) -> RayCluster:
         return self
@@ -110,11 +124,16 @@ class RayCluster:
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. Actors start when the first outcome is requested."""
         waiting = Waiting(tasks)
+        again: list[Task] = []
         workers: list[_Actor] = []
         try:
-            while waiting or workers:
+            while waiting or again or workers:
                 while waiting and len(workers) < self.jobs:
-                    workers.append(self._actor(take_new(waiting, {worker.task.group for worker in workers})))
+                    workers.append(self._start(waiting, {worker.task.group for worker in workers}))
+                while again and len(workers) < self.jobs:
+                    workers.append(self._actor(again.pop(0)))
+                if not all(worker.has_begun(self._ray) for worker in workers):
+                    self._end_idle()  # whose cores it may wait for, if a node was lost
                 self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
                 self._read_mail(workers)
                 for worker in list(workers):
@@ -124,12 +143,13 @@ class RayCluster:
                         yield note
                     if outcome is None:
                         continue
-                    died = outcome.error is not None and outcome.error.kind == "worker_died"
-                    if died and self._lost[outcome.key] < RETRIES:
-                        self._lost[outcome.key] += 1
-                        waiting.insert(0, worker.task)
-                        workers.remove(worker)
-                        continue
+                    if outcome.error is not None and outcome.error.kind == "worker_died":
+                        lost = self._lost.setdefault(outcome.key, [])
+                        lost.append(worker.node(self._ray))
+                        if len(lost) <= RETRIES:
+                            again.append(worker.task)
+                            workers.remove(worker)
+                            continue
                     yield outcome
                     waiting.refresh()
                     following = take(waiting, {worker.task.group}) if worker.reusable else None
@@ -137,20 +157,49 @@ class RayCluster:
                         worker.assign(following, self._shipped(following))
                     else:
                         workers.remove(worker)
-                        worker.end(self._ray)
+                        if worker.reusable:
+                            self._idle.append(worker)
+                        else:
+                            worker.end(self._ray)
         finally:
             for worker in workers:
                 worker.end(self._ray)
 
+    def _start(self, waiting: list[Task], busy: set[str]) -> _Actor:
+        """A worker with the first task that suits it, which is removed from those that wait."""
+        for worker in self._idle:
+            task = take(waiting, {worker.task.group})
+            if task is not None:
+                self._idle.remove(worker)
+                worker.assign(task, self._shipped(task))
+                return worker
+        return self._actor(take_new(waiting, busy))
+
     def _actor(self, task: Task) -> _Actor:
+        """A new worker with this task, in place of those that are idle."""
+        self._end_idle()
         environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        strategy: Any = "DEFAULT"
+        if nodes := [node for node in self._lost.get(task.key, []) if node]:
+            strategies = self._ray.util.scheduling_strategies
+            others = {"ray.io/node-id": strategies.NotIn(*nodes)}
+            strategy = strategies.NodeLabelSchedulingStrategy({}, soft=others)
         kind = self._ray.remote(
-            num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+            num_cpus=self.threads,
+            num_gpus=self.gpus,
+            memory=self.memory,
+            max_restarts=0,
+            runtime_env={"env_vars": environment},
+            scheduling_strategy=strategy,
         )(_Worker)
         name = f"{time.monotonic_ns()}"
         worker = _Actor(name, kind.remote(name, self._mail, self.threads, sys.argv))
         worker.assign(task, self._shipped(task))
         return worker
+
+    def _end_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().end(self._ray)
 
     def _shipped(self, task: Task) -> list[Parcel]:
         """The files that the task reads, put into the object store the first time."""
@@ -217,6 +266,18 @@ class _Actor(Assignee):
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name, self.handle = name, handle
+        self._node = handle.node.remote()
+
+    def has_begun(self, ray: Any) -> bool:
+        """True once its process runs, on some node."""
+        return bool(ray.wait([self._node], timeout=0)[0])
+
+    def node(self, ray: Any) -> str:
+        """The id of the node that it runs on, or ran on; "" if it never began."""
+        try:
+            return str(ray.get(self._node, timeout=0))
+        except ray.exceptions.RayError:
+            return ""
 
     def assign(self, task: Task, parcels: Sequence[Parcel]) -> None:
         """Send a task to the worker, with its files."""
@@ -266,6 +327,12 @@ class _Worker:
         self.threads, sys.argv = threads, command  # as a process of the local pool has it
         machine.keep_freed_memory()
         executor.connect(_Letters(name, mail))
+
+    def node(self) -> str:
+        """The id of its node."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     def work(self, task: Task, parcels: Sequence[Parcel]) -> tuple[Outcome, bool]:
         """Run a task, with its files where this node has them."""

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     jobs: int
     remark: str = ""
     gpus: tuple[str, ...] = ()
+    memory: int = 0
+    """Bytes that each of a cluster's workers may need; 0 on GPUs, whose share says how many fit."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Workers:
         """
         if experiment.device == "cpu":
             if self.kind != "local":
-                return Plan(self.jobs or usable_cores())
+                return Plan(self.jobs or usable_cores(), memory=executor.worker_bytes(weights))
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
         gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
         most = len(gpus) or self.jobs or 1
@@ -105,8 +107,7 @@ class Workers:
         """
         if self.kind == "ray":
             share = 1 / max(Counter(plan.gpus).values(), default=1)
-            return ray_cluster.RayCluster(
-                self.address, self.jobs, self.threads, share if experiment.device == "cuda" else 0.0
-            )
+            gpus = share if experiment.device == "cuda" else 0.0
+            return ray_cluster.RayCluster(self.address, self.jobs, self.threads, gpus, plan.memory)
         checkpoint.check_device(experiment.device)
         return executor.LocalPool(plan.jobs, self.threads, plan.gpus)

@@ -26,14 +26,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A cluster of two nodes with one core each, both on this machine, whose workers can import ``pool_jobs``."""
+    """A cluster of two nodes of one core and 2 GB, both on this machine, whose workers can import ``pool_jobs``."""
     import ray
     from ray.cluster_utils import Cluster
 
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "pool_jobs.py").write_text(JOBS)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
+    node = {"num_cpus": 1, "memory": 2 * 10**9}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield cluster
@@ -60,11 +61,19 @@ def test_tasks_end_as_in_the_local_pool(pool: RayCluster) -> None:
     assert found["other"].value not in (found["same"].value, found["retires"].value)
 
 
+def test_idle_workers_wait_for_tasks_of_their_group(pool: RayCluster) -> None:
+    first, second, other, last = (
+        outcomes(pool, [task("process", "process", group)])["process"].value for group in ("a", "a", "b", "a")
+    )
+    assert first == second and len({first, other, last}) == 3
+
+
 def test_a_task_whose_worker_dies_is_tried_again_and_then_given_up(pool: RayCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    tasks = [task("dies", "leave", code=3, log=str(log)), task("lives", "double", number=1)]
+    tasks = [task("dies", "leave_node", log=str(log)), task("lives", "double", number=1)]
     found = outcomes(pool, tasks, failing={"dies"})
-    assert len(log.read_text().splitlines()) == 3
+    first, second, _ = log.read_text().splitlines()
+    assert first != second, "the other node has room"
     error = found["dies"].error
     assert error is not None and error.kind == "worker_died" and error.message.startswith("The Ray worker was lost")
     assert found["lives"].value == 2
@@ -76,8 +85,12 @@ def test_a_worker_that_exceeds_its_limit_is_ended(pool: RayCluster) -> None:
 
 
 def test_a_lost_node_costs_time_and_no_task(nodes: Any, tmp_path: Path) -> None:
-    log, extra = tmp_path / "log", nodes.add_node(num_cpus=2)
+    log, extra = tmp_path / "log", nodes.add_node(num_cpus=2, memory=3 * 10**9)
     log.touch()
+    with RayCluster(nodes.address, memory=2 * 10**9) as pool:
+        assert pool.jobs == 3, "the third node has cores for two, but memory for one"
+    with RayCluster(nodes.address, memory=10**12) as pool:
+        assert (pool.jobs, pool.memory) == (1, 3 * 10**9), "one worker may do with what there is"
 
     def lose() -> None:
         try:
@@ -162,8 +175,8 @@ def test_what_is_packed_are_the_bytes_of_every_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_or_is_not_there_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    with pytest.raises(BenchError, match="A worker with 64 cores and 0 GPUs does not fit on the Ray cluster"):
-        RayCluster(nodes.address, threads=64)
+    with pytest.raises(BenchError, match="A worker with 2 cores and 0 GPUs fits on no node of the Ray cluster: the la"):
+        RayCluster(nodes.address, threads=2)  # two nodes have two cores, but none has both
     ray.shutdown()
     with pytest.raises(BenchError, match=r"There is no Ray cluster at localhost:1\. Start one with"):
         ray_cluster.start("localhost:1")
