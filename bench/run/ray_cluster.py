@@ -105,7 +105,7 @@ class RayCluster:
         self._idle: list[_Actor] = []
         self._parcels: dict[str, Parcel] = {}
         self._lost: dict[str, list[str]] = {}
-        """The nodes on which a task has lost its workers, also in earlier calls: these may leave it to other processes."""
+        """The nodes on which a task has lost workers, also in earlier calls, which may leave it to other processes."""
         here = self._ray.get_runtime_context().get_node_id()
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity)(_Mailbox).remote()
