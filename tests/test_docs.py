@@ -26,6 +26,7 @@ from bench.contract.registry import load as load_method
 from bench.run.experiment import load
 from reports import plots, tables
 from reports.board import build
+from reports.reproduction import figure
 from tests.conftest import ROOT, make_checkpoint
 from tests.snippets import as_method
 from tests.world import make_dataset
@@ -442,6 +443,22 @@ def test_the_gallery_shows_each_plot_as_a_small_picture() -> None:
     sizes = {path.stem: path.stat().st_size for path in (ROOT / "docs" / "plots").iterdir()}
     assert sorted(sizes) == sorted(shown)
     assert max(sizes.values()) < 100_000 and sum(sizes.values()) < 1_500_000
+
+
+def test_the_gallery_has_an_entry_with_a_picture_for_each_figure() -> None:
+    page = (ROOT / "docs" / "figures.md").read_text()
+    gallery = page.partition("## Gallery")[2].partition("## Add a figure")[0]
+    words = r"Against.*\*(agrees in rank|sign differs|not resolved at this size)\*"
+    shown = []
+    for entry in re.split(r"^### ", gallery, flags=re.MULTILINE)[1:]:
+        names = re.findall(r"reproduce ([\w-]+)", entry)
+        assert re.search(r"^!\[[^\]]+\]\([\w/-]+\.png\)$", entry, flags=re.MULTILINE), names
+        compared = any(figure.read(name).published for name in names)
+        assert bool(re.search(words, " ".join(entry.split()))) == compared, names
+        shown += names
+    assert sorted(shown) == sorted(name for name, _, _ in figure.listing())
+    pictures = {path.name for path in ROOT.glob("docs/figure-*.png")}
+    assert pictures == set(re.findall(r"\((figure-[\w-]+\.png)\)", gallery))
 
 
 @pytest.mark.parametrize(
