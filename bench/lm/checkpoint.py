@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -310,15 +311,16 @@ def weight_count(folder: Path) -> int:
 def identity(folder: Path) -> str:
     """SHA-256 (hexadecimal) over the configuration, tokenizer, chat template and weights in a model folder.
 
-    In the hub's cache, files are links to blobs named by their content. The name of the blob counts instead of its
-    content, so that large weights need not be read. Other files are read again in a process only when they changed.
+    In the hub's cache, files are links to blobs. Those of large files have their SHA-256 as a name, so that they need
+    not be read. Other files are read again in a process only when they changed.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in adapters.COPIED | {".safetensors"}:
             digest.update(path.name.encode())
-            if path.is_symlink() and path.resolve().parent.name == "blobs":
-                digest.update(path.resolve().name.encode())
+            blob = path.resolve()
+            if path.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+                digest.update(bytes.fromhex(blob.name))
             else:
                 state = path.stat()
                 digest.update(_content(path.absolute(), (state.st_size, state.st_mtime_ns, state.st_ctime_ns)))

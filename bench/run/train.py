@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import machine, paths
+from bench import machine
 from bench.answering.metrics import shortest
 from bench.answering.prompts import answer_ids, build_prompts
 from bench.contract import registry
@@ -197,16 +197,14 @@ def _task(key: str, training: _Training) -> Task:
     """The training as plain data, for a worker with other folders than this process, and the files that it reads.
 
     Its experiment has the base and the data of the training, if these are others, and the method's name: that of a pair
-    of data set and base need not be valid for an experiment. A base of a hub stays a name, since a copy of its folder
-    has another identity.
+    of data set and base need not be valid for an experiment.
     """
     experiment, base = training.experiment, training.base
     dataset, data_files = training.settings.source(experiment.dataset, experiment.data_files)
-    is_here = os.path.isdir(base) or base in paths.models()
     sources = Sources(
         dataset=source(dataset, recipe.find(dataset).folder),
         data_files={split: [*map(os.path.abspath, files)] for split, files in data_files.items()},
-        model=source(base, checkpoint.locate(base)) if is_here else base,
+        model=source(base, checkpoint.locate(base)),
         plugins=[*map(os.path.abspath, training.plugins)],
         split="train",
         documents=None,

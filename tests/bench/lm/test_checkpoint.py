@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from bench.errors import BenchError
+from bench.hashing import path_hash
 from bench.lm import checkpoint
 from bench.lm.base_model import FALLBACK_WINDOW, BaseModel
 from tests.tiny_models import tiny_base, tiny_model
@@ -157,3 +159,18 @@ def test_a_table_as_long_as_the_vocabulary_is_not_taken_for_positions() -> None:
     model = tiny_model("llama", max_position_embeddings=tiny_model("llama").config.vocab_size, pad_token_id=0)
     assert isinstance(model.get_input_embeddings(), nn.Embedding)
     assert checkpoint.positions(model) == model.config.vocab_size
+
+
+def test_a_base_in_the_cache_of_the_hub_is_that_of_a_copy_of_its_files(llama: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in llama.iterdir():
+        name = path_hash(file) if file.suffix == ".safetensors" else hashlib.sha1(file.read_bytes()).hexdigest()
+        blob = blobs / name
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    expected = checkpoint.identity(llama)
+    assert checkpoint.identity(snapshot) == expected
+    (snapshot / "model.safetensors").resolve().write_bytes(b"")
+    assert checkpoint.identity(snapshot) == expected, "large weights are not read"
