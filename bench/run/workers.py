@@ -20,7 +20,10 @@ KINDS = ("local", "ray", "slurm")
 
 
 class Plan(NamedTuple):
-    """How many workers there are, a remark if there are fewer than could be, and the GPU of each."""
+    """How many workers there are, a remark if there are fewer than could be, and the GPU of each.
+
+    Of workers on other machines those are counted that the options name, or one for each job.
+    """
 
     jobs: int
     remark: str = ""
@@ -68,8 +71,8 @@ class Workers:
             BenchError: there is not enough memory to read the base.
         """
         if experiment.device == "cpu":
-            if self.kind != "local":
-                return Plan(self.jobs or usable_cores(), memory=executor.worker_bytes(weights))
+            if self.kind != "local":  # the cores of other machines are not known here
+                return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights))
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
         gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
         most = len(gpus) or self.jobs or 1

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from bench.machine import free_gpu_memory
-from bench.run.executor import GPU_BYTES, LEARNING_BYTES, READING_BYTES, LocalPool, Outcome, Task, gpu_places
+from bench.run.executor import (
+    GPU_BYTES,
+    LEARNING_BYTES,
+    READING_BYTES,
+    LocalPool,
+    Outcome,
+    Task,
+    gpu_places,
+    worker_bytes,
+)
 from bench.run.experiment import Experiment, load
 from bench.run.workers import Plan, Workers
 from tests.world import wait_until
@@ -78,6 +87,13 @@ def test_workers_share_the_gpus(
 def test_the_gpus_of_this_machine_do_not_limit_the_workers_of_a_cluster(two_gpus: None, on_gpu: Experiment) -> None:
     weights = (4 * GIB - GPU_BYTES) // LEARNING_BYTES
     assert Workers("ray", 16).plan(on_gpu, weights) == Plan(16, "", ("0", "1", "0")), "at most two share a GPU"
+
+
+def test_the_cores_of_this_machine_do_not_count_for_a_cluster() -> None:
+    on_cpu, memory = load("default"), worker_bytes(10**6)
+    assert Workers("ray").plan(on_cpu, 10**6) == Plan(1, memory=memory), "its room is not known"
+    assert Workers("ray", 500).plan(on_cpu, 10**6) == Plan(500, memory=memory)
+    assert Workers("slurm", 2, shards=16).plan(on_cpu, 10**6).jobs == 32
 
 
 def test_a_gpu_of_unknown_memory_has_one_worker(
