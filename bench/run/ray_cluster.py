@@ -108,7 +108,8 @@ class RayCluster:
         """The nodes on which a task has lost workers, also in earlier calls, which may leave it to other processes."""
         here = self._ray.get_runtime_context().get_node_id()
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity)(_Mailbox).remote()
+        lasting = {"max_restarts": -1, "max_task_retries": -1}
+        self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity, **lasting)(_Mailbox).remote()
 
     def _room(self, resources: Mapping[str, float]) -> int:
         """How many workers fit on a node."""

@@ -80,6 +80,7 @@ def test_a_task_whose_worker_dies_is_tried_again_and_then_given_up(pool: RayClus
 
 
 def test_a_worker_that_exceeds_its_limit_is_ended(pool: RayCluster) -> None:
+    pool._ray.kill(pool._mail, no_restart=False)  # it comes back
     error = outcomes(pool, [task("hangs", "hang", limit=1.0)], failing={"hangs"})["hangs"].error
     assert error is not None and (error.kind, error.activity) == ("timed_out", ("hang", 1))
 
