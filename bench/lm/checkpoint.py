@@ -23,6 +23,8 @@ UNUSED = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
 def locate(name: str, setting: str = "--model", download: bool = True) -> Path:
     """Folder of a model, from an embedded name (``nano``), a folder or a hub id (downloaded if needed).
 
+    ``ORGANISATION/NAME@REVISION`` is a commit, tag or branch of a model on the hub, which without it is the newest.
+
     A folder that holds an adapter alone stands for its base with the adapter, which are merged in the user's cache.
     ``setting`` is the option or key that the name comes from, for messages. Without ``download`` a hub id is looked up
     in the hub's cache alone.
@@ -42,12 +44,18 @@ def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) ->
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(name, ignore_patterns=UNUSED, local_files_only=not download))
+        folder = Path(
+            snapshot_download(
+                repository, revision=revision or None, ignore_patterns=UNUSED, local_files_only=not download
+            )
+        )
     except Exception as error:  # of many types: bad id, no network, no such repository, gated
         reason = f"the hub did not provide it ({type(error).__name__}). Give"
         if not download:
-            reason = f"the hub's cache lacks it. Download it (hf download {name}), or give"
+            command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+            reason = f"the hub's cache lacks it. Download it ({command}), or give"
         raise BenchError(
             f"There is no model {name!r}: it is neither embedded ({', '.join(paths.models())}) nor a local folder, and "
             f"{reason} {setting} a folder written by save_pretrained."
@@ -86,6 +94,12 @@ def _merged(folder: Path, above: tuple[Path, ...], download: bool) -> Path:
         raise BenchError(f"The adapter {folder} builds on itself. Correct base_model_name_or_path in it.")
     base = _locate(name, f"base_model_name_or_path in {folder / paths.ADAPTER}", (*above, own), download)
     return adapters.merged(folder, base, identity(base))
+
+
+def hub_name(folder: Path) -> str | None:
+    """The hub id and the commit of a folder in the hub's cache, as ``ORGANISATION/NAME@COMMIT``; None for others."""
+    found = re.search(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())
+    return f"{found[1].replace('--', '/')}@{found[2]}" if found else None
 
 
 def tuned_on(name: str) -> list[tuple[str, str]]:

@@ -156,6 +156,8 @@ def run_cell(
     """Run a cell as :func:`run` does, with the trained weights of ``runs``; returns the record and its events."""
     spec, sources = cell.spec, cell.sources
     origin = provenance.collect()
+    if name := checkpoint.hub_name(Path(sources.model)):
+        origin["base"] = name
     try:  # before the method is imported, so that what its import changes is seen
         lm, fingerprint = load_base(cell, abilities)
     except Exception as error:

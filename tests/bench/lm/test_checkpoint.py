@@ -19,7 +19,10 @@ from bench.errors import BenchError
 from bench.hashing import path_hash
 from bench.lm import checkpoint
 from bench.lm.base_model import FALLBACK_WINDOW, BaseModel
+from bench.run.cell import run_cell
+from bench.run.runner import Runner
 from tests.tiny_models import tiny_base, tiny_model
+from tests.world import Inline, make_dataset, make_experiment
 
 
 def set_json(folder: Path, file: str, **values: Any) -> None:
@@ -174,3 +177,25 @@ def test_a_base_in_the_cache_of_the_hub_is_that_of_a_copy_of_its_files(llama: Pa
     assert checkpoint.identity(snapshot) == expected
     (snapshot / "model.safetensors").resolve().write_bytes(b"")
     assert checkpoint.identity(snapshot) == expected, "large weights are not read"
+
+
+def test_a_revision_of_a_base_on_the_hub_is_read_and_recorded(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    (cached / "refs").mkdir(parents=True)
+    for revision, commit in commits.items():
+        shutil.copytree(llama, cached / "snapshots" / commit)
+        (cached / "refs" / revision).write_text(commit)
+    for name, commit in (("", "main"), ("@v1", "v1"), (f"@{commits['v1']}", "v1")):
+        assert checkpoint.locate(f"someone/tiny{name}", download=False).name == commits[commit]
+    with pytest.raises(BenchError, match=r"Download it \(hf download someone/tiny --revision v2\)"):
+        checkpoint.locate("someone/tiny@v2", download=False)
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["closed_book"])
+    for model, base in ((llama, None), ("someone/tiny@v1", f"someone/tiny@{commits['v1']}")):
+        experiment.model = str(model)
+        cell = Runner(experiment, tmp_path / "runs").run(Inline()).cells[0]
+        record = run_cell(cell, tmp_path / "runs")[0]
+        assert record.status == "complete" and record.provenance.get("base") == base
