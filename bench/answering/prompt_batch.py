@@ -32,6 +32,8 @@ class Answer(NamedTuple):
     ended: bool | None
 
 
+TARGET_ROWS = 16
+"""Most given answers that are read together: of like length, so that little is read that is padding."""
 UNANSWERED = Answer("", None)
 """The answer to a prompt that does not fit into the model's window."""
 
@@ -115,15 +117,18 @@ class Prefill:
 
     def mean_nll(self, targets: Sequence[Tensor]) -> list[float]:
         """Mean -log p (nats) over the tokens of each prompt's target."""
-        inputs = [target[:-1] for target in targets]  # the last token is predicted, not read
-        ids = pad_sequence(inputs, batch_first=True, padding_value=self.lm.eos_id)  # (prompts, T)
-        logits = self.logits
-        if ids.shape[1]:
-            batch = self.batch.copy()
-            batch.extend(ids, pad_sequence([torch.ones_like(row) for row in inputs], batch_first=True))
-            logits = torch.cat([logits, batch.read(ids.shape[1])], dim=1)  # (prompts, 1 + T, V)
-        losses = [
-            functional.cross_entropy(row[: len(target)], target) for row, target in zip(logits, targets, strict=True)
-        ]
+        losses: list[Tensor] = [self.logits.new_empty(())] * len(targets)
+        order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
+        for part in (order[i : i + TARGET_ROWS] for i in range(0, len(order), TARGET_ROWS)):
+            inputs = [targets[i][:-1] for i in part]  # the last token is predicted, not read
+            ids = pad_sequence(inputs, batch_first=True, padding_value=self.lm.eos_id)  # (rows, T)
+            logits = self.logits[part]
+            if ids.shape[1]:
+                batch = self.batch.copy()
+                batch.select(part)
+                batch.extend(ids, pad_sequence([torch.ones_like(row) for row in inputs], batch_first=True))
+                logits = torch.cat([logits, batch.read(ids.shape[1])], dim=1)  # (rows, 1 + T, V)
+            for i, row in zip(part, logits, strict=True):
+                losses[i] = functional.cross_entropy(row[: len(targets[i])], targets[i])
         means: list[float] = torch.stack(losses).tolist()  # one read of the device for all
         return means

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.answering import prompt_batch
 from bench.answering.answers import answer_and_nll
 from bench.answering.decoding import Decoding
 from bench.answering.prompt_batch import Prefill, PromptBatch, layout
@@ -42,7 +43,10 @@ def test_only_a_base_that_pads_exactly_reads_rows_of_unequal_length_together() -
 @pytest.mark.parametrize("architecture", ["llama", "rwkv", "lfm2"])
 @pytest.mark.parametrize("contrast", [None, 0.6])
 @torch.no_grad()
-def test_answers_do_not_depend_on_which_prompts_are_read_with_them(architecture: str, contrast: float | None) -> None:
+def test_answers_do_not_depend_on_which_prompts_are_read_with_them(
+    architecture: str, contrast: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_batch, "TARGET_ROWS", 3)
     lm = tiny_base(architecture)
     prompts = prompts_of(lm, contrast)
     answers, nll = answer_and_nll(lm, prompts, GOLDS, GREEDY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_the_loss_is_that_of_the_answers_one_by_one(lm: BaseModel) -> None:
     tokens = [len(lm.encode(f" {gold}")) + 1 for gold in golds]  # with the end of text
     total = sum(value * count for value, count in zip(values, tokens, strict=True) if value is not None)
     assert loss(lm) == pytest.approx(total / sum(tokens), abs=1e-5)
+
+
+def test_the_gradients_are_those_of_questions_of_any_length_one_by_one(lm: BaseModel) -> None:
+    questions = one_each(EPISODES)
+    questions[3] = replace(questions[3], questions=(Question("long", "Which mill of all mills opened first? " * 3),))
+    questions[6] = replace(questions[6], answers=(("in the year of the comet",),))
+    gradients = []
+    for batches in ([questions], [[question] for question in questions]):
+        lm.model.zero_grad()
+        for batch in batches:
+            answers = [min(answers, key=len) for one in batch for answers in one.answers]
+            (answer_loss(lm, batch) * sum(len(lm.encode(f" {answer}")) + 1 for answer in answers)).backward()
+        gradients.append([parameter.grad.clone() for parameter in lm.model.parameters() if parameter.grad is not None])
+    for together, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_it_lowers_the_answers_loss_without_dropout(lm: BaseModel) -> None:
