@@ -143,6 +143,16 @@ def gpu_places(weights: int, free: Mapping[str, int]) -> list[str]:
     return [gpu for place in range(max(fitting.values(), default=0)) for gpu in fitting if place < fitting[gpu]]
 
 
+def short_of_memory(weights: int, free: Mapping[str, int]) -> str:
+    """A remark if no GPU, by its free bytes, has the memory to read a base of so many weights, or to learn them all."""
+    for use, size in (("read", READING_BYTES), ("fine-tune", LEARNING_BYTES)):
+        need, most = GPU_BYTES + size * weights, max(free.values(), default=0)
+        if free and need > most:
+            sizes = f"{_gigabytes(need)} of a GPU's memory, and {_gigabytes(most)} are free"
+            return f"Memory may run out: to {use} the base, a worker needs up to {sizes}."
+    return ""
+
+
 def default_threads(jobs: int) -> int:
     """Threads of each of so many workers: an equal part of the usable cores, or OMP_NUM_THREADS if that is fewer."""
     stated = os.environ.get("OMP_NUM_THREADS", "")

@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.lm import checkpoint
 from bench.machine import available_memory, free_gpu_memory, usable_cores
 from bench.run import executor, ray_cluster
-from bench.run.executor import affordable_jobs, gpu_places
+from bench.run.executor import affordable_jobs, gpu_places, short_of_memory
 from bench.run.experiment import Experiment
 
 KINDS = ("local", "ray", "slurm")
@@ -74,11 +74,12 @@ class Workers:
             if self.kind != "local":  # the cores of other machines are not known here
                 return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights))
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
-        gpus = gpu_places(weights, free_gpu_memory()) if experiment.device == "cuda" else []
+        free = free_gpu_memory() if experiment.device == "cuda" else {}
+        gpus = gpu_places(weights, free)
         most = len(gpus) or self.jobs or 1
         jobs = min(self.jobs or max(usable_cores(), len(set(gpus))), most)
         if self.jobs is None or jobs == self.jobs:
-            return Plan(jobs, "", tuple(gpus[:jobs]))
+            return Plan(jobs, short_of_memory(weights, free), tuple(gpus[:jobs]))
         if self.kind != "local":  # other machines have GPUs too
             return Plan(self.jobs, "", tuple(gpus))
         fewer = f"{jobs} worker{'s' if jobs > 1 else ''} instead of {self.jobs}"

@@ -89,6 +89,13 @@ def test_the_gpus_of_this_machine_do_not_limit_the_workers_of_a_cluster(two_gpus
     assert Workers("ray", 16).plan(on_gpu, weights) == Plan(16, "", ("0", "1", "0")), "at most two share a GPU"
 
 
+def test_a_base_that_no_gpu_has_the_memory_for_is_remarked_on(two_gpus: None, on_gpu: Experiment) -> None:
+    remarks = [Workers(jobs=1).plan(on_gpu, int(share * GIB)).remark for share in (0, 0.5, 2)]
+    assert remarks[0] == ""
+    assert remarks[1].startswith("Memory may run out: to fine-tune the base, a worker needs up to 15.7 GB of a GPU's")
+    assert remarks[2].startswith("Memory may run out: to read the base, a worker needs up to 22.1 GB of a GPU's memory")
+
+
 def test_the_cores_of_this_machine_do_not_count_for_a_cluster() -> None:
     on_cpu, memory = load("default"), worker_bytes(10**6)
     assert Workers("ray").plan(on_cpu, 10**6) == Plan(1, memory=memory), "its room is not known"
