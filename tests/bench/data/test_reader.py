@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench.data import recipe, streams
 from bench.data.documents import Document, Entry, GoldQuestion, Question, document_id
 from bench.data.reader import MissingSplit, load_split, read_split
-from bench.data.recipe import Recipe
+from bench.data.recipe import SPLITS, Recipe
 from bench.errors import BenchError
 
 Make = Callable[..., Recipe]
@@ -770,6 +770,22 @@ def test_real_squad_has_the_known_numbers_of_paragraphs_and_questions(real_data:
     assert sum(len(entry.questions) for entry in entries) == 8357
     assert len({entry.group for entry in entries}) == 38
     assert entries[0].questions[0].answers == ("October 1973", "October", "1973")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("split", SPLITS)
+def test_real_splits_have_the_documents_and_questions_that_a_count_of_their_files_gives(
+    real_data: Path, split: str
+) -> None:
+    squad, news = real_data / "squad" / f"{split}.json", real_data / "realtimeqa" / f"{split}.jsonl"
+    paragraphs = [one for article in json.loads(squad.read_text())["data"] for one in article["paragraphs"]]
+    rows = [json.loads(line) for line in news.read_text().splitlines()]  # some repeat a question
+    for dataset, path, expected in (
+        ("squad", squad, [(one["context"], [qa["id"] for qa in one["qas"]]) for one in paragraphs]),
+        ("realtimeqa", news, [(row["text"], list({one["id"]: 0 for one in row["questions"]})) for row in rows]),
+    ):
+        entries = load_split(recipe.find(dataset), split, {split: [str(path)]})
+        assert [(one.document.text, [gold.question.id for gold in one.questions]) for one in entries] == expected
 
 
 @pytest.mark.real_data
