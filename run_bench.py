@@ -886,7 +886,7 @@ def doctor(
         dtype=dtype,
     )
     experiment = overrides.vary(load(name, scale))
-    findings = readiness.readiness(experiment)
+    findings = readiness.readiness(experiment, _paths(plugin))
     for finding in findings:
         _print_line(str(finding))
     if any(finding.level == "missing" for finding in findings):

@@ -9,6 +9,8 @@ from itertools import chain
 from math import ceil, inf
 from pathlib import Path
 
+from bench.contract import registry
+from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import validate_config
 from bench.data import recipe
 from bench.data.arms import Arm, documents_per_reset
@@ -31,14 +33,15 @@ MEASURED_SETTINGS = 3
 """Settings with which a method is tried that is tuned: its first ones may cost less than those that are chosen."""
 
 
-def readiness(experiment: Experiment) -> list[Finding]:
+def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Finding]:
     """What an experiment needs, and whether it is there, without a download; a ``missing`` item stops it.
 
-    Each data set comes once, and then each base.
+    Each data set comes once, then each base, and then each model that methods are trained with.
     """
     pairs = experiment.on_each_pair()
     data, bases = {pair.dataset: pair for pair in pairs}, {pair.model: pair for pair in pairs}
-    return [*chain.from_iterable(map(_data, data.values())), *chain.from_iterable(map(_base, bases.values()))]
+    found = [*map(_data, data.values()), *map(_base, bases.values()), _models(experiment, plugins)]
+    return list(chain.from_iterable(found))
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:
@@ -84,6 +87,25 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
     learning = f", up to {most:.1f} GB to fine-tune it" if weights == parameters else ""  # what is quantized is not
     text = f"{least:.1f} GB a worker to read the base{learning}; {plan.jobs} fit"
     yield Finding("note" if plan.remark else "ok", "memory", text)
+
+
+def _models(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:
+    """The models, other than the base, that settings of training name."""
+    named: dict[str, str] = {}
+    for plan in experiment.methods:
+        kind = registry.load_method(plan.name, plugins)
+        if issubclass(kind, MetaTrained):
+            training = training_of(validate_config(kind, plan.config))
+            for setting, name in {"base": training.base, **training.models()}.items():
+                if name is not None:
+                    named.setdefault(name, f"{plan.name}.training.{setting}")
+    for name, setting in named.items():
+        try:
+            checkpoint.locate(name, setting, download=False)
+        except BenchError as error:
+            yield Finding("missing", name, str(error))
+        else:
+            yield Finding("ok", name, f"is there, for {setting}")
 
 
 def measure(

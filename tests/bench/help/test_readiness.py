@@ -19,6 +19,8 @@ def test_each_data_set_and_each_base_of_an_experiment_comes_once() -> None:
     titles = [finding.subject for finding in found if "licence:" in finding.text]
     assert titles == experiment.datasets
     assert [finding.text.split("'")[1] for finding in found if finding.subject == "base"] == experiment.models
+    [encoder] = [finding for finding in found if finding.subject == "t5-base"]
+    assert encoder.level == "missing" and "Download it (hf download t5-base), or give mac.training." in encoder.text
 
 
 def test_a_base_of_the_hub_is_looked_at_if_it_is_cached_and_is_missing_if_not(
