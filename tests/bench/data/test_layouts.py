@@ -46,6 +46,29 @@ def test_a_row_that_lacks_a_field_is_named(tmp_path: Path) -> None:
         read("counterfact", "test", path)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "file", "content", "lacks"),
+    [
+        ("streamingqa", "test.csv", "question,answers\nWho?,Ada\n", "text"),
+        ("archivalqa", "test.csv", "question,answer,doc_id\nWho?,Ada,1\n", "ans_paragraph"),
+        ("timeqa", "test.json", '{"idx": "1", "question": "Who?", "targets": ["Ada"]}\n', "context"),
+        ("realtimeqa_weekly", "20240705_qa.jsonl", '{"question_id": "1", "question_sentence": "Who?"}\n', "evidence"),
+        ("zsre", "test.json", '[{"src": "Who?", "rephrase": "Who is it?"}]', "answers"),
+        ("oaks", "test.json", '[{"meta": {"bid": "1"}}]', "data"),
+    ],
+)
+def test_a_file_that_lacks_a_column_or_is_missing_is_named_with_it(
+    dataset: str, file: str, content: str, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OAB_ACCEPT", "archivalqa")
+    path = tmp_path / file
+    with pytest.raises(BenchError, match=f"{file} is not a file: put the data of {dataset} there"):
+        read(dataset, "test", path)
+    path.write_text(content)
+    with pytest.raises(BenchError, match=f"{file}, row 1 has no (column )?'{lacks}'"):
+        read(dataset, "test", path)
+
+
 @pytest.fixture
 def weeks(tmp_path: Path) -> Path:
     """A folder of two weeks, with a question without evidence and one whose answer is not in it."""
