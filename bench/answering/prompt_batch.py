@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.lm.base_model import BaseModel, decode
-from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row
+from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row, parts_of_like_length
 
 if TYPE_CHECKING:
     from bench.answering.prompts import Prompt
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 TARGET_ROWS = 16
-"""Most given answers that are read together: of like length, so that little is read that is padding."""
+"""Most given answers that are read together."""
 UNANSWERED = Answer("", None)
 """The answer to a prompt that does not fit into the model's window."""
 
@@ -117,9 +117,8 @@ class Prefill:
 
     def mean_nll(self, targets: Sequence[Tensor]) -> list[float]:
         """Mean -log p (nats) over the tokens of each prompt's target."""
-        losses: list[Tensor] = [self.logits.new_empty(())] * len(targets)
-        order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
-        for part in (order[i : i + TARGET_ROWS] for i in range(0, len(order), TARGET_ROWS)):
+        losses: dict[int, Tensor] = {}
+        for part in parts_of_like_length(list(map(len, targets)), TARGET_ROWS):
             inputs = [targets[i][:-1] for i in part]  # the last token is predicted, not read
             ids = pad_sequence(inputs, batch_first=True, padding_value=self.lm.eos_id)  # (rows, T)
             logits = self.logits[part]
@@ -130,5 +129,6 @@ class Prefill:
                 logits = torch.cat([logits, batch.read(ids.shape[1])], dim=1)  # (rows, 1 + T, V)
             for i, row in zip(part, logits, strict=True):
                 losses[i] = functional.cross_entropy(row[: len(targets[i])], targets[i])
-        means: list[float] = torch.stack(losses).tolist()  # one read of the device for all
+        in_order = torch.stack([losses[i] for i in range(len(targets))])
+        means: list[float] = in_order.tolist()  # one read of the device for all
         return means

@@ -21,12 +21,13 @@ from bench.answering.retune import Retune
 from bench.contract.gradient import build_optimizer
 from bench.data.documents import Episode
 from bench.lm.base_model import BaseModel, same_bits
+from bench.lm.batch import parts_of_like_length
 from bench.seeds import seed_for
 
 BATCH = 16
 """Questions in a step (16 in the CaMeLS code, where 64 was intended)."""
 ROWS = 8
-"""Questions that are read together: of like length, so that little is read that is padding."""
+"""Most questions of a step that are read together."""
 HELD_OUT = 64
 """Most held-out questions; at most half of all."""
 VALIDATE_EVERY = 16
@@ -132,11 +133,10 @@ def answer_loss(lm: BaseModel, episodes: Sequence[Episode]) -> Tensor:
     """
     ids, scored = closed_book_rows(lm, episodes)  # (questions, longest)
     begins = scored.int().argmax(1)
-    rows = torch.stack([begins + scored.sum(1), begins], dim=1).tolist()  # where each answer ends and begins
-    order = sorted(range(len(rows)), key=rows.__getitem__)
+    starts, ends = torch.stack([begins, begins + scored.sum(1)]).tolist()  # of the answers
     losses = []
-    for part in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
-        end, begin = max(rows[i][0] for i in part), min(rows[i][1] for i in part)
+    for part in parts_of_like_length(ends, ROWS):
+        begin, end = min(starts[i] for i in part), max(ends[i] for i in part)
         own, answers = ids[part, :end], scored[part, begin:end]
         logits, _ = lm.read(end - begin, input_ids=own[:, :-1], use_cache=False)  # (questions, end - begin, V)
         losses.append(functional.cross_entropy(logits.float()[answers], own[:, begin:][answers], reduction="sum"))

@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
-from bench.run.executor import GPU_BYTES, LEARNING_BYTES, PROCESS_BYTES, READING_BYTES
+from bench.run.executor import worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.runner import Runner
@@ -82,8 +82,7 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
     except BenchError as error:
         yield Finding("missing", "memory", str(error))
         return
-    process = PROCESS_BYTES if experiment.device == "cpu" else GPU_BYTES
-    least, most = ((process + size * weights) / 1e9 for size in (READING_BYTES, LEARNING_BYTES))
+    least, most = (size / 1e9 for size in worker_bytes(weights, on_gpu=experiment.device != "cpu"))
     learning = f", up to {most:.1f} GB to fine-tune it" if weights == parameters else ""  # what is quantized is not
     text = f"{least:.1f} GB a worker to read the base{learning}; {plan.jobs} fit"
     yield Finding("note" if plan.remark else "ok", "memory", text)

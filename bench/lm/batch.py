@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, P prefix positions, V vocabulary, C hidden size, H key
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -196,6 +196,12 @@ class RereadBatch:
     def copy(self) -> RereadBatch:
         """Copy the batch, so that it can be continued in more than one way."""
         return copy.copy(self)  # no method changes a list in place
+
+
+def parts_of_like_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in parts of so many rows, the shortest first: rows of like length have little padding together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return (order[first : first + rows] for first in range(0, len(order), rows))
 
 
 def forward(

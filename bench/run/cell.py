@@ -156,8 +156,6 @@ def run_cell(
     """Run a cell as :func:`run` does, with the trained weights of ``runs``; returns the record and its events."""
     spec, sources = cell.spec, cell.sources
     origin = provenance.collect()
-    if name := checkpoint.hub_name(Path(sources.model)):
-        origin["base"] = name
     try:  # before the method is imported, so that what its import changes is seen
         lm, fingerprint = load_base(cell, abilities)
     except Exception as error:
@@ -333,7 +331,11 @@ def record_of(
     notes: Mapping[str, Any] | None = None,
     failure: Failure | None = None,
 ) -> RunRecord:
-    """The record of a cell with its results, or with the failure that ended it; ``origin`` is its provenance."""
+    """The record of a cell with its results, or with the failure that ended it.
+
+    ``origin`` is its provenance, to which the commit of a base from the hub is added.
+    """
+    base = checkpoint.hub_name(Path(cell.sources.model))
     return RunRecord(
         id=cell.id,
         cell_key=cell.key,
@@ -346,7 +348,7 @@ def record_of(
         costs=costs,
         failure=failure,
         notes=notes or {},
-        provenance=origin,
+        provenance={**origin, "base": base} if base else origin,
     )
 
 

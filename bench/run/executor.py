@@ -104,9 +104,10 @@ class Waiting(list[Task]):
         self._seen = len(self._tasks)
 
 
-def worker_bytes(weights: int) -> int:
-    """Memory of a worker that learns all of a base's so many weights, in bytes."""
-    return PROCESS_BYTES + LEARNING_BYTES * weights
+def worker_bytes(weights: int, on_gpu: bool = False) -> tuple[int, int]:
+    """Memory of a worker that reads a base of so many weights, and of one that learns them all, in bytes."""
+    process = GPU_BYTES if on_gpu else PROCESS_BYTES
+    return process + READING_BYTES * weights, process + LEARNING_BYTES * weights
 
 
 def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
@@ -118,7 +119,7 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     Raises:
         BenchError: there is not enough memory to read the base.
     """
-    least, most = PROCESS_BYTES + READING_BYTES * weights, worker_bytes(weights)
+    least, most = worker_bytes(weights)
     sizes = f"{{}} of memory, and {_gigabytes(available)} are available"
     if least > available:
         raise BenchError(
@@ -138,17 +139,18 @@ def gpu_places(weights: int, free: Mapping[str, int]) -> list[str]:
     A GPU on which the base can at least be read has one worker, and one on which it cannot has none, unless there is no
     other: methods differ in what they need. The first workers are on different GPUs.
     """
-    able = {gpu: size for gpu, size in free.items() if size >= GPU_BYTES + READING_BYTES * weights} or free
-    fitting = {gpu: max(1, size // (GPU_BYTES + LEARNING_BYTES * weights)) for gpu, size in able.items()}
+    least, most = worker_bytes(weights, on_gpu=True)
+    able = {gpu: size for gpu, size in free.items() if size >= least} or free
+    fitting = {gpu: max(1, size // most) for gpu, size in able.items()}
     return [gpu for place in range(max(fitting.values(), default=0)) for gpu in fitting if place < fitting[gpu]]
 
 
 def short_of_memory(weights: int, free: Mapping[str, int]) -> str:
     """A remark if no GPU, by its free bytes, has the memory to read a base of so many weights, or to learn them all."""
-    for use, size in (("read", READING_BYTES), ("fine-tune", LEARNING_BYTES)):
-        need, most = GPU_BYTES + size * weights, max(free.values(), default=0)
-        if free and need > most:
-            sizes = f"{_gigabytes(need)} of a GPU's memory, and {_gigabytes(most)} are free"
+    largest = max(free.values(), default=0)
+    for use, need in zip(("read", "fine-tune"), worker_bytes(weights, on_gpu=True), strict=True):
+        if free and need > largest:
+            sizes = f"{_gigabytes(need)} of a GPU's memory, and {_gigabytes(largest)} are free"
             return f"Memory may run out: to {use} the base, a worker needs up to {sizes}."
     return ""
 

@@ -133,7 +133,7 @@ class RayCluster:
                     workers.append(self._start(waiting, {worker.task.group for worker in workers}))
                 while again and len(workers) < self.jobs:
                     workers.append(self._actor(again.pop(0)))
-                if not all(worker.has_begun(self._ray) for worker in workers):
+                if self._idle and not all(worker.has_begun(self._ray) for worker in workers):
                     self._end_idle()  # whose cores it may wait for, if a node was lost
                 self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
                 self._read_mail(workers)

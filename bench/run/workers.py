@@ -72,7 +72,7 @@ class Workers:
         """
         if experiment.device == "cpu":
             if self.kind != "local":  # the cores of other machines are not known here
-                return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights))
+                return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights)[1])
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
         free = free_gpu_memory() if experiment.device == "cuda" else {}
         gpus = gpu_places(weights, free)
