@@ -2,9 +2,9 @@
 
 A claim is a file under ``claims`` in the folder of the records, which one process alone can create: no locks are used,
 since some file servers leave them to each machine. It names the process, whose heartbeat is the time of the file. A
-claim without one for :data:`STALE_SECONDS`, or of a process of this machine that has ended, is taken over. A process
-may have stood still for so long: it asks, before it writes a record, whether it still :func:`holds` its claim. Times
-are those of the file server, so that the clocks of several machines may differ.
+claim without one for :data:`STALE_SECONDS`, or of a process of this machine that has ended, is taken over, by one
+process alone. A process may have stood still for so long: it asks, before it writes a record, whether it still holds
+its claim. Times are those of the file server, so that the clocks of several machines may differ.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import platform
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.files import json_bytes
+from bench.files import json_bytes, write_bytes
+from bench.hashing import digest
 from bench.machine import may_be_alive, process_name
 
 FOLDER = "claims"
@@ -67,64 +69,153 @@ class Seen(NamedTuple):
         return self.silent < longest and (claim is None or may_be_alive(claim.process))
 
 
-@contextlib.contextmanager
-def claimed(runs: Path, cell: str) -> Iterator[bool]:
-    """Context in which this process holds the claim to a cell; False if another one does, which is then left alone."""
-    path, content = _path(runs, cell), json_bytes(own_claim(cell)._asdict())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not _take(path, content):
-        yield False
-        return
+class Claims(ABC):
+    """The claims of one place of records, by the name of the cell."""
 
-    def beat() -> None:
-        if _content(path) == content:
-            os.utime(path)
+    heartbeat: float
+    """Seconds between two heartbeats."""
+    longest: float
+    """Seconds of silence after which a claim no longer holds."""
 
-    try:
-        with beating(HEARTBEAT_SECONDS, beat):
-            yield True
-    finally:
-        if _content(path) == content:
-            path.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def claimed(self, cell: str) -> Iterator[bool]:
+        """Context in which this process holds the claim to a cell; False if another one does, which is left alone."""
+        content = json_bytes(own_claim(cell)._asdict())
+        if not self._take(cell, content):
+            yield False
+            return
 
+        def beat() -> None:
+            if self._has(cell, content):
+                self.beat(cell, content)
 
-def holds(runs: Path, cell: str) -> bool:
-    """True if this process holds the claim to a cell."""
-    return is_own(_content(_path(runs, cell)))
+        try:
+            with beating(self.heartbeat, beat):
+                yield True
+        finally:
+            if self._has(cell, content):
+                self.remove(cell)
 
+    def _take(self, name: str, content: bytes) -> bool:
+        """Create a claim, or replace one that no longer holds; False if another process has one.
 
-def is_own(content: bytes) -> bool:
-    """True if a claim, by the content of its file, is one of this process."""
-    claim = parse(content)
-    return claim is not None and claim.process == process_name()
-
-
-def _take(path: Path, content: bytes) -> bool:
-    """Create the file of a claim, in place of one that no longer holds; False if another process has one."""
-    found = _look(path)
-    if found is not None:
-        if found.holds(STALE_SECONDS):
+        Several processes may see the same claim that no longer holds. One of them at a time can create the claim to
+        replace this very claim, and it does so only if the claim is still the one that it saw.
+        """
+        seen = self.look(name)
+        if seen is None:
+            return self.create(name, content)
+        takeover = f"{name}.{digest(seen.content.hex())[:16]}"
+        if seen.holds(self.longest) or not self._take(takeover, content):
             return False
-        _remove(path, found.content)
-    try:
-        with path.open("xb") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    return _content(path) == content  # else another process took it over before it was written
+        try:
+            if not self._has(name, seen.content):
+                return False
+            self.replace(name, content)
+            return True
+        finally:
+            self.remove(takeover)
+
+    def _has(self, name: str, content: bytes) -> bool:
+        """True if this is the content of a claim."""
+        found = self.look(name)
+        return found is not None and found.content == content
+
+    def holds(self, cell: str) -> bool:
+        """True if this process holds the claim to a cell."""
+        found = self.look(cell)
+        claim = None if found is None else parse(found.content)
+        return claim is not None and claim.process == process_name()
+
+    def is_claimed(self, cell: str) -> bool:
+        """True if a process holds the claim to a cell."""
+        found = self.look(cell)
+        return found is not None and found.holds(self.longest)
+
+    def holder(self, cell: str) -> Claim | None:
+        """The claim to a cell that holds; None if it is free to run, or its claim is being written."""
+        return next((one.claim for one in self.running() if one.claim.cell == cell), None)
+
+    def running(self) -> list[Running]:
+        """All claims that hold, the oldest first."""
+        found = [seen for name in self.names() if (seen := self.look(name)) is not None and seen.holds(self.longest)]
+        held = [Running(claim, seen.silent) for seen in found if (claim := parse(seen.content)) is not None]
+        return in_order(held)
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The names of all claims that are there."""
+
+    @abstractmethod
+    def look(self, name: str) -> Seen | None:
+        """A claim, whether it holds or not; None without one."""
+
+    @abstractmethod
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a claim; False if there is one, or if another process has replaced it meanwhile."""
+
+    @abstractmethod
+    def replace(self, name: str, content: bytes) -> None:
+        """Put a claim in place of another one."""
+
+    @abstractmethod
+    def beat(self, name: str, content: bytes) -> None:
+        """Give a claim with this content, which is there, the present time."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a claim, if it is there."""
 
 
-def _remove(path: Path, content: bytes) -> None:
-    """Remove a claim with this content, but not one that another process has put in its place meanwhile."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if _content(aside) == content:
-        aside.unlink()
-    else:
-        aside.rename(path)
+class Folder(Claims):
+    """Claims in a folder of records."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.heartbeat, self.longest = runs, HEARTBEAT_SECONDS, STALE_SECONDS
+
+    def names(self) -> list[str]:
+        """The names of all claims that are there."""
+        return [path.stem for path in (self.runs / FOLDER).glob("*.json")]
+
+    def look(self, name: str) -> Seen | None:
+        """A claim, whether it holds or not; None without one."""
+        path = self._path(name)
+        try:
+            return Seen(path.read_bytes(), _now(path.parent) - path.stat().st_mtime)
+        except FileNotFoundError:  # also one that is released meanwhile
+            return None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a claim; False if there is one, or if another process has replaced it meanwhile."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return self._has(name, content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Put a claim in place of another one."""
+        write_bytes(self._path(name), content)
+
+    def beat(self, name: str, content: bytes) -> None:
+        """Give a claim the present time."""
+        os.utime(self._path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a claim, if it is there."""
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.runs / FOLDER / f"{name}.json"
+
+
+def in_order(found: Iterable[Running]) -> list[Running]:
+    """One claim to each cell, the oldest first."""
+    by_cell = {one.claim.cell: one for one in found}
+    return sorted(by_cell.values(), key=lambda one: one.claim.started)
 
 
 def own_claim(cell: str) -> Claim:
@@ -151,43 +242,6 @@ def beating(seconds: float, beat: Callable[[], object]) -> Iterator[None]:
         heart.join()
 
 
-def is_claimed(runs: Path, cell: str) -> bool:
-    """True if a process holds the claim to a cell."""
-    found = _look(_path(runs, cell))
-    return found is not None and found.holds(STALE_SECONDS)
-
-
-def holder(runs: Path, cell: str) -> Claim | None:
-    """The claim to a cell that holds; None if it is free to run, or its claim is being written."""
-    return next((one.claim for one in running(runs) if one.claim.cell == cell), None)
-
-
-def running(runs: Path) -> list[Running]:
-    """All claims that hold, the oldest first."""
-    return in_order(map(_look, (runs / FOLDER).glob("*.json")), STALE_SECONDS)
-
-
-def in_order(found: Iterable[Seen | None], longest: float) -> list[Running]:
-    """Those of the claims that hold (:meth:`Seen.holds`), the oldest first."""
-    held = ((parse(seen.content), seen.silent) for seen in found if seen is not None and seen.holds(longest))
-    return sorted((Running(claim, silent) for claim, silent in held if claim), key=lambda one: one.claim.started)
-
-
-def _look(path: Path) -> Seen | None:
-    """A claim, whether it holds or not; None without one."""
-    try:
-        return Seen(path.read_bytes(), _now(path.parent) - path.stat().st_mtime)
-    except FileNotFoundError:  # also one that is released meanwhile
-        return None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
 def parse(content: bytes) -> Claim | None:
     """A claim from the content of its file; None if it was not written by a claim."""
     try:
@@ -204,7 +258,3 @@ def _now(folder: Path) -> float:
         return clock.stat().st_mtime
     except OSError:  # a folder that cannot be written
         return time.time()
-
-
-def _path(runs: Path, cell: str) -> Path:
-    return runs / FOLDER / f"{cell}.json"

@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from bench import machine
 from bench.errors import BenchError
@@ -166,89 +167,6 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-class LocalPool:
-    """Worker processes on this machine: ``jobs`` at a time, each with ``threads`` threads, reused within a group.
-
-    By default there is one worker per usable core, and the cores are divided among the workers, as far as
-    ``OMP_NUM_THREADS`` does not say fewer. ``gpus`` has the GPU of each worker, as CUDA_VISIBLE_DEVICES names it; one
-    may be there several times.
-
-    If a worker dies, only its task is lost and it is replaced. A worker that is free continues with its group of
-    tasks, else a new one begins with a group that no other worker has, else helps with any. Idle workers wait for the
-    next :meth:`run` until :meth:`close` or the end of the pool's ``with`` block. An interrupt, closing the iterator,
-    or the death of this process ends all workers.
-    """
-
-    def __init__(self, jobs: int | None = None, threads: int | None = None, gpus: Sequence[str] = ()) -> None:
-        self.jobs = max(1, jobs or usable_cores())
-        self.threads = threads or default_threads(self.jobs)
-        self._idle: list[_Worker] = []
-        self._gpus = list(gpus)  # those without a worker
-
-    def __enter__(self) -> LocalPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the idle workers."""
-        while self._idle:
-            self._end(self._idle.pop())
-
-    def _end(self, worker: _Worker) -> None:
-        worker.stop()
-        self._gpus = [*filter(None, [worker.gpu]), *self._gpus]
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
-        """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
-        waiting = Waiting(tasks)
-        workers: list[_Worker] = []
-        try:
-            while waiting or workers:
-                while waiting and len(workers) < self.jobs:
-                    workers.append(self._start(waiting, {worker.group for worker in workers}))
-                limits = [worker.seconds_left() for worker in workers]
-                connection.wait([worker.pipe for worker in workers], min([CHECK_SECONDS, *limits]))
-                for worker in list(workers):
-                    outcome = worker.outcome()
-                    if worker.note is not None:
-                        note, worker.note = worker.note, None
-                        yield note
-                    if outcome is None:
-                        continue
-                    yield outcome
-                    waiting.refresh()
-                    task = take(waiting, {worker.group}) if worker.reusable else None
-                    if task is not None:
-                        worker.assign(task)
-                    else:
-                        workers.remove(worker)
-                        if worker.reusable:
-                            self._idle.append(worker)
-                        else:
-                            self._end(worker)
-        finally:
-            for worker in workers:
-                worker.process.terminate()
-            for worker in workers:
-                self._end(worker)
-
-    def _start(self, waiting: list[Task], busy: set[str]) -> _Worker:
-        """A worker with the first task that suits it, which is removed from those that wait."""
-        for worker in list(self._idle):
-            task = take(waiting, {worker.group}) if worker.process.is_alive() else None
-            if task is not None:
-                self._idle.remove(worker)
-                worker.assign(task)
-                return worker
-        self.close()  # no task of their groups is left
-        task = take_new(waiting, busy)
-        worker = _Worker(task.group, self.threads, self._gpus.pop(0) if self._gpus else None)
-        worker.assign(task)
-        return worker
-
-
 def take(tasks: list[Task], groups: Set[str]) -> Task | None:
     """Remove the first task of one of these groups and return it; None if there is none."""
     index = next((i for i, task in enumerate(tasks) if task.group in groups), None)
@@ -280,7 +198,7 @@ class Told:
     content: Any
 
 
-class Assignee:
+class Assignee(ABC):
     """One worker, seen from the process that gives it tasks. It has at most one task at a time."""
 
     task: Task
@@ -288,6 +206,25 @@ class Assignee:
     """The last note of the task, until it is passed on."""
     reusable = True
     """False if it is not fit for another task."""
+
+    @abstractmethod
+    def assign(self, task: Task) -> None:
+        """Send a task to the worker, which has no other one."""
+
+    @abstractmethod
+    def outcome(self) -> Outcome | None:
+        """The outcome of the task; None while it runs."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the worker's process."""
+
+    def is_alive(self) -> bool:
+        """False if its process is known to have ended."""
+        return True
+
+    def interrupt(self) -> None:
+        """Begin to end the worker's process, before it is stopped, so that many end at the same time."""
 
     def accept(self, task: Task) -> None:
         """State its task, which has no time limit yet."""
@@ -314,16 +251,143 @@ class Assignee:
         return Outcome(self.task.key, error=TaskError("timed_out", message, activity=self._limit.activity))
 
 
+W = TypeVar("W", bound=Assignee)
+
+
+class Pool(ABC, Generic[W]):
+    """At most ``jobs`` workers at a time, each in a process of its own, reused within a group of tasks.
+
+    A worker that is free continues with its group of tasks, else a new one begins with a group that no other worker
+    has, else helps with any. Idle workers wait for the next :meth:`run` until :meth:`close` or the end of the ``with``
+    block. An interrupt, or closing the iterator, ends all busy workers.
+    """
+
+    jobs: int
+
+    def __init__(self) -> None:
+        self._idle: list[W] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        while self._idle:
+            self._end(self._idle.pop())
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
+        """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
+        waiting = Waiting(tasks)
+        again: list[Task] = []
+        workers: list[W] = []
+        try:
+            while waiting or again or workers:
+                while waiting and len(workers) < self.jobs:
+                    workers.append(self._start(waiting, {worker.task.group for worker in workers}))
+                while again and len(workers) < self.jobs:
+                    self._end_idle()
+                    workers.append(self._new(again.pop(0)))
+                self._wait(workers)
+                for worker in list(workers):
+                    outcome = worker.outcome()
+                    if worker.note is not None:
+                        note, worker.note = worker.note, None
+                        yield note
+                    if outcome is None:
+                        continue
+                    if self._is_retried(worker, outcome):
+                        again.append(worker.task)
+                    else:
+                        yield outcome
+                        waiting.refresh()
+                    task = take(waiting, {worker.task.group}) if worker.reusable else None
+                    if task is not None:
+                        worker.assign(task)
+                    else:
+                        workers.remove(worker)
+                        if worker.reusable:
+                            self._idle.append(worker)
+                        else:
+                            self._end(worker)
+        finally:
+            for worker in workers:
+                worker.interrupt()
+            for worker in workers:
+                self._end(worker)
+
+    def _start(self, waiting: list[Task], busy: Set[str]) -> W:
+        """A worker with the first task that suits it, which is removed from those that wait."""
+        for worker in self._idle:
+            task = take(waiting, {worker.task.group}) if worker.is_alive() else None
+            if task is not None:
+                self._idle.remove(worker)
+                worker.assign(task)
+                return worker
+        self._end_idle()  # no task of their groups is left
+        return self._new(take_new(waiting, busy))
+
+    @abstractmethod
+    def _new(self, task: Task) -> W:
+        """A new worker, with its first task."""
+
+    @abstractmethod
+    def _wait(self, workers: Sequence[W]) -> None:
+        """Wait until one of the busy workers may have something to say, and take their messages."""
+
+    def _is_retried(self, worker: W, outcome: Outcome) -> bool:
+        """True if a task with this outcome goes to another worker, after all that wait."""
+        return False
+
+    def _end(self, worker: W) -> None:
+        """End a worker, busy or not."""
+        worker.stop()
+
+
+class LocalPool(Pool["_Worker"]):
+    """A pool of worker processes on this machine, each with ``threads`` threads.
+
+    By default there is one worker per usable core, and the cores are divided among the workers, as far as
+    ``OMP_NUM_THREADS`` does not say fewer. ``gpus`` has the GPU of each worker, as CUDA_VISIBLE_DEVICES names it; one
+    may be there several times. If a worker dies, only its task is lost and it is replaced. The death of this process
+    ends all workers.
+    """
+
+    def __init__(self, jobs: int | None = None, threads: int | None = None, gpus: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.jobs = max(1, jobs or usable_cores())
+        self.threads = threads or default_threads(self.jobs)
+        self._gpus = list(gpus)  # those without a worker
+
+    def _new(self, task: Task) -> _Worker:
+        worker = _Worker(self.threads, self._gpus.pop(0) if self._gpus else None)
+        worker.assign(task)
+        return worker
+
+    def _wait(self, workers: Sequence[_Worker]) -> None:
+        limits = [worker.seconds_left() for worker in workers]
+        connection.wait([worker.pipe for worker in workers], min([CHECK_SECONDS, *limits]))
+
+    def _end(self, worker: _Worker) -> None:
+        super()._end(worker)
+        self._gpus = [*filter(None, [worker.gpu]), *self._gpus]
+
+
 class _Worker(Assignee):
     """A worker process of the pool."""
 
-    def __init__(self, group: str, threads: int, gpu: str | None) -> None:
+    def __init__(self, threads: int, gpu: str | None) -> None:
         forks = sys.platform == "linux"
         context: Any = get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(_PRELOADED)
         counts = thread_counts(threads)
-        self.group, self.gpu = group, gpu
+        self.gpu = gpu
         self.pipe, worker_end = context.Pipe()
         here = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu, **machine.GPU_ORDER}
         arguments = (worker_end, threads, {**os.environ, **counts, **here})
@@ -333,13 +397,11 @@ class _Worker(Assignee):
         worker_end.close()
 
     def assign(self, task: Task) -> None:
-        """Send a task to the process."""
         self.accept(task)
         with contextlib.suppress(OSError):  # it died while idle; outcome() will report that
             self.pipe.send(task)
 
     def outcome(self) -> Outcome | None:
-        """The outcome of the task; None while it runs."""
         alive = self.process.is_alive()
         try:
             while self.pipe.poll():
@@ -360,8 +422,13 @@ class _Worker(Assignee):
         self.process.join(GRACE_SECONDS)
         return Outcome(self.task.key, error=TaskError("worker_died", _cause_of_death(self.process.exitcode)))
 
+    def is_alive(self) -> bool:
+        return bool(self.process.is_alive())
+
+    def interrupt(self) -> None:
+        self.process.terminate()
+
     def stop(self) -> None:
-        """End the process and wait for it."""
         self.pipe.close()
         self.process.join(GRACE_SECONDS)
         if self.process.is_alive():

@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import paths
 from bench.errors import BenchError
-from bench.files import json_bytes, write_bytes
+from bench.files import write_bytes
 from bench.hashing import digest
 from bench.records.store import MANIFEST, read_run
 from bench.run import claims
-from bench.run.claims import Running, Seen
+from bench.run.claims import Claims, Running, Seen, in_order
 
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
@@ -54,6 +54,11 @@ class Place:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path.resolve())
 
+    @property
+    def claims(self) -> Sequence[Claims]:
+        """Where a cell is claimed: at each of these places."""
+        return [claims.Folder(self.path)]
+
     def fetch(self) -> None:
         """Take over what others have written."""
         with contextlib.suppress(OSError):  # a folder that cannot be written
@@ -72,19 +77,21 @@ class Place:
 
     def running(self) -> list[Running]:
         """All claims that hold, the oldest first."""
-        return claims.running(self.path)
+        return in_order(one for place in self.claims for one in place.running())
 
-    def claimed(self, cell: str) -> contextlib.AbstractContextManager[bool]:
+    @contextlib.contextmanager
+    def claimed(self, cell: str) -> Iterator[bool]:
         """Context in which this process holds the claim to a cell; False if another one does."""
-        return claims.claimed(self.path, cell)
+        with contextlib.ExitStack() as stack:
+            yield all(stack.enter_context(place.claimed(cell)) for place in self.claims)
 
     def holds(self, cell: str) -> bool:
         """True if this process still holds the claim to a cell, which others take over if it stands still."""
-        return claims.holds(self.path, cell)
+        return all(place.holds(cell) for place in self.claims)
 
     def is_claimed(self, cell: str) -> bool:
         """True if a process holds the claim to a cell."""
-        return claims.is_claimed(self.path, cell)
+        return any(place.is_claimed(cell) for place in self.claims)
 
 
 class Bucket(Place):
@@ -102,6 +109,11 @@ class Bucket(Place):
         self.name = url
         if not (self.path / MARK).is_file():  # every cell asks for its place
             write_bytes(self.path / MARK, url.encode())
+
+    @property
+    def claims(self) -> Sequence[Claims]:
+        """Where a cell is claimed: here, so that processes of this machine need not ask there, and there."""
+        return [*super().claims, InBucket(self.fs, self.root)]
 
     def fetch(self) -> None:
         """Take over records and files that are not here, failed records that are, and boards; send what is only here.
@@ -166,79 +178,59 @@ class Bucket(Place):
             self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)  # only some places have folders
             self.fs.pipe_file(path, file.read_bytes())
 
-    def running(self) -> list[Running]:
-        """All claims that hold, here and elsewhere, the oldest first."""
-        there = map(self._look, (Path(name).stem for name in self._names(f"{claims.FOLDER}/")))
-        found = [*claims.in_order(there, STALE_SECONDS), *super().running()]
-        return sorted({one.claim.cell: one for one in found}.values(), key=lambda one: one.claim.started)
-
-    @contextlib.contextmanager
-    def claimed(self, cell: str) -> Iterator[bool]:
-        """Context in which this process holds the claim to a cell, here and there; False if another one does."""
-        with super().claimed(cell) as own:
-            claim = json_bytes(claims.own_claim(cell)._asdict())
-            if not own or not self._take(cell, claim):
-                yield False
-                return
-
-            def beat() -> None:
-                if self._holds(cell, claim):
-                    self.fs.pipe_file(self._claim(cell), claim)
-
-            try:
-                with claims.beating(HEARTBEAT_SECONDS, beat):
-                    yield True
-            finally:
-                if self._holds(cell, claim):
-                    self.fs.rm_file(self._claim(cell))
-
-    def is_claimed(self, cell: str) -> bool:
-        """True if a process, here or elsewhere, holds the claim to a cell."""
-        found = self._look(cell)
-        return super().is_claimed(cell) or (found is not None and found.holds(STALE_SECONDS))
-
-    def holds(self, cell: str) -> bool:
-        """True if this process still holds the claim to a cell, here and there."""
-        found = self._look(cell)
-        return super().holds(cell) and found is not None and claims.is_own(found.content)
-
-    def _take(self, cell: str, claim: bytes) -> bool:
-        path = self._claim(cell)
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        found = self._look(cell)
-        if found is not None:
-            if found.holds(STALE_SECONDS):
-                return False
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm_file(path)
-        try:
-            with self.fs.open(path, "xb") as file:
-                file.write(claim)
-        except FileExistsError:
-            return False
-        except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
-            self.fs.pipe_file(path, claim)
-        return self._holds(cell, claim)
-
-    def _holds(self, cell: str, claim: bytes) -> bool:
-        """True if this is the claim to a cell."""
-        found = self._look(cell)
-        return found is not None and found.content == claim
-
-    def _look(self, cell: str) -> Seen | None:
-        """The claim to a cell, whether it holds or not; None without one."""
-        self.fs.invalidate_cache()
-        path = self._claim(cell)
-        try:
-            return Seen(self.fs.cat_file(path), time.time() - float(self.fs.modified(path).timestamp()))
-        except FileNotFoundError:
-            return None
-
-    def _claim(self, cell: str) -> str:
-        return f"{self.root}/{claims.FOLDER}/{cell}.json"
-
     def _names(self, folder: str = "") -> list[str]:
         """All files in the bucket, or in a folder of it, by their names under the root."""
         self.fs.invalidate_cache()
         found: list[Any] = self.fs.find(f"{self.root}/{folder}".rstrip("/"))
         return sorted(path.removeprefix(self.root).lstrip("/") for path in found)
+
+
+class InBucket(Claims):
+    """Claims in a bucket."""
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self.fs, self.root, self.heartbeat, self.longest = fs, root, HEARTBEAT_SECONDS, STALE_SECONDS
+
+    def names(self) -> list[str]:
+        """The names of all claims that are there."""
+        self.fs.invalidate_cache()
+        return [Path(path).stem for path in self.fs.find(f"{self.root}/{claims.FOLDER}")]
+
+    def look(self, name: str) -> Seen | None:
+        """A claim, whether it holds or not; None without one."""
+        self.fs.invalidate_cache()
+        path = self.path(name)
+        try:
+            return Seen(self.fs.cat_file(path), time.time() - float(self.fs.modified(path).timestamp()))
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a claim; False if there is one, or if another process has replaced it meanwhile."""
+        path = self.path(name)
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            with self.fs.open(path, "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
+            self.fs.pipe_file(path, content)
+        return self._has(name, content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Put a claim in place of another one."""
+        self.fs.pipe_file(self.path(name), content)
+
+    def beat(self, name: str, content: bytes) -> None:
+        """Give a claim with this content the present time."""
+        self.replace(name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a claim, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def path(self, name: str) -> str:
+        """The path of a claim in the bucket."""
+        return f"{self.root}/{claims.FOLDER}/{name}.json"

@@ -14,7 +14,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +27,11 @@ from bench.run.executor import (
     CHECK_SECONDS,
     Assignee,
     Limit,
-    Note,
     Outcome,
+    Pool,
     Task,
     TaskError,
     Told,
-    Waiting,
-    take,
-    take_new,
     thread_counts,
 )
 
@@ -73,13 +70,12 @@ def start(address: str | None, cores: int | None = None) -> Any:
     return ray
 
 
-class RayCluster:
-    """At most ``jobs`` workers on a Ray cluster, by default as many as it has room for.
+class RayCluster(Pool["_Actor"]):
+    """A pool of workers on a Ray cluster, by default as many as it has room for.
 
     A worker takes ``threads`` cores, ``gpus`` GPUs, which may be a fraction, and ``memory`` bytes, or what the largest
-    node has if that is less. As in the local pool, tasks of different groups never run in the same process, and idle
-    workers wait for the next :meth:`run`. A task whose worker is lost is given to a new one, after those that wait and
-    on another node if there is room, at most :data:`RETRIES` times.
+    node has if that is less. A task whose worker is lost is given to a new one, after those that wait and on another
+    node if there is room, at most :data:`RETRIES` times.
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class RayCluster:
         gpus: float = 0.0,
         memory: int = 0,
     ) -> None:
+        super().__init__()
         self._ray = start(address, machine.usable_cores())
         self.threads, self.gpus = max(1, threads or 1), gpus
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -102,7 +99,6 @@ class RayCluster:
                 f"have {cores:g} cores and {cards:g} GPUs."
             )
         self.jobs = min(jobs or room, room)
-        self._idle: list[_Actor] = []
         self._parcels: dict[str, Parcel] = {}
         self._lost: dict[str, list[str]] = {}
         """The nodes on which a task has lost workers, also in earlier calls, which may leave it to other processes."""
@@ -116,69 +112,11 @@ class RayCluster:
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory}
         return min(int(resources.get(kind, 0) / need) for kind, need in needs.items() if need)
 
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End all workers and leave the cluster, which ends if it was started here."""
         self._ray.shutdown()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
-        """Run all tasks as :meth:`Executor.run` says. Actors start when the first outcome is requested."""
-        waiting = Waiting(tasks)
-        again: list[Task] = []
-        workers: list[_Actor] = []
-        try:
-            while waiting or again or workers:
-                while waiting and len(workers) < self.jobs:
-                    workers.append(self._start(waiting, {worker.task.group for worker in workers}))
-                while again and len(workers) < self.jobs:
-                    workers.append(self._actor(again.pop(0)))
-                if self._idle and not all(worker.has_begun(self._ray) for worker in workers):
-                    self._end_idle()  # whose cores it may wait for, if a node was lost
-                self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
-                self._read_mail(workers)
-                for worker in list(workers):
-                    outcome = worker.outcome(self._ray)
-                    if worker.note is not None:
-                        note, worker.note = worker.note, None
-                        yield note
-                    if outcome is None:
-                        continue
-                    if outcome.error is not None and outcome.error.kind == "worker_died":
-                        lost = self._lost.setdefault(outcome.key, [])
-                        lost.append(worker.node(self._ray))
-                        if len(lost) <= RETRIES:
-                            again.append(worker.task)
-                            workers.remove(worker)
-                            continue
-                    yield outcome
-                    waiting.refresh()
-                    following = take(waiting, {worker.task.group}) if worker.reusable else None
-                    if following is not None:
-                        worker.assign(following, self._shipped(following))
-                    else:
-                        workers.remove(worker)
-                        if worker.reusable:
-                            self._idle.append(worker)
-                        else:
-                            worker.end(self._ray)
-        finally:
-            for worker in workers:
-                worker.end(self._ray)
-
-    def _start(self, waiting: list[Task], busy: set[str]) -> _Actor:
-        """A worker with the first task that suits it, which is removed from those that wait."""
-        for worker in self._idle:
-            task = take(waiting, {worker.task.group})
-            if task is not None:
-                self._idle.remove(worker)
-                worker.assign(task, self._shipped(task))
-                return worker
-        return self._actor(take_new(waiting, busy))
-
-    def _actor(self, task: Task) -> _Actor:
-        """A new worker with this task, in place of those that are idle."""
-        self._end_idle()
+    def _new(self, task: Task) -> _Actor:
         environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         strategy: Any = "DEFAULT"
         if nodes := [node for node in self._lost.get(task.key, []) if node]:
@@ -194,13 +132,25 @@ class RayCluster:
             scheduling_strategy=strategy,
         )(_Worker)
         name = f"{time.monotonic_ns()}"
-        worker = _Actor(name, kind.remote(name, self._mail, self.threads, sys.argv))
-        worker.assign(task, self._shipped(task))
+        worker = _Actor(self._ray, name, kind.remote(name, self._mail, self.threads, sys.argv), self._shipped)
+        worker.assign(task)
         return worker
 
-    def _end_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().end(self._ray)
+    def _wait(self, workers: Sequence[_Actor]) -> None:
+        if self._idle and not all(worker.has_begun() for worker in workers):
+            self._end_idle()  # whose cores it may wait for, if a node was lost
+        self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
+        by_name = {worker.name: worker for worker in workers}
+        for name, message in self._ray.get(self._mail.take.remote()):
+            if name in by_name:
+                by_name[name].hear(message)
+
+    def _is_retried(self, worker: _Actor, outcome: Outcome) -> bool:
+        if outcome.error is None or outcome.error.kind != "worker_died":
+            return False
+        lost = self._lost.setdefault(outcome.key, [])
+        lost.append(worker.node())
+        return len(lost) <= RETRIES
 
     def _shipped(self, task: Task) -> list[Parcel]:
         """The files that the task reads, put into the object store the first time."""
@@ -208,12 +158,6 @@ class RayCluster:
             if path not in self._parcels:
                 self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self._ray.put(pack(Path(path))))
         return [self._parcels[path] for path in task.files]
-
-    def _read_mail(self, workers: Sequence[_Actor]) -> None:
-        by_name = {worker.name: worker for worker in workers}
-        for name, message in self._ray.get(self._mail.take.remote()):
-            if name in by_name:
-                by_name[name].hear(message)
 
 
 class Parcel(NamedTuple):
@@ -261,47 +205,44 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 class _Actor(Assignee):
-    """An actor, seen from the driver."""
+    """An actor, seen from the driver. ``ship`` puts the files of a task into the object store."""
 
     result: Any
 
-    def __init__(self, name: str, handle: Any) -> None:
-        self.name, self.handle = name, handle
+    def __init__(self, ray: Any, name: str, handle: Any, ship: Callable[[Task], list[Parcel]]) -> None:
+        self._ray, self.name, self._handle, self._ship = ray, name, handle, ship
         self._node = handle.node.remote()
 
-    def has_begun(self, ray: Any) -> bool:
+    def has_begun(self) -> bool:
         """True once its process runs, on some node."""
-        return bool(ray.wait([self._node], timeout=0)[0])
+        return bool(self._ray.wait([self._node], timeout=0)[0])
 
-    def node(self, ray: Any) -> str:
+    def node(self) -> str:
         """The id of the node that it runs on, or ran on; "" if it never began."""
         try:
-            return str(ray.get(self._node, timeout=0))
-        except ray.exceptions.RayError:
+            return str(self._ray.get(self._node, timeout=0))
+        except self._ray.exceptions.RayError:
             return ""
 
-    def assign(self, task: Task, parcels: Sequence[Parcel]) -> None:
-        """Send a task to the worker, with its files."""
+    def assign(self, task: Task) -> None:
         self.accept(task)
-        self.result = self.handle.work.remote(task, parcels)
+        self.result = self._handle.work.remote(task, self._ship(task))
 
-    def outcome(self, ray: Any) -> Outcome | None:
-        """The outcome of the task; None while it runs."""
-        ready, _ = ray.wait([self.result], timeout=0)
+    def outcome(self) -> Outcome | None:
+        ready, _ = self._ray.wait([self.result], timeout=0)
         if not ready:
             return None if self.seconds_left() > 0 else self.timed_out()
         try:
-            result: tuple[Outcome, bool] = ray.get(self.result)
-        except ray.exceptions.RayError as error:
+            result: tuple[Outcome, bool] = self._ray.get(self.result)
+        except self._ray.exceptions.RayError as error:
             self.reusable = False
             return Outcome(self.task.key, error=TaskError("worker_died", f"The Ray worker was lost: {error}"))
         outcome, self.reusable = result
         return outcome
 
-    def end(self, ray: Any) -> None:
-        """End the worker's process."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(self.handle)
+    def stop(self) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(self._handle)
 
 
 class _Mailbox:

@@ -327,14 +327,14 @@ def train(
         experiment.prompt,
         experiment.dtype,
     ).model_copy(update={"model": Path(name_of_base).name})
-    with claims.claimed(work, key.folder_name) as free:
+    with claims.Folder(work).claimed(key.folder_name) as free:
         if free and artifacts.is_there(path := out / key.folder_name):
             say(f"{path} is there already. Delete it to train it again.")
             return path
         if free:
             file = work / key.folder_name / "checkpoint.safetensors"
             return _train(kind, experiment, config, base, key, out, file, options, say)
-    owner = claims.holder(work, key.folder_name)
+    owner = claims.Folder(work).holder(key.folder_name)
     say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
     return None
 

@@ -163,7 +163,7 @@ class Kills:
         _end(alive)
         if alive:
             return f"processes outlived the one that was killed: {alive}"
-        if running := claims.running(self.where / "runs"):
+        if running := claims.Folder(self.where / "runs").running():
             return f"{len(running)} cells are claimed after the end of all runs"
         codes = [run.returncode for run in started if run not in dying and run.returncode not in self.codes]
         return f"runs that were not killed ended with the exit codes {codes}" if codes else None

@@ -393,7 +393,7 @@ def test_what_another_process_trains_is_left_to_it(
 ) -> None:
     folder = train(plan(), tmp_path, plugin)
     lines: list[str] = []
-    with claims.claimed(tmp_path / "train", folder.name):
+    with claims.Folder(tmp_path / "train").claimed(folder.name):
         nothing = training.train(
             "shifts", plan(), 0, tmp_path / "other", tmp_path / "train", [plugin], say=lines.append
         )

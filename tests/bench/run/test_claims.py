@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -15,11 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import run_bench
 from bench.errors import BenchError
+from bench.files import write_json
+from bench.machine import process_name
 from bench.records.schema import Failure
 from bench.records.store import read_board, read_run, write_run
 from bench.run import claims
@@ -36,7 +40,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from bench.run import claims
-with claims.claimed(Path({runs!r}), {cell!r}) as own:
+with claims.Folder(Path({runs!r})).claimed({cell!r}) as own:
     print(own, flush=True)
     sys.stdin.read()
 """
@@ -68,15 +72,15 @@ def claim_file(runs: Path, cell: str) -> Path:
 
 def test_a_cell_is_claimed_by_one_process_until_it_lets_go(tmp_path: Path, hold: Hold) -> None:
     other = hold(tmp_path, "cell")
-    with claims.claimed(tmp_path, "cell") as own:
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert not own
-    (running,) = claims.running(tmp_path)
+    (running,) = claims.Folder(tmp_path).running()
     assert (running.claim.cell, running.claim.pid) == ("cell", other.pid) and running.silent < 60
-    with claims.claimed(tmp_path, "another") as own:
-        assert own and [one.claim.cell for one in claims.running(tmp_path)] == ["cell", "another"]
+    with claims.Folder(tmp_path).claimed("another") as own:
+        assert own and [one.claim.cell for one in claims.Folder(tmp_path).running()] == ["cell", "another"]
     other.communicate()
-    assert claims.running(tmp_path) == [] and claims.holder(tmp_path, "cell") is None
-    with claims.claimed(tmp_path, "cell") as own:
+    assert claims.Folder(tmp_path).running() == [] and claims.Folder(tmp_path).holder("cell") is None
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert own
 
 
@@ -84,31 +88,31 @@ def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path, hold: Hol
     other = hold(tmp_path, "cell")
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert claim_file(tmp_path, "cell").exists() and claims.running(tmp_path) == []
-    with claims.claimed(tmp_path, "cell") as own:
+    assert claim_file(tmp_path, "cell").exists() and claims.Folder(tmp_path).running() == []
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert own
 
 
 def test_a_claim_from_another_machine_holds_until_it_is_silent_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with claims.claimed(tmp_path, "cell"):
+    with claims.Folder(tmp_path).claimed("cell"):
         claim = json.loads(claim_file(tmp_path, "cell").read_text())
     elsewhere = {**claim, "process": "00000000-1", "host": "elsewhere", "token": "other"}
     claim_file(tmp_path, "cell").write_text(json.dumps(elsewhere))
-    with claims.claimed(tmp_path, "cell") as own:
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert not own
     silent = time.time() - claims.STALE_SECONDS - 5
     os.utime(claim_file(tmp_path, "cell"), (silent, silent))
-    with claims.claimed(tmp_path, "cell") as own:
-        assert own and claims.holder(tmp_path, "cell") is not None
+    with claims.Folder(tmp_path).claimed("cell") as own:
+        assert own and claims.Folder(tmp_path).holder("cell") is not None
 
 
 def test_a_heart_beats_while_a_claim_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.02)
-    with claims.claimed(tmp_path, "cell"):
+    with claims.Folder(tmp_path).claimed("cell"):
         os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
-        wait_until(lambda: claims.holder(tmp_path, "cell") is not None)
+        wait_until(lambda: claims.Folder(tmp_path).holder("cell") is not None)
 
 
 def taken_over(runs: Path, cell: str) -> dict[str, str]:
@@ -122,15 +126,21 @@ def test_a_process_leaves_the_claim_alone_that_replaced_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.02)
-    with claims.claimed(tmp_path, "cell"):
-        assert claims.holds(tmp_path, "cell")
+    with claims.Folder(tmp_path).claimed("cell"):
+        assert claims.Folder(tmp_path).holds("cell")
         other = taken_over(tmp_path, "cell")
-        assert not claims.holds(tmp_path, "cell")
+        assert not claims.Folder(tmp_path).holds("cell")
         time.sleep(0.1)  # a beat that has begun ends
         os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
         time.sleep(0.2)
         assert claim_file(tmp_path, "cell").stat().st_mtime == 1.0
     assert json.loads(claim_file(tmp_path, "cell").read_text()) == other
+
+
+def looked_before(look: Callable[..., Any], seen: claims.Seen | None) -> Callable[..., Any]:
+    """``look``, but the first call gives what was ``seen`` earlier."""
+    calls = itertools.count()
+    return lambda place, name: look(place, name) if next(calls) else seen
 
 
 def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
@@ -139,22 +149,66 @@ def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
     hold(tmp_path, "cell")
     content = claim_file(tmp_path, "cell").read_bytes()
     for before in (claims.Seen(b"a stale one", 1000.0), None):
-        monkeypatch.setattr(claims, "_look", lambda path, seen=before: seen)
-        with claims.claimed(tmp_path, "cell") as own:
+        monkeypatch.setattr(claims.Folder, "look", looked_before(claims.Folder.look, before))
+        with claims.Folder(tmp_path).claimed("cell") as own:
             assert not own
+        monkeypatch.undo()
         assert claim_file(tmp_path, "cell").read_bytes() == content
+    assert [path.name for path in claim_file(tmp_path, "cell").parent.glob("*.json")] == ["cell.json"]
     assert {path.suffix for path in claim_file(tmp_path, "cell").parent.iterdir()} <= {".json", ""}
+
+
+def test_one_alone_of_those_who_saw_a_claim_that_no_longer_holds_takes_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = {**claims.own_claim("cell")._asdict(), "process": f"{process_name().rpartition('-')[0]}-999999999"}
+    write_json(claim_file(tmp_path, "cell"), ended)
+    first, second, third = (claims.Folder(tmp_path) for _ in range(3))
+    owners: list[bool] = []
+
+    with contextlib.ExitStack() as stack:
+
+        def meanwhile(place: claims.Folder, call: str, other: claims.Folder) -> None:
+            """Let another one try too, just before this call of ``place``."""
+            method = getattr(place, call)
+
+            def wrapped(*arguments: object) -> object:
+                owners.append(stack.enter_context(other.claimed("cell")))
+                return method(*arguments)
+
+            monkeypatch.setattr(place, call, wrapped)
+
+        meanwhile(first, "create", second)  # when it has seen the claim
+        meanwhile(second, "replace", third)  # when it is about to replace it
+        owners.append(stack.enter_context(first.claimed("cell")))
+        assert owners == [False, True, False]  # of the third, the second and the first
+        assert second.holds("cell") and first.names() == ["cell"]
+
+
+def test_a_takeover_that_was_killed_is_taken_over_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = {**claims.own_claim("cell")._asdict(), "process": f"{process_name().rpartition('-')[0]}-999999999"}
+    write_json(claim_file(tmp_path, "cell"), ended)
+    killed = claims.Folder(tmp_path)
+    monkeypatch.setattr(killed, "remove", lambda name: None)
+    monkeypatch.setattr(killed, "replace", lambda name, content: write_json(claim_file(tmp_path, name), ended))
+    with killed.claimed("cell"):
+        for path in claim_file(tmp_path, "cell").parent.glob("*.json"):
+            write_json(path, ended)
+    left = list(claim_file(tmp_path, "cell").parent.glob("*.json"))
+    assert len(left) == 2 and claims.Folder(tmp_path).running() == []
+    with claims.Folder(tmp_path).claimed("cell") as own:
+        assert own and claims.Folder(tmp_path).holds("cell")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"cell": "cell"}', b"\xff"])
 def test_what_is_not_a_claim_may_become_one_until_it_is_silent_for_long(tmp_path: Path, content: bytes) -> None:
     claim_file(tmp_path, "cell").parent.mkdir()
     claim_file(tmp_path, "cell").write_bytes(content)
-    assert claims.running(tmp_path) == [] and claims.is_claimed(tmp_path, "cell")
-    with claims.claimed(tmp_path, "cell") as own:
+    assert claims.Folder(tmp_path).running() == [] and claims.Folder(tmp_path).is_claimed("cell")
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert not own
     os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
-    with claims.claimed(tmp_path, "cell") as own:
+    with claims.Folder(tmp_path).claimed("cell") as own:
         assert own
 
 
@@ -162,7 +216,7 @@ def test_threads_that_want_one_cell_get_it_one_at_a_time(tmp_path: Path) -> None
     owners = []
 
     def want() -> None:
-        with claims.claimed(tmp_path, "cell") as own:
+        with claims.Folder(tmp_path).claimed("cell") as own:
             owners.append(own)
             barrier.wait()
 
@@ -260,7 +314,7 @@ def test_a_cell_whose_worker_died_here_is_left_to_the_process_that_runs_it_now(
         assert failures == () and read_run(runs / first.id) == read_run(done / first.id)
     else:
         assert len(failures) == 1 and "ended by SIGKILL" in failures[0]
-    assert read_run(runs / second.id).failure is None and claims.running(runs) == []
+    assert read_run(runs / second.id).failure is None and claims.Folder(runs).running() == []
 
 
 LOSES = """
@@ -286,7 +340,7 @@ def test_a_cell_that_was_taken_over_has_no_record_from_its_former_process(llama:
     runner = Runner(experiment, runs, [str(plugin)])
     (own, _) = runner.planner.cells(runner.experiment.methods[0], {})
     assert run_cell(own.model_dump(mode="json"), str(runs)) == ELSEWHERE
-    assert not (runs / own.id).exists() and claims.is_claimed(runs, own.id)
+    assert not (runs / own.id).exists() and claims.Folder(runs).is_claimed(own.id)
 
 
 PLUGIN = """
@@ -338,7 +392,7 @@ def test_two_commands_on_one_folder_run_every_cell_once(llama: Path, tmp_path: P
     board = read_board(tmp_path / "runs")
     assert len(board.runs) == 16 and {read_run(tmp_path / "runs" / run).status for run in board.runs} == {"complete"}
     assert shared(log) == (8, 2)
-    assert claims.running(tmp_path / "runs") == []
+    assert claims.Folder(tmp_path / "runs").running() == []
 
 
 @pytest.fixture

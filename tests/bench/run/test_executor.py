@@ -13,7 +13,7 @@ from bench import machine
 from bench.errors import BenchError
 from bench.machine import available_memory
 from bench.run import executor
-from bench.run.executor import Assignee, Executor, Limit, LocalPool, Note, Outcome, Task, affordable_jobs
+from bench.run.executor import Executor, Limit, LocalPool, Note, Outcome, Task, affordable_jobs
 from tests.conftest import ROOT
 from tests.world import started, wait_until
 
@@ -204,7 +204,7 @@ def test_a_time_limit_is_that_of_one_activity_and_none_holds_between_activities(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(executor.time, "monotonic", lambda: now)
-    worker = Assignee()
+    worker = executor._Worker.__new__(executor._Worker)  # without a process
     worker.accept(task("1", "process"))
     left = [worker.seconds_left()]
     for now, limit in ((10.0, 5.0), (14.0, 5.0), (18.0, None), (30.0, 2.0)):

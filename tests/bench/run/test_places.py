@@ -19,12 +19,13 @@ from bench.records.schema import Failure
 from bench.records.store import MANIFEST, read_board, read_run, write_run
 from bench.run import claims, places
 from bench.run.experiment import Experiment
-from bench.run.places import Bucket, Place, place
+from bench.run.places import Bucket, InBucket, Place, place
 from bench.run.runner import Runner
-from tests.bench.run.test_claims import PLUGIN, shared, together
+from tests.bench.run.test_claims import PLUGIN, looked_before, shared, together
 from tests.world import Inline, make_dataset, make_experiment, wait_until
 
 URL = "memory://lab/runs"
+CLAIM = "/lab/runs/claims/cell.json"
 
 
 @pytest.fixture
@@ -142,10 +143,13 @@ def test_a_claim_is_not_lost_to_one_who_looked_before_it_was_made(
     first, second = machine("first"), machine("second")
     with first.claimed("cell") as own:
         assert own and [one.claim.cell for one in second.running()] == ["cell"]
-        monkeypatch.setattr(second, "_look", lambda cell: None)  # there was no claim then
-        with second.claimed("cell") as other:
-            assert not other
-        assert first._holds("cell", first.fs.cat_file(first._claim("cell")))
+        content = first.fs.cat_file(CLAIM)
+        for before in (claims.Seen(b"a stale one", 1000.0), None):
+            with monkeypatch.context() as patch:
+                patch.setattr(InBucket, "look", looked_before(InBucket.look, before))
+                with second.claimed("cell") as other:
+                    assert not other
+            assert first.fs.cat_file(CLAIM) == content and first.fs.find(f"{first.root}/claims") == [CLAIM]
     assert second.running() == []
 
 
@@ -153,9 +157,9 @@ def test_a_claim_that_was_taken_over_is_left_alone_by_its_former_holder(machine:
     first = machine("first")
     with first.claimed("cell"):
         assert first.holds("cell")
-        first.fs.pipe_file(first._claim("cell"), b"another's")
+        first.fs.pipe_file(CLAIM, b"another's")
         assert not first.holds("cell")
-    assert first.fs.cat_file(first._claim("cell")) == b"another's"
+    assert first.fs.cat_file(CLAIM) == b"another's"
 
 
 def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_free_at_once(
@@ -163,7 +167,7 @@ def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_free_at_once(
 ) -> None:
     first = machine("first")
     ended = claims.own_claim("cell")._replace(process=f"{process_name().rpartition('-')[0]}-999999999")
-    first.fs.pipe_file(first._claim("cell"), json_bytes(ended._asdict()))
+    first.fs.pipe_file(CLAIM, json_bytes(ended._asdict()))
     assert not first.is_claimed("cell") and first.running() == []
     with first.claimed("cell") as own:
         assert own
@@ -211,8 +215,8 @@ def test_a_heart_beats_in_the_bucket_while_a_claim_is_held(
     monkeypatch.setattr(places, "HEARTBEAT_SECONDS", 0.02)
     first = machine("first")
     with first.claimed("cell"):
-        made = first.fs.modified(first._claim("cell"))
-        wait_until(lambda: first.fs.modified(first._claim("cell")) != made)
+        made = first.fs.modified(CLAIM)
+        wait_until(lambda: first.fs.modified(CLAIM) != made)
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, ValueError])
@@ -233,7 +237,7 @@ def test_where_no_file_is_created_exclusively_the_last_writer_holds_the_claim(
     monkeypatch.setattr(first.fs, "pipe_file", lambda path, claim: (write(path, claim), write(path, b"another's")))
     with first.claimed("cell") as own:
         assert not own
-    assert first.fs.cat_file(first._claim("cell")) == b"another's"
+    assert first.fs.cat_file(CLAIM) == b"another's"
 
 
 def test_the_copy_of_a_bucket_stands_for_it_and_a_folder_for_itself(
