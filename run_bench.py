@@ -894,11 +894,13 @@ def doctor(
     pairs = [experiment, *experiment.on_each_pair()[1:]]
     runners = [Runner(one, runs, _paths(plugin), look_only=True) for one in pairs]
     _print_line("Each method is tried on a few documents ...")
-    pace, failures = readiness.measure(runners, runs, _paths(plugin), jobs)
+    measured = readiness.measure(runners, runs, _paths(plugin), jobs)
     workers = Workers(jobs=jobs).plan(experiment, max(runner.weights for runner in runners)).jobs
-    _print_plan(runners, workers, pace, "a short trial")
-    if failures:
-        raise RunError("\n  ".join(["These methods failed in the trial:", *failures]))
+    _print_plan(runners, workers, measured.pace, "a short trial")
+    for training in measured.trainings:
+        _print_line(str(training))
+    if measured.failures:
+        raise RunError("\n  ".join(["These methods failed in the trial:", *measured.failures]))
 
 
 def _print_line(line: str) -> None:

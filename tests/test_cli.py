@@ -24,6 +24,7 @@ import yaml
 import run_bench
 from bench.conformance.verdict import Verdict
 from bench.errors import BenchError, RunError
+from bench.help.readiness import Measured
 from bench.records.published import publish
 from bench.run.experiment import EqualCompute, Experiment
 from bench.run.pace import Pace
@@ -684,6 +685,10 @@ def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: P
     assert "no room left" in result.stderr
     assert re.search(r"^closed_book .* \d+ s ", result.stdout, re.MULTILINE)
     assert "mac has no trained weights" in result.stdout
+    assert re.search(r"^mac .* \d+ s +\d+\.\d GB", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^Training of mac, by a short trial: about \d+ \w+, and up to \d", result.stdout, re.MULTILINE
+    )
 
 
 def test_doctor_knows_time_and_memory_by_its_trial_alone(
@@ -692,7 +697,7 @@ def test_doctor_knows_time_and_memory_by_its_trial_alone(
 ) -> None:  # fmt: skip
     runs = shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     shutil.rmtree(next(runs.glob("closed_book-*")))
-    monkeypatch.setattr("bench.help.readiness.measure", lambda *_: (Pace(), []))
+    monkeypatch.setattr("bench.help.readiness.measure", lambda *_: Measured(Pace(), [], []))
     tried = call(capsys, "doctor", str(experiment), "--runs", str(runs))
     assert "Time and memory are unknown" in tried.stdout and "Nothing was run." not in tried.stdout, tried.stderr
     assert "Time, by earlier records" in call(capsys, "status", str(experiment), "--runs", str(runs)).stdout

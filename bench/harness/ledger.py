@@ -86,7 +86,7 @@ class Ledger:
         calls, device = self._calls[name, kind], self.lm.device
         counter = FlopCounter() if count or calls.is_counted_next() else None
         meter = ReadingMeter(self.lm)
-        _reset_peak(device)
+        reset_peak(device)
         _synchronize(device)
         start = time.perf_counter()
         with meter, counter or contextlib.nullcontext():
@@ -100,7 +100,7 @@ class Ledger:
             reading += meter.backward + self._scoring * graph
         work = reading + tokens  # beside an operation for each token, any reading is large
         calls.seconds += elapsed
-        calls.peak = max(calls.peak, _peak(device))
+        calls.peak = max(calls.peak, peak(device))
         calls.calls += 1
         calls.work += work
         if counter is not None:
@@ -132,7 +132,8 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Forget the most bytes that were in use so far."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:  # Linux: 5 resets the peak of the resident set
@@ -140,8 +141,8 @@ def _reset_peak(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(device: torch.device) -> int:
-    """Most bytes in use since :func:`_reset_peak`; Windows: since the process began; macOS: the bytes in use now."""
+def peak(device: torch.device) -> int:
+    """Most bytes in use since :func:`reset_peak`; Windows: since the process began; macOS: the bytes in use now."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     with contextlib.suppress(OSError, StopIteration):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from math import ceil, inf
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from bench.contract import registry
 from bench.contract.meta_training import MetaTrained, training_of
@@ -17,20 +20,51 @@ from bench.data.arms import Arm, documents_per_reset
 from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
+from bench.harness.ledger import peak, reset_peak
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
-from bench.run.executor import worker_bytes
+from bench.run.display import duration
+from bench.run.executor import Executor, Outcome, Task, worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.runner import Runner
 from bench.run.search import explore
+from bench.run.train import train
 from bench.run.workers import Workers
+from bench.settings import merged
 
 MEASURED_DOCUMENTS = 16
 """Documents of a stream on which each method is tried to learn what it takes."""
 MEASURED_SETTINGS = 3
 """Settings with which a method is tried that is tuned: its first ones may cost less than those that are chosen."""
+TRIED_STEPS = 4
+"""Outer steps of a training that is tried."""
+
+
+class Training(NamedTuple):
+    """What a training takes that has not been done yet."""
+
+    label: str
+    seeds: int
+    seconds: float
+    """Of one seed."""
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        seeds = f" with each of {self.seeds} seeds" if self.seeds > 1 else ""
+        return (
+            f"Training of {self.label}, by a short trial: {duration(self.seconds)}{seeds}, and up to "
+            f"{self.peak_bytes / 1e9:.1f} GB."
+        )
+
+
+class Measured(NamedTuple):
+    """What was learned by trials."""
+
+    pace: Pace
+    trainings: Sequence[Training]
+    failures: Sequence[str]
 
 
 def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Finding]:
@@ -107,23 +141,19 @@ def _models(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]
             yield Finding("ok", name, f"is there, for {setting}")
 
 
-def measure(
-    runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs: int | None = None
-) -> tuple[Pace, list[str]]:
-    """What each method takes by trials on a few documents, whose records are thrown away, and what failed.
+def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs: int | None = None) -> Measured:
+    """What each method takes by trials on a few documents, whose records are thrown away.
 
-    A method that is tuned is tried with settings that cover its search space, and trained weights under ``runs`` are
-    used; a method without them is not tried. As large a share of the anchor set is asked as of the documents.
+    A method that is tuned is tried with settings that cover its search space. Trained weights under ``runs`` are used;
+    a method that lacks them is trained for a few steps first. As large a share of the anchor set is asked as of the
+    documents.
 
     Raises:
         BenchError: the experiment cannot run here.
     """
-    pace, failures = Pace(), list[str]()
+    pace, trainings, failures = Pace(), list[Training](), list[str]()
     for planned in runners:
         small = planned.experiment.model_copy(deep=True)
-        small.methods = [tried for plan in planned.experiment.methods for tried in _tried(plan, planned)]
-        if not small.methods:
-            continue
         documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
         share = documents / (small.streams.documents or documents)
         small.anchor = AnchorPlan(
@@ -132,15 +162,71 @@ def measure(
         small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
         small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
         with tempfile.TemporaryDirectory() as folder:
-            trained = runs / artifacts.FOLDER
-            if trained.is_dir():
-                (Path(folder) / artifacts.FOLDER).symlink_to(trained.resolve())
-            runner = Runner(small, Path(folder), plugins)
+            (weights := Path(folder) / artifacts.FOLDER).mkdir()
+            for trained in (runs / artifacts.FOLDER).glob("*"):
+                (weights / trained.name).symlink_to(trained.resolve())
             workers = Workers(jobs=jobs)
-            with workers.open(small, workers.plan(small, runner.weights)) as executor:
-                failures += runner.run(executor).failures
+            with workers.open(small, workers.plan(small, planned.weights)) as executor:
+                able = {id(plan) for plan in planned.experiment.methods if planned.can_run(plan)}
+                for plan, result in _try_trainings(planned, executor, Path(folder), plugins):
+                    label = planned.tuner.label(plan)
+                    if result.error is None:
+                        able.add(id(plan))
+                        trainings.append(Training(label, len(planned.planner.seeds(plan)), *result.value))
+                    else:
+                        failures.append(f"{label}, in training: {result.error.message}")
+                entries = [plan for plan in planned.experiment.methods if id(plan) in able]
+                small.methods = [tried for plan in entries for tried in _tried(plan, planned)]
+                if small.methods:
+                    failures += Runner(small, Path(folder), plugins).run(executor).failures
             pace.read(Path(folder), dict.fromkeys(plan.name for plan in small.methods))
-    return pace, failures
+    return Measured(pace, trainings, failures)
+
+
+def _try_trainings(
+    planned: Runner, executor: Executor, folder: Path, plugins: Sequence[str]
+) -> Iterator[tuple[MethodPlan, Outcome]]:
+    """Train the methods that lack their weights for a few steps."""
+    plans = {str(number): plan for number, plan in enumerate(planned.experiment.methods) if not planned.can_run(plan)}
+    tasks = []
+    for key, plan in plans.items():
+        tried = plan.model_copy(update={"config": merged(plan.config, _shortened(plan, planned))})
+        alone = planned.experiment.model_copy(update={"methods": [tried]})
+        payload = {
+            "name": plan.name,
+            "experiment": alone.model_dump(mode="json"),
+            "seed": planned.planner.seeds(plan)[0],
+            "folder": str(folder),
+            "plugins": list(plugins),
+            "steps": training_of(validate_config(planned.methods[plan.name], plan.config)).steps,
+        }
+        tasks.append(Task(key, f"{__name__}:try_training", payload, group=f"training {key}"))
+    for result in executor.run(tasks):
+        if isinstance(result, Outcome):
+            yield plans[result.key], result
+
+
+def try_training(
+    name: str, experiment: Mapping[str, Any], seed: int, folder: str, plugins: Sequence[str], steps: int
+) -> tuple[float, int]:
+    """Train a method, with its weights under ``folder``: seconds of a training of ``steps`` steps, and most bytes."""
+    planned = Experiment.model_validate(experiment)
+    device = torch.device(planned.device)
+    reset_peak(device)
+    trained = train(name, planned, seed, Path(folder) / artifacts.FOLDER, Path(folder) / "train", plugins)
+    assert trained is not None  # no other process knows this folder
+    return artifacts.cost(trained).seconds * steps / min(TRIED_STEPS, steps), peak(device)
+
+
+def _shortened(plan: MethodPlan, planned: Runner) -> dict[str, Any]:
+    """Settings of a training of a few steps, with as many validation documents to a step; {} if weights are there."""
+    if planned.can_run(plan):
+        return {}
+    training = training_of(validate_config(planned.methods[plan.name], plan.config))
+    steps = min(TRIED_STEPS, training.steps)
+    validations = 1 + training.steps / training.validate_every
+    documents = training.validation_episodes * validations * steps / training.steps / 2  # before and after the steps
+    return {"training": {"steps": steps, "validate_every": steps, "validation_episodes": max(1, round(documents))}}
 
 
 def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
@@ -148,14 +234,12 @@ def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
 
     The first settings are also tried without documents if tuning has such cells.
     """
-    if not planned.can_run(plan):
-        return
     space, kind = planned.spaces[id(plan)], planned.methods[plan.name]
     defaults = validate_config(kind, plan.config).model_dump(mode="json")
     on = planned.experiment.tuning
     floor: list[Arm] = ["empty"] if space and on is not None and on.metric == "f1" else []
     for number, settings in enumerate(explore(space, defaults, MEASURED_SETTINGS) if space else [{}]):
-        config = {**plan.config, **settings}
+        config = merged({**plan.config, **settings}, _shortened(plan, planned))
         with suppress(BenchError):  # a combination that the method refuses
             validate_config(kind, config)
             arms = list(dict.fromkeys([max(plan.arms, key=_held), *(floor if number == 0 else ())]))
