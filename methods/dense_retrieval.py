@@ -22,8 +22,9 @@ class DenseRetrieval(RetrievalMethod):
     """Retrieval by embeddings: the documents with the highest cosine similarity to a question are put before it.
 
     Nothing is learned. An embedding is the mean of a text's hidden states (Reimers and Gurevych 2019) in the base or in
-    a separate encoder. A text longer than the window is truncated. Costs a forward pass per document and per question,
-    and a longer prompt per question. The state is the text of all documents and their embeddings.
+    a separate encoder. Where an experiment retunes the base before answers, the retuned one embeds questions, and the
+    base as it comes documents. A text longer than the window is truncated. Costs a forward pass per document and per
+    question, and a longer prompt per question. The state is the text of all documents and their embeddings.
     """
 
     name = "dense_retrieval"

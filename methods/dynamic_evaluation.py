@@ -39,6 +39,11 @@ class DynamicEvaluation(AdapterMethod):
     gradient there. By default their RMS is taken to be the mean of the other rows'. The paper's formula gives them RMS
     0 (``unseen=epsilon``): they step at learning_rate / epsilon, and the method detects words that are new.
 
+    Gradients that wait for the step of a ``period`` are not in the weights when questions are asked. The statistics are
+    over gradients of single segments; those of Krause et al. are over batches of 100 sequences, so that their rates,
+    decays and epsilons do not transfer. With a rate and a decay of 0 nothing is learned: the static model, with the
+    context that is set.
+
     Costs one backward pass per segment, on the graph of the scoring, and a few passes over the weights for statistics
     and decay; statistics=train also costs a forward and a backward pass per segment offline.
     """
@@ -127,6 +132,7 @@ class DynamicEvaluation(AdapterMethod):
         self.register("segments", torch.zeros((), dtype=torch.long))
         self.register("steps", torch.zeros((), dtype=torch.long))
         self.cache = CarriedCache()
+        self._is_fitting = False
         self._accumulated: dict[str, Tensor] = {}  # gradients since the last step
         self._second_moment: dict[str, Tensor] = {}  # Adam's, of the gradients
         self._initial_adapter: dict[str, Tensor] = {}  # the adapter's theta_0
@@ -148,7 +154,7 @@ class DynamicEvaluation(AdapterMethod):
     @property
     def reading(self) -> Reading:
         if self.config.context == "carry":
-            return Reading(cache=self.cache)
+            return Reading() if self._is_fitting else Reading(cache=self.cache)  # its segments are of many documents
         return Reading(self.config.context_tokens if self.config.context == "limited" else None)
 
     @property
@@ -156,6 +162,8 @@ class DynamicEvaluation(AdapterMethod):
         return super().learns_from_scoring and self._learns_from(self.segments + 1)
 
     def _learns_from(self, segment: Tensor) -> bool:
+        if self.config.learning_rate == 0 and self.config.decay == 0:
+            return False
         return self.config.between == "accumulate" or int(segment) % int(self.config.period) == 0
 
     def trainable_parameters(self) -> Iterable[tuple[str, Parameter]]:
@@ -192,11 +200,13 @@ class DynamicEvaluation(AdapterMethod):
         learning = self.learning
         squares = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in learning}
         self.lm.model.eval()
+        self._is_fitting = True
         for segment in segments:
             self.optimizer.zero_grad(set_to_none=True)
             self.backward(self.lm.tokens(segment))
             for name, p in learning:
                 squares[name] += _gradient(p).float().square() / len(segments)
+        self._is_fitting = False
         self.optimizer.zero_grad(set_to_none=True)
         for name, square in squares.items():
             rows = square.sqrt().reshape(len(square) if square.ndim else 1, -1)

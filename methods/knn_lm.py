@@ -13,7 +13,8 @@ class KnnLm(Method):
     Nothing is learned. For each token of a document, the hidden state that predicts it is stored with the token
     (Khandelwal et al. 2020, with the output layer's input as the key). At every position that is scored or answered,
     the ``k`` nearest stored states vote for their tokens with weights softmax(-squared distance / temperature), and the
-    result is mixed with the base's distribution. Costs another forward pass per document and a search over all stored
+    result is mixed with the base's distribution. Keys are of the base as it comes; where an experiment retunes it
+    before answers, queries are of the retuned one. Costs another forward pass per document and a search over all stored
     tokens per position. The state is a vector per token.
     """
 

@@ -23,8 +23,8 @@ class Tfidf(GradientMethod):
     for lower-cased words of two or more characters. This is scikit-learn's definition, as in the code of Hu et al.
     2023, which counts in the documents of all splits, the test split included. Here an unseen word has df = 0, and in
     scripts without spaces all pairs of neighbouring characters count as words. A token gets the largest entry among its
-    characters, 0 outside words. Weights are below 1, so the best learning rate is higher than with equal weights. Costs
-    one forward and one backward pass per step; counting words costs almost nothing.
+    characters, 0 outside words. Weights are below 1, so with SGD the best learning rate is higher than with equal
+    weights. Costs one forward and one backward pass per step; counting words costs almost nothing.
     """
 
     name = "tfidf"

@@ -82,7 +82,7 @@ def _exploded(rows: Sequence[Row]) -> Iterator[str]:
     if counts:
         yield (
             f"The token NLL is above twice that of the unadapted model: {_listed(counts)}. The runs are complete, but "
-            f"the model has forgotten how to write; a lower learning rate may help."
+            f"the adapted model no longer predicts text. Where a learning rate is tuned, a lower one may help."
         )
 
 

@@ -120,7 +120,7 @@ def _every(board: Board) -> list[Column]:
             "break_even_documents",
             "break-even",
             lambda row: break_even(row) or "",
-            f"documents from which on, or until which, its total seconds are at most those of {reference}",
+            f"number of documents beyond which, or until which, its total seconds are at most those of {reference}",
             lambda row: row.costs.get("break_even_documents"),
         ),
         Column(
@@ -157,8 +157,8 @@ def notes(board: Board, selection: Sequence[Column]) -> list[str]:
     if any(row.as_good_as_best for row in board.rows):
         units = "streams" if board.error == "SE_stream" else "documents"
         sentences.append(
-            f"Bold: as good as the best, because no method is significantly better (paired t tests of all pairs over "
-            f"{units}, Holm correction, 5 %)."
+            f"Bold: not distinguishable from the best, since no method is significantly better (paired t tests of all "
+            f"pairs over {units}, Holm correction, 5 %)."
         )
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")

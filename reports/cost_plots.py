@@ -83,7 +83,7 @@ def drawings(board: Board) -> Drawings:
         plots[f"{_scored(board)}_by_cost"] = scores([board])
     if _drawn(rows):
         paid_back = (
-            f"break-even: documents from which on, or until which (a triangle), it takes no more seconds in all than "
+            f"break-even: documents beyond which, or until which (a triangle), its total seconds are at most those of "
             f"{board.reference}"
         )
         plots["cost_by_method"] = Plot(

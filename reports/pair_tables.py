@@ -226,7 +226,7 @@ def _caption(board: Board, with_ranks: bool = True) -> str:
         f"±: half the width of the 95 % t interval over {over}{single}.",
         ranks if with_ranks else "Ranks are in pairs.md.",
         "Each board has its own tuning.",
-        *(["Bold: as good as the best of its board."] if any(map(_is_best, rows)) else []),
+        *(["Bold: not distinguishable from the best of its board."] if any(map(_is_best, rows)) else []),
         *([f"{LEFT_OUT}: left out of that board, whose remarks say why."] if None in rows else []),
     ]
     return " ".join(sentences)

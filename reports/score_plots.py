@@ -97,7 +97,7 @@ def drawings(board: Board) -> Drawings:
             f"{answer_f1(board)} of every method",
             [
                 intervals("bars", board_error(board)),
-                "bold names: as good as the best, since no method is significantly better",
+                "bold names: not distinguishable from the best, since no method is significantly better",
                 "grey: controls",
                 "open: with failed runs" if any(row.note for row in rows) else "",
                 _dashed(row_of(rows, FLOOR) is not None),
@@ -182,7 +182,7 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row.as_good_as_best else "normal")
     axes.set_xlim(0, limit)
-    name_axes(figure, answer_f1(board), "", [board_error(board), "bold: as good as the best"])
+    name_axes(figure, answer_f1(board), "", [board_error(board), "bold: not distinguishable from the best"])
     return figure
 
 

@@ -80,7 +80,7 @@ def test_runs_in_which_the_text_is_twice_as_unlikely(alarms):
     changes = {"lora": {"nll": [2.0] * 10 + [6.1] * 10}, "mac": {"nll": [2.0] * 10 + [5.9] * 10}}
     assert alarms({**SOUND, ("lora", "stream"): 0.4, ("mac", "stream"): 0.4}, **changes) == [
         "The token NLL is above twice that of the unadapted model: lora (3 of 3 runs). The runs are complete, but the "
-        "model has forgotten how to write; a lower learning rate may help."
+        "adapted model no longer predicts text. Where a learning rate is tuned, a lower one may help."
     ]
 
 
