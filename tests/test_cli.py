@@ -686,9 +686,7 @@ def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: P
     assert re.search(r"^closed_book .* \d+ s ", result.stdout, re.MULTILINE)
     assert "mac has no trained weights" in result.stdout
     assert re.search(r"^mac .* \d+ s +\d+\.\d GB", result.stdout, re.MULTILINE)
-    assert re.search(
-        r"^Training of mac, by a short trial: about \d+ \w+, and up to \d", result.stdout, re.MULTILINE
-    )
+    assert re.search(r"^Training of mac, by a short trial: about \d+ \w+, and up to \d", result.stdout, re.MULTILINE)
 
 
 def test_doctor_knows_time_and_memory_by_its_trial_alone(

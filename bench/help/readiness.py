@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from math import ceil, inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from bench.answering.retune import Retune
 from bench.contract import registry
 from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import validate_config
@@ -21,6 +23,7 @@ from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
 from bench.harness.ledger import peak, reset_peak
+from bench.hashing import digest
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
@@ -38,8 +41,8 @@ MEASURED_DOCUMENTS = 16
 """Documents of a stream on which each method is tried to learn what it takes."""
 MEASURED_SETTINGS = 3
 """Settings with which a method is tried that is tuned: its first ones may cost less than those that are chosen."""
-TRIED_STEPS = 4
-"""Outer steps of a training that is tried."""
+TRIED_STEPS = 3
+"""Outer steps of a training that is tried, after as many that are not timed."""
 
 
 class Training(NamedTuple):
@@ -146,52 +149,70 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
 
     A method that is tuned is tried with settings that cover its search space. Trained weights under ``runs`` are used;
     a method that lacks them is trained for a few steps first. As large a share of the anchor set is asked as of the
-    documents.
+    documents, and as large a share of the steps of retuning is taken.
 
     Raises:
         BenchError: the experiment cannot run here.
     """
-    pace, trainings, failures = Pace(), list[Training](), list[str]()
-    for planned in runners:
-        small = planned.experiment.model_copy(deep=True)
-        documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
-        share = documents / (small.streams.documents or documents)
-        small.anchor = AnchorPlan(
-            questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
-        )
-        small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
-        small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
-        with tempfile.TemporaryDirectory() as folder:
-            (weights := Path(folder) / artifacts.FOLDER).mkdir()
-            for trained in (runs / artifacts.FOLDER).glob("*"):
-                (weights / trained.name).symlink_to(trained.resolve())
+    pace, failures, tried = Pace(), list[str](), dict[str, Outcome]()
+    trainings: dict[str, Training] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / artifacts.FOLDER).mkdir()
+        for trained in (runs / artifacts.FOLDER).glob("*"):
+            (folder / artifacts.FOLDER / trained.name).symlink_to(trained.resolve())
+        for planned in runners:
+            small = planned.experiment.model_copy(deep=True)
+            documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
+            share = documents / (small.streams.documents or documents)
+            small.anchor = AnchorPlan(
+                questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
+            )
+            small.retune = _cut(small.retune, share) if small.retune is not None else None
+            small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
+            small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
             workers = Workers(jobs=jobs)
-            with workers.open(small, workers.plan(small, planned.weights)) as executor:
-                able = {id(plan) for plan in planned.experiment.methods if planned.can_run(plan)}
-                for plan, result in _try_trainings(planned, executor, Path(folder), plugins):
-                    label = planned.tuner.label(plan)
-                    if result.error is None:
-                        able.add(id(plan))
-                        trainings.append(Training(label, len(planned.planner.seeds(plan)), *result.value))
-                    else:
-                        failures.append(f"{label}, in training: {result.error.message}")
-                entries = [plan for plan in planned.experiment.methods if id(plan) in able]
-                small.methods = [tried for plan in entries for tried in _tried(plan, planned)]
-                if small.methods:
-                    failures += Runner(small, Path(folder), plugins).run(executor).failures
-            pace.read(Path(folder), dict.fromkeys(plan.name for plan in small.methods))
-    return Measured(pace, trainings, failures)
+            plan_of_workers = workers.plan(small, planned.weights)
+            lacking = {id(plan): _training_name(plan, planned) for plan in planned.untrained}
+            new = {name: plan for plan in planned.untrained if (name := lacking[id(plan)]) not in tried}
+            if new:  # with workers of their own, which then leave the memory of a GPU
+                with workers.open(small, plan_of_workers) as executor:
+                    tried |= _try_trainings(new, planned, executor, folder, plugins)
+            for plan in planned.untrained:
+                label, result = planned.tuner.label(plan), tried[name := lacking[id(plan)]]
+                if result.error is not None:
+                    failures.append(f"{label}, in training: {result.error.message}")
+                elif name not in trainings:
+                    trainings[name] = Training(label, len(planned.untrained_seeds(plan)), *result.value)
+            methods = [
+                trial
+                for plan in planned.experiment.methods
+                if id(plan) not in lacking or tried[lacking[id(plan)]].error is None
+                for trial in _tried(plan, planned, share)
+            ]
+            if methods:
+                small.methods = methods
+                with workers.open(small, plan_of_workers) as executor:
+                    failures += Runner(small, folder, plugins).run(executor).failures
+        pace.read(folder, dict.fromkeys(plan.name for planned in runners for plan in planned.experiment.methods))
+    return Measured(pace, [*trainings.values()], failures)
+
+
+def _training_name(plan: MethodPlan, planned: Runner) -> str:
+    """The same for entries of a method that take the same training."""
+    training = training_of(validate_config(planned.methods[plan.name], plan.config))
+    on = training.base or planned.experiment.model, training.dataset or planned.experiment.dataset
+    return digest([plan.name, training.learning, on])
 
 
 def _try_trainings(
-    planned: Runner, executor: Executor, folder: Path, plugins: Sequence[str]
-) -> Iterator[tuple[MethodPlan, Outcome]]:
-    """Train the methods that lack their weights for a few steps."""
-    plans = {str(number): plan for number, plan in enumerate(planned.experiment.methods) if not planned.can_run(plan)}
+    plans: Mapping[str, MethodPlan], planned: Runner, executor: Executor, folder: Path, plugins: Sequence[str]
+) -> dict[str, Outcome]:
+    """Train methods that lack their weights for a few steps: by name, seconds of a whole training and most bytes."""
     tasks = []
-    for key, plan in plans.items():
+    for name, plan in plans.items():
         tried = plan.model_copy(update={"config": merged(plan.config, _shortened(plan, planned))})
-        alone = planned.experiment.model_copy(update={"methods": [tried]})
+        alone = planned.experiment.model_copy(update={"name": plan.name, "methods": [tried]})
         payload = {
             "name": plan.name,
             "experiment": alone.model_dump(mode="json"),
@@ -200,39 +221,53 @@ def _try_trainings(
             "plugins": list(plugins),
             "steps": training_of(validate_config(planned.methods[plan.name], plan.config)).steps,
         }
-        tasks.append(Task(key, f"{__name__}:try_training", payload, group=f"training {key}"))
-    for result in executor.run(tasks):
-        if isinstance(result, Outcome):
-            yield plans[result.key], result
+        tasks.append(Task(name, f"{__name__}:try_training", payload, group=f"training {name}"))
+    return {result.key: result for result in executor.run(tasks) if isinstance(result, Outcome)}
 
 
 def try_training(
     name: str, experiment: Mapping[str, Any], seed: int, folder: str, plugins: Sequence[str], steps: int
 ) -> tuple[float, int]:
-    """Train a method, with its weights under ``folder``: seconds of a training of ``steps`` steps, and most bytes."""
+    """Train a method, with its weights under ``folder``: seconds of a training of ``steps`` steps, and most bytes.
+
+    The first half is left out of the seconds, if there are two: it has what is done once.
+    """
     planned = Experiment.model_validate(experiment)
     device = torch.device(planned.device)
     reset_peak(device)
-    trained = train(name, planned, seed, Path(folder) / artifacts.FOLDER, Path(folder) / "train", plugins)
-    assert trained is not None  # no other process knows this folder
-    return artifacts.cost(trained).seconds * steps / min(TRIED_STEPS, steps), peak(device)
+    times = [time.perf_counter()]
+
+    def note(_: str) -> None:
+        times.append(time.perf_counter())
+
+    train(name, planned, seed, Path(folder) / artifacts.FOLDER, Path(folder) / "train", plugins, say=note)
+    return (times[-1] - times[-2]) * steps / min(TRIED_STEPS, steps), peak(device)
 
 
 def _shortened(plan: MethodPlan, planned: Runner) -> dict[str, Any]:
     """Settings of a training of a few steps, with as many validation documents to a step; {} if weights are there."""
-    if planned.can_run(plan):
+    if plan not in planned.untrained:
         return {}
     training = training_of(validate_config(planned.methods[plan.name], plan.config))
     steps = min(TRIED_STEPS, training.steps)
     validations = 1 + training.steps / training.validate_every
-    documents = training.validation_episodes * validations * steps / training.steps / 2  # before and after the steps
-    return {"training": {"steps": steps, "validate_every": steps, "validation_episodes": max(1, round(documents))}}
+    documents = round(training.validation_episodes * validations * steps / training.steps)
+    halves = {"steps": min(2 * steps, training.steps), "validate_every": steps}
+    return {"training": {**halves, "validation_episodes": max(1, documents)}}
 
 
-def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
+R = TypeVar("R", bound=Retune)
+
+
+def _cut(retune: R, share: float) -> R:
+    """Retuning with a share of its steps: it takes the same time for each probe, however long the stream is."""
+    return retune.model_copy(update={"steps": ceil(share * retune.steps)})
+
+
+def _tried(plan: MethodPlan, planned: Runner, share: float = 1.0) -> Iterator[MethodPlan]:
     """The method with each of the settings that are tried, with its first seed, on the arm that holds most documents.
 
-    The first settings are also tried without documents if tuning has such cells.
+    The first settings are also tried without documents if tuning has such cells. Retuning has a share of its steps.
     """
     space, kind = planned.spaces[id(plan)], planned.methods[plan.name]
     defaults = validate_config(kind, plan.config).model_dump(mode="json")
@@ -241,7 +276,9 @@ def _tried(plan: MethodPlan, planned: Runner) -> Iterator[MethodPlan]:
     for number, settings in enumerate(explore(space, defaults, MEASURED_SETTINGS) if space else [{}]):
         config = merged({**plan.config, **settings}, _shortened(plan, planned))
         with suppress(BenchError):  # a combination that the method refuses
-            validate_config(kind, config)
+            for name, value in validate_config(kind, config):
+                if isinstance(value, Retune):
+                    config = merged(config, {name: _cut(value, share).model_dump()})
             arms = list(dict.fromkeys([max(plan.arms, key=_held), *(floor if number == 0 else ())]))
             yield plan.model_copy(update={"config": config, "seeds": plan.seeds and plan.seeds[:1], "arms": arms})
 

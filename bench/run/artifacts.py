@@ -235,7 +235,7 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
         facts = {
             "steps": trainer.step,
             "best_step": trainer.best_step,
-            "seconds": round(trainer.seconds, 2),
+            "seconds": round(trainer.seconds),
             "flops": float(f"{trainer.flops:.4g}"),
             "processor": machine.cpu_name(),
             "train_documents": len(trainer.train),

@@ -335,7 +335,7 @@ def record_of(
 
     ``origin`` is its provenance, to which the commit of a base from the hub is added.
     """
-    base = checkpoint.hub_name(Path(cell.sources.model))
+    base = cell.sources.hub
     return RunRecord(
         id=cell.id,
         cell_key=cell.key,

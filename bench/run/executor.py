@@ -266,6 +266,8 @@ class Pool(ABC, Generic[W]):
 
     def __init__(self) -> None:
         self._idle: list[W] = []
+        self.lost: dict[str, list[str]] = {}
+        """Where the workers were that a task has lost and that were replaced, also in earlier calls."""
 
     def __enter__(self) -> Self:
         return self

@@ -30,6 +30,8 @@ class Sources(pydantic.BaseModel):
     dataset: str
     data_files: dict[str, list[str]] = {}
     model: str
+    hub: str | None = None
+    """The base's :func:`bench.lm.checkpoint.hub_name`; a copy of it on another machine has another path."""
     plugins: list[str] = []
     split: str
     documents: int | None

@@ -126,7 +126,7 @@ class Bucket(Place):
             if file == MANIFEST and not self._is_good(folder):
                 self.fetch_record(folder)
             elif name.startswith("boards/"):
-                self._fetch_file(name)
+                self._fetch_board(name)
         self._fetch_files(name for name in names if name.startswith(LISTED))
         here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
         here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
@@ -149,6 +149,14 @@ class Bucket(Place):
         for name in sorted(names, key=lambda name: _as_sent(Path(name))):
             if not (self.path / name).is_file():
                 self._fetch_file(name)
+
+    def _fetch_board(self, name: str) -> None:
+        """Take over a board, with its time: the board of the latest run is the newest file."""
+        path, content = self.path / name, self.fs.cat_file(f"{self.root}/{name}")
+        if not path.is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
+            written = self.fs.modified(f"{self.root}/{name}").timestamp()
+            os.utime(path, (written, written))
 
     def _fetch_file(self, name: str) -> None:
         write_bytes(self.path / name, self.fs.cat_file(f"{self.root}/{name}"))

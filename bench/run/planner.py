@@ -43,6 +43,7 @@ class Planner:
             "dataset": source(experiment.dataset, self.recipe.folder),
             "data_files": {split: list(map(os.path.abspath, of)) for split, of in experiment.data_files.items()},
             "model": source(experiment.model, self.base),
+            "hub": checkpoint.hub_name(self.base),
             "plugins": list(map(os.path.abspath, self.plugins)),
         }
 

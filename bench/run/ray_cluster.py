@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import hashing, machine, paths
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError
 from bench.files import make_folder
 from bench.run import executor
 from bench.run.executor import (
@@ -38,20 +38,30 @@ from bench.run.executor import (
 RETRIES = 2
 """How often a task is given to another worker when its worker, or its node, was lost."""
 CONNECT_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
+"""How long no worker may have begun before the room of the nodes is looked at again."""
 
 
-def start(address: str | None, cores: int | None = None) -> Any:
-    """Connect to the cluster at this address, or start one on this machine; returns the package ``ray``.
+def start(address: str | None, cores: int | None = None) -> tuple[Any, bool]:
+    """Connect to the cluster at this address, or start one on this machine.
+
+    A process is connected to one cluster at most: one to which it is connected already serves if no address is given.
+
+    Returns:
+        The package ``ray``, and True unless this process was connected before.
 
     Raises:
-        BenchError: Ray is not installed, or there is no cluster at the address.
+        BenchError: Ray is not installed, there is no cluster at the address, or this process is connected to one.
     """
     try:
         import ray
     except ImportError:
         raise BenchError("Ray is not installed. Run `pip install '.[cluster]'`, or use --executor local.") from None
     missing = f"There is no Ray cluster at {address}. Start one with `ray start --head`, or leave --ray-address out."
-    if not ray.is_initialized():
+    is_new = not ray.is_initialized()
+    if not is_new and address:
+        raise BenchError("This process is connected to a Ray cluster already: call ray.shutdown() first.")
+    if is_new:
         if address and (match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
             try:  # Ray itself waits for minutes
                 socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
@@ -67,7 +77,7 @@ def start(address: str | None, cores: int | None = None) -> Any:
                 raise BenchError(missing) from None
             done = f"connect to the cluster at {address}" if address else "start on this machine"
             raise BenchError(f"Ray did not {done}: {error}") from None
-    return ray
+    return ray, is_new
 
 
 class RayCluster(Pool["_Actor"]):
@@ -87,21 +97,18 @@ class RayCluster(Pool["_Actor"]):
         memory: int = 0,
     ) -> None:
         super().__init__()
-        self._ray = start(address, machine.usable_cores())
+        self._ray, self._is_own = start(address, machine.usable_cores())
         self.threads, self.gpus = max(1, threads or 1), gpus
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes), default=0))
         room = sum(map(self._room, nodes))
         if room < 1:
-            cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
-            raise BenchError(
-                f"A worker with {self.threads} cores and {gpus:g} GPUs fits on no node of the Ray cluster: the largest "
-                f"have {cores:g} cores and {cards:g} GPUs."
-            )
+            self.close()
+            raise BenchError(self._no_room(nodes))
         self.jobs = min(jobs or room, room)
+        self._since = time.monotonic()
+        """When a worker was last seen to have begun."""
         self._parcels: dict[str, Parcel] = {}
-        self._lost: dict[str, list[str]] = {}
-        """The nodes on which a task has lost workers, also in earlier calls, which may leave it to other processes."""
         here = self._ray.get_runtime_context().get_node_id()
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         lasting = {"max_restarts": -1, "max_task_retries": -1}
@@ -112,14 +119,23 @@ class RayCluster(Pool["_Actor"]):
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory}
         return min(int(resources.get(kind, 0) / need) for kind, need in needs.items() if need)
 
+    def _no_room(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
+        return (
+            f"A worker with {self.threads} cores and {self.gpus:g} GPUs fits on no node of the Ray cluster: the "
+            f"largest have {cores:g} cores and {cards:g} GPUs."
+        )
+
     def close(self) -> None:
         """End all workers and leave the cluster, which ends if it was started here."""
-        self._ray.shutdown()
+        super().close()
+        if self._is_own:
+            self._ray.shutdown()
 
     def _new(self, task: Task) -> _Actor:
         environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         strategy: Any = "DEFAULT"
-        if nodes := [node for node in self._lost.get(task.key, []) if node]:
+        if nodes := [node for node in self.lost.get(task.key, []) if node]:
             strategies = self._ray.util.scheduling_strategies
             others = {"ray.io/node-id": strategies.NotIn(*nodes)}
             strategy = strategies.NodeLabelSchedulingStrategy({}, soft=others)
@@ -137,8 +153,15 @@ class RayCluster(Pool["_Actor"]):
         return worker
 
     def _wait(self, workers: Sequence[_Actor]) -> None:
-        if self._idle and not all(worker.has_begun() for worker in workers):
+        begun = [worker.has_begun() for worker in workers]
+        if self._idle and not all(begun):
             self._end_idle()  # whose cores it may wait for, if a node was lost
+        if any(begun):
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > PATIENCE_SECONDS:
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            if not sum(map(self._room, nodes)):  # the nodes with room for one were lost
+                raise RunError(self._no_room(nodes))
         self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
         by_name = {worker.name: worker for worker in workers}
         for name, message in self._ray.get(self._mail.take.remote()):
@@ -148,7 +171,7 @@ class RayCluster(Pool["_Actor"]):
     def _is_retried(self, worker: _Actor, outcome: Outcome) -> bool:
         if outcome.error is None or outcome.error.kind != "worker_died":
             return False
-        lost = self._lost.setdefault(outcome.key, [])
+        lost = self.lost.setdefault(outcome.key, [])
         lost.append(worker.node())
         return len(lost) <= RETRIES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,9 @@ COVERAGE_DOCUMENTS = 200
 """Documents of a split, with their questions and answers, whose characters the base's tokenizer must know."""
 
 WAIT_SECONDS = 1.0
-"""Seconds between two looks at the cells that other processes run."""
+"""Least seconds between two looks at the cells that other processes run."""
+LOOKS_A_SECOND = 4
+"""Most cells of other processes that a waiting run looks at: a file server may have many such runs."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Runner:
         self._check_retuning()
         self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
+        self.untrained: list[MethodPlan] = []
+        """The methods that lack their trained weights, also optional ones, which are left out."""
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
             self._check_retuned_once(entry, config)
@@ -116,6 +120,7 @@ class Runner:
                 if not look_only:
                     raise
                 self._untrained[id(entry)] = str(error)
+                self.untrained.append(entry)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
         self.tuner.check_limit()
@@ -263,12 +268,11 @@ class Runner:
         An optional method that lacks them is left out.
         """
         method, sources = self.methods[plan.name], self.planner.sources(self.experiment.streams, 0)
-        prompt, dtype = self.experiment.prompt, self.experiment.dtype
         lacks: BenchError | None = None
         try:
             if issubclass(method, MetaTrained):
                 for seed in self.planner.seeds(plan):
-                    artifact_folder(method, config, seed, sources, prompt, dtype, self.runs)
+                    self._check_weights(method, config, seed)
             elif method.learns_offline(config):
                 offline_entries(method.learns_from, sources)
         except MissingWeights as error:
@@ -279,26 +283,44 @@ class Runner:
             if not plan.optional or len(self.experiment.methods) == 1:
                 raise lacks from None
             self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
+            self.untrained += [plan] if isinstance(lacks, MissingWeights) else []
             settings = ", ".join(f"{key}={value}" for key, value in plan.config.items() if key != "training")
             self.remarks.append(f"Left out{f' ({settings})' if settings else ''}: {lacks}")
 
-    def can_run(self, plan: MethodPlan) -> bool:
-        """False for a method that lacks its trained weights."""
-        return id(plan) not in self._untrained
+    def _check_weights(self, method: type[MetaTrained], config: MethodConfig, seed: int) -> None:
+        """Check that there are trained weights of the method, or that its settings need none."""
+        sources = self.planner.sources(self.experiment.streams, 0)
+        artifact_folder(method, config, seed, sources, self.experiment.prompt, self.experiment.dtype, self.runs)
+
+    def untrained_seeds(self, plan: MethodPlan) -> list[int]:
+        """The seeds for which a method lacks its trained weights."""
+        method, missing = self.methods[plan.name], list[int]()
+        if issubclass(method, MetaTrained):
+            for seed in self.planner.seeds(plan):
+                try:
+                    self._check_weights(method, validate_config(method, plan.config), seed)
+                except MissingWeights:
+                    missing.append(seed)
+        return missing
 
     def look_ahead(self) -> list[Outlook]:
-        """What is ahead of each method of the experiment, by the records that are there."""
+        """What is ahead of each method of the experiment, by the records that are there; of a shard about its part."""
         forecaster = Forecaster(self.planner, self.tuner, self.runs)
         cell, limit = self.tuner.limit_cell(), None
         if cell is not None and cell.is_done(self.runs):
             limit = self.tuner.limit(cell)
-        return [
+        outlooks = [
             forecaster.outlook(
                 plan,
                 self.tuner.start(plan, space, limit) if (space := self.spaces[id(plan)]) else None,
                 self._untrained.get(id(plan), ""),
             )
             for plan in self.experiment.methods
+        ]
+        place, shards = self.shard
+        return [  # as in _tasks
+            replace(outlook, board=outlook.board[(place - 1 - first) % shards :: shards])
+            for first, outlook in enumerate(outlooks)
         ]
 
     def expect(self, progress: Progress) -> None:
@@ -459,6 +481,11 @@ class Runner:
                 yield task, False
                 continue
             self.place.fetch_record(outcome.key)  # another machine may have run it
+            if not written(self.runs, outcome.key):
+                raise RunError(
+                    f"The record of {outcome.key} is on another machine, which this one does not see. Name a folder "
+                    f"that all machines see with --runs."
+                )
             self._end(outcome.key, progress)
             yield task, True
 
@@ -502,7 +529,7 @@ class Runner:
                 self._end(task.key, progress)
                 if new := self._tasks(after(task.key), progress):
                     return [*new, *waiting]
-            time.sleep(self.wait if waiting else 0)
+            time.sleep(max(self.wait, len(waiting) / LOOKS_A_SECOND) if waiting else 0)
         return waiting
 
 

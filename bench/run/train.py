@@ -170,6 +170,9 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
             elif result.error is not None:
                 failures.append(f"{label}: {result.error.message}")
                 say(failures[-1])
+            elif result.value is None and result.key in executor.lost:
+                failures.append(f"{label}: its worker was lost, whose claim still holds. Wait two minutes.")
+                say(failures[-1])
             elif result.value is None:
                 say(f"{label}: another process trains it.")
             elif _is_seen(result.value):

@@ -61,6 +61,8 @@ class Workers:
             raise BenchError(
                 "--executor slurm needs --shards N, the number of jobs; others take neither that nor --slurm."
             )
+        if self.kind == "slurm" and self.shard != (1, 1):
+            raise BenchError("--executor slurm runs all shards: leave out --shard, which is for a part of a run.")
         if self.address is not None and self.kind != "ray":
             raise BenchError("--ray-address needs --executor ray.")
 

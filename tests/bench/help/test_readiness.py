@@ -43,7 +43,7 @@ def test_a_method_is_tried_on_its_arm_that_holds_the_most_documents() -> None:
     experiment = load("paper-generative-adapter")
     plan = next(plan for plan in experiment.methods if plan.name == "full_context")
     kinds = {plan.name: load_method(plan.name)}
-    planned: Any = SimpleNamespace(can_run=bool, spaces={id(plan): {}}, methods=kinds, experiment=experiment)
+    planned: Any = SimpleNamespace(untrained=[], spaces={id(plan): {}}, methods=kinds, experiment=experiment)
     arms = {"gold_only", "every_4", "every_128", "stream"}
     for present, tried in ((arms, "stream"), (arms - {"stream"}, "every_128"), ({"empty", "gold_only"}, "gold_only")):
         plan.arms = sorted(present)
