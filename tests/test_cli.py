@@ -677,16 +677,23 @@ def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: P
         "dataset": str(make_dataset(tmp_path / "keepers")),
         "model": str(llama),
         "streams": {"split": "test", "documents": 5, "count": 1},
-        "methods": ["closed_book", "breaks", {"name": "mac", "space": {}}],
+        "methods": [
+            "closed_book",
+            "breaks",
+            {"name": "mac", "space": {}, "seeds": [0, 1]},
+            {"name": "mac", "config": {"group": 2}, "space": {}, "optional": True},  # with the same weights
+        ],
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-    result = bench("doctor", str(tmp_path / "plan.yaml"), "--plugin", str(plugin), "--runs", str(tmp_path / "runs"))
+    varied = (str(tmp_path / "plan.yaml"), "--dtype", "bfloat16")
+    result = bench("doctor", *varied, "--plugin", str(plugin), "--runs", str(tmp_path / "runs"))
     assert result.returncode == 1 and "These methods failed in the trial:" in result.stderr, result.stderr
     assert "no room left" in result.stderr
     assert re.search(r"^closed_book .* \d+ s ", result.stdout, re.MULTILINE)
     assert "mac has no trained weights" in result.stdout
     assert re.search(r"^mac .* \d+ s +\d+\.\d GB", result.stdout, re.MULTILINE)
-    assert re.search(r"^Training of mac, by a short trial: about \d+ \w+, and up to \d", result.stdout, re.MULTILINE)
+    [training] = re.findall(r"^Training of mac.*, by a short trial: (.*)$", result.stdout, re.MULTILINE)
+    assert re.fullmatch(r"about \d+ \w+ with each of 2 seeds, and up to \d+\.\d GB\.", training)
 
 
 def test_doctor_knows_time_and_memory_by_its_trial_alone(

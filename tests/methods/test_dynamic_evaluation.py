@@ -89,6 +89,18 @@ def test_with_a_learning_rate_of_zero_scores_equal_the_static_ones_bit_for_bit(
     assert scores(ClosedBook(lm)) == static
 
 
+def test_with_a_learning_rate_of_zero_nothing_is_read_to_learn(lm: BaseModel) -> None:
+    method, read = make(lm, learning_rate=0), list[torch.Tensor]()
+    hook = lm.model.register_forward_hook(lambda *_: read.append(torch.ones(())))
+    try:
+        method.observe(DOCUMENTS[0])
+        assert not method.learns_from_scoring and not read
+        method = make(lm, learning_rate=0, decay=0.1)
+        assert method.learns_from_scoring, "a decay changes weights"
+    finally:
+        hook.remove()
+
+
 def test_plain_sgd_with_decay_equals_a_bare_loop(lm: BaseModel) -> None:
     prior = weights(lm)
     theta = dict(prior)
@@ -160,8 +172,9 @@ def test_rms_scaled_decay_does_not_overshoot(lm: BaseModel) -> None:
     assert 0 < sum(int(mask.sum()) for mask in above.values()) < sum(mask.numel() for mask in above.values())
 
 
-def test_statistics_are_over_the_configured_segments(lm: BaseModel) -> None:
-    method = make(lm, statistics="train", statistics_segments=4, segment_tokens=4)
+@pytest.mark.parametrize("context", ["full", "carry"])
+def test_statistics_are_over_the_configured_segments(lm: BaseModel, context: str) -> None:
+    method = make(lm, statistics="train", statistics_segments=4, segment_tokens=4, context=context)
     fit(method, EPISODES)
     segments = [segment for document in DOCUMENTS for segment in lm.segments(document, 4)]
     spread = [segments[i * len(segments) // 4] for i in range(4)]

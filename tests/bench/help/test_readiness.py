@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from bench.contract.registry import load_method
-from bench.help.readiness import _tried, readiness
-from bench.run.experiment import load
+from bench.help.readiness import _tried, measure, readiness
+from bench.run.executor import Outcome, TaskError
+from bench.run.experiment import MethodPlan, load
+from bench.run.runner import Runner
+from tests.world import make_dataset, make_experiment
 
 
 def test_each_data_set_and_each_base_of_an_experiment_comes_once() -> None:
@@ -61,3 +65,25 @@ def test_a_split_that_cannot_be_read_does_not_hide_what_the_others_lack(tmp_path
     levels = {finding.subject: finding.level for finding in readiness(experiment)}
     assert levels["qa_train"] == levels["validation"] == levels["test"] == "missing"
     assert levels["qa_validation"] == "note", "nothing needs it"
+
+
+def test_a_method_whose_training_fails_is_a_failure_and_not_tried(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, [{"name": "mac", "space": {}}], tuning=None)
+
+    def fail(plans: Mapping[str, MethodPlan], *_: object) -> dict[str, Outcome]:
+        return {name: Outcome(name, error=TaskError("raised", "no room left")) for name in plans}
+
+    monkeypatch.setattr("bench.help.readiness._try_trainings", fail)
+    measured = measure([Runner(experiment, tmp_path, look_only=True)], tmp_path, [], jobs=1)
+    assert (measured.trainings, measured.failures) == ([], ["mac, in training: no room left"])
+
+
+def test_of_retuning_as_large_a_share_is_tried_as_of_the_documents() -> None:
+    plan = MethodPlan(name="uniform_qa_retune", config={"retune": {"steps": 512}})
+    planned: Any = SimpleNamespace(
+        untrained=[], spaces={id(plan): {}}, methods={plan.name: load_method(plan.name)}, experiment=load("default")
+    )
+    [tried] = _tried(plan, planned, 16 / 1665)
+    assert tried.config["retune"]["steps"] == 5

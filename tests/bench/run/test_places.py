@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bench.files import json_bytes, write_bytes
 from bench.machine import process_name
 from bench.paths import ARTIFACT
 from bench.records.schema import Failure
-from bench.records.store import MANIFEST, read_board, read_run, write_run
+from bench.records.store import MANIFEST, board_paths, read_board, read_run, write_run
 from bench.run import claims, places
 from bench.run.experiment import Experiment
 from bench.run.places import Bucket, InBucket, Place, place
@@ -68,6 +69,19 @@ def test_what_one_machine_has_run_another_finds(
         )
     assert read_board(first.path).entries == read_board(second.path).entries
     assert first.fs.find(f"{first.root}/claims") == []
+
+
+def test_the_board_of_the_latest_run_is_the_newest_wherever_it_was_made(machine: Callable[[str], Bucket]) -> None:
+    first, second = machine("first"), machine("second")
+    for name in ("zebra", "ant"):
+        write_bytes(first.path / "boards" / f"{name}.json", name.encode())
+        first.send(f"boards/{name}.json")
+        time.sleep(0.01)
+    for _ in range(2):
+        first.fetch()
+        second.fetch()
+        for bucket in (first, second):
+            assert [path.stem for path in board_paths(bucket.path)] == ["zebra", "ant"]
 
 
 def test_a_machine_that_joins_late_runs_what_is_missing(

@@ -178,6 +178,13 @@ def test_what_does_not_fit_or_is_not_there_is_refused(nodes: Any, monkeypatch: p
 
     with pytest.raises(BenchError, match="A worker with 2 cores and 0 GPUs fits on no node of the Ray cluster: the la"):
         RayCluster(nodes.address, threads=2)  # two nodes have two cores, but none has both
+    assert not ray.is_initialized()
+    ray.init(nodes.address)
+    with pytest.raises(BenchError, match="is connected to a Ray cluster already"):
+        RayCluster(nodes.address)
+    with RayCluster():
+        pass
+    assert ray.is_initialized(), "what was there before stays"
     ray.shutdown()
     with pytest.raises(BenchError, match=r"There is no Ray cluster at localhost:1\. Start one with"):
         ray_cluster.start("localhost:1")

@@ -16,7 +16,7 @@ from bench import PROTOCOL
 from bench.conformance import suite
 from bench.contract import registry
 from bench.data.prompt_format import PromptFormat
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError
 from bench.lm.base_model import BaseModel
 from bench.records.check import check_board
 from bench.records.schema import Tally, mean
@@ -316,6 +316,19 @@ def test_a_shard_runs_its_part_of_the_cells_of_every_method_and_no_more(
     own = [(cell.spec.method, cell.spec.stream) for cell in result.cells if cell.id in executor.keys]
     assert own == [("closed_book", "test-2-0"), ("closed_book", "test-2-2"), ("bm25", "test-2-1")]
     assert result.missing == 3
+    ahead = Runner(experiment, tmp_path / "none", look_only=True, shard=(1, 2)).look_ahead()
+    assert [len(outlook.board) for outlook in ahead] == [2, 1]
+
+
+def test_a_record_that_was_written_where_it_is_not_seen_is_an_error(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    class Elsewhere(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            yield from (Outcome(task.key, value="complete") for task in tasks)
+
+    with pytest.raises(RunError, match="is on another machine, which this one does not see"):
+        Runner(plan("closed_book"), tmp_path).run(Elsewhere())
 
 
 def test_shards_measure_the_limit_of_equal_compute_and_the_last_one_checks_it(

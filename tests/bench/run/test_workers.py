@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import BenchError
 from bench.machine import free_gpu_memory
 from bench.run.executor import (
     GPU_BYTES,
@@ -67,6 +68,11 @@ def test_each_gpu_has_a_worker_on_however_few_cores(
     weights = (4 * GIB - GPU_BYTES) // LEARNING_BYTES
     assert Workers().plan(on_gpu, weights) == Plan(2, "", ("0", "1"))
     assert Workers(jobs=1).plan(on_gpu, weights) == Plan(1, "", ("0",))
+
+
+def test_a_shard_is_not_divided_again() -> None:
+    with pytest.raises(BenchError, match="leave out --shard"):
+        Workers("slurm", shards=4, shard=(1, 2))
 
 
 @pytest.mark.parametrize(
