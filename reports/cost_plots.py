@@ -53,6 +53,8 @@ BEYOND = "triangle: beyond the axis"
 
 NEAR = 12
 """Points from a dot to the end of its label up to which no line joins them."""
+LEADER_STEPS = 12
+"""Places of such a line at which what it would cross is looked for."""
 
 NOTES = {
     "f1": "filled: on the Pareto front, better than every cheaper method that competes",
@@ -277,8 +279,9 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         mean, half = _height(axes, point), 0 if point.beyond else point.score.half_width() or 0
         dots.append(around((x, mean), (x, mean), 3))
         taken += [around((x, mean - half), (x, mean + half), 1), dots[-1]]
+    texts: list[Bbox] = []
     for point, x, dot in zip(methods, places, dots, strict=True):
-        label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 40)
+        label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 24)
         colour = GREY if point.control else "black"
         text = axes.text(0, 0, label, fontsize=6.5, color=colour, va="center", parse_math=False)
         size = text.get_window_extent()
@@ -290,22 +293,26 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
             box = Bbox.from_bounds(left, at_y + dy * scale - height / 2, width, height)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             covered = sum(_overlap(box, other) for other in taken) if inside else math.inf
+            along = []
             if math.hypot(dx, dy) > NEAR:  # a line to the label runs through no other dot, and the label is beside none
-                along = [(at_x + share * dx * scale, at_y + share * dy * scale) for share in (0.25, 0.5, 0.75, 1)]
+                shares = [step / LEADER_STEPS for step in range(1, LEADER_STEPS + 1)]
+                along = [(at_x + share * dx * scale, at_y + share * dy * scale) for share in shares]
                 others = [other for other in dots if other is not dot]
                 covered += width * height * sum(any(other.contains(*at) for at in along) for other in others)
                 covered += sum(_overlap(box, other.expanded(4, 1)) for other in others)
-            candidates.append((covered, box, dx, dy))
+                covered += height * sum(other.contains(*at) for at in along for other in texts)
+            candidates.append((covered, box, dx, dy, along))
             if candidates[-1][0] == 0:
                 break
-        _, box, dx, dy = min(candidates, key=lambda candidate: candidate[0])
-        taken.append(box)
+        _, box, dx, dy, along = min(candidates, key=lambda candidate: candidate[0])
+        taken += [box, *(Bbox.from_bounds(*at, scale, scale) for at in along)]
+        texts.append(box)
         end = box.x0 if dx >= 0 else box.x1
         tip, y = axes.transData.inverted().transform((end, at_y + dy * scale))
         text.set_position((tip, y))
         text.set_horizontalalignment("left" if dx >= 0 else "right")
         if math.hypot(dx, dy) > NEAR:
-            axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.4, zorder=0)
+            axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.7, zorder=0)
 
 
 _OFFSETS = sorted(

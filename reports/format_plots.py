@@ -88,6 +88,7 @@ def _drift(board: Board, curves: Curves, note: str) -> Figure:
         upper.set_ylim(-0.1, 1.1)  # room for markers at 0 and 1
         lower.sharey(scores[0])
         lower.label_outer(remove_inner_ticks=False)
+    scores[0].autoscale_view(scalex=False)  # over all panels that share it; drawing does that for the first one only
     from_zero(scores[0])
     for index, (upper, lower) in enumerate(zip(shares, scores, strict=True)):
         if index >= len(curves):

@@ -43,6 +43,7 @@ def drawings(board: Board) -> Drawings:
     width = 1 if max(months) - min(months) < LONGEST else 3
     rows = [floor, *(row for row in complete if row.label == board.reference)]
     curves = {row.title: merged(items_of(row), width) for row in rows}
+    bare = any(not estimate.half_width() for items in curves.values() for _, estimate in estimates(items))
     unit = "month" if width == 1 else "quarter"
     return {
         "f1_by_month": Plot(
@@ -50,6 +51,7 @@ def drawings(board: Board) -> Drawings:
             f"Closed-book F1 by the {unit} of the question's document, above the number of questions",
             [
                 "bars: 95 % interval over documents",
+                "no bar: a single document, or equal scores, which say little" if bare else "",
                 "a triangle: the bar goes beyond the axis",
                 f"thin line: {[*curves][1]}" if len(curves) > 1 else "",
             ],

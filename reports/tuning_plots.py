@@ -102,7 +102,9 @@ def _notes(methods: Sequence[Sensitivity]) -> list[str]:
     return [
         "a dot is a trial",
         "ring: chosen",
-        "open: first part of the streams only" if any(not t.whole and t.score is not None for t in trials) else "",
+        "open, grey: first part of the streams only"
+        if any(not t.whole and t.score is not None for t in trials)
+        else "",
         "×: diverged" if any(trial.score is None for trial in trials) else "",
         "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
         "lines join trials with the same steps",
@@ -135,6 +137,10 @@ def over_streams(trial: Trial, metric: str, runs: Path) -> Estimate | None:
     return mean_over_streams(values) if values and trial.score is not None else None
 
 
+_SIDES = ((4, 2), (-8, 2), (4, -7), (-8, -7))
+"""Where the number of steps is, in points from the dot."""
+
+
 def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
     rates = [trial.rate for trial in sensitivity.trials]
     _rate_axis(axes, min(rates), max(rates))
@@ -145,7 +151,10 @@ def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
         whole = [trial for trial in sensitivity.trials if trial.whole and (trial.steps or 0) == steps]
         joined = [(trial.rate, trial.score) for trial in whole if trial.score is not None]
         axes.plot([rate for rate, _ in joined], [score for _, score in joined], color=BLUE, linewidth=0.6, alpha=0.5)
+    before, side = 0.0, 0
     for trial in sensitivity.trials:
+        side = 0 if trial.rate > 1.1 * before else side + 1  # numbers at nearly equal rates are not put over each other
+        before = trial.rate
         if trial.score is None:
             axes.plot(trial.rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
             continue
@@ -155,7 +164,7 @@ def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
             trial.score,
             yerr=(estimate.se if estimate else None) or 0.0,
             fmt="o",
-            color=BLUE,
+            color=BLUE if trial.whole else GREY,
             markersize=3.5,
             markerfacecolor=BLUE if trial.whole else "white",
             elinewidth=0.7,
@@ -166,7 +175,7 @@ def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
             axes.annotate(
                 str(trial.steps),
                 (trial.rate, trial.score),
-                xytext=(4, 2),
+                xytext=_SIDES[side % len(_SIDES)],
                 textcoords="offset points",
                 fontsize=6,
             )

@@ -43,7 +43,7 @@ def unpacked(folder: Path) -> Mapping[str, bytes] | None:
     return _unpack(path, state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # boards are compared row by row
 def _unpack(path: Path, changed: int, size: int) -> Mapping[str, bytes]:
     """The files of an archive that was last changed at this time."""
     files = {}

@@ -39,6 +39,8 @@ AXES: Mapping[str, tuple[str, str]] = {
     "context": ("documents held", "context (tokens)"),
 }
 """Names of the x axis of our panels and of the published ones."""
+APART = 0.008
+"""How far the curves of two methods are apart, as a share of the axis."""
 IN_A_ROW = 3
 """Most published panels that stand in one row with ours."""
 
@@ -124,7 +126,8 @@ def _curves_apart(
         for place, name in enumerate(names):
             line = ours.estimates.get(name, {})
             halves = [of.half_width() or 0 for of in line.values()]
-            _curve(axes, place, name, line, [of.mean for of in line.values()], halves)
+            x = _beside(figure, ours.estimates, line, place - (len(names) - 1) / 2)
+            _curve(axes, place, name, x, [of.mean for of in line.values()], halves)
         _finish(axes, figure, ours.estimates, along[0])
         _name_panel(axes, ours.place)
     for axes, theirs in zip(grid[len(own) :], published, strict=True):
@@ -136,6 +139,15 @@ def _curves_apart(
     _legend(drawn, grid, names)
     name_axes(drawn, "", UNITS[score].name, notes)
     return drawn
+
+
+def _beside(figure: Figure, lines: Mapping[str, Iterable[float]], line: Iterable[float], steps: float) -> list[float]:
+    """The places of a line, so many small steps beside those of the others, so that no interval hides another."""
+    places = {place for other in lines.values() for place in other}
+    low, high = min(places, default=0.0), max(places, default=0.0)
+    if figure.log and low > 0:
+        return [place * (high / low) ** (APART * steps) for place in line]
+    return [place + APART * steps * (high - low) for place in line]
 
 
 def _curve(

@@ -51,7 +51,7 @@ def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
     axes = Figure(figsize=(6.9, 2.7)).subplots()
     cost_plots._panel(axes, methods)
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert [text.get_text() for text in axes.texts] == [method.label for method in methods]
+    assert [text.get_text().replace("\n", " ") for text in axes.texts] == [method.label for method in methods]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)

@@ -15,11 +15,11 @@ from tests.reports.records_factory import board, plot_names, record, spec
 QUESTIONS = ("0.0", "1.0", "2.0")
 
 
-def probed(runs, method="uniform", ended=QUESTIONS[:1], arm="stream", probes=(0.3, 1.0)):
+def probed(runs, method="uniform", ended=QUESTIONS[:1], arm="stream", probes=(0.3, 1.0), first=1.0, last=(1, 0.5, 0)):
     """Three documents, a question each: the first, whose answer ends, is asked after its document, and all at last."""
     cell = spec(method, "test-3-0", arm, probes=probes)
-    early = {0.3: ((1.0,),)} if len(probes) > 1 else {}
-    return record(runs, cell, ((1.0,), (0.5,), (0.0,)), early=early, ended={0.3: QUESTIONS, 1.0: ended})
+    early = {0.3: ((first,),)} if len(probes) > 1 else {}
+    return record(runs, cell, [(float(value),) for value in last], early=early, ended={0.3: QUESTIONS, 1.0: ended})
 
 
 def shown(runs, heading):
@@ -61,6 +61,19 @@ def test_scores_share_an_axis_and_methods_whose_answers_all_end_are_left_out(tmp
     assert len({axes.get_ylim() for axes in used if not axes.get_title(loc="left")}) == 1 and len(used) == 4
     assert "left out: 1 method whose" in figure.get_supxlabel().replace("\n", " ").replace("\u00a0", " ")
     assert "left out, since all their answers end by themselves: bm25" in plot.notes
+
+
+def test_no_panel_is_cut_off_by_the_axis_of_the_first(tmp_path):
+    low, high = (
+        probed(tmp_path, first=0.1, last=(0.4, 0.4, 0.4)),
+        probed(tmp_path, "lora", first=0.9, last=(0, 0.1, 0.2)),
+    )
+    board(tmp_path, [low, high])
+    axes = format_plots.drawings(build(tmp_path))["format_drift"].draw().axes
+    heights = [y for panel in axes for y in (line.get_ydata() for line in panel.lines) for y in y]
+    scores = [panel for panel in axes if panel.axison and not panel.get_title(loc="left")]
+    assert max(heights) == 1.0 and {panel.get_ylim() for panel in scores} == {scores[0].get_ylim()}
+    assert all(max(line.get_ydata()) <= panel.get_ylim()[1] for panel in scores for line in panel.lines)
 
 
 def test_without_a_change_or_with_one_probe_there_is_no_plot(tmp_path):
