@@ -53,6 +53,8 @@ BEYOND = "triangle: beyond the axis"
 
 NEAR = 12
 """Points from a dot to the end of its label up to which no line joins them."""
+MOST_FAR = 4
+"""Most labels of a panel that are joined to their dots by lines: with more, dots have numbers."""
 LEADER_STEPS = 12
 """Places of such a line at which what it would cross is looked for."""
 
@@ -183,28 +185,41 @@ def pareto_front(methods: Sequence[Point], lower_is_better: bool = False) -> lis
     return front
 
 
-def _draw_scores(boards: Sequence[Board]) -> Figure:
+def _draw_scores(boards: Sequence[Board], numbered: bool = False) -> Figure:
     """A panel for each total; the methods of the Pareto front are filled and joined by a dashed line.
 
-    With several boards, as on several base models, labels begin with the base, and the front is that of all.
+    With several boards, as on several base models, labels begin with the base, and the front is that of all. Where many
+    labels are far from their dots, dots have numbers, with a key below.
     """
     from matplotlib.figure import Figure
 
     panels = {total: found for total in TOTALS if (found := _all_points(boards, total))}
     lower_is_better = _scored(boards[0]) == "bits_per_byte"
-    height = 2.7 * len(panels)
-    figure = Figure(figsize=(WIDTH, height + 0.5))  # no layout engine: labels are placed on the final axes
+    numbers = {
+        label: number for number, label in enumerate(dict.fromkeys(p.label for of in panels.values() for p in of), 1)
+    }
+    columns = 2 if max(map(len, numbers)) > 38 else 3
+    key = 0.14 * math.ceil(len(numbers) / columns) + 0.1 if numbered else 0.0
+    height = 2.7 * len(panels) + 0.5 + key  # inches
+    figure = Figure(figsize=(WIDTH, height))  # no layout engine: labels are placed on the final axes
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    bottom, top = 0.65 / (height + 0.5), 1 - 0.25 / (height + 0.5)
-    figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, hspace=0.28)
+    figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.25 / height, bottom=(0.65 + key) / height, hspace=0.28)
+    far = 0
     for axes, (total, methods) in zip(grid, panels.items(), strict=True):
-        _panel(axes, methods, lower_is_better)
+        shown = [replace(point, label=str(numbers[point.label])) for point in methods] if numbered else methods
+        far = max(far, _panel(axes, shown, lower_is_better))
         axes.set_xlabel(TOTALS[total], labelpad=1)
         axes.set_ylabel(_axis(boards[0]))
+    if far > MOST_FAR and not numbered:
+        return _draw_scores(boards, numbered=True)
+    for label, of_label in numbers.items() if numbered else ():
+        row, column = divmod(of_label - 1, columns)
+        place = 0.085 + 0.9 * column / columns, (key - 0.14 * (row + 1)) / height
+        figure.text(*place, f"{of_label}  {label}", fontsize=6.5, parse_math=False)
     beyond = f"; {BEYOND}" if any(point.beyond for of in panels.values() for point in of) else ""
     figure.text(
         0.5,
-        0.015,
+        (0.09 + key) / height,
         f"total cost of one stream, {_included(boards[0])} included (bars: {_errors(boards)}{beyond})",
         ha="center",
         fontsize=8,
@@ -213,7 +228,8 @@ def _draw_scores(boards: Sequence[Board]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) -> None:
+def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) -> int:
+    """Draw the methods; returns the number of labels that are far from their dots."""
     lowest, highest = min(point.cost for point in methods if point.cost), max(point.cost for point in methods)
     first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
     zero = 10.0 ** (first - 1)  # the place of a cost of 0 on the logarithmic axis
@@ -251,7 +267,7 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
             elinewidth=0.6,
             clip_on=False,
         )
-    _label(axes, methods, places, steps)
+    return _label(axes, methods, places, steps)
 
 
 def _height(axes: Axes, point: Point) -> float:
@@ -259,8 +275,11 @@ def _height(axes: Axes, point: Point) -> float:
     return axes.get_ylim()[1] if point.beyond else point.score.mean
 
 
-def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps: Sequence[tuple[float, float]]) -> None:
-    """Put each label near its dot, where it covers no dot, bar or other label, nor the Pareto front."""
+def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps: Sequence[tuple[float, float]]) -> int:
+    """Put each label near its dot, where it covers no dot, bar or other label, nor the Pareto front.
+
+    One that is far from its dot is joined to it by a line; returns the number of these.
+    """
     from matplotlib.transforms import Bbox
 
     figure = axes.get_figure(root=True)
@@ -280,6 +299,7 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         dots.append(around((x, mean), (x, mean), 3))
         taken += [around((x, mean - half), (x, mean + half), 1), dots[-1]]
     texts: list[Bbox] = []
+    far = 0
     for point, x, dot in zip(methods, places, dots, strict=True):
         label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 24)
         colour = GREY if point.control else "black"
@@ -313,6 +333,8 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         text.set_horizontalalignment("left" if dx >= 0 else "right")
         if math.hypot(dx, dy) > NEAR:
             axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.7, zorder=0)
+            far += 1
+    return far
 
 
 _OFFSETS = sorted(

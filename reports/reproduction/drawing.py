@@ -39,7 +39,7 @@ AXES: Mapping[str, tuple[str, str]] = {
     "context": ("documents held", "context (tokens)"),
 }
 """Names of the x axis of our panels and of the published ones."""
-APART = 0.008
+APART = 0.014
 """How far the curves of two methods are apart, as a share of the axis."""
 IN_A_ROW = 3
 """Most published panels that stand in one row with ours."""

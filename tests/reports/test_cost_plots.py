@@ -67,6 +67,18 @@ def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(t
     assert "triangle: beyond the axis" in figure.texts[0].get_text()
 
 
+def test_where_many_labels_are_far_from_their_dots_these_have_numbers(tmp_path, monkeypatch):
+    levels = {"closed_book": 0.05, "uniform": 0.1, "lora": 0.2}
+    board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in levels.items()])
+    monkeypatch.setattr(cost_plots, "MOST_FAR", -1)
+    figure = cost_plots.drawings(build(tmp_path))["f1_by_cost"].draw()
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["1", "2", "3"]] * 2
+    key = [text.get_text() for text in figure.texts if text.get_text()[0].isdigit()]
+    assert key == ["1  lora", "2  uniform", "3  closed_book"]
+    note = next(text for text in figure.texts if text.get_text().startswith("total cost"))
+    assert all(text.get_position()[1] < note.get_position()[1] for text in figure.texts if text.get_text() in key)
+
+
 def test_a_row_with_failed_runs_is_named_and_not_on_the_front(tmp_path):
     ids = [record(tmp_path, spec("uniform", f"test-1-{k}"), [[0.2]]) for k in range(4)]
     ids += [
