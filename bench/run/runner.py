@@ -201,12 +201,16 @@ class Runner:
         return overlaps(experiment.dataset, experiment.data_files, uses, experiment.allow_overlap)
 
     def _remarks_on_data(self) -> list[str]:
-        """Remarks of the reader on the splits of the board and of tuning."""
+        """Remarks of the reader on the splits of the board and of tuning, and on what is not measured, or badly."""
         experiment = self.experiment
         tuned = [experiment.tuning.split] if experiment.tuning and any(self.spaces.values()) else []
         splits = dict.fromkeys([experiment.streams.split, *tuned])
         data = (split_data(experiment.dataset, split, experiment.data_files) for split in splits)
         remarks = list(dict.fromkeys(remark for one in data for remark in one.remarks))
+        if experiment.dtype == "float16":
+            remarks.append(
+                "Gradients are not scaled in float16, so that small ones are lost: bfloat16 is safer for what learns."
+            )
         if self.recipe.anchor and not (experiment.anchor.questions or experiment.anchor.documents):
             remarks.append(
                 "No questions on old knowledge are asked, although the dataset has some: forgetting is not measured."
