@@ -133,8 +133,8 @@ def closed_book_rows(lm: BaseModel, episodes: Sequence[Episode]) -> tuple[Tensor
     questions = [question for episode in episodes for question in episode.questions]
     golds = [shortest(answers) for episode in episodes for answers in episode.answers]
     endings = [ids[: lm.window - 1] for ids in answer_ids(lm, [question.text for question in questions], golds)]
-    prompts = build_prompts(lm, questions, Conditioning(), 0)
-    heads = [prompt.ids[: lm.window - len(ending)] for prompt, ending in zip(prompts, endings, strict=True)]
+    asked = [question_ids(lm, question.text) for question in questions]
+    heads = [ids[: lm.window - len(ending)] for ids, ending in zip(asked, endings, strict=True)]
     rows = [torch.cat([head, ending]) for head, ending in zip(heads, endings, strict=True)]
     ids = pad_sequence(rows, batch_first=True, padding_value=lm.eos_id)
     answers = torch.zeros_like(ids, dtype=torch.bool)

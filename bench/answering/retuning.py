@@ -105,7 +105,7 @@ def _tune(
         if held_out and (step % VALIDATE_EVERY == 0 or step == retune.steps):
             loss = _mean_loss(lm, held_out)
             if loss < lowest:
-                lowest, waited = loss, 0
+                lowest, waited, best = loss, 0, None  # the old copy goes before there is a new one
                 best = None if step == retune.steps else _weights(lm)
             elif (waited := waited + 1) == PATIENCE:
                 break

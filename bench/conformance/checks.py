@@ -228,8 +228,8 @@ def next_token_is_normalised(kind: type[Method]) -> None:
         half = len(ids) // 2
         with torch.no_grad(), head_inputs(method.lm.model) as hidden:
             logits = method.lm.model(input_ids=ids[None], use_cache=False).logits[0]
-            longer, shorter = (
-                mixed(method.mix_next_token, logits[:end], hidden[0][0, :end], ids[:end]) for end in (len(ids), half)
+            shorter, longer = (  # in this order: the hook could remember
+                mixed(method.mix_next_token, logits[:end], hidden[0][0, :end], ids[:end]) for end in (half, len(ids))
             )
         require(
             torch.allclose(longer[:half], shorter, atol=1e-3),

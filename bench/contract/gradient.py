@@ -94,7 +94,8 @@ class GradientMethod(Method):
     def token_weights(self, batch: TokenBatch) -> Tensor | None:
         """Weight of each token's loss, shape (tokens,), without gradient. Default: None, which weighs every token 1.
 
-        It is asked for once, before the first step on a document. A document whose tokens all weigh 0 is skipped.
+        It is asked for once, before the first step on a document, or before each step if it is None. A document whose
+        tokens all weigh 0 is skipped.
         """
         return None
 

@@ -34,8 +34,15 @@ TOLERANCE = 1e-3
 _LIBRARIES = (builtins, math, json, time, torch, torch.nn.functional)
 _CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Parameter)
 _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
-_FLEETING = ("training", "_buffers", "deprecation_warnings", "_output_capturing_hooks_installed")
-"""Attributes that are restored, seen in the logits, or set by the library when it is used."""
+_FLEETING = (
+    "training",
+    "_buffers",
+    "deprecation_warnings",
+    "_output_capturing_hooks_installed",
+    "_is_full_backward_hook",
+    "_gradient_checkpointing_func",
+)
+"""Attributes that are restored, seen in the logits, or set by the library when it is used and left behind after it."""
 _CAPTURING = "transformers.utils.output_capturing"
 """Its hooks stay on the modules once hidden states have been requested; they are inactive otherwise."""
 _SCALARS = (type(None), bool, int, float, str)

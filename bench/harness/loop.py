@@ -28,6 +28,8 @@ from bench.harness.ledger import Ledger, state_bytes
 from bench.harness.token_notes import TokenNotes
 from bench.lm.base_model import BaseModel, TokenBatch
 from bench.lm.mixing import MixNextToken
+from bench.lm.precision import in_float64
+from bench.lm.reading import CarriedCache, Reading
 from bench.records.schema import (
     AnswerEvent,
     Asked,
@@ -251,11 +253,13 @@ class Loop:
         """
         self.lm.model.eval()
         reading = self.method.reading
-        keep_graph = self.method.learns_from_scoring and reading.windows(self.lm, batch) == 1
+        mix = self._mix
+        # a mixture is not what is learned
+        keep_graph = self.method.learns_from_scoring and mix is None and reading.windows(self.lm, batch) == 1
         if keep_graph:
             with self.hook("before_scoring", self.position), self.ledger.phase("observe", 0, count=True):
                 self.method.before_scoring()
-        mix = self._mix  # what it costs may grow along the stream, so that a sample does not show it
+        # what a mixture costs may grow along the stream, so that a sample does not show it
         phase = self.ledger.phase("score", len(batch), graph=keep_graph, count=mix is not None)
         with phase, torch.set_grad_enabled(keep_graph):
             windows = self._windows(batch)
@@ -270,9 +274,17 @@ class Loop:
         return _score(self._windows(batch))
 
     def _windows(self, batch: TokenBatch) -> list[torch.Tensor]:
-        """Log-probabilities of the segment's tokens under the model as it is, by window."""
+        """Log-probabilities of the segment's tokens under the model as it is, by window.
+
+        Raises:
+            RunError: the method reads them with code of its own.
+        """
+        reading = self.method.reading
+        is_own = type(reading) is Reading and type(reading.cache) in (CarriedCache, type(None))
+        if not is_own or "log_probs" in getattr(reading.cache, "__dict__", ()):
+            raise RunError("reading must be a Reading, with a CarriedCache or none: the harness alone scores.")
         with self.lm.mixing(self._mix):
-            return list(self.method.reading.log_probs(self.lm, batch))
+            return list(reading.log_probs(self.lm, batch))
 
     def probe(self, fraction: float, seen: int) -> None:
         """Ask the questions that are due after ``seen`` documents, and those of the anchor set."""
@@ -407,7 +419,8 @@ class Loop:
         self, prompts: Sequence[Prompt], golds: Sequence[str], keys: Sequence[Hashable] | None
     ) -> tuple[list[Answer], list[float | None]]:
         """Answers and the likelihoods of ``golds``, answered together or, with ``keys``, together for each key."""
-        answering = partial(self.ledger.phase, "answer", 0, count=True)
+        # a mixture's cost is not proportional to what the base reads
+        answering = partial(self.ledger.phase, "answer", 0, count=self._mix is not None)
         with self.lm.mixing(self._mix):
             if keys is None:
                 return answer_and_nll(self.lm, prompts, golds, self.decoding, answering)
@@ -454,7 +467,7 @@ def _score(windows: Sequence[torch.Tensor]) -> Score:
         Diverged: it is NaN or infinite.
     """
     log_probs = [window.detach() for window in windows]
-    nll = -sum(window.double().sum().item() for window in log_probs)
+    nll = -sum(in_float64(window).sum().item() for window in log_probs)
     return Score(_finite(nll, "likelihood of a document"), log_probs)
 
 

@@ -15,6 +15,7 @@ from bench.contract.method import Method
 from bench.data.documents import Document, Entry
 from bench.data.tagger import load_tagger
 from bench.lm.base_model import TokenBatch
+from bench.lm.precision import in_float64
 from bench.records.schema import NOTED_DOCUMENTS, TokenClass, TokenEvent
 
 CLASSES: tuple[TokenClass, ...] = ("filler", "name", "fact")
@@ -88,7 +89,7 @@ def gradient_norms(method: GradientMethod, batch: TokenBatch) -> Tensor:
         for log_probs in method.reading.log_probs(method.lm, batch):
             for log_prob in log_probs:
                 gradient = torch.autograd.grad(log_prob, parameters, retain_graph=True, allow_unused=True)
-                parts = [vector_norm(part, dtype=torch.float64) for part in gradient if part is not None]
+                parts = [vector_norm(in_float64(part)) for part in gradient if part is not None]
                 norms.append(vector_norm(torch.stack(parts)))
     return torch.stack(norms) if norms else torch.zeros(0)
 

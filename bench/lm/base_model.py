@@ -23,7 +23,7 @@ from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
 from bench.lm import checkpoint, quantized
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
-from bench.lm.precision import DTYPES, autocast, cast_matrices, multiplies_bfloat16, wrap_forward
+from bench.lm.precision import DTYPES, autocast, cast_matrices, in_float64, multiplies_bfloat16, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
 from bench.lm.prompt_frame import frame
 
@@ -358,6 +358,8 @@ class BaseModel:
         written = []
         begin = torch.tensor([self.bos_id], device=self.device)
         choice = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        # settings that a base brings with it would change what is most likely
+        plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "min_p": None, "typical_p": 1.0}
         with self.inference():
             for text in texts:
                 ids = self.encode(text)
@@ -369,7 +371,7 @@ class BaseModel:
                     pad_token_id=self.eos_id,
                     eos_token_id=sorted(self.stop_ids - self.newline_ids),
                     use_cache=self.abilities.cache,
-                    **({"do_sample": False} | choice),
+                    **({"do_sample": False} | plain | choice),
                 )
                 written.append(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
         return written
@@ -400,7 +402,7 @@ class BaseModel:
                     predicted = row[len(source) - len(target) : len(source)]
                     if self.mixes:
                         predicted = self.mixed(predicted.float(), hidden[i, : len(source)], source)
-                    sums.append(_log_probs(predicted, target).double().sum())
+                    sums.append(in_float64(_log_probs(predicted, target)).sum())
                 for value in torch.stack(sums).tolist():  # one read of the device for all rows
                     total -= value
         return total

@@ -282,6 +282,9 @@ def positions(model: Any) -> int | None:
 
     stated = (getattr(model.config, name, None) for name in POSITIONS)
     count = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond that, factors depend on the longest row of a batch
+        return int(rope["original_max_position_embeddings"])
     tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
     for table in tables:
         if (

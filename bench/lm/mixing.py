@@ -17,9 +17,11 @@ MixNextToken = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LARGEST_DIFFERENCE = 0.02
 """Largest total variation distance between a position's distribution alone and among others: rounding is below it."""
-LARGEST_GAIN, REPETITIONS = 0.1, 7
-"""Most nats by which the token that follows may be likelier among others than alone, in the middle one of so many
-positions."""
+LARGEST_GAIN = 0.1
+"""Most nats by which the token that follows may be likelier among others than alone."""
+CHECKED = 4
+"""Positions that are mixed alone; the middle one of the differences decides, since one neighbour may take the place of
+another that is as near."""
 
 
 @contextmanager
@@ -36,8 +38,9 @@ def head_inputs(model: Any) -> Iterator[list[Tensor]]:
 def mixed(mix: MixNextToken, logits: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
     """The hook's log-probabilities (T, V), float32, in place of the ``logits`` (T, V) after the last T of the ``ids``.
 
-    In scoring, the hook could read at one position what comes after it. So one position, drawn anew each time, is also
-    mixed alone, as in decoding, and must give the same distribution.
+    In scoring, the hook could read at one position what comes after it. So a few positions, drawn anew each time, are
+    also mixed alone, as in decoding, and must give the same distributions. That is done before, since the hook could
+    remember.
 
     Raises:
         RunError: it does not, or the hook returns something other than a distribution for each position.
@@ -45,28 +48,26 @@ def mixed(mix: MixNextToken, logits: Tensor, hidden: Tensor, ids: Tensor) -> Ten
     log_probs, hidden = logits.float().log_softmax(-1), hidden.float()
     if not len(log_probs):
         return log_probs
+    count = len(log_probs)
+    seen = len(ids) - count + 1  # ids up to the first position
+    drawn = secrets.SystemRandom().sample(range(count), min(count, CHECKED)) if count > 1 else []
+    alone = {
+        at: _distributions(mix, log_probs[at : at + 1], hidden[at : at + 1], ids[: seen + at])[0].detach()
+        for at in drawn
+    }
     result = _distributions(mix, log_probs, hidden, ids)
-    if len(log_probs) > 1:
-
-        def differences(at: int) -> tuple[float, float]:
-            """Total variation from the position alone, and nats at the token that follows (0 after the last id)."""
-            seen = ids[: len(ids) - len(log_probs) + at + 1]
-            own = _distributions(mix, log_probs[at : at + 1], hidden[at : at + 1], seen)[0].detach()
-            among, follows = result[at].detach(), ids[len(seen) : len(seen) + 1]
-            nats = (among[follows] - own[follows]).sum().item()
-            return 0.5 * (own.exp() - among.exp()).abs().sum().item(), nats
-
-        at = secrets.randbelow(len(log_probs))
-        distance, nats = differences(at)
-        if distance <= LARGEST_DIFFERENCE and nats > LARGEST_GAIN:  # one neighbour in place of another can do that
-            again = [differences(secrets.randbelow(len(log_probs)))[1] for _ in range(REPETITIONS)]
-            nats = min(nats, sorted(again)[REPETITIONS // 2])
-        if not (distance <= LARGEST_DIFFERENCE and nats <= LARGEST_GAIN):
-            raise RunError(
-                f"mix_next_token gives position {at} of {len(log_probs)} another distribution than alone (total "
-                f"variation {distance:.2g}, {nats:.2g} nats at the token that follows). It may use the hidden state of "
-                f"a position and the ids up to it only."
-            )
+    distances, gains = [], []
+    for at, own in alone.items():
+        among, follows = result[at].detach(), ids[seen + at : seen + at + 1]  # none after the last id
+        distances.append(0.5 * (own.exp() - among.exp()).abs().sum().item())
+        gains.append((among[follows] - own[follows]).sum().item())
+    distance, nats = (sorted(values)[len(values) // 2] if values else 0.0 for values in (distances, gains))
+    if not (distance <= LARGEST_DIFFERENCE and nats <= LARGEST_GAIN):
+        raise RunError(
+            f"mix_next_token gives a position among {count} another distribution than alone (total variation "
+            f"{distance:.2g}, {nats:.2g} nats at the token that follows, in the middle one of {len(drawn)}). It may "
+            f"use the hidden state of a position and the ids up to it only."
+        )
     return result
 
 

@@ -24,6 +24,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU if its device has no such numbers (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def set_deterministic(only: bool) -> None:
     """Let torch use ``only`` algorithms that give the same bits each time; an operation without one then fails.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from bench.errors import BenchError, nearest
 
 _CONTENTS = ("Xq7vUser", "Xq7vAssistant")
 """Messages that mark their places in a chat template; no template has these words."""
+TODAY = date(2024, 7, 26)
+"""The day that templates are told that write the date (Llama 3's): prompts do not depend on the day of a run."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ def frame(prompt: PromptFormat, tokenizer: Any) -> PromptFrame:
     opening, rest = _around(user, asked)
     answered = _rendered(tokenizer, [question, {"role": "assistant", "content": assistant}], False)
     before_answer, closing = _around(assistant, answered)
+    lead = before_answer.removeprefix(asked) if before_answer.startswith(asked) else ""
+    if lead.strip() or "\n" in lead:  # what the template writes before every answer (an empty chain of thought)
+        rest, lead = rest + lead, ""
     special = _special_tokens(tokenizer)
     last_opening = max((match.end() for match in special.finditer(opening)), default=0)
     first_rest = next((match.start() for match in special.finditer(rest)), len(rest))
@@ -110,7 +117,7 @@ def frame(prompt: PromptFormat, tokenizer: Any) -> PromptFrame:
         before=opening[last_opening:],
         after=rest[:first_rest],
         last=rest[last_rest:],
-        lead=before_answer.removeprefix(asked) if before_answer.startswith(asked) else "",
+        lead=lead,
     )
 
 
@@ -129,7 +136,12 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_pro
             "question and answer, or use a base that was tuned for chats."
         )
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_dated(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
     except Exception as error:  # of any type: templates are programs
         reason = " ".join(str(error).split())[:200]
         raise BenchError(
@@ -137,6 +149,15 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_pro
             f"{reason.rstrip('.')}. Correct it, or leave chat out."
         ) from None
     return str(rendered)
+
+
+def _dated(template: str) -> str:
+    """A chat template that writes :data:`TODAY` where it writes the date."""
+    forms = re.findall(r"""strftime_now\(\s*['"](.*?)['"]""", template)
+    if not forms:
+        return template
+    dates = json.dumps({form: TODAY.strftime(form) for form in forms})
+    return f"{{% macro strftime_now(form) %}}{{{{ {dates}[form] }}}}{{% endmacro %}}{template}"
 
 
 def _around(content: str, rendered: str) -> tuple[str, str]:

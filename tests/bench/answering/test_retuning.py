@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from bench import Document, Episode, Question
 from bench.answering import retuning
 from bench.answering.answers import answer_nll
-from bench.answering.prompts import build_prompts
+from bench.answering.prompts import build_prompts, closed_book_rows, question_ids
 from bench.answering.retune import Retune
 from bench.answering.retuning import answer_loss, one_each, retuned
 from bench.contract.method import Conditioning
@@ -186,3 +186,11 @@ def test_what_a_method_adds_to_the_model_takes_part_and_stays_as_it_is(lm: BaseM
     handle.remove()
     assert torch.equal(offset, torch.full_like(offset, 0.5)) and offset.grad is None
     assert inner.weight.requires_grad and inner.weight.grad is None
+
+
+def test_a_question_that_does_not_fit_with_its_answer_is_cut_at_its_end(lm: BaseModel) -> None:
+    question = Question("long", "Who saw it? " * lm.window)
+    ids, answers = closed_book_rows(lm, [Episode(Document("d", "A text."), (question,), (("a mill",),))])
+    read, scored = ids[0], answers[0]
+    assert len(read) == lm.window and int(scored.sum()) == int(scored[-int(scored.sum()) :].sum())
+    assert torch.equal(read[~scored], question_ids(lm, question.text)[: int((~scored).sum())])

@@ -16,7 +16,8 @@ from bench import Conditioning, Document, EvidencedQuestion, GradientMethod, Met
 from bench.data.documents import Entry, GoldQuestion, Segment, document_id
 from bench.errors import Diverged, RunError
 from bench.harness.loop import Loop, construct
-from bench.lm.base_model import BaseModel
+from bench.lm.base_model import BaseModel, TokenBatch
+from bench.lm.reading import CarriedCache, Reading
 from bench.records.schema import Tally
 from tests.conftest import TEXT
 from tests.device_reads import DeviceReads
@@ -740,6 +741,44 @@ def test_a_question_brings_the_date_on_which_it_is_asked(lm: BaseModel) -> None:
         (question,) = questions_asked(recorder)[0]
         assert question.timestamp == "2031-05-02"
     assert isinstance(question, EvidencedQuestion) and question.evidence == document
+
+
+class Flattered(CarriedCache):
+    """Says that all is certain."""
+
+    def log_probs(self, lm: BaseModel, batch: TokenBatch) -> Iterator[torch.Tensor]:
+        yield torch.zeros(len(batch))
+
+
+def test_a_method_does_not_score_itself(lm: BaseModel) -> None:
+    class Own(Recorder):
+        own: Reading
+
+        @property
+        def reading(self) -> Reading:
+            return self.own
+
+    patched, method = CarriedCache(), Own(lm)
+    patched.log_probs = Flattered().log_probs  # type: ignore[method-assign]
+    for method.own in (Reading(cache=Flattered()), Reading(cache=patched), type("Own", (Reading,), {})()):
+        with pytest.raises(RunError, match="the harness alone scores"):
+            run_loop(method)
+
+
+def test_a_mixture_is_not_what_is_learned(lm: BaseModel) -> None:
+    class Mixed(Tuner):
+        name = "mixed"
+
+        def mix_next_token(self, log_probs: torch.Tensor, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return (2 * log_probs).log_softmax(-1)
+
+    learned = []
+    for kind, scoring in ((Tuner, True), (Mixed, True), (Mixed, False)):
+        method = kind(lm)
+        run_loop(method, probes=(), scoring=scoring)
+        learned.append(lm.model.lm_head.weight.detach().clone())
+        method.reset()
+    assert torch.equal(learned[0], learned[1]) and torch.equal(learned[0], learned[2])
 
 
 def test_the_anchor_text_is_scored_with_the_mixture(lm: BaseModel) -> None:

@@ -273,6 +273,8 @@ def test_a_method_s_own_writing_is_greedy_or_sampled_with_the_seed_and_never_lea
     checkpoint: Path,
 ) -> None:
     lm = BaseModel.load(str(checkpoint))
+    lm.model.generation_config.repetition_penalty = 9.0  # some bases bring such settings with them
+    lm.model.generation_config.no_repeat_ngram_size = 1
     texts = [TEXT[0], "", " ".join(TEXT * 20)]
     written = lm.generate(texts, 8)
     for text, continuation in zip(texts, written, strict=True):

@@ -158,6 +158,12 @@ def test_a_window_is_known_for_every_way_to_state_it() -> None:
     assert tiny_base("mamba").window == FALLBACK_WINDOW
 
 
+def test_with_factors_that_depend_on_the_longest_row_the_window_is_that_of_the_short_ones() -> None:
+    model = tiny_model("llama")
+    model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    assert checkpoint.positions(model) == 64
+
+
 def test_a_table_as_long_as_the_vocabulary_is_not_taken_for_positions() -> None:
     model = tiny_model("llama", max_position_embeddings=tiny_model("llama").config.vocab_size, pad_token_id=0)
     assert isinstance(model.get_input_embeddings(), nn.Embedding)

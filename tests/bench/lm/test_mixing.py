@@ -107,7 +107,7 @@ def test_answers_and_their_likelihoods_are_mixed_likewise(
     ("hook", "problem"),
     [
         (lambda log_probs, hidden, ids: log_probs + 0.5, "probabilities that sum to 1.65: normalise them"),
-        (lambda log_probs, hidden, ids: log_probs[:-1], r"returned \(5, 7\); it must return log-prob.*\(6, 7\)"),
+        (lambda log_probs, hidden, ids: log_probs[:-1], r"returned \(0, 7\); it must return log-prob.*\(1, 7\)"),
         (lambda log_probs, hidden, ids: None, "returned NoneType"),
         (lambda log_probs, hidden, ids: log_probs * torch.nan, "sum to nan"),
         (lambda log_probs, hidden, ids: log_probs.roll(1, 0), "another distribution than alone"),
@@ -117,6 +117,35 @@ def test_what_is_no_distribution_or_looks_ahead_is_refused(hook, problem: str) -
     logits = 5 * torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RunError, match=problem):
         mixed(hook, logits, torch.zeros(6, 3), torch.arange(9) % 7)
+
+
+def test_a_hook_that_remembers_what_it_has_seen_is_refused_too() -> None:
+    known: dict[int, int] = {}  # the token that follows a hidden state
+
+    def remember(log_probs: torch.Tensor, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        if len(log_probs) > 1:
+            known.update({int(state[0]): int(token) for state, token in zip(hidden, seen[-5:], strict=False)})
+        following = [known.get(int(state[0]), -1) for state in hidden]
+        bonus = torch.zeros_like(log_probs)
+        for row, token in enumerate(following):
+            if token >= 0:
+                bonus[row, token] = 9.0
+        return (log_probs + bonus).log_softmax(-1)
+
+    with pytest.raises(RunError, match="another distribution than alone"):
+        mixed(remember, torch.zeros(6, 7), torch.arange(6.0)[:, None].expand(6, 3), torch.arange(9) % 7)
+
+
+def test_a_position_whose_nearest_neighbour_is_a_matter_of_rounding_is_no_error() -> None:
+    def tied(log_probs: torch.Tensor, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        result = log_probs.clone()
+        if len(log_probs) > 1:
+            result[0] = result[0].roll(1)
+        return result
+
+    logits = 5 * torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
+    for _ in range(50):  # the positions that are looked at are drawn
+        mixed(tied, logits, torch.zeros(9, 3), torch.arange(9) % 7)
 
 
 def test_a_little_mass_on_the_token_that_follows_is_seen_too() -> None:

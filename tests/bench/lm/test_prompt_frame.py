@@ -52,6 +52,24 @@ def test_a_chat_prompt_has_one_begin_token() -> None:
     assert written(stated, "When?") == [token(stated, "</s>"), *applied(stated, "When?")]
 
 
+def test_what_a_template_writes_before_every_answer_is_part_of_the_prompt() -> None:
+    thinks = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    lm = chat_base(thinks, CHAT, None)
+    assert lm.prompt.answer("a mill") == "a mill"
+    block = lm.encode("<think>\n\n</think>\n\n").tolist()
+    assert written(lm, "When?") == [*applied(lm, "When?"), *block]
+
+
+def test_a_prompt_does_not_have_the_date_of_the_day() -> None:
+    lm = chat_base("{{ strftime_now('%d %b %Y') }}" + CHATS["turns"], CHAT)
+    assert lm.tokenizer.decode(lm.prompt.head).startswith("<s>26 Jul 2024<|im_start|>")
+
+
 @pytest.mark.parametrize(("template", "end"), [("turns", "<|im_end|>"), ("begin first", "<|eot|>"), ("words", "</s>")])
 def test_an_answer_ends_with_the_turn(template: str, end: str) -> None:
     lm = chat_base(CHATS[template], CHAT)
