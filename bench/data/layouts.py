@@ -1,14 +1,14 @@
 """Published layouts of data sets that are neither tables of questions nor SQuAD's JSON, as rows of documents.
 
-A layout reads a file (``realtimeqa`` also a folder of them) and yields rows with our columns: ``text``, ``questions``
-and others that ``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.
+A layout reads files (``realtimeqa`` also folders of them) and yields rows with our columns: ``text``, ``questions`` and
+others that ``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,36 +18,39 @@ from bench.data import tables
 from bench.data.tables import Row
 from bench.errors import BenchError
 
-Layout = Callable[[Path, str], Iterator[Row]]
-"""The rows of a file or folder for a split of ours."""
+Layout = Callable[[Sequence[Path], str], Iterator[Row]]
+"""The rows of files or folders for a split of ours."""
 
 _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
+_QUOTATION = "\"'\u201c\u201d\u2018\u2019"
 _BLOCKS = frozenset({"br", "div", "li", "p", "td", "tr"})
 """Tags of HTML that divide words."""
 
 
-def realtimeqa(path: Path, split: str) -> Iterator[Row]:
+def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
     """RealTimeQA: weekly JSON lines with ``question_sentence``, ``choices``, ``answer`` and ``evidence``.
 
     Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, in whole
-    words and without HTML, which is the document. What a later quiz repeats, with the same evidence, is of the first
-    one's week.
+    words and without HTML and quotation marks, which is the document. What a later quiz repeats, with the same
+    evidence, is of the first one's date and week. A week is that of the quiz, with questions of several dates.
     """
-    files = sorted(path.rglob("*_qa.jsonl"), key=lambda file: file.name) if path.is_dir() else [path]
-    weeks: dict[str, str] = {}
+    found_files = (path.rglob("*_qa.jsonl") if path.is_dir() else [path] for path in paths)
+    files = sorted(itertools.chain.from_iterable(found_files), key=lambda file: file.name)
+    weeks: dict[str, tuple[str, str]] = {}
     asked: set[tuple[str, str]] = set()
     for where, row in itertools.chain.from_iterable(tables.rows(file, split) for file in files):
         with _fields(where, "RealTimeQA"):
             text, question = plain(row["evidence"]), plain(row["question_sentence"])
             answers = [plain(row["choices"][int(index)]) for index in row["answer"]]
-            date = row["question_date"].replace("/", "-")
+            date, week = row["question_date"].replace("/", "-"), row["question_id"].partition("_")[0]
             item = {"id": row["question_id"], "question": question, "answers": answers}
-        found = (re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers)
+        words = (re.escape(answer.strip(_QUOTATION)) for answer in answers)
+        found = (re.search(rf"(?<!\w){answer}(?!\w)", text, re.IGNORECASE) for answer in words)
         if any(found) and (text, question) not in asked:
             asked.add((text, question))
-            date = weeks.setdefault(text, date)
-            yield where, {"text": text, "timestamp": date, "group": date, "questions": [item]}
+            date, week = weeks.setdefault(text, (date, week))
+            yield where, {"text": text, "timestamp": date, "group": week, "questions": [item]}
 
 
 def counterfact(path: Path, split: str) -> Iterator[Row]:
@@ -158,8 +161,14 @@ def wikitext(path: Path, split: str) -> Iterator[Row]:
             before = line
 
 
+def _one_by_one(layout: Callable[[Path, str], Iterator[Row]]) -> Layout:
+    """A layout whose files do not depend on one another."""
+    return lambda paths, split: itertools.chain.from_iterable(layout(path, split) for path in paths)
+
+
 LAYOUTS: Mapping[str, Layout] = {
-    layout.__name__: layout for layout in (realtimeqa, counterfact, zsre, babi, oaks, wikitext)
+    "realtimeqa": realtimeqa,
+    **{layout.__name__: _one_by_one(layout) for layout in (counterfact, zsre, babi, oaks, wikitext)},
 }
 
 

@@ -179,12 +179,14 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
                 f"{path} is not a file: put the data of {recipe.name} there, or name other files with --data-files "
                 f"(one --data-files SPLIT=FILE for each file whose name contains a comma)."
             )
+    if recipe.format in LAYOUTS:
+        yield from LAYOUTS[recipe.format](paths, split)
+        return
+    for path in paths:
         if recipe.format == "text":
             yield from tables.texts(path, recipe.characters)
         elif recipe.format == "squad":
             yield from _squad_rows(recipe, path, split)
-        elif recipe.format in LAYOUTS:
-            yield from LAYOUTS[recipe.format](path, split)
         else:
             yield from tables.rows(path, split)
 

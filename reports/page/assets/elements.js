@@ -82,6 +82,8 @@ function grid(caption, headings, rows) {
 function chart(description, { marks, ...options }) {
   const style = { background: "transparent", color: "inherit", fontSize: "12px", overflow: "visible" };
   const figure = Plot.plot({ style, ...options, marks: marks.filter(Boolean) });
+  // the ground of tips, which Plot makes white
+  for (const part of [figure, ...figure.querySelectorAll("svg")]) part.style.setProperty("--plot-background", "var(--surface)");
   for (const part of figure.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // parts of one image
   figure.setAttribute("role", "img");
   figure.setAttribute("aria-label", description);

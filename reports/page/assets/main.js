@@ -54,12 +54,20 @@ addEventListener("hashchange", route);
 document.getElementById("close").addEventListener("click", () => dialog.close());
 // The event comes a frame after the dialog closed: by then an address may have opened it again, or be about to.
 dialog.addEventListener("close", () => !dialog.open && location.hash === shown && history.replaceState(null, "", "#"));
-dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+let pressed = null; // a click outside begins there, too: who selects a text may let go outside
+dialog.addEventListener("pointerdown", (event) => { pressed = event.target; });
+dialog.addEventListener("click", (event) => event.target === dialog && pressed === dialog && dialog.close());
 route();
 
 let lengths = [];
+let dark = false;
 addEventListener("beforeprint", () => {
+  dark = document.documentElement.classList.contains("dark");
+  document.documentElement.classList.remove("dark"); // paper is light
   lengths = tables.map((table) => table.page.len());
   tables.forEach((table) => table.page.len(-1).draw(false));
 });
-addEventListener("afterprint", () => tables.forEach((table, b) => table.page.len(lengths[b]).draw(false)));
+addEventListener("afterprint", () => {
+  document.documentElement.classList.toggle("dark", dark);
+  tables.forEach((table, b) => table.page.len(lengths[b]).draw(false));
+});

@@ -87,7 +87,7 @@ function questionTable(board, b) {
     columns: [
       column((q) => el("a", { href: `#question-${b}-${q.place}` }, questionName(q)), questionName, { className: "label" }),
       column((q) => el("code", {}, q.document), (q) => q.document),
-      column((q) => board.streams[q.stream], (q) => board.streams[q.stream]),
+      column((q) => el("span", {}, board.streams[q.stream]), (q) => board.streams[q.stream]),
       column((q) => el("span", {}, q.gold.join(" | ")), (q) => q.gold.join(" ")),
       column((q) => (q.share == null ? "" : q.share.toFixed(2)), (q) => q.share, { className: "number", type: "number", searchable: false }),
       column((q) => (predictions.has(q.place) ? answerCell(predictions.get(q.place)) : "not asked"), (q) => predictions.get(q.place)?.prediction),

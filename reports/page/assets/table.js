@@ -20,7 +20,11 @@ function makeFilters(tables) {
   const set = (name) => (value) => {
     filters[name] = value;
     tables.forEach((table) => table.draw());
-    boards.forEach((board, b) => (document.getElementById(`board-${b}`).hidden = !passesBoard(board)));
+    boards.forEach((board, b) => {
+      for (const part of [document.getElementById(`board-${b}`), document.querySelector(`#sections a[href="#board-${b}"]`)]) {
+        if (part) part.hidden = !passesBoard(board);
+      }
+    });
   };
   document.getElementById("filters").append(
     choice("Method", allOr(rows.map((row) => row.method)), set("method")),

@@ -54,9 +54,9 @@ function traceSection(board, b) {
     const documents = data(`documents-${b}`);
     const options = documents.map((one, place) => [place, one, weighted(b, `${one.stream} ${one.id}`).length]);
     const shown = d3.sort(options, ([, , count]) => -count); // those with token weights first
+    const pick = choice("Document", shown.map(([place, one, count]) => [place, `${board.streams[one.stream]}: ${one.text ? `${one.text.slice(0, 60)}…` : one.id}${count ? " (token weights)" : ""}`]), () => {});
     holder.append(el("p", { class: "note" }, "A document opens to its text, the weights with which each method learned from its tokens, and its NLL under each method when it arrived."),
-      el("div", { class: "toolbar" }, choice("Document", [["", "choose"], ...shown.map(([place, one, count]) => [place, `${board.streams[one.stream]}: ${one.text ? `${one.text.slice(0, 60)}…` : one.id}${count ? " (token weights)" : ""}`])],
-        (place) => { if (place !== "") location.hash = `document-${b}-${place}`; })));
+      el("div", { class: "toolbar" }, pick, el("button", { onclick: () => { location.hash = `document-${b}-${pick.querySelector("select").value}`; } }, "Open")));
   };
   return el("details", { class: "section", ontoggle: open }, el("summary", {}, el("h3", {}, "Documents and token weights")), holder);
 }

@@ -92,6 +92,8 @@ def weeks(tmp_path: Path) -> Path:
         (tmp_path / "past" / date[:4]).mkdir(parents=True)
         rows = week(date, "", f"<p>On {date}, <b>birch &amp; co</b>\n won.</p>", "Birch & Cold won.", again, again)
         rows[4]["question_sentence"] = f"Who won <em>again</em> in {date[:4]}?"
+        rows[1]["question_date"] = f"{date[:4]}/{date[4:6]}/02"  # a quiz has questions of several days
+        rows[1]["choices"][1] = "\u201cBirch & Co\u201d"
         lines(tmp_path / "past" / date[:4] / f"{date}_qa.jsonl", *rows)
     (tmp_path / "past" / "2024" / "20240705_dpr.jsonl").write_text("not read")
     return tmp_path
@@ -99,12 +101,18 @@ def weeks(tmp_path: Path) -> Path:
 
 def test_realtimeqa_keeps_questions_whose_evidence_has_the_answer_in_the_period_of_the_split(weeks: Path) -> None:
     [entry] = read("realtimeqa_weekly", "test", weeks)  # the evidence of each year is of the first one
-    assert (entry.document.text, entry.document.timestamp) == ("On 20240705, birch & co won.", "2024-07-05")
-    assert [(gold.question.id, gold.answers) for gold in entry.questions] == [("20240705_1", ("Birch & Co",))]
+    assert (entry.document.text, entry.document.timestamp) == ("On 20240705, birch & co won.", "2024-07-02")
+    assert [(gold.question.id, gold.answers) for gold in entry.questions] == [
+        ("20240705_1", ("\u201cBirch & Co\u201d",))
+    ]
+    assert entry.group == "20240705"
     older, yearly = read("realtimeqa_weekly", "qa_train", weeks)
-    assert older.document.timestamp == yearly.document.timestamp == "2021-06-25"
+    assert (older.document.timestamp, yearly.document.timestamp) == ("2021-06-02", "2021-06-25")
+    assert older.group == yearly.group == "20210625"
     assert yearly.document.text == "Each year birch & co win."
     assert list(asked(yearly)) == ["Who won match 3?", "Who won again in 2021?", "Who won again in 2024?"]
+    by_file = sorted(weeks.rglob("*_qa.jsonl"), reverse=True)
+    assert read("realtimeqa_weekly", "qa_train", *by_file) == (older, yearly), "files count as their folder does"
     with pytest.raises(BenchError, match="'validation' of realtimeqa_weekly contains no documents of its period"):
         read("realtimeqa_weekly", "validation", weeks)
 
@@ -280,14 +288,15 @@ def test_archivalqa_as_published_is_cut_by_year(tmp_path: Path, monkeypatch: pyt
     )
     paragraphs = lines(
         tmp_path / "paragraphs.jsonl",
-        {"para_id": "1_0", "text": "Ada won.", "date": "1990-12-31"},
-        {"para_id": "2_4", "text": "Bo lost.", "date": "2004-01-01"},
+        {"para_id": "1_0", "doc_id": "1", "text": "Ada won.", "date": "1990-12-31"},
+        {"para_id": "2_4", "doc_id": "2", "text": "Bo lost.", "date": "2004-01-01"},
     )
-    for split, question, published in (("qa_train", "Who won?", "12,378"), ("test", "Who lost?", "8,743")):
+    cut = (("qa_train", "Who won?", "1", "12,378"), ("test", "Who lost?", "2", "8,743"))
+    for split, question, article, published in cut:
         files = {split: [str(questions), str(paragraphs)]}
         data = read_split(recipe.find("archivalqa_upstream"), split, files)
         [entry] = data.entries
-        assert list(asked(entry)) == [question]
+        assert (list(asked(entry)), entry.group) == ([question], article)
         has = f"{split} of archivalqa_upstream has 1 questions; the published split has {published} questions."
         assert data.remarks == (has,)
 

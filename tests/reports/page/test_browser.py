@@ -180,7 +180,8 @@ def test_a_document_opens_to_its_token_weights_and_losses(open_page: Open, made:
     page = open_page(made)
     section = page.locator("#board-0 details.section", has_text="Documents and token weights")
     section.locator("summary").click()
-    section.locator("select").select_option(index=1)
+    section.locator("select").select_option(index=0)
+    section.get_by_role("button", name="Open").click()
     dialog = page.locator("dialog[open]")
     dialog.wait_for()
     assert dialog.locator("table tbody tr").count() > 0 and "NLL per token" in dialog.inner_text()
@@ -190,6 +191,16 @@ def test_texts_are_shown_and_not_run(open_page: Open, made: Path) -> None:
     page = open_page(made)
     assert HOSTILE in page.locator("#board-1").inner_text()
     assert page.locator("img").count() == 0 and page.title().startswith("Leaderboard")
+
+
+def test_a_stream_s_name_is_shown_and_not_run(open_page: Open, tmp_path: Path) -> None:
+    stream = "<style>body{display:none}<style>test-2-0"
+    factory.board(
+        tmp_path / "runs", [factory.record(tmp_path / "runs", factory.spec("uniform", stream), [[1.0], [0.5]])]
+    )
+    page = open_page(write([build(tmp_path / "runs")], tmp_path / "out"))
+    page.locator("summary", has_text="Questions and answers").click()
+    assert page.locator("details.section tbody td:nth-child(3)").first.inner_text() == stream
 
 
 def test_a_link_opens_what_it_names(open_page: Open, made: Path) -> None:
