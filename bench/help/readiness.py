@@ -162,15 +162,7 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
         for trained in (runs / artifacts.FOLDER).glob("*"):
             (folder / artifacts.FOLDER / trained.name).symlink_to(trained.resolve())
         for planned in runners:
-            small = planned.experiment.model_copy(deep=True)
-            documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
-            share = documents / (small.streams.documents or documents)
-            small.anchor = AnchorPlan(
-                questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
-            )
-            small.retune = _cut(small.retune, share) if small.retune is not None else None
-            small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
-            small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
+            small, share = _cut_down(planned.experiment)
             workers = Workers(jobs=jobs)
             plan_of_workers = workers.plan(small, planned.weights)
             lacking = {id(plan): _training_name(plan, planned) for plan in planned.untrained}
@@ -196,6 +188,20 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
                     failures += Runner(small, folder, plugins).run(executor).failures
         pace.read(folder, dict.fromkeys(plan.name for planned in runners for plan in planned.experiment.methods))
     return Measured(pace, [*trainings.values()], failures)
+
+
+def _cut_down(experiment: Experiment) -> tuple[Experiment, float]:
+    """An experiment with one stream of a few documents, untuned, and their share of those of a stream."""
+    small = experiment.model_copy(deep=True)
+    documents = min(MEASURED_DOCUMENTS, small.streams.documents or 1)  # of a whole split, which may be of books
+    share = documents / (small.streams.documents or documents)
+    small.anchor = AnchorPlan(
+        questions=ceil(share * small.anchor.questions), documents=ceil(share * small.anchor.documents)
+    )
+    small.retune = _cut(small.retune, share) if small.retune is not None else None
+    small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
+    small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
+    return small, share
 
 
 def _training_name(plan: MethodPlan, planned: Runner) -> str:
