@@ -24,6 +24,7 @@ Layout = Callable[[Sequence[Path], str], Iterator[Row]]
 _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
 _QUOTATION = "\"'\u201c\u201d\u2018\u2019"
+"""Marks around an answer, which its evidence may write otherwise."""
 _BLOCKS = frozenset({"br", "div", "li", "p", "td", "tr"})
 """Tags of HTML that divide words."""
 

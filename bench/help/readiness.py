@@ -15,7 +15,7 @@ import torch
 
 from bench.answering.retune import Retune
 from bench.contract import registry
-from bench.contract.meta_training import MetaTrained, training_of
+from bench.contract.meta_training import MetaTrained, TrainingConfig, training_of
 from bench.contract.method import validate_config
 from bench.data import recipe
 from bench.data.arms import Arm, documents_per_reset
@@ -23,7 +23,6 @@ from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
 from bench.harness.ledger import peak, reset_peak
-from bench.hashing import digest
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
@@ -33,7 +32,7 @@ from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.runner import Runner
 from bench.run.search import explore
-from bench.run.train import train
+from bench.run.train import name_of_training, train
 from bench.run.workers import Workers
 from bench.settings import merged
 
@@ -206,9 +205,11 @@ def _cut_down(experiment: Experiment) -> tuple[Experiment, float]:
 
 def _training_name(plan: MethodPlan, planned: Runner) -> str:
     """The same for entries of a method that take the same training."""
-    training = training_of(validate_config(planned.methods[plan.name], plan.config))
-    on = training.base or planned.experiment.model, training.dataset or planned.experiment.dataset
-    return digest([plan.name, training.learning, on])
+    return f"{plan.name} {name_of_training(_training(plan, planned), planned.experiment)}"
+
+
+def _training(plan: MethodPlan, planned: Runner) -> TrainingConfig:
+    return training_of(validate_config(planned.methods[plan.name], plan.config))
 
 
 def _try_trainings(
@@ -225,7 +226,7 @@ def _try_trainings(
             "seed": planned.planner.seeds(plan)[0],
             "folder": str(folder),
             "plugins": list(plugins),
-            "steps": training_of(validate_config(planned.methods[plan.name], plan.config)).steps,
+            "steps": _training(plan, planned).steps,
         }
         tasks.append(Task(name, f"{__name__}:try_training", payload, group=f"training {name}"))
     return {result.key: result for result in executor.run(tasks) if isinstance(result, Outcome)}
@@ -254,7 +255,7 @@ def _shortened(plan: MethodPlan, planned: Runner) -> dict[str, Any]:
     """Settings of a training of a few steps, with as many validation documents to a step; {} if weights are there."""
     if plan not in planned.untrained:
         return {}
-    training = training_of(validate_config(planned.methods[plan.name], plan.config))
+    training = _training(plan, planned)
     steps = min(TRIED_STEPS, training.steps)
     validations = 1 + training.steps / training.validate_every
     documents = round(training.validation_episodes * validations * steps / training.steps)

@@ -99,7 +99,7 @@ class RayCluster(Pool["_Actor"]):
         super().__init__()
         self._ray, self._is_own = start(address, machine.usable_cores())
         self.threads, self.gpus = max(1, threads or 1), gpus
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        nodes = self._nodes()
         self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes), default=0))
         room = sum(map(self._room, nodes))
         if room < 1:
@@ -118,6 +118,10 @@ class RayCluster(Pool["_Actor"]):
         """How many workers fit on a node."""
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory}
         return min(int(resources.get(kind, 0) / need) for kind, need in needs.items() if need)
+
+    def _nodes(self) -> list[Mapping[str, float]]:
+        """The resources of each node that is alive."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _no_room(self, nodes: Sequence[Mapping[str, float]]) -> str:
         cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
@@ -159,7 +163,7 @@ class RayCluster(Pool["_Actor"]):
         if any(begun):
             self._since = time.monotonic()
         elif time.monotonic() - self._since > PATIENCE_SECONDS:
-            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            nodes = self._nodes()
             if not sum(map(self._room, nodes)):  # the nodes with room for one were lost
                 raise RunError(self._no_room(nodes))
         self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)

@@ -109,8 +109,6 @@ class Runner:
         self._check_retuning()
         self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
-        self.untrained: list[MethodPlan] = []
-        """The methods that lack their trained weights, also optional ones, which are left out."""
         for entry in list(experiment.methods):
             config = validate_config(self.methods[entry.name], entry.config)
             self._check_retuned_once(entry, config)
@@ -120,7 +118,6 @@ class Runner:
                 if not look_only:
                     raise
                 self._untrained[id(entry)] = str(error)
-                self.untrained.append(entry)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
         self.tuner.check_limit()
@@ -287,7 +284,7 @@ class Runner:
             if not plan.optional or len(self.experiment.methods) == 1:
                 raise lacks from None
             self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
-            self.untrained += [plan] if isinstance(lacks, MissingWeights) else []
+            self._untrained |= {id(plan): str(lacks)} if isinstance(lacks, MissingWeights) else {}
             settings = ", ".join(f"{key}={value}" for key, value in plan.config.items() if key != "training")
             self.remarks.append(f"Left out{f' ({settings})' if settings else ''}: {lacks}")
 
@@ -295,6 +292,11 @@ class Runner:
         """Check that there are trained weights of the method, or that its settings need none."""
         sources = self.planner.sources(self.experiment.streams, 0)
         artifact_folder(method, config, seed, sources, self.experiment.prompt, self.experiment.dtype, self.runs)
+
+    @property
+    def untrained(self) -> list[MethodPlan]:
+        """The methods that lack their trained weights, also optional ones, which are left out."""
+        return [plan for plan in self._planned if id(plan) in self._untrained]
 
     def untrained_seeds(self, plan: MethodPlan) -> list[int]:
         """The seeds for which a method lacks its trained weights."""

@@ -233,20 +233,25 @@ def train_task(experiment: Mapping[str, Any], out: str, work: str, **others: Any
     return train(experiment=Experiment.model_validate(experiment), out=Path(out), work=Path(work), say=tell, **others)
 
 
+def name_of_training(training: TrainingConfig, experiment: Experiment) -> str:
+    """The same for the same training of a method: its settings, base and data; the seed is not part of it."""
+    return digest([training.learning, training.base or experiment.model, training.dataset or experiment.dataset])
+
+
 def _planned(kind: type[MetaTrained], pairs: Sequence[Experiment]) -> list[tuple[Experiment, int]]:
     """All trainings of a method that differ: the experiment with an entry of the method alone, and the seed.
 
     Raises:
         BenchError: the experiment uses the method without training.
     """
-    planned: dict[str, tuple[Experiment, int]] = {}
+    planned: dict[tuple[str, int], tuple[Experiment, int]] = {}
     for one in pairs:
         for plan in _plans(kind.name, one):
             training = training_of(validate_config(kind, plan.config))
-            on = (training.base or one.model, training.dataset or one.dataset)
+            name = name_of_training(training, one)
             for seed in plan.seeds or one.seeds if training.steps else ():
                 alone = one.model_copy(update={"methods": [plan]})
-                planned.setdefault(digest([training.learning, *on, seed]), (alone, seed))
+                planned.setdefault((name, seed), (alone, seed))
     if not planned:
         raise BenchError(f"{kind.name} is not trained in {pairs[0].name}: set {kind.name}.training.steps to 1 or more.")
     return [*planned.values()]
