@@ -14,7 +14,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,8 +84,9 @@ class RayCluster(Pool["_Actor"]):
     """A pool of workers on a Ray cluster, by default as many as it has room for.
 
     A worker takes ``threads`` cores, ``gpus`` GPUs, which may be a fraction, and ``memory`` bytes, or what the largest
-    node has if that is less. A task whose worker is lost is given to a new one, after those that wait and on another
-    node if there is room, at most :data:`RETRIES` times.
+    node has if that is less. A task whose worker is lost is given to a new one, after those that wait, at most
+    :data:`RETRIES` times, and on another node unless none has room for a worker: a node that kills all its workers
+    costs time and no task.
     """
 
     def __init__(
@@ -100,11 +101,12 @@ class RayCluster(Pool["_Actor"]):
         self._ray, self._is_own = start(address, machine.usable_cores())
         self.threads, self.gpus = max(1, threads or 1), gpus
         nodes = self._nodes()
-        self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes), default=0))
-        room = sum(map(self._room, nodes))
+        self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes.values()), default=0))
+        room = sum(map(self._room, nodes.values()))
         if room < 1:
+            problem = self._no_room()
             self.close()
-            raise BenchError(self._no_room(nodes))
+            raise BenchError(problem)
         self.jobs = min(jobs or room, room)
         self._since = time.monotonic()
         """When a worker was last seen to have begun."""
@@ -119,11 +121,16 @@ class RayCluster(Pool["_Actor"]):
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory}
         return min(int(resources.get(kind, 0) / need) for kind, need in needs.items() if need)
 
-    def _nodes(self) -> list[Mapping[str, float]]:
-        """The resources of each node that is alive."""
-        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+    def _nodes(self) -> dict[str, Mapping[str, float]]:
+        """The resources of each node that is alive, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
 
-    def _no_room(self, nodes: Sequence[Mapping[str, float]]) -> str:
+    def _is_room_beside(self, nodes: Set[str]) -> bool:
+        """True if there is room for a worker on another node than these, or will be once those there have ended."""
+        return any(self._room(resources) for node, resources in self._nodes().items() if node not in nodes)
+
+    def _no_room(self) -> str:
+        nodes = self._nodes().values()
         cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
         return (
             f"A worker with {self.threads} cores and {self.gpus:g} GPUs fits on no node of the Ray cluster: the "
@@ -139,10 +146,12 @@ class RayCluster(Pool["_Actor"]):
     def _new(self, task: Task) -> _Actor:
         environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         strategy: Any = "DEFAULT"
-        if nodes := [node for node in self.lost.get(task.key, []) if node]:
+        avoided = {*self.lost.get(task.key, [])} - {""}
+        if not self._is_room_beside(avoided):
+            avoided = set()
+        if avoided:
             strategies = self._ray.util.scheduling_strategies
-            others = {"ray.io/node-id": strategies.NotIn(*nodes)}
-            strategy = strategies.NodeLabelSchedulingStrategy({}, soft=others)
+            strategy = strategies.NodeLabelSchedulingStrategy({"ray.io/node-id": strategies.NotIn(*avoided)})
         kind = self._ray.remote(
             num_cpus=self.threads,
             num_gpus=self.gpus,
@@ -152,7 +161,8 @@ class RayCluster(Pool["_Actor"]):
             scheduling_strategy=strategy,
         )(_Worker)
         name = f"{time.monotonic_ns()}"
-        worker = _Actor(self._ray, name, kind.remote(name, self._mail, self.threads, sys.argv), self._shipped)
+        handle = kind.remote(name, self._mail, self.threads, sys.argv)
+        worker = _Actor(self._ray, name, handle, avoided, self._shipped)
         worker.assign(task)
         return worker
 
@@ -162,10 +172,11 @@ class RayCluster(Pool["_Actor"]):
             self._end_idle()  # whose cores it may wait for, if a node was lost
         if any(begun):
             self._since = time.monotonic()
-        elif time.monotonic() - self._since > PATIENCE_SECONDS:
-            nodes = self._nodes()
-            if not sum(map(self._room, nodes)):  # the nodes with room for one were lost
-                raise RunError(self._no_room(nodes))
+        elif time.monotonic() - self._since > PATIENCE_SECONDS and not self._is_room_beside(set()):
+            raise RunError(self._no_room())  # the nodes with room for one were lost
+        for worker, has_begun in zip(workers, begun, strict=True):
+            if worker.avoided and not has_begun and not self._is_room_beside(worker.avoided):
+                worker.recall()  # all other nodes were lost since: its task is tried anywhere
         self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
         by_name = {worker.name: worker for worker in workers}
         for name, message in self._ray.get(self._mail.take.remote()):
@@ -176,7 +187,8 @@ class RayCluster(Pool["_Actor"]):
         if outcome.error is None or outcome.error.kind != "worker_died":
             return False
         lost = self.lost.setdefault(outcome.key, [])
-        lost.append(worker.node())
+        if not worker.is_recalled:
+            lost.append(worker.node())
         return len(lost) <= RETRIES
 
     def _shipped(self, task: Task) -> list[Parcel]:
@@ -232,12 +244,18 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 class _Actor(Assignee):
-    """An actor, seen from the driver. ``ship`` puts the files of a task into the object store."""
+    """An actor, seen from the driver. It begins on no node that is avoided.
+
+    ``ship`` puts the files of a task into the object store.
+    """
 
     result: Any
+    is_recalled = False
 
-    def __init__(self, ray: Any, name: str, handle: Any, ship: Callable[[Task], list[Parcel]]) -> None:
-        self._ray, self.name, self._handle, self._ship = ray, name, handle, ship
+    def __init__(
+        self, ray: Any, name: str, handle: Any, avoided: Set[str], ship: Callable[[Task], list[Parcel]]
+    ) -> None:
+        self._ray, self.name, self._handle, self.avoided, self._ship = ray, name, handle, avoided, ship
         self._node = handle.node.remote()
 
     def has_begun(self) -> bool:
@@ -266,6 +284,11 @@ class _Actor(Assignee):
             return Outcome(self.task.key, error=TaskError("worker_died", f"The Ray worker was lost: {error}"))
         outcome, self.reusable = result
         return outcome
+
+    def recall(self) -> None:
+        """Give up waiting for a node on which it may begin: its task goes to another worker."""
+        self.is_recalled = True
+        self.stop()
 
     def stop(self) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):

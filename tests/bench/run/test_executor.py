@@ -55,11 +55,15 @@ def elsewhere(node, log):  # never ends on that node of a Ray cluster, and not b
     if here == node:
         time.sleep(600)
     return here
-def leave_node(log):  # of a Ray cluster
+def leave_node(log, tries=3, after=0):  # of a Ray cluster
     import ray
+    here = ray.get_runtime_context().get_node_id()
     with open(log, "a") as file:
-        file.write(ray.get_runtime_context().get_node_id() + "\\n")
-    os._exit(3)
+        file.write(here + "\\n")
+    if len(Path(log).read_text().splitlines()) <= tries:
+        time.sleep(after)
+        os._exit(3)
+    return here
 def sleep(folder):
     Path(folder, str(os.getpid())).write_text(str(os.getppid()))
     time.sleep(600)

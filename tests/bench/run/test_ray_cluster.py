@@ -33,7 +33,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "pool_jobs.py").write_text(JOBS)
     node = {"num_cpus": 1, "memory": 2 * 10**9}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    notice = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {**node, "include_dashboard": False, "_system_config": notice}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**node)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -73,7 +75,7 @@ def test_a_task_whose_worker_dies_is_tried_again_and_then_given_up(pool: RayClus
     tasks = [task("dies", "leave_node", log=str(log)), task("lives", "double", number=1)]
     found = outcomes(pool, tasks, failing={"dies"})
     first, second, _ = log.read_text().splitlines()
-    assert first != second, "the other node has room"
+    assert first != second, "it waits for room on the other node"
     error = found["dies"].error
     assert error is not None and error.kind == "worker_died" and error.message.startswith("The Ray worker was lost")
     assert found["lives"].value == 2
@@ -109,6 +111,29 @@ def test_a_lost_node_costs_time_and_no_task(nodes: Any, tmp_path: Path) -> None:
     lost = tries.count(extra.node_id)
     assert lost > 0 and len(tries) == 8 + lost, "each task of the lost node was tried again"
     assert {outcome.value for outcome in found.values()} == {*tries} - {extra.node_id}
+
+
+def test_a_task_waits_for_another_node_as_long_as_there_is_one(nodes: Any, tmp_path: Path) -> None:
+    extra = {node.node_id: node for node in (nodes.add_node(num_cpus=1, memory=3 * 10**9) for _ in range(2))}
+    stays, leaves = (tmp_path / name for name in ("stays", "leaves"))
+
+    def lose(pool: RayCluster) -> None:
+        """Remove the node of the worker that stays, when the other task waits for room there."""
+        wait_until(lambda: stays.exists() and "leaves" in pool.lost)
+        wait_until(lambda: any(state.get("State") == "PENDING_CREATION" for state in actors().values()))
+        nodes.remove_node(extra.pop(stays.read_text().split()[0]), allow_graceful=False)
+
+    with RayCluster(nodes.address, memory=3 * 10**9) as pool, ThreadPoolExecutor(1) as thread:
+        actors = pool._ray._private.state.actors
+        losing = thread.submit(lose, pool)
+        tasks = [task("stays", "leave_node", log=str(stays), tries=1, after=600)]
+        tasks += [task("leaves", "leave_node", log=str(leaves), tries=1)]
+        found = outcomes(pool, tasks)
+        losing.result()
+    (left,) = extra
+    assert (found["stays"].value, found["leaves"].value) == (left, left)
+    assert leaves.read_text().split() == [left, left], "the second never began"
+    nodes.remove_node(extra[left])
 
 
 def test_an_experiment_gives_the_same_records_as_in_this_process(nodes: Any, llama: Path, tmp_path: Path) -> None:
