@@ -117,6 +117,12 @@ class DynamicEvaluation(AdapterMethod):
             return self
 
         @pydantic.model_validator(mode="after")
+        def _computes_the_cache_once(self) -> Self:
+            if self.context == "carry" and self.gradient_checkpointing:
+                raise ValueError("context=carry keeps keys and values of layers: it has no gradient_checkpointing")
+            return self
+
+        @pydantic.model_validator(mode="after")
         def _has_gradients_before_the_stream(self) -> Self:
             if self.learn == "lora" and self.statistics == "train":
                 raise ValueError("half of a new adapter has no gradients: with learn=lora, use statistics=adam")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from bench.data.documents import Document, Segment
 from bench.errors import Diverged
 from bench.lm.base_model import BaseModel, TokenBatch
 from bench.lm.probe import Ability
+from bench.lm.recompute import recomputed_layers
 
 Optimizer = Literal["sgd", "adam", "adamw", "adafactor"]
 """An optimizer that :func:`build_optimizer` knows."""
@@ -71,6 +73,9 @@ class GradientMethod(Method):
         dropout: bool = pydantic.Field(default=False, description="use the base's dropout while learning")
         end_of_text: bool = pydantic.Field(
             default=False, description="learn the end-of-text token after each document too, with weight 1"
+        )
+        gradient_checkpointing: bool = pydantic.Field(
+            default=False, description="keep the inputs of layers alone for the backward pass: less memory, more time"
         )
 
     def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -189,13 +194,14 @@ class GradientMethod(Method):
             weights = None if weights is None else functional.pad(weights, (0, 1), value=1.0)
         divisor = self.loss_divisor(batch)
         position, total = 0, 0.0
-        for log_probs in self._log_probs(batch):
-            window = slice(position, position + len(log_probs))
-            position = window.stop
-            weighted = log_probs if weights is None else log_probs * weights[window].to(log_probs)
-            loss = -weighted.sum() / divisor
-            loss.backward()
-            total += loss.item()
+        with recomputed_layers(self.lm.model) if self.config.gradient_checkpointing else nullcontext():
+            for log_probs in self._log_probs(batch):
+                window = slice(position, position + len(log_probs))
+                position = window.stop
+                weighted = log_probs if weights is None else log_probs * weights[window].to(log_probs)
+                loss = -weighted.sum() / divisor
+                loss.backward()
+                total += loss.item()
         return total
 
     def _log_probs(self, batch: TokenBatch) -> Iterable[Tensor]:
@@ -206,8 +212,8 @@ class GradientMethod(Method):
 
     @property
     def learns_from_scoring(self) -> bool:
-        """True unless dropout or ``end_of_text`` is on: scoring runs without dropout and without that token."""
-        return not (self.config.dropout or self.config.end_of_text)
+        """True unless dropout, ``end_of_text`` or ``gradient_checkpointing`` is on, which scoring runs without."""
+        return not (self.config.dropout or self.config.end_of_text or self.config.gradient_checkpointing)
 
     def before_scoring(self) -> None:
         """Make the optimizer, so that the right parameters get gradients."""

@@ -303,6 +303,11 @@ def test_without_statistics_no_training_documents_are_read(lm: BaseModel) -> Non
         method.fit([None])  # type: ignore[list-item]
 
 
+def test_carried_keys_and_values_are_not_computed_twice() -> None:
+    with pytest.raises(ValueError, match="it has no gradient_checkpointing"):
+        DynamicEvaluation.Config(context="carry", gradient_checkpointing=True)
+
+
 def test_impossible_statistics_are_rejected(lm: BaseModel) -> None:
     with pytest.raises(BenchError, match="documents in the train split"):
         make(lm, statistics="train").fit([])

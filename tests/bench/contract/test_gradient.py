@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,27 @@ def test_dropout_is_on_only_when_asked(tmp_path: Path) -> None:
     on = run(Plain(lm, Plain.Config(learning_rate=1e-2, dropout=True)), DOCUMENTS[:1])
     assert any(not torch.equal(on[name], off[0][name]) for name in on)
     assert not lm.model.training, "answers are given without dropout"
+
+
+def test_gradient_checkpointing_keeps_less_and_learns_the_same(tmp_path: Path) -> None:
+    lm = BaseModel.load(str(make_checkpoint(tmp_path, "gpt2", layers=4)))
+    kept, learned = [], []
+    for on in (False, True):
+        sizes: dict[int, int] = {}
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note_size, sizes), lambda tensor: tensor):
+            learned.append(run(Plain(lm, Plain.Config(learning_rate=1e-2, dropout=True, gradient_checkpointing=on))))
+        kept.append(sum(sizes.values()))
+        lm.restore()
+    assert_same(*learned, atol=0, rtol=0)
+    assert kept[1] < kept[0] / 2
+    assert not any("forward" in vars(module) for module in lm.model.modules() if module is not lm.model)
+
+
+def _note_size(sizes: dict[int, int], tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, torch.nn.Parameter):
+        sizes[len(sizes)] = tensor.nbytes
+    return tensor
 
 
 def test_long_documents_learn_from_every_window(lm: BaseModel) -> None:
