@@ -115,7 +115,7 @@ def _load(folder: Path, lm: BaseModel) -> tuple[Any, Any]:
     try:
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         model_and_info: Any = AutoModel.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
+            folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
         encoder, info = model_and_info

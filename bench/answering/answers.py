@@ -23,9 +23,11 @@ def _batches(
     """Indices of the prompts in batches of similar length with their answers, the longest first.
 
     Each prompt has ``beams`` rows. The prompts of a batch have the same layout, if the base reads rows of unequal
-    length in another way than each. Prompts that remain unanswered are left out.
+    length in another way than each. A batch is no wider than the window, since some bases read no padding beyond it.
+    Prompts that remain unanswered are left out.
     """
-    lengths = [len(p.ids) + p.prefix_length + more for p, more in zip(prompts, answer_lengths, strict=True)]
+    starts = [len(prompt.ids) + prompt.prefix_length for prompt in prompts]
+    lengths = [start + more for start, more in zip(starts, answer_lengths, strict=True)]
     groups: dict[Hashable, list[int]] = {}
     for i, prompt in enumerate(prompts):
         if prompt.unanswered is None:
@@ -34,7 +36,8 @@ def _batches(
         batch: list[int] = []
         for index in sorted(group, key=lambda i: -lengths[i]):
             rows = (len(batch) + 1) * beams
-            if batch and (rows > BATCH_ROWS or rows * lengths[batch[0]] > BATCH_TOKENS):
+            width = max(starts[i] for i in (*batch, index)) + max(answer_lengths[i] for i in (*batch, index))
+            if batch and (rows > BATCH_ROWS or rows * lengths[batch[0]] > BATCH_TOKENS or width > lm.window):
                 yield batch
                 batch = []
             batch.append(index)

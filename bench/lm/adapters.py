@@ -32,6 +32,23 @@ COPIED = {".json", ".txt", ".model", ".jinja"}
 Pairs = Mapping[str, "tuple[Tensor, Tensor]"]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a model, as transformers picks them: others may be the same in another format.
+
+    Raises:
+        BenchError: the index of the files is damaged.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        try:
+            return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BenchError(f"{index} is damaged ({error}). Download or save the model again.") from None
+    return sorted(folder.glob("*.safetensors"))
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The settings of an adapter.
 
@@ -151,6 +168,6 @@ def _write(temporary: Path, folder: Path, base: Path, config: Mapping[str, Any],
 
 def _weights(base: Path) -> Iterator[tuple[str, Tensor]]:
     """The weights of a base by name, in float32 if they are floating-point numbers."""
-    for path in sorted(base.glob("*.safetensors")):
+    for path in weight_files(base):
         for name, tensor in read_tensors(path, "Download or save it again.")[0].items():
             yield name, tensor.float() if tensor.is_floating_point() else tensor

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from bench.errors import BenchError
 from bench.hashing import path_hash
 from bench.lm import adapters, pretrained, quantized
 
-UNUSED = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
-"""Files of a model on the hub that are not downloaded: weights in other formats than safetensors."""
+UNUSED = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.pt", "*.pth", "consolidated*", "original/*"]
+"""Files of a model on the hub that are not downloaded: weights in other formats than those of transformers."""
+TABLES = re.compile(r"\battn(\.attention)?\.(masked_)?bias$|\battention\.(masked_)?bias$|\brotary_emb\.inv_freq$")
+"""Names of masks and tables, no weights, that older versions of transformers saved with GPT-2, GPT-Neo and others."""
 
 
 def locate(name: str, setting: str = "--model", download: bool = True) -> Path:
@@ -65,7 +66,7 @@ def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) ->
 
 def _local(name: str) -> Path | None:
     """The folder of an embedded or local model, or adapter, of this name; None if there is none here."""
-    for folder in (paths.MODELS / name, Path(name)):
+    for folder in paths.places(name, paths.MODELS, paths.models()):
         kinds = (paths.CONFIG, paths.ADAPTER)
         if _is_fetched(folder) or any(os.path.isfile(folder / kind) for kind in kinds):  # False for a name too long
             return folder
@@ -178,7 +179,7 @@ def check(folder: Path, device: str = "cpu") -> None:
         )
     if not tokenizer.is_fast:
         raise BenchError("The tokenizer gives no character offsets. Use a fast one, with a tokenizer.json.")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = adapters.weight_files(folder)
     if not weights:
         raise BenchError(f"{folder} has no .safetensors weights. Save the model again with save_pretrained.")
     for path in weights:
@@ -244,7 +245,7 @@ def check_loaded(folder: Path, model: Any, tokenizer: Any, info: dict[str, Any])
             f"{name} in {folder} has the shape {tuple(stored)}, but config.json describes {tuple(expected)}. "
             f"Save model and configuration together with save_pretrained."
         )
-    if unused := sorted(info["unexpected_keys"]):
+    if unused := sorted(name for name in info["unexpected_keys"] if not TABLES.search(name)):
         raise BenchError(
             f"{folder} has weights that the model of its config.json does not use ({unused[0]}; {len(unused)} in all). "
             f"Save model and configuration together with save_pretrained."
@@ -253,7 +254,8 @@ def check_loaded(folder: Path, model: Any, tokenizer: Any, info: dict[str, Any])
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BenchError(f"The weights {name} in {folder} hold NaN or infinity. Save or download the model again.")
     rows = model.get_input_embeddings().num_embeddings
-    highest = max(tokenizer.get_vocab().values())
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}  # of images, say
+    highest = max({*tokenizer.get_vocab().values()} - special | {tokenizer.eos_token_id, tokenizer.bos_token_id or 0})
     if highest >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise BenchError(
@@ -301,7 +303,7 @@ def mapped_tensors(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     tensors: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in adapters.weight_files(folder):
         with safe_open(path, framework="pt") as file:
             tensors.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
     return tensors
@@ -331,20 +333,13 @@ def identity(folder: Path) -> str:
     In the hub's cache, files are links to blobs. Those of large files have their SHA-256 as a name, so that they need
     not be read. Other files are read again in a process only when they changed.
     """
-    digest = hashlib.sha256()
+    digest, weights = hashlib.sha256(), adapters.weight_files(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix in adapters.COPIED | {".safetensors"}:
+        if path.suffix in adapters.COPIED or path in weights:
             digest.update(path.name.encode())
             blob = path.resolve()
             if path.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
                 digest.update(bytes.fromhex(blob.name))
             else:
-                state = path.stat()
-                digest.update(_content(path.absolute(), (state.st_size, state.st_mtime_ns, state.st_ctime_ns)))
+                digest.update(bytes.fromhex(path_hash(path)))
     return digest.hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _content(path: Path, state: tuple[int, int, int]) -> bytes:
-    """SHA-256 of a file; ``state``, its size and times, tells whether it is still the one that was read."""
-    return bytes.fromhex(path_hash(path))

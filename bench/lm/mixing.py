@@ -45,7 +45,11 @@ def mixed(mix: MixNextToken, logits: Tensor, hidden: Tensor, ids: Tensor) -> Ten
     Raises:
         RunError: it does not, or the hook returns something other than a distribution for each position.
     """
-    log_probs, hidden = logits.float().log_softmax(-1), hidden.float()
+    with torch.autocast(logits.device.type, enabled=False):  # answers are decoded under it, scores are not
+        return _mixed(mix, logits.float().log_softmax(-1), hidden.float(), ids)
+
+
+def _mixed(mix: MixNextToken, log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
     if not len(log_probs):
         return log_probs
     count = len(log_probs)

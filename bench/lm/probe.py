@@ -225,7 +225,9 @@ def key_value_shape(lm: BaseModel) -> tuple[int, int, int]:
 
 def _slides(lm: BaseModel) -> bool:
     """True if a layer's attention has a window: it counts padding as distance, beyond what a short text shows."""
-    return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.model.config).layers)
+    layers = DynamicCache(config=lm.model.config).layers
+    own = getattr(lm.model.config, "attention_layers", ())  # of GPT-Neo, whose cache keeps all
+    return any(getattr(layer, "is_sliding", False) for layer in layers) or "local" in own
 
 
 def _carried(lm: BaseModel, row: Row, tail: Tensor) -> Tensor:

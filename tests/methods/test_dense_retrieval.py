@@ -69,7 +69,7 @@ def test_a_long_text_is_truncated_and_a_text_without_tokens_embeds_as_zero(lm: B
     assert not method.embed([""]).any()
 
 
-def test_a_separate_encoder_embeds_with_its_last_layer(lm: BaseModel, encoder: Path) -> None:
+def test_a_separate_encoder_embeds_with_its_last_layer(lm: BaseModel, encoder: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     method = make(lm, encoder=str(encoder))
@@ -78,6 +78,10 @@ def test_a_separate_encoder_embeds_with_its_last_layer(lm: BaseModel, encoder: P
         mean = AutoModel.from_pretrained(encoder)(**inputs).last_hidden_state[0].mean(0)
     torch.testing.assert_close(method.embed([TEXT[1]])[0], functional.normalize(mean, dim=0))
     assert method.notes()["layer"] == 3 and len(method.notes()["encoder"]) == 64
+    half = tmp_path / "half"
+    AutoModel.from_pretrained(encoder).half().save_pretrained(half)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(half)
+    assert make(lm, encoder=str(half)).encoder.dtype == torch.float32, "it embeds in the precision of the board"
 
 
 def test_documents_are_found_by_their_own_words(lm: BaseModel, encoder: Path) -> None:

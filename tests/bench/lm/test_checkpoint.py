@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from bench import paths
 from bench.errors import BenchError
 from bench.hashing import path_hash
 from bench.lm import checkpoint
@@ -124,6 +125,47 @@ def test_a_fault_of_a_checkpoint_is_refused_with_a_sentence(llama: Path, tmp_pat
     with pytest.raises(BenchError, match=message) as caught:
         BaseModel.load(str(folder))
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def older_masks(folder: Path) -> None:
+    tables = {
+        "model.layers.0.attn.attention.bias": torch.ones(1, 1, 4, 4),
+        "model.layers.0.attn.masked_bias": torch.ones(1),
+    }
+    set_weights(folder, lambda tensors: tensors.update(tables))
+
+
+def token_of_images(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [older_masks, token_of_images])
+def test_what_official_checkpoints_have_beside_their_weights_is_no_fault(
+    llama: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "official")
+    change(folder)
+    assert BaseModel.load(str(folder)).encode("a")
+
+
+def test_weights_in_another_format_beside_those_of_transformers_do_not_count(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "twice")
+    save_file({"layers.0.wq.weight": torch.ones(8)}, folder / "consolidated.safetensors")
+    assert checkpoint.identity(folder) == checkpoint.identity(llama)
+    assert checkpoint.weight_count(folder) == checkpoint.weight_count(llama)
+
+
+def test_a_folder_is_not_taken_for_the_embedded_model_of_its_name(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(llama, tmp_path / "nano")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.locate("./nano").resolve() == own
+    assert checkpoint.locate("nano") == paths.MODELS / "nano"
 
 
 def test_code_beside_a_known_architecture_is_not_run(llama: Path, tmp_path: Path) -> None:

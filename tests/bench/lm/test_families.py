@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.answering.answers import answer
+from bench.answering.answers import answer, answer_nll
 from bench.answering.decoding import Decoding
 from bench.answering.prompts import build_prompts
 from bench.conformance import fixtures
@@ -91,6 +91,22 @@ def test_a_checkpoint_of_the_family_runs_every_kind_of_method(base: BaseModel) -
         assert (summary.token_nll != losses["closed_book"]) == learns, name
         loop.method.reset()
         base.restore()
+
+
+def test_the_local_layers_of_gpt_neo_read_no_padding_beyond_the_window(tmp_path: Path) -> None:
+    tiny_model("gpt_neo", **FAMILIES["gpt_neo"]).save_pretrained(tmp_path)
+    fixtures.base_model().tokenizer.save_pretrained(tmp_path)
+    base = BaseModel.load(str(tmp_path))
+    assert not base.abilities.padding_after_prefixes, "it would count as distance"
+    questions = [gold.question for entry in fixtures.entries(3) for gold in entry.questions][:2]
+    texts = ["fact " * base.window, ""]
+    prompts = build_prompts(base, questions, Conditioning(text=texts), 8)
+    golds = ["x", " ".join(["longer"] * 8)]
+    together = answer_nll(base, prompts, golds)
+    assert together == [
+        nll for pair in zip(prompts, golds, strict=True) for nll in answer_nll(base, [pair[0]], [pair[1]])
+    ]
+    assert all(together)
 
 
 def test_batched_answers_are_those_of_one_question_at_a_time(base: BaseModel) -> None:

@@ -53,6 +53,21 @@ def lm(llama: Path) -> BaseModel:
     return BaseModel.load(str(llama))
 
 
+def test_the_hook_computes_in_float32_wherever_it_is_called(llama: Path) -> None:
+    lm, seen = BaseModel.load(str(llama), dtype="bfloat16"), []
+
+    def products(log_probs: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+        seen.append((hidden @ hidden.T).dtype)
+        return log_probs
+
+    prompts = build_prompts(lm, QUESTIONS, Conditioning(), 4)
+    with lm.mixing(products):
+        lm.total_nll([lm.tokens(Document("0", TEXT[0]))])
+        answer(lm, prompts, Decoding(max_new_tokens=2))
+        answer_nll(lm, prompts, ["a"] * len(prompts))
+    assert set(seen) == {torch.float32}
+
+
 @pytest.mark.parametrize("hook", [repeat, context_length])
 @torch.no_grad()
 def test_scoring_mixes_at_every_token_in_windows_batches_and_with_a_carried_cache(lm: BaseModel, hook) -> None:  # type: ignore[no-untyped-def]
