@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,6 +226,8 @@ def run(
     from reports.board import REFERENCE
     from reports.columns import check
 
+    methods, columns = _joined(methods), _joined(columns)
+    data_files, set_, plugin, slurm = map(_several, (data_files, set_, plugin, slurm))
     chosen = _names(columns, "column")
     check(chosen)
     overrides = Overrides(
@@ -601,8 +603,8 @@ def import_(
 
     row = submission.add(file, runs, experiment)
     _print_line(
-        f"Every score follows from the predictions, and the questions and gold answers are those of the board. The row "
-        f"is in {row.folder}, marked {row.mark}. "
+        f"Every score of answers follows from the predictions, the questions and gold answers are those of the board, "
+        f"and likelihoods are as reported. The row is in {row.folder}, marked {row.mark}. "
         f"Next: {PROGRAM} report {row.folder.parent.name} --runs {runs}"
     )
 
@@ -832,7 +834,8 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
     """Check that the frozen streams were drawn from these data."""
     from bench.data import recipe, streams
 
-    for line in streams.verify(recipe.find(dataset), _data_files(data_files)):
+    lines = streams.verify(recipe.find(dataset), _data_files(data_files))
+    for line in lines or [f"{dataset} has no frozen streams: they are drawn from its data at each run."]:
         _print_line(line)
 
 
@@ -928,6 +931,18 @@ def _shard(option: str | None) -> tuple[int, int]:
     if not (slash and place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
         raise BenchError(f"--shard takes K/N, the K-th of N parts with K from 1 to N, such as 3/16; got {option!r}.")
     return int(place), int(count)
+
+
+def _joined(option: Any) -> str | None:
+    """Names as the command line takes them, from a list of them in Python."""
+    return option if option is None or isinstance(option, str) else ",".join(map(str, option))
+
+
+def _several(option: Any) -> list[Any] | None:
+    """The values of an option that may be repeated, from one of them, or from a mapping in place of KEY=VALUE."""
+    if isinstance(option, Mapping):
+        return [f"{key}={value}" for key, values in option.items() for value in _several(values) or ()]
+    return option if option is None or isinstance(option, list) else [option]
 
 
 def _paths(option: list[Path] | None) -> list[str]:

@@ -25,6 +25,8 @@ def read(kind: str, name: str, folder: Path, example: str) -> tuple[Path, dict[s
     try:
         values = read_yaml(path)
     except FileNotFoundError:
+        if path.parent != folder:
+            raise BenchError(f"There is no file {path.resolve()} with the {kind}.") from None
         raise BenchError(f"No {kind} {name!r}.{nearest(name, names(folder))}") from None
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror}.") from None

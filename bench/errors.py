@@ -52,8 +52,12 @@ def first_problem(error: pydantic.ValidationError, model: type[pydantic.BaseMode
     key = ".".join(map(str, [prefix, *location] if prefix else location))
     if kind == "extra_forbidden":
         return f"{key}: unknown key.{nearest(str(location[-1]), _keys(model, location[:-1]))}"
-    if kind == "model_type":  # pydantic's message names the class
+    if kind in ("model_type", "dict_type"):  # pydantic's message names the class
         message = "Input should be a mapping"
+    if kind in ("list_type", "tuple_type") and isinstance(value, str | int | float):
+        message = f"Input should be a list, as in [{value}]"
+    if kind == "string_type" and isinstance(value, int | float):  # as YAML reads no, yes and numbers
+        message = "Input should be text: put it in quotes"
     if location and kind != "missing" and "[key]" not in first["loc"] and isinstance(value, str | int | float | None):
         key = f"{key} = {value!r}"
     return f"{key}{': ' if key else ''}{message}{'' if message.endswith(('.', '?')) else '.'}"

@@ -11,6 +11,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from bench.errors import BenchError
-from bench.paths import ROOT
+from bench.paths import ROOT, relative
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +65,10 @@ def cached_by_content(size: int) -> Callable[[Callable[P, T]], CachedByContent[P
     return lambda function: CachedByContent(function, size)
 
 
+LARGE = 2**20
+"""Bytes above which the hash of a file is kept: a small one is soon read, and may change within a tick of its times."""
+
+
 def path_hash(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file's content, or of the names and contents of all files under a folder.
 
@@ -72,12 +77,32 @@ def path_hash(path: Path) -> str:
     """
     try:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = files_under(path)
             return digest([[file.relative_to(path).as_posix(), path_hash(file)] for file in files])
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        state = path.stat()
+        hashed = _file_hash if state.st_size > LARGE else _file_hash.__wrapped__
+        return hashed(path.absolute(), (state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, also those in linked folders, each of which is entered once."""
+    entered, files = set(), []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        files += [file for name in names if (file := Path(place, name)).is_file()]
+    return sorted(files)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_hash(path: Path, state: tuple[int, int, int]) -> str:
+    """The hash of a file; ``state``, its size and times, tells whether it is still the one that was read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @functools.cache
@@ -93,6 +118,21 @@ def code_hash(file: Path) -> str:
     lines = sorted(f"{module_name(path)} {_read(path).digest}" for path in files)
     lines += sorted(path_hash(data) for path in files for data in _data_files(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_current(files: Iterable[Path]) -> None:
+    """Check that the code of source files and their imports is what this process has read, and may have imported.
+
+    Raises:
+        BenchError: one of them was edited since.
+    """
+    for path in dict.fromkeys(itertools.chain.from_iterable(map(closure, files))):
+        known = _read(path)
+        if not path.is_file() or (path.stat().st_mtime_ns != known.written and _parsed(path).digest != known.digest):
+            raise BenchError(
+                f"{relative(path) or path} has changed since this process read it. Start Python again (in a notebook, "
+                f"the kernel), and run the experiment again: it runs only what is missing."
+            )
 
 
 def body_hash(files: Iterable[Path]) -> str:
@@ -179,17 +219,29 @@ class _Source:
     """Its strings of one line, any of which may name a data file."""
     homes: Mapping[str, str]
     """For a package that loads names on first use, the module of each name (its literal ``_HOMES``)."""
+    written: int
+    """When the file was written, in nanoseconds."""
 
 
-@functools.cache
+_sources: dict[Path, _Source] = {}
+
+
 def _read(path: Path) -> _Source:
+    if path not in _sources:
+        _sources[path] = _parsed(path)
+    return _sources[path]
+
+
+def _parsed(path: Path) -> _Source:
+    written = path.stat().st_mtime_ns if path.is_file() else 0
     tree = _Essential().visit(parse(path))
     imports, homes, digest = tuple(_imports(tree)), _homes(tree), _digest(tree)
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     strings = frozenset(text for text in constants if isinstance(text, str) and "\n" not in text)
     root = package_root(path)
     project = {*PACKAGES, *(path.relative_to(root).parts[:1] if root != path.parent else ())}
-    return _Source(digest, _digest(_Unimporting(project).visit(tree)), imports, strings, homes)
+    body = _digest(_Unimporting(project).visit(tree))
+    return _Source(digest, body, imports, strings, homes, written)
 
 
 def _data_files(path: Path) -> list[Path]:

@@ -38,6 +38,16 @@ def models() -> list[str]:
     return sorted({path.parent.name for kind in BASES for path in MODELS.glob(f"*/{kind}")})
 
 
+def comes_along(path: Path) -> bool:
+    """True for what is in the folder of an embedded dataset or base model, and so wherever the project is."""
+    return path.is_relative_to(DATASETS) or path.is_relative_to(MODELS)
+
+
+def places(name: str, home: Path, known: Sequence[str]) -> list[Path]:
+    """Where a folder of this name may be: in ``home`` if the name is ``known`` there, and here."""
+    return [*([home / name] if name in known else []), Path(name)]
+
+
 def absolute(name: str, known: Sequence[str]) -> str:
     """The full path of a local folder, for use from any other; a name that is ``known``, or of a hub, as it is."""
     return os.path.abspath(name) if os.path.isdir(name) and name not in known else name

@@ -103,7 +103,7 @@ def test_a_script_without_a_guard_runs_an_experiment_and_has_its_results(tmp_pat
     script = tmp_path / "script.py"
     script.write_text(
         "from run_bench import run\n"
-        "results = run('keepers.yaml', methods='closed_book', runs='records', out='tables')\n"
+        "results = run('keepers.yaml', methods=['closed_book'], columns=['f1'], runs='records', out='tables')\n"
         "answers = results.answers\n"
         "print(sorted(set(answers.label)), len(answers), results.rows.f1[0] == answers.f1.mean())\n"
     )

@@ -102,7 +102,9 @@ def find_method(name: str, plugins: Sequence[str | Path] = ()) -> MethodInfo:
     """
     methods = {info.name: info for info in list_methods(plugins)}
     if name not in methods:
-        raise BenchError(f"There is no method called {name}.{nearest(name, methods)}")
+        raise BenchError(
+            f"There is no method called {name}.{nearest(name, methods)} One in a file of your own needs --plugin FILE."
+        )
     return methods[name]
 
 
@@ -128,6 +130,7 @@ def load(info: MethodInfo) -> type[Method]:
         method: Any = getattr(_import(info), info.class_name, None)
     except (Exception, SystemExit) as error:
         raise BenchError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    from bench.contract.config import MethodConfig
     from bench.contract.method import Method
 
     if not (isinstance(method, type) and issubclass(method, Method)):
@@ -145,6 +148,12 @@ def load(info: MethodInfo) -> type[Method]:
         raise BenchError(
             f"{where} learns from {method.learns_from!r}: methods learn from {' or '.join(LEARNING_SPLITS)} only."
         )
+    if not issubclass(method.Config, MethodConfig):
+        raise BenchError(f"{where} has a Config that is no subclass of bench.MethodConfig: derive it.")
+    for base in method.__mro__[1:]:
+        fields = getattr(getattr(base, "Config", None), "model_fields", {})
+        if lacking := sorted(fields.keys() - method.Config.model_fields):
+            raise BenchError(f"{where} has a Config without {lacking[0]}: derive it from {base.__name__}.Config.")
     missing = sorted(getattr(method, "__abstractmethods__", ()))
     if missing:
         raise BenchError(f"{where} does not implement {', '.join(missing)}.")

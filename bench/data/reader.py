@@ -184,6 +184,8 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
         return
     for path in paths:
         if recipe.format == "text":
+            if path.suffix.lower() in tables.TABLES:
+                raise BenchError(f"{path} is a table, no plain text. Use a recipe with format: rows or documents.")
             yield from tables.texts(path, recipe.characters)
         elif recipe.format == "squad":
             yield from _squad_rows(recipe, path, split)
@@ -220,9 +222,13 @@ def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
     )
     questions: tuple[GoldQuestion, ...] = ()
     if nested:
-        items = row.get(recipe.column("questions"))
+        if recipe.column("questions") not in row:
+            raise _no_column(recipe, where, row, "questions")
+        items = row[recipe.column("questions")]
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise BenchError(f"{where}, column {recipe.column('questions')}: expected a list of questions.")
+            raise BenchError(
+                f"{where}, column {recipe.column('questions')}: expected a list of questions, [] for none."
+            )
         questions = tuple(
             _question(recipe, f"{where}, question {number}", item) for number, item in enumerate(items, 1)
         )
@@ -250,12 +256,13 @@ def _answers(recipe: Recipe, where: str, row: Mapping[str, Any]) -> tuple[str, .
     """The different answers of a question in order; none if it has none and the recipe allows that."""
     column = recipe.column("answers")
     here = f"{where}, column {column}"
-    if recipe.declares("answers") and column not in row:
+    is_impossible = recipe.format == "squad" and str(row.get("is_impossible")).lower() == "true"
+    if column not in row and not is_impossible:
         raise _no_column(recipe, where, row, "answers")
     raw = row.get(column)
     if isinstance(raw, dict) and "text" in raw:  # the hub's form of SQuAD: {"text": [...], "answer_start": [...]}
         raw = raw["text"]
-    if recipe.format == "squad" and str(row.get("is_impossible")).lower() == "true":
+    if is_impossible:
         raw = []
     if isinstance(raw, str) and recipe.answer_separator:
         raw = raw.split(recipe.answer_separator)

@@ -220,7 +220,7 @@ def find(name: str) -> Recipe:
     Raises:
         BenchError: there is no such dataset, or its recipe is wrong; the message names the file and the key.
     """
-    for folder in (paths.DATASETS / name, Path(name)):
+    for folder in paths.places(name, paths.DATASETS, paths.datasets()):
         if os.path.isfile(folder / paths.RECIPE):  # False for a name that is too long, too
             return read(folder)
     raise BenchError(

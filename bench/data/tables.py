@@ -31,6 +31,7 @@ Row = tuple[str, Mapping[str, Any]]
 """Location of a row (for error messages), and its cells by the column names of the data."""
 
 JSON, CSV, ARCHIVE = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv"), ".filtered"
+TABLES = (*JSON, *CSV, ".parquet")
 GZIP = (".gz", ".gzip")
 KINDS = ".jsonl, .json, .csv or .tsv (also .gz), .parquet, or a folder written by save_to_disk"
 

@@ -20,7 +20,7 @@ from bench.paths import ROOT, relative
 
 ADDRESS_OPTION = "--ray-address"
 """Option whose value is the address of a machine."""
-PACKAGES = "torch transformers tokenizers datasets evaluate peft numpy scipy pydantic bitsandbytes".split()
+PACKAGES = "torch transformers tokenizers datasets evaluate peft numpy scipy pydantic bm25s bitsandbytes".split()
 
 
 def collect() -> dict[str, Any]:

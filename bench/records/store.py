@@ -14,6 +14,7 @@ Whatever is read may also be packed in one file (:mod:`bench.records.packed`), a
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -76,9 +77,13 @@ def write_run(
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():
+        with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else another process has just written this record
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)  # the new record could not be put in its place
@@ -129,11 +134,16 @@ def write_board(runs: Path, record: BoardRecord) -> None:
     write_bytes(board_path(runs, record.experiment), manifest(record))
 
 
+class MissingRecord(BenchError):
+    """There is no such record."""
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read one manifest.
 
     Raises:
-        BenchError: it is missing, damaged, edited or of another schema, or the folder is that of another record.
+        MissingRecord: there is none.
+        BenchError: it is damaged, edited or of another schema, or the folder is that of another record.
     """
     path = folder / MANIFEST
     record = _read(RunRecord, path)
@@ -193,7 +203,9 @@ def read_board(runs: Path, experiment: str | None = None) -> BoardRecord:
     """
     known = {path.stem: path for path in board_paths(runs)}
     if not known:
-        raise BenchError(f"There is no board in {runs}. Run an experiment first: {PROGRAM}.")
+        below = sorted(path.name for path in runs.glob("*") if is_packed(path) or board_paths(path))
+        hint = f"Name one of its folders: {', '.join(below)}" if below else f"Run an experiment first: {PROGRAM}"
+        raise BenchError(f"There is no board in {runs}. {hint}.")
     if experiment is not None and experiment not in known:
         raise BenchError(f"There is no board {experiment!r} in {runs}.{nearest(experiment, known)}")
     path = known[experiment or [*known][-1]]
@@ -249,7 +261,7 @@ def _read(kind: type[Kind], path: Path) -> Kind:
         if not isinstance(content, dict):
             raise ValueError
     except FileNotFoundError:
-        _refuse(path, "is missing.", "Run the same experiment again: it runs only what is missing.")
+        _refuse(path, "is missing.", "Run the same experiment again: it runs only what is missing.", MissingRecord)
     except (ValueError, RecursionError):
         refuse(path, "is not readable JSON.")
     stated = content.pop("digest", None)
@@ -298,8 +310,8 @@ def refuse(path: Path, problem: str) -> NoReturn:
     _refuse(path, problem, f"Delete {what} and run the same experiment again: it runs only what is missing.")
 
 
-def _refuse(path: Path, problem: str, remedy: str) -> NoReturn:
+def _refuse(path: Path, problem: str, remedy: str, kind: type[BenchError] = BenchError) -> NoReturn:
     if is_packed(path.parents[1]):
         name = f"{path.parent.name}/{path.name}"
-        raise BenchError(f"{path.parents[1] / packed.NAME}: {name} {problem} {packed.REMEDY}")
-    raise BenchError(f"{path} {problem} {remedy}")
+        raise kind(f"{path.parents[1] / packed.NAME}: {name} {problem} {packed.REMEDY}")
+    raise kind(f"{path} {problem} {remedy}")

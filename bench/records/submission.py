@@ -21,7 +21,7 @@ import shutil
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -31,6 +31,7 @@ from bench.errors import BenchError, first_problem
 from bench.files import json_bytes, replacing
 from bench.machine import process_name
 from bench.records import imported
+from bench.records.boards import names
 from bench.records.check import check_board
 from bench.records.comparability import OF_TRIALS, differences, listed
 from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord, TuningRecord
@@ -139,6 +140,11 @@ def add(file: Path, runs: Path, experiment: str | None = None) -> imported.Impor
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records, to which none are added: name another folder with --runs.")
     contents, files, digest = _read(file)
+    if experiment is None and contents.experiment not in names(runs):
+        raise BenchError(
+            f"{file} is a row of the board {contents.experiment}, which is not in {runs}. Name the board that it is "
+            f"for with --experiment: {', '.join(names(runs)) or 'there is none yet'}."
+        )
     own = read_board(runs, experiment or contents.experiment)
     place = runs / imported.FOLDER / own.experiment
     folder = place / f"{re.sub('[^a-zA-Z0-9]+', '_', contents.row)[:60].strip('_')}-{digest[:8]}"
@@ -268,14 +274,17 @@ def _check_streams(folder: Path, records: Sequence[RunRecord], runs: Path, ours:
             raise BenchError(f"the board has no complete run on {spec.stream} itself to compare it with.")
         if same and same.spec.stream_hash != spec.stream_hash:
             raise BenchError(f"its run {record.id} is on other documents than the board's {same.id}.")
-        seen, expected = (_seen(read_documents(*of)) for of in ((folder, record.id), (runs, own.id)))
+        documents, answers = read_documents(folder, record.id), read_answers(folder, record.id)
+        if _has_repetitions((event.position, event.segment) for event in documents) or _has_repetitions(
+            (event.set, event.probe, event.question_id) for event in answers
+        ):
+            raise BenchError(f"{record.id} has a document or an answer twice.")
+        seen, expected = _seen(documents), _seen(read_documents(runs, own.id))
         if same and seen != expected:
             raise BenchError(f"the documents of {record.id} are not those of {same.id}, or are in another order.")
         if spec.arm == "stream" and sorted(of[1:] for of in seen) != sorted(of[1:] for of in expected):
             raise BenchError(f"the documents of {record.id} are not those of {own.id} in another order.")
-        answered, asked = (
-            _asked(read_answers(*of), whole=same is not None) for of in ((folder, record.id), (runs, own.id))
-        )
+        answered, asked = (_asked(of, whole=same is not None) for of in (answers, read_answers(runs, own.id)))
         for key in (*asked, *answered):
             if answered.get(key) != asked.get(key):
                 what = "its gold answers" if key in answered and key in asked else "the questions that are answered"
@@ -302,9 +311,19 @@ def _asked(answers: Sequence[AnswerEvent], whole: bool) -> Mapping[tuple[object,
     return {(event.question_id,): (event.document_id, event.answers) for event in on_stream if event.probe == last}
 
 
-def _seen(documents: Sequence[DocumentEvent]) -> list[tuple[int, str, str]]:
-    """The documents in order; a method may cut them into segments of its own."""
-    return list(dict.fromkeys((event.position, event.document_id, event.timestamp) for event in documents))
+def _has_repetitions(keys: Iterable[object]) -> bool:
+    found = list(keys)
+    return len(set(found)) < len(found)
+
+
+def _seen(documents: Sequence[DocumentEvent]) -> list[tuple[int, str, str, int, int]]:
+    """The documents in order, with their tokens and bytes; a method may cut them into segments of its own."""
+    sizes: dict[tuple[int, str, str], tuple[int, int]] = {}
+    for event in documents:
+        key = (event.position, event.document_id, event.timestamp)
+        tokens, size = sizes.get(key, (0, 0))
+        sizes[key] = (tokens + event.tokens, size + event.bytes)
+    return [(*key, *size) for key, size in sizes.items()]
 
 
 def _check_new(row: imported.ImportedRow, runs: Path, own: BoardRecord, file: Path) -> None:

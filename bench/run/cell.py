@@ -44,7 +44,7 @@ from bench.records.schema import (
     Tally,
     TokenEvent,
 )
-from bench.records.store import MANIFEST, read_run, write_run
+from bench.records.store import MANIFEST, MissingRecord, read_run, write_run
 from bench.run import artifacts
 from bench.run.executor import TaskError, limit_time, retire, tell
 from bench.run.inputs import (
@@ -83,8 +83,8 @@ class Cell(pydantic.BaseModel):
 
     @property
     def group(self) -> str:
-        """The method and its code: only cells with the same ones may share a process and a loaded base."""
-        return f"{self.spec.method}-{self.spec.method_code}"
+        """The method, its code and the base: only cells with the same ones may share a process and a loaded base."""
+        return f"{self.spec.method}-{self.spec.method_code}-{self.spec.model_hash}"
 
     def is_done(self, runs: Path) -> bool:
         """True if ``runs`` holds a record of this cell that is complete or diverged, not one that failed.
@@ -92,7 +92,10 @@ class Cell(pydantic.BaseModel):
         Raises:
             BenchError: there is a record, but it cannot be read.
         """
-        return (runs / self.id / "run.json").exists() and read_run(runs / self.id).status != "failed"
+        try:
+            return read_run(runs / self.id).status != "failed"
+        except MissingRecord:
+            return False
 
 
 def written(runs: Path, cell: str) -> str:

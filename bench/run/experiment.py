@@ -269,7 +269,7 @@ class Experiment(_Part):
         for dataset, model in itertools.product(datasets, models):
             parts = itertools.compress((dataset, model), (len(datasets) > 1, len(models) > 1))
             changes = {
-                "name": "-".join([self.name, *(Path(part).name for part in parts)]) if pairs else self.name,
+                "name": "-".join([self.name, *(Path(part).name for part in parts)]),
                 "dataset": dataset,
                 "datasets": [],
                 "data_files": {
@@ -284,7 +284,7 @@ class Experiment(_Part):
             raise BenchError(
                 f"Two pairs of data set and base would share the board {twice}: rename one of their folders."
             )
-        return pairs
+        return [pairs[0].model_copy(update={"name": self.name}), *pairs[1:]]
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""

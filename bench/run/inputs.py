@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydantic
 
+from bench import paths
 from bench.answering.retune import Retune
 from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, training_of
@@ -20,7 +21,6 @@ from bench.data.prompt_format import PromptFormat
 from bench.data.reader import DataFiles, split_entries
 from bench.harness.token_notes import notes_tagger
 from bench.hashing import cached_by_content, digest
-from bench.paths import ROOT
 from bench.run import artifacts
 
 
@@ -45,9 +45,7 @@ class Sources(pydantic.BaseModel):
     def files(self) -> tuple[str, ...]:
         """The files and folders among them that do not come with the project."""
         named = [self.dataset, self.model, *self.plugins, *itertools.chain.from_iterable(self.data_files.values())]
-        return tuple(
-            name for name in dict.fromkeys(named) if os.path.isabs(name) and not Path(name).is_relative_to(ROOT)
-        )
+        return tuple(name for name in dict.fromkeys(named) if os.path.isabs(name) and not paths.comes_along(Path(name)))
 
 
 @dataclass(frozen=True)

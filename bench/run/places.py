@@ -24,7 +24,8 @@ from bench.run.claims import Claims, Running, Seen, in_order
 HEARTBEAT_SECONDS, STALE_SECONDS = 60.0, 600.0
 """Of claims in a bucket, where writing is slow, and whose clock need not be that of this machine."""
 WEIGHTS = f"{paths.ARTIFACTS}/"
-LISTED = ("boards/", "tuning/", WEIGHTS)
+REWRITTEN = ("boards/", "tuning/")
+LISTED = (*REWRITTEN, WEIGHTS)
 """Folders in a bucket with single files, beside those of the records."""
 MARK = ".bucket"
 """File in the copy of a bucket, with its URL."""
@@ -125,9 +126,9 @@ class Bucket(Place):
             folder, _, file = name.partition("/")
             if file == MANIFEST and not self._is_good(folder):
                 self.fetch_record(folder)
-            elif name.startswith("boards/"):
-                self._fetch_board(name)
-        self._fetch_files(name for name in names if name.startswith(LISTED))
+            elif name.startswith(REWRITTEN):
+                self._fetch_newest(name)
+        self._fetch_files(self._names(WEIGHTS))
         here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
         here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
         for path in sorted(here, key=_as_sent):
@@ -150,8 +151,11 @@ class Bucket(Place):
             if not (self.path / name).is_file():
                 self._fetch_file(name)
 
-    def _fetch_board(self, name: str) -> None:
-        """Take over a board, with its time: the board of the latest run is the newest file."""
+    def _fetch_newest(self, name: str) -> None:
+        """Take over a file that may have been written again, with its time: the board of the latest run is the newest.
+
+        So a search of which a trial was run again is that of the board here, too.
+        """
         path, content = self.path / name, self.fs.cat_file(f"{self.root}/{name}")
         if not path.is_file() or path.read_bytes() != content:
             write_bytes(path, content)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import PROTOCOL, hashing
+from bench import PROTOCOL, hashing, paths
 from bench.answering import metrics
 from bench.contract import registry
 from bench.contract.method import validate_config
 from bench.data import recipe
 from bench.data.arms import Arm
 from bench.lm import checkpoint, prompt_frame
-from bench.paths import ROOT
 from bench.records.schema import CellSpec
 from bench.run.cell import Cell
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
@@ -37,12 +37,14 @@ class Planner:
         checkpoint.check(self.base)  # the device may be on other machines
         prompt_frame.check(experiment.prompt, self.base)
         self.model_hash = checkpoint.identity(self.base)
-        self.harness_code = hashing.code_hash(ROOT / "bench" / "harness" / "loop.py")
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
+        loop = paths.ROOT / "bench" / "harness" / "loop.py"
+        hashing.check_current([loop, *(Path(inspect.getfile(kind)) for kind in self.methods.values())])
+        self.harness_code = hashing.code_hash(loop)
         self._here: dict[str, Any] = {  # names of what comes with the project, else absolute paths
-            "dataset": source(experiment.dataset, self.recipe.folder),
+            "dataset": source(self.recipe.folder),
             "data_files": {split: list(map(os.path.abspath, of)) for split, of in experiment.data_files.items()},
-            "model": source(experiment.model, self.base),
+            "model": source(self.base),
             "hub": checkpoint.hub_name(self.base),
             "plugins": list(map(os.path.abspath, self.plugins)),
         }
@@ -134,6 +136,7 @@ class Planner:
         )
 
 
-def source(name: str, folder: Path) -> str:
-    """The name of what has a folder of the project, else the folder's absolute path."""
-    return name if folder.resolve().is_relative_to(ROOT) else str(folder.resolve())
+def source(folder: Path) -> str:
+    """The name of an embedded dataset or base, else the folder's absolute path."""
+    folder = folder.resolve()
+    return folder.name if paths.comes_along(folder) else str(folder)

@@ -211,7 +211,7 @@ def pack(path: Path) -> dict[str, Any]:
     """The bytes of a file, or of all files of a folder, by their paths in it ("" for a file)."""
     import numpy as np
 
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else hashing.files_under(path)
     return {"" if file == path else file.relative_to(path).as_posix(): np.fromfile(file, np.uint8) for file in files}
 
 

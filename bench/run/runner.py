@@ -208,9 +208,23 @@ class Runner:
             remarks.append(
                 "Gradients are not scaled in float16, so that small ones are lost: bfloat16 is safer for what learns."
             )
-        if self.recipe.anchor and not (experiment.anchor.questions or experiment.anchor.documents):
+        asks_old = bool(experiment.anchor.questions or experiment.anchor.documents)
+        if self.recipe.anchor and not asks_old:
             remarks.append(
                 "No questions on old knowledge are asked, although the dataset has some: forgetting is not measured."
+            )
+        if self.recipe.format == "text":
+            return remarks
+        if asks_old and "anchor" in experiment.model_fields_set and not self.recipe.anchor:
+            remarks.append(
+                f"Forgetting is not measured, although the experiment has an anchor: {self.recipe.name} states no "
+                f"anchor.split."
+            )
+        entries = split_entries(experiment.dataset, experiment.streams.split, experiment.data_files)
+        if "order" not in self.recipe.stream.model_fields_set and all(entry.document.timestamp for entry in entries):
+            remarks.append(
+                f"Documents are dated, but come in random order: for that of time set stream.order: timestamp in the "
+                f"recipe of {self.recipe.name}."
             )
         return remarks
 
@@ -221,21 +235,29 @@ class Runner:
                 f"questions: first cannot be combined with the {arm} arm, whose first documents are others than those "
                 f"of the stream: leave one of them out."
             )
+        silent, asking = "", 0
         for index in range(self.experiment.streams.count):
             inputs = inputs_of(self.planner.sources(self.experiment.streams, index), arm)
             name, count = inputs.stream.name, len(inputs.stream.entries)
             asked = inputs.stream.entries
             if self.experiment.questions == "first":
                 asked = asked[: documents_seen(first_probe(self.experiment.probes), count)]
-            if not due_questions(asked) and not (self.experiment.scoring and inputs.documents):
+            is_asked = bool(due_questions(asked))
+            if not is_asked and not (self.experiment.scoring and inputs.documents):
                 raise BenchError(
                     f"The {arm} arm of {self.recipe.name} {name} has nothing to score: no question is asked."
                 )
+            silent, asking = silent if is_asked else name, asking + is_asked
             if arm == "shuffled" and count == 1:
                 raise BenchError(f"The shuffled arm needs two documents, but {self.recipe.name} {name} has one.")
             remark = f"On the {arm} arm of streams of {count} documents, methods are never reset."
             if arm.startswith("every_") and (documents_per_reset(arm) or 0) >= count and remark not in self.remarks:
                 self.remarks.append(remark)
+        if silent and asking:
+            raise BenchError(
+                f"No question is asked on the {arm} arm of {self.recipe.name} {silent}, but on other streams there "
+                f"are some: means would be over different streams. Give each stream more documents (--documents)."
+            )
 
     def _check_retuning(self) -> None:
         """Check that there are questions to retune on, if the experiment retunes."""

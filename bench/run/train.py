@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def train_target(
             raise BenchError(f"{target} is one training in this process: leave out --scale and options on workers.")
         return [train_embedded(overrides.assignments, overrides.device or "cpu", out, work, say)]
     names = [info.name for info in registry.list_methods(plugins)]
-    targets = list(dict.fromkeys(target.split(",")))
+    targets = list(dict.fromkeys(name.strip() for name in target.split(",")))
     for name in targets:
         if name not in names:
             raise BenchError(f"Nothing named {name!r} can be trained.{nearest(name, [EMBEDDED_MODEL, *names])}")
@@ -205,9 +206,9 @@ def _task(key: str, training: _Training) -> Task:
     experiment, base = training.experiment, training.base
     dataset, data_files = training.settings.source(experiment.dataset, experiment.data_files)
     sources = Sources(
-        dataset=source(dataset, recipe.find(dataset).folder),
+        dataset=source(recipe.find(dataset).folder),
         data_files={split: [*map(os.path.abspath, files)] for split, files in data_files.items()},
-        model=source(base, checkpoint.locate(base)),
+        model=source(checkpoint.locate(base)),
         plugins=[*map(os.path.abspath, training.plugins)],
         split="train",
         documents=None,
@@ -380,7 +381,9 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    return artifacts.write(out, key, trainer, card(kind, key, trainer, options))
+    path = artifacts.write(out, key, trainer, card(kind, key, trainer, options))
+    shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
+    return path
 
 
 @torch.no_grad()

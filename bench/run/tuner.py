@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 
@@ -58,6 +58,9 @@ class Tuner:
         method = self.methods[plan.name]
         valid = {}
         for key, values in space.items():
+            kind = getattr(method.Config.model_fields.get(key), "annotation", float)
+            if isinstance(values, Range) and float not in (kind, *get_args(kind)):
+                raise BenchError(f"{plan.name}.{key} is no real number: list its choices, as in [1, 2, 4].")
             configs = [validate_config(method, {**plan.config, key: value}) for value in examples(values)]
             choices = [config.model_dump(mode="json")[key] for config in configs]
             valid[key] = values if isinstance(values, Range) else choices

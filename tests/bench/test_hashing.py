@@ -1,6 +1,7 @@
 """The hash of a method's code changes if a number could change, and only then; results are cached by content."""
 
 import ast
+import os
 from pathlib import Path
 
 import pydantic
@@ -8,7 +9,7 @@ import pytest
 
 from bench import hashing
 from bench.errors import BenchError
-from bench.hashing import CachedByContent, body_hash, cached_by_content, closure, code_hash
+from bench.hashing import CachedByContent, body_hash, cached_by_content, closure, code_hash, path_hash
 
 PROJECT = {
     "bench/__init__.py": '__version__ = "1"\n_HOMES = {"Method": "bench.method", "Other": "bench.other"}\n',
@@ -41,7 +42,7 @@ class Project:
 
     def hash(self, name: str) -> str:
         """The hash in a new process."""
-        hashing._read.cache_clear()
+        hashing._sources.clear()
         code_hash.cache_clear()
         return code_hash(self.root / name)
 
@@ -182,12 +183,41 @@ def test_a_body_stays_the_same_when_it_or_what_it_imports_is_renamed(project: Pr
     moved = [clever.with_name("bright.py"), plain.rename(plain.with_name("simple.py"))]
     moved[0].write_text(text.replace("from bench import Method", "from .. import Method"))
     assert body_hash(moved) == before
-    hashing._read.cache_clear()
+    hashing._sources.clear()
     moved[0].write_text(text.replace("import json", "import csv"))
     assert body_hash(moved) != before, "an import from outside the project is part of the body"
     moved[0].write_text(text.replace("area(2)", "area(3)"))
-    hashing._read.cache_clear()
+    hashing._sources.clear()
     assert body_hash(moved) != before
+
+
+def test_code_that_was_edited_since_it_was_read_is_refused(project: Project) -> None:
+    file, part = project.root / "methods/clever.py", project.root / "bench/deep.py"
+    project.hash("methods/clever.py")
+    hashing.check_current([file])
+    os.utime(part, (1, 1))
+    part.write_text(part.read_text() + "# a comment\n")
+    hashing.check_current([file])
+    part.write_text("PI = 4\n")
+    with pytest.raises(BenchError, match=r"bench/deep.py has changed since this process read it\. Start Python again"):
+        hashing.check_current([file])
+
+
+def test_a_folder_counts_with_the_folders_that_it_links_to(tmp_path: Path) -> None:
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "weights").write_text(version)
+    (tmp_path / "model").mkdir()
+    link = tmp_path / "model" / "part"
+    link.symlink_to(tmp_path / "one")
+    before = path_hash(tmp_path / "model")
+    (tmp_path / "one" / "again").symlink_to(tmp_path / "model")  # a loop
+    link.unlink()
+    link.symlink_to(tmp_path / "two")
+    assert path_hash(tmp_path / "model") != before
+    link.unlink()
+    link.symlink_to(tmp_path / "one")
+    assert path_hash(tmp_path / "model") == before
 
 
 def test_a_closure_can_be_limited(project: Project) -> None:

@@ -40,10 +40,9 @@ def test_every_method_of_the_project_loads() -> None:
     listed = list_methods()
     assert [info.name for info in listed] == sorted(info.name for info in listed)
     for info in listed:
-        if not info.broken:
-            found = load(info)
-            assert (found.name, found.paper) == (info.name, info.paper)
-            assert (found.sees_evidence or found.control) == info.control
+        found = load(info)
+        assert (found.name, found.paper) == (info.name, info.paper)
+        assert (found.sees_evidence or found.control) == info.control
 
 
 def test_listing_imports_neither_torch_nor_methods() -> None:
@@ -117,6 +116,11 @@ def test_a_broken_method_is_listed_with_the_reason_and_refused(tmp_path: Path, t
         ('"""Does nothing at all. At no cost.\n\n    More."""', "", "has no docstring"),
         ("(Method)", "", "Mine is not a subclass of bench.Method"),
         ("def observe", "def watch", "does not implement observe"),
+        (
+            "    def observe",
+            "    class Config:\n        rate = 1\n\n    def observe",
+            "no subclass of bench.MethodConfig",
+        ),
         ('"mine"', '"Mine!"', "use lower-case letters"),
         ("class Mine", "1 / 0\nclass Mine", "ZeroDivisionError: division by zero"),
         ("import Document", "import Paper, Document", "ImportError"),

@@ -253,12 +253,14 @@ def asking(**changes: Any) -> str:
         (row(text=...), r"test\.jsonl, row 2 has no column 'text'"),
         (row(text=" \n"), r"test\.jsonl, row 2, column text: the document is empty"),
         (row(text=["A."]), r"test\.jsonl, row 2, column text: expected text, found list"),
-        (row(questions=...), r"test\.jsonl, row 2, column questions: expected a list of questions"),
+        (row(questions=...), r"test\.jsonl, row 2 has no column 'questions'"),
+        (row(questions=None), r"test\.jsonl, row 2, column questions: expected a list of questions, \[\] for none"),
         (row(facts=[[0, 9]]), r"test\.jsonl, row 2, column facts: expected \[start, end\]"),
         (row(facts=[5]), r"test\.jsonl, row 2, column facts: expected \[start, end\]"),
         (asking(question=...), r"row 2, question 1 has no column 'question'"),
         (asking(question=" "), r"row 2, question 1, column question: the question is empty"),
-        (asking(answers=...), r"row 2, question 1, column answers: the question has no answer"),
+        (asking(answers=...), r"row 2, question 1 has no column 'answers'"),
+        (asking(answers=..., answer="a"), r"no column 'answers'.*Did you mean answer\?"),
         (asking(answers=[" "]), r"row 2, question 1, column answers: the question has no answer"),
         (asking(id="1"), r"row 2: another question already has the id '1'"),
         (row(questions=[], facts=[[0, 1.5]]), r"test\.jsonl, row 2, column facts: expected \[start, end\]"),
@@ -686,6 +688,19 @@ def test_other_formats_declare_that_questions_may_lack_an_answer(make: Make, ans
     (left_out,) = load_split(make({"test.jsonl": rows}, format="rows", unanswerable="leave_out"), "test")
     (kept,) = load_split(make({"test.jsonl": rows}, format="rows", unanswerable="keep"), "test")
     assert left_out.questions == () and kept.questions[0].answers == ("",)
+
+
+@pytest.mark.parametrize("unanswerable", ["leave_out", "keep"])
+def test_a_misspelt_column_of_answers_is_no_lack_of_answers(make: Make, unanswerable: str) -> None:
+    rows = [{"text": "A.", "question": "Q?", "answer": ["a"]}]
+    with pytest.raises(BenchError, match=r"no column 'answers'.*Did you mean answer\?"):
+        load_split(make({"test.jsonl": rows}, format="rows", unanswerable=unanswerable), "test")
+
+
+def test_a_table_is_no_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "news.jsonl").write_text('{"text": "A."}\n')
+    with pytest.raises(BenchError, match=r"news\.jsonl is a table, no plain text\. Use a recipe with format"):
+        load_split(recipe_of(format="text"), "test", {"test": [str(tmp_path / "news.jsonl")]})
 
 
 def test_a_question_may_revise_one_that_is_left_out(make: Make) -> None:

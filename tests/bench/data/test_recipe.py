@@ -11,7 +11,9 @@ import pytest
 from bench import paths
 from bench.data import recipe
 from bench.errors import BenchError
+from bench.run.planner import source
 from tests.conftest import ROOT
+from tests.world import make_dataset
 
 MINIMAL = """\
 name: harbour
@@ -127,3 +129,12 @@ def test_reading_recipes_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_is_not_taken_for_the_embedded_dataset_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_dataset(tmp_path / "squad")
+    monkeypatch.chdir(tmp_path)
+    assert recipe.find("./squad").folder.resolve() == own
+    assert (source(recipe.find("./squad").folder), source(recipe.find("squad").folder)) == (str(own), "squad")

@@ -109,6 +109,23 @@ def test_a_run_that_cannot_take_its_place_leaves_the_earlier_one(runs: Path, mon
     assert [path.name for path in runs.iterdir()] == [RUN.id]
 
 
+def test_a_run_that_another_process_puts_there_at_the_same_time_stays(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        if target == runs / RUN.id and not self.name.endswith("-old"):
+            monkeypatch.setattr(Path, "rename", rename)
+            store.write_run(runs, RUN, DOCUMENTS[:1])
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    store.write_run(runs, RUN, DOCUMENTS)
+    assert store.read_documents(runs, RUN.id) == DOCUMENTS[:1]
+    assert [path.name for path in runs.iterdir()] == [RUN.id]
+
+
 def test_sweep_removes_the_incomplete_folders_of_dead_processes_only(runs: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", "from bench.machine import process_name; print(process_name())"],

@@ -97,12 +97,17 @@ def rewrite(path: Path, files: Mapping[str, bytes], relist: bool = True) -> Path
 
 
 def change_answers(
-    files: Files, change: Callable[[AnswerEvent], AnswerEvent], summary: bool = True, run: str = "fresh-stream-test-2-0"
+    files: Files,
+    change: Callable[[AnswerEvent], AnswerEvent],
+    summary: bool = True,
+    run: str = "fresh-stream-test-2-0",
+    repeat: int = 0,
 ) -> Files:
     """The files with other answers in one run, and with digests, and on request a summary, that fit to them."""
     name = next(name for name in files if name.startswith(run) and name.endswith("answers.jsonl"))
     folder = name.split("/")[0]
     events = [change(AnswerEvent.model_validate_json(line)) for line in files[name].splitlines()]
+    events += events[:repeat]
     manifest = json.loads(files[f"{folder}/run.json"])
     del manifest["digest"]
     of = RunRecord.model_validate(manifest)
@@ -140,7 +145,7 @@ def test_every_table_marks_it_and_says_what_was_checked(file: Path, ours: Path, 
     mark = submission.add(file, ours).mark
     made = build(ours)
     (remark,) = (remark for remark in made.remarks if "Imported rows" in remark)
-    assert mark in remark and "commit c0ffee" in remark and "the rest is as reported" in remark
+    assert mark in remark and "commit c0ffee" in remark and "the rest, likelihoods too, is as reported" in remark
     for path in tables.write(made, tmp_path / "out"):
         assert (mark if path.suffix == ".txt" else f"imported {mark}") in path.read_text()
     flat = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]
@@ -199,6 +204,11 @@ def fewer(files: Files) -> Files:
     return change_answers(files, lambda event: event.model_copy(update={"question_id": f"new {event.question_id}"}))
 
 
+def twice(files: Files) -> Files:
+    """The first answer once more."""
+    return change_answers(files, lambda event: event, repeat=1)
+
+
 def trial(files: Files) -> Files:
     """A trial with a better score than its answers give."""
     return change_answers(
@@ -216,6 +226,7 @@ def trial(files: Files) -> Files:
         (claim, "its f1 is 1.0, but its events give 0.75"),
         (easier, "is not on the board's questions: its gold answers differ at question"),
         (fewer, "is not on the board's questions: the questions that are answered differ"),
+        (twice, "has a document or an answer twice"),
         (trial, "its f1 is .*, but prediction and answers give 1"),
     ],
 )
@@ -376,6 +387,9 @@ def test_what_is_there_already_is_refused(file: Path, theirs: Path, ours: Path, 
         run_bench.export(f"fresh [imported {row.mark}]", tmp_path / "x.zip", None, ours)
     with pytest.raises(BenchError, match="There is no board"):
         submission.add(file, ours, "nothing")
+    make(tmp_path / "other", ("uniform",), "demo+2")
+    with pytest.raises(BenchError, match=r"row of the board demo, .* with --experiment: demo\+2\."):
+        submission.add(file, tmp_path / "other")
 
 
 def test_own_runs_of_the_same_cells_take_the_place_of_an_imported_row(file: Path, ours: Path, theirs: Path) -> None:
@@ -621,5 +635,5 @@ def test_the_command_line_says_what_was_checked_and_what_comes_next(
 ) -> None:
     run_bench.import_(file, None, ours)
     shown = capsys.readouterr().out
-    assert "Every score follows from the predictions" in shown
+    assert "Every score of answers follows from the predictions" in shown
     assert f"python run_bench.py report demo --runs {ours}" in shown

@@ -381,7 +381,9 @@ def test_several_seeds_are_trained_at_a_time_with_the_same_result(
     assert {line.partition(": step 2/2")[0] for line in lines} >= {"shifts, seed 4", "shifts, seed 5"}
     undone = next(iter(one_by_one))
     shutil.rmtree(tmp_path / "b" / artifacts.FOLDER / undone)
-    (tmp_path / "b" / "train" / undone / "checkpoint.safetensors").write_bytes(b"damaged")
+    damaged = tmp_path / "b" / "train" / undone / "checkpoint.safetensors"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"damaged")
     with pytest.raises(
         RunError, match=r"1 of 2 trainings failed\. The same command resumes\.\n  shifts, seed \d: .*damaged"
     ):

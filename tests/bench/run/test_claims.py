@@ -130,7 +130,7 @@ def test_a_process_leaves_the_claim_alone_that_replaced_its_own(
         assert claims.Folder(tmp_path).holds("cell")
         other = taken_over(tmp_path, "cell")
         assert not claims.Folder(tmp_path).holds("cell")
-        time.sleep(0.1)  # a beat that has begun ends
+        time.sleep(1.0)  # a beat that has begun ends
         os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
         time.sleep(0.2)
         assert claim_file(tmp_path, "cell").stat().st_mtime == 1.0

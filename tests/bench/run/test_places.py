@@ -84,6 +84,15 @@ def test_the_board_of_the_latest_run_is_the_newest_wherever_it_was_made(machine:
             assert [path.stem for path in board_paths(bucket.path)] == ["zebra", "ant"]
 
 
+def test_a_search_that_was_corrected_elsewhere_is_corrected_here(machine: Callable[[str], Bucket]) -> None:
+    first, second = machine("first"), machine("second")
+    for trials in ("one failed", "all"):
+        write_bytes(first.path / "tuning" / "bm25-0123.json", trials.encode())
+        first.send("tuning/bm25-0123.json")
+        second.fetch()
+        assert (second.path / "tuning" / "bm25-0123.json").read_text() == trials
+
+
 def test_a_machine_that_joins_late_runs_what_is_missing(
     machine: Callable[[str], Bucket], experiment: Experiment
 ) -> None:

@@ -33,8 +33,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "pool_jobs.py").write_text(JOBS)
     node = {"num_cpus": 1, "memory": 2 * 10**9}
-    notice = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
-    head = {**node, "include_dashboard": False, "_system_config": notice}
+    settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "memory_monitor_refresh_ms": 0}
+    head = {**node, "include_dashboard": False, "_system_config": settings}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**node)
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_lost_node_costs_time_and_no_task(nodes: Any, tmp_path: Path) -> None:
 
     def lose() -> None:
         try:
-            wait_until(lambda: extra.node_id in log.read_text())
+            wait_until(lambda: extra.node_id in log.read_text(), 60)
         finally:  # else its tasks are waited for
             nodes.remove_node(extra, allow_graceful=False)
 
@@ -119,9 +119,12 @@ def test_a_task_waits_for_another_node_as_long_as_there_is_one(nodes: Any, tmp_p
 
     def lose(pool: RayCluster) -> None:
         """Remove the node of the worker that stays, when the other task waits for room there."""
-        wait_until(lambda: stays.exists() and "leaves" in pool.lost)
-        wait_until(lambda: any(state.get("State") == "PENDING_CREATION" for state in actors().values()))
-        nodes.remove_node(extra.pop(stays.read_text().split()[0]), allow_graceful=False)
+        try:
+            wait_until(lambda: stays.exists() and "leaves" in pool.lost, 60)
+            wait_until(lambda: any(state.get("State") == "PENDING_CREATION" for state in actors().values()), 60)
+        finally:  # else it is waited for
+            kept = stays.read_text().split()[0] if stays.exists() else next(iter(extra))
+            nodes.remove_node(extra.pop(kept), allow_graceful=False)
 
     with RayCluster(nodes.address, memory=3 * 10**9) as pool, ThreadPoolExecutor(1) as thread:
         actors = pool._ray._private.state.actors

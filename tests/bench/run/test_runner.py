@@ -33,10 +33,11 @@ from bench.run.cell import load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.inputs import inputs_of
+from bench.run.planner import Planner
 from bench.run.progress import Progress
 from bench.run.runner import Runner, _base
 from bench.run.search import explore
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_checkpoint
 from tests.tiny_models import tiny_base
 from tests.world import PLUGIN, Inline, make_dataset, make_experiment
 
@@ -721,7 +722,7 @@ def test_for_retention_the_board_asks_the_first_questions_and_trials_ask_all(
         ({"config": {"learning_rate": float("-inf")}}, {}, "uniform.learning_rate = -inf: Input should be a finite"),
         ({"space": {"learning_rat": [1e-3]}}, {}, "Did you mean learning_rate"),
         ({"space": {"learning_rate": {"low": -1, "high": 1}}}, {}, "learning_rate = -1.0: .*greater than or eq"),
-        ({"space": {"steps_per_document": {"low": 1, "high": 3}}}, {}, "steps_per_document = 1.7.*: .*valid integer"),
+        ({"space": {"steps_per_document": {"low": 1, "high": 3}}}, {}, "uniform.steps_per_document is no real number"),
         ({}, {"equal_compute": {"method": "lora", "steps": 3}, "tuning": BY_F1}, "names lora, which is not in the exp"),
         ({}, {"equal_compute": {"method": "closed_book", "steps": 3}, "tuning": BY_F1}, "steps_per_document"),
         ({}, {"equal_compute": {"method": "uniform", "steps": 3}}, "give the experiment a tuning plan by F1"),
@@ -743,6 +744,50 @@ def test_an_arm_with_nothing_to_score_is_an_error(llama: Path, tmp_path: Path, m
     experiment = make_experiment(Path("text"), llama, [method], scoring=method != "closed_book", **changes)
     with pytest.raises(BenchError, match="arm of text test-all-0 has nothing to score: no question is asked"):
         Runner(experiment, tmp_path / "runs")
+
+
+def changed(keepers: Path, folder: Path, change: Callable[[int, dict[str, Any]], Any], recipe: str = "") -> Path:
+    """A copy of a dataset in which each row of the test split is changed, with a change of the recipe."""
+    copy = shutil.copytree(keepers, folder / keepers.name)
+    rows = [json.loads(line) for line in (copy / "test.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        change(number, row)
+    (copy / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if recipe:
+        text = (copy / "dataset.yaml").read_text()
+        assert recipe in text
+        (copy / "dataset.yaml").write_text(text.replace(recipe, ""))
+    return copy
+
+
+def test_a_stream_without_questions_beside_others_is_an_error(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    silent = changed(keepers, tmp_path, lambda number, row: number and row.update(questions=[]))
+    streams = {"split": "test", "documents": 8, "count": 2}
+    with pytest.raises(BenchError, match=r"No question is asked on the stream arm of keepers test-8-\d, but on other"):
+        Runner(make_experiment(silent, llama, ["closed_book"], streams=streams), tmp_path / "runs")
+
+
+def test_what_a_board_does_not_measure_is_remarked_on(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    plain = changed(keepers, tmp_path / "plain", lambda *_: None, "anchor: {split: qa_train}\n")
+    dated = changed(keepers, tmp_path / "dated", lambda *_: None, ", order: timestamp")
+
+    def remarks(dataset: Path, **changes: Any) -> str:
+        return " ".join(Runner(make_experiment(dataset, llama, ["closed_book"], **changes), tmp_path / "runs").remarks)
+
+    assert remarks(keepers) == ""
+    assert "No questions on old knowledge are asked" in remarks(keepers, anchor={})
+    assert "keepers states no anchor.split" in remarks(plain) and remarks(plain, anchor={}) == ""
+    assert "Documents are dated, but come in random order" in remarks(dated)
+    assert "bfloat16 is safer" in remarks(keepers, dtype="float16")
+
+
+def test_cells_of_two_bases_share_no_worker(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    one, groups = plan("closed_book"), []
+    other = one.model_copy(update={"model": str(make_checkpoint(tmp_path / "other", "llama", seed=1))})
+    for experiment in (one, other):
+        cells = Planner(experiment, tmp_path).cells(experiment.methods[0], {})
+        groups.append({cell.group for cell in cells})
+    assert len(groups[0]) == len(groups[1]) == 1 and groups[0] != groups[1]
 
 
 def test_tuning_by_answers_needs_questions(llama: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_only_what_the_key_covers_reaches_a_training(keepers: Path, llama: Path,
         folder = train("cmt", make_experiment(keepers, llama, [plan]), 0, tmp_path / f"{k}", tmp_path / f"work-{k}")
         assert folder is not None
         found.append((folder.name, artifacts.weights_hash(folder), (folder / "curve.csv").read_text()))
+        assert not [*(tmp_path / f"work-{k}").glob("cmt-*")], "who deletes the weights trains anew"
     assert found[0] == found[1]
 
 
