@@ -165,8 +165,8 @@ def _imported(runs: Path, experiment: str, own: Sequence[Group]) -> tuple[list[G
     if groups:
         facts = dict.fromkeys(f"{group.imported.mark}, {_origin(group.records)}" for group in groups if group.imported)
         remarks.append(
-            f"Imported rows were measured by others ({'; '.join(facts)}). Their scores follow from their predictions "
-            f"and this board's gold answers; the rest is as reported."
+            f"Imported rows were measured by others ({'; '.join(facts)}). Their scores of answers follow from "
+            f"their predictions and this board's gold answers; the rest, likelihoods too, is as reported."
         )
     return groups, remarks
 
@@ -183,7 +183,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
     """The board of an experiment (default: the most recent one): rows by headline score, controls last.
 
     ``reference`` is the label or the method of the row from which paired differences are taken, by default the first
-    complete row of :data:`REFERENCE`, if there is one.
+    complete row of :data:`REFERENCE`, or else of closed_book, if there is one.
 
     Raises:
         BenchError: as :func:`load`, a tuning record is missing or unreadable, or ``reference`` is no complete row.
@@ -280,8 +280,8 @@ def named(rows: Sequence[Named], name: str, experiment: str) -> Named:
 def _reference(rows: Sequence[Row], name: str | None, experiment: str) -> Row | None:
     """The row from which paired differences are taken."""
     if name is None:
-        complete = (row for row in rows if (row.method, row.arm, row.status) == (REFERENCE, "stream", "complete"))
-        return next(complete, None)
+        complete = [row for row in rows if (row.arm, row.status) == ("stream", "complete")]
+        return next((row for of in (REFERENCE, "closed_book") for row in complete if row.method == of), None)
     row = named(rows, name, experiment)
     if row.status != "complete":
         raise BenchError(f"{row.title} is not complete on the board {experiment}: name another --reference.")
@@ -304,7 +304,8 @@ def _noted_remarks(groups: Sequence[Group]) -> list[str]:
         noted += [remark for record in group.records for remark in record.notes.get("remarks", ())]
     if unanswered:
         noted.append(
-            f"Questions that did not fit into the model's window count as answered wrongly: {', '.join(unanswered)}."
+            f"Questions that did not fit into the model's window are scored as empty answers, and are not in answer "
+            f"NLL: {', '.join(unanswered)}."
         )
     return list(dict.fromkeys(noted))
 

@@ -6,6 +6,7 @@ shows them on a terminal, and :mod:`reports.compare_plot` draws them.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ class Pair:
     score: str
     streams: tuple[str, ...]
     left_out: int
-    """Streams that only one of the two has."""
+    """Streams on which not both of the two have results."""
     items: tuple[Sequence[Item], Sequence[Item]]
 
     @cached_property
@@ -166,9 +167,11 @@ class Comparison:
 
     @property
     def pooled(self) -> bool:
-        """True if the mean over the boards is shown: they are several, and have no stream in common."""
-        names = [(pair.a.records[0].spec.dataset, stream) for pair in self.pairs for stream in pair.streams]
-        return self.of_rows and len(self.pairs) > 1 and len(set(names)) == len(names)
+        """True if the mean over the boards is shown: they are several, ask alike, and have no document in common."""
+        documents = [{(pair.a.records[0].spec.dataset, item.document) for item in pair.items[0]} for pair in self.pairs]
+        is_alike = len({_questioning(pair) for pair in self.pairs}) == 1
+        is_disjoint = len(set().union(*documents)) == sum(map(len, documents))
+        return self.of_rows and len(self.pairs) > 1 and is_alike and is_disjoint
 
     def adjusted(self) -> list[float | None]:
         """For the rows of two boards: the p-value of each by the t test, adjusted for their number (Holm)."""
@@ -245,7 +248,10 @@ def _of_rows(a: str, b: str, runs: Path, experiments: Sequence[str | None], scor
     _check_alike(found)
     comparison = Comparison(a, b, tuple(found), True, ())
     if len(found) > 1 and not comparison.pooled:
-        remark = "There is no mean over the boards: some have the same streams, so they are not independent."
+        remark = (
+            "There is no mean over the boards: some have documents in common, or ask or answer in another way, so they "
+            "are not independent measurements of one thing."
+        )
         return replace(comparison, remarks=(remark,))
     return comparison
 
@@ -285,6 +291,12 @@ def _check_alike(found: Sequence[Pair]) -> None:
             )
 
 
+def _questioning(pair: Pair) -> str:
+    """Which questions are asked, and how they are answered."""
+    spec = pair.a.records[0].spec.model_dump(mode="json")
+    return json.dumps([spec[name] for name in ("questions", "decoding", "retune", "prompt")], sort_keys=True)
+
+
 def _conditions(pair: Pair) -> Mapping[str, str]:
     """What the scores of several boards must have in common before they are shown together."""
     spec = pair.a.records[0].spec
@@ -305,7 +317,8 @@ def _pair(title: str, a: Group, b: Group, score: str | None) -> Pair:
     if not common:
         raise BenchError(f"{a.label} and {b.label} have no stream in common on {title}.")
     of = [[item for item in items[score] if item.stream in common] for items in scored]
-    return Pair(title, a, b, score, tuple(sorted(common)), len(streams[0] ^ streams[1]), (of[0], of[1]))
+    planned = {record.spec.stream for group in (a, b) for record in group.records}
+    return Pair(title, a, b, score, tuple(sorted(common)), len(planned - common), (of[0], of[1]))
 
 
 def _facts(group: Group) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -152,13 +153,19 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     else:
         yield (
             f"The interval and p are by paired t tests over {units_of(comparison)}; p (Holm) is adjusted for "
-            f"{len(comparison.pairs)} rows, p (perm.) swaps the two in whole documents. better on: "
+            f"{len(comparison.pairs)} rows. p (perm.) is not; it swaps the two in whole documents, and misses what a "
+            f"whole stream has in common. better on: "
             f"{_scored(first.score)} on which {comparison.a} is better, and those on which {comparison.b} is."
         )
     if any(sample.seeds is not None for pair in comparison.pairs for sample in pair.samples):
         yield "t intervals include what the seeds add; the bootstrap and the permutations are about the seeds that ran."
     if left_out := max(pair.left_out for pair in comparison.pairs):
-        yield f"Streams that only one of the two has are left out: {left_out}."
+        yield f"Streams on which not both have results are left out: {left_out}."
+    broken = {group.label: group.records for pair in comparison.pairs for group in (pair.a, pair.b)}
+    for label, records in broken.items():
+        if counts := Counter(record.status for record in records if record.status != "complete"):
+            found = ", ".join(f"{count} {status}" for status, count in counts.items())
+            yield f"Of {len(records)} runs of {label}: {found}."
     yield from comparison.remarks
 
 

@@ -6,7 +6,7 @@ A pair has a board of its own, and scores of two boards are never put in one ord
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +120,12 @@ def lines(board: Board) -> list[Line]:
         rows = tuple(of.get(key) for of in by_entry)
         labels = tuple("" if row is None else row.label for row in rows)
         found.setdefault(labels, Line(next(filter(None, labels)), rows))
-    return sorted(found.values(), key=lambda line: line.control)
+    shared = [label for label, count in Counter(itertools.chain.from_iterable(map(set, found))).items() if count > 1]
+    named = [  # entries that are one row on a board are told apart by their labels on another one
+        line._replace(label=next((label for label in labels if label and label not in shared), " / ".join(labels)))
+        for labels, line in found.items()
+    ]
+    return sorted(named, key=lambda line: line.control)
 
 
 def comparisons(board: Board) -> list[Comparison]:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 Predictions = Sequence[str]
 Golds = Sequence[Sequence[str]]
-Metric = Callable[[Predictions, Golds, Segmentation], Mapping[str, float]]
-"""Values by name, of all answers of one run: the predictions, the gold answers of each, and how F1 cuts them."""
+Metric = Callable[[Predictions, Golds, Segmentation, bool], Mapping[str, float]]
+"""Values by name, of all answers of one run: the predictions, the gold answers of each, how F1 cuts them, and whether
+each question of all runs has a single gold answer."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
     """The rows of an experiment's board (default: the newest), their answers at the last probe scored by ``metric``.
 
     ``metric`` is one of :data:`bench.answering.metrics.ANSWER_SCORES`, or the path of a file that ``evaluate.load``
-    reads. Every run gets one value, so metrics of a whole corpus keep their meaning. A metric that takes one reference
-    gets the gold answer or, if a question has several, is the mean over questions of the best value over them. Rows
-    without answers are left out.
+    reads. Every run gets one value, so metrics of a whole corpus keep their meaning. If a metric takes one reference,
+    and any question has several gold answers, the value of every run is the mean over its questions of the largest over
+    their gold answers. Rows without answers are left out.
 
     Raises:
         BenchError: there is no such board or metric, the metric takes something else or fails, the records are
@@ -65,13 +66,19 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
         raise BenchError(f"{runs} holds published records, which have no gold answers: rescore the runs themselves.")
     compute = _find(metric)
     board = build(runs, experiment)
+    rows = [(one, row) for one in (board, *board.others) for row in one.rows]
+    single = all(
+        len(answer.answers) == 1
+        for _, row in rows
+        for record in row.records
+        for answer in final_answers(row.runs, record)
+    )
     rescored = []
-    for one in (board, *board.others):
-        for row in one.rows:
-            items = _items(row, compute)
-            if items:
-                estimates = {name: mean_over_streams(of_runs) for name, of_runs in items.items()}
-                rescored.append(Rescored(one, row, estimates))
+    for one, row in rows:
+        items = _items(row, compute, single)
+        if items:
+            estimates = {name: mean_over_streams(of_runs) for name, of_runs in items.items()}
+            rescored.append(Rescored(one, row, estimates))
     if not rescored:
         raise BenchError(f"The runs of {board.experiment} hold no answers, which rescore would score.")
     return rescored
@@ -103,14 +110,14 @@ def render(rescored: Sequence[Rescored]) -> Table:
     return table
 
 
-def _items(row: Row, compute: Metric) -> dict[str, list[Item]]:
-    """The values of each run of a row that has answers."""
+def _items(row: Row, compute: Metric, single: bool) -> dict[str, list[Item]]:
+    """The values of each run of a row that has answers; ``single`` if no question has several gold answers."""
     items: dict[str, list[Item]] = defaultdict(list)
     for record in row.records:
         answers = final_answers(row.runs, record)
         if answers:
             predictions, golds = [answer.prediction for answer in answers], [answer.answers for answer in answers]
-            for name, value in compute(predictions, golds, record.spec.segment).items():
+            for name, value in compute(predictions, golds, record.spec.segment, single).items():
                 items[name].append(Item.of(run_of(record), "", "", value))
     return items
 
@@ -128,7 +135,7 @@ def _find(metric: str) -> Metric:
 
 
 def _built_in(name: str) -> Metric:
-    def compute(predictions: Predictions, golds: Golds, segment: Segmentation) -> Mapping[str, float]:
+    def compute(predictions: Predictions, golds: Golds, segment: Segmentation, _: bool) -> Mapping[str, float]:
         scores = [metrics.score(*pair, segment)[name] for pair in zip(predictions, golds, strict=True)]
         return {name: mean(scores) or 0.0}
 
@@ -163,10 +170,10 @@ def _from_file(path: Path) -> Metric:
         of_golds = [values([prediction], [gold]) for gold in dict.fromkeys(golds)]
         return {name: max(one[name] for one in of_golds) for name in of_golds[0]}
 
-    def compute(predictions: Predictions, golds: Golds, _: Segmentation) -> Mapping[str, float]:
+    def compute(predictions: Predictions, golds: Golds, _: Segmentation, single: bool) -> Mapping[str, float]:
         if takes_lists:
             scores = values(predictions, [list(of_one) for of_one in golds])
-        elif all(len(of_one) == 1 for of_one in golds):
+        elif single:
             scores = values(predictions, [gold for (gold,) in golds])
         else:
             scored = [best(*pair) for pair in zip(predictions, golds, strict=True)]

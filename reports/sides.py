@@ -71,11 +71,31 @@ def _of_commits(a: str, b: str, runs: Path, experiment: str | None) -> tuple[Seq
     if not keys:
         nearest = min(((x, y) for x in sides[0] for y in sides[1]), key=lambda two: len(_differences(*two)))
         _check_comparable(*nearest)
-    key = board[0].comparability_key if board[0].comparability_key in keys else min(keys)
+    key = board[0].comparability_key
+    if key not in keys and len(keys) > 1:
+        raise BenchError(
+            f"{a} and {b} have records of {len(keys)} kinds that are comparable with each other, but not with the "
+            f"board. Keep one kind in a folder of its own, and name it with --runs."
+        )
+    key = key if key in keys else min(keys)
     left, right = ([record for record in side if record.comparability_key == key] for side in sides)
     rows = labelled(grouped(left, runs)), labelled(grouped(right, runs))
+    for group in (*rows[0], *rows[1]):
+        _check_single(group)
     _check_documents(*rows)
     return rows
+
+
+def _check_single(group: Group) -> None:
+    """Refuse two records of one cell, such as those of two versions of a method that one commit has made."""
+    seen: dict[tuple[str, int, int], RunRecord] = {}
+    for record in group.records:
+        other = seen.setdefault((record.spec.stream, record.spec.seed, record.spec.order), record)
+        if other is not record:
+            raise BenchError(
+                f"{other.id} and {record.id} are both of {group.label} on {record.spec.stream}, with other code, "
+                f"weights or devices. Delete one of them, or commit before you run."
+            )
 
 
 def _records_of(commit: str, runs: Path) -> Iterator[RunRecord]:

@@ -66,6 +66,8 @@ def test_paired_difference_to_the_reference(tmp_path):
     assert difference.se == pytest.approx(0, abs=1e-12)  # although the streams differ by 0.4
     assert "f1_vs_reference" not in by_label["uniform"].scores
     assert rows(tmp_path, reference="camels")["uniform"].value("f1_vs_reference") == pytest.approx(-0.1)
+    board(tmp_path, pair(tmp_path, "closed_book", (0.0, 0.1)) + pair(tmp_path, "camels", (0.2, 0.6)))
+    assert rows(tmp_path)["camels"].value("f1_vs_reference") == pytest.approx(0.35), "without uniform"
 
 
 def test_the_reference_can_be_any_complete_row_by_its_label(tmp_path):
@@ -467,7 +469,8 @@ def test_remarks_of_methods_and_questions_that_did_not_fit_stand_below_the_board
     assert built.remarks[:3] == (
         "lora does not adapt x.",
         "Another.",
-        "Questions that did not fit into the model's window count as answered wrongly: uniform (2 of 6).",
+        "Questions that did not fit into the model's window are scored as empty answers, and are not in answer NLL: "
+        "uniform (2 of 6).",
     )
     (row,) = built.rows
     assert row.value("f1") == pytest.approx(1 / 6) and row.value("answer_nll") is not None

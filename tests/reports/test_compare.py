@@ -134,7 +134,9 @@ def test_boards_on_the_same_streams_are_not_pooled(tmp_path: Path) -> None:
     make(tmp_path, {"good": A, "bad": B}, "second", model_hash="other")
     comparison = compare("good", "bad", tmp_path, ["first", "second"])
     assert not comparison.pooled
-    assert "some have the same streams" in text_of(comparison)
+    assert "some have documents in common" in text_of(comparison)
+    make(tmp_path, {"good": A, "bad": B}, "third", dataset="two", decoding={"beams": 2})
+    assert not compare("good", "bad", tmp_path, ["first", "third"]).pooled, "answers of another kind"
 
 
 def test_boards_of_other_rules_are_not_put_together(tmp_path: Path) -> None:
@@ -165,6 +167,15 @@ def test_rows_without_results_are_left_out_and_named(tmp_path: Path) -> None:
     comparison = compare(str(tmp_path / "a"), str(tmp_path / "b"), tmp_path)
     assert [pair.title for pair in comparison.pairs] == ["good"]
     assert "Without results on both sides: bad." in comparison.remarks
+
+
+def test_runs_without_results_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, {"good": A[:2], "bad": B[:2]})
+    more = [record(tmp_path, spec(method, "test-3-2"), status="diverged") for method in ("good", "bad")]
+    board(tmp_path, [*store.read_board(tmp_path).runs, *more])
+    shown = text_of(compare("good", "bad", tmp_path))
+    assert "Streams on which not both have results are left out: 1." in shown
+    assert "Of 3 runs of good: 1 diverged." in shown and "Of 3 runs of bad: 1 diverged." in shown
 
 
 def test_streams_of_one_name_with_other_documents_are_refused(tmp_path: Path) -> None:
@@ -199,6 +210,9 @@ def test_two_commits_are_compared_by_the_records_that_they_made(tmp_path: Path) 
     assert ("commit", "bbbbbbbb", "aaaaaaaa") in pair.settings()
     with pytest.raises(BenchError, match=r"No record under .* is of commit ccccccc on the streams"):
         compare(new[:7], "ccccccc", tmp_path)
+    record(tmp_path, spec("good", "test-3-0", method_code="not committed"), B[0], provenance={"commit": new})
+    with pytest.raises(BenchError, match="are both of good on test-3-0, with other code, weights or devices"):
+        compare(new[:7], old[:9], tmp_path)
 
 
 def test_commits_with_another_harness_are_refused(tmp_path: Path) -> None:
@@ -237,7 +251,7 @@ def test_streams_that_only_one_has_are_left_out_and_counted(tmp_path: Path) -> N
     make(tmp_path / "b", {"good": B[:2]})
     comparison = compare(str(tmp_path / "a"), str(tmp_path / "b"), tmp_path)
     assert comparison.pairs[0].estimate.mean == pytest.approx(np.mean(gaps()[:2]))
-    assert "Streams that only one of the two has are left out: 1." in text_of(comparison)
+    assert "Streams on which not both have results are left out: 1." in text_of(comparison)
 
 
 def test_seeds_are_part_of_the_t_interval_and_the_reader_is_told(tmp_path: Path) -> None:

@@ -178,8 +178,9 @@ def test_entries_that_are_one_row_on_one_base_are_compared_with_both_rows_on_the
         name = "demo" if model == "nano" else f"demo-{model}"
         write_board(tmp_path, BoardRecord(experiment=name, entries=entries, remarks=[], bases=further))
     built = build(tmp_path)
-    rows = [[row.config.get("k") for row in line.rows] for line in pairs.lines(built)]
-    assert sorted(rows, key=str) == [[1, 1], [1, 2], [None, None]]
+    lines = {line.label: [row.config.get("k") for row in line.rows] for line in pairs.lines(built)}
+    assert lines == {"bm25 (k=1)": [1, 1], "bm25 (k=2)": [1, 2], "uniform": [None, None]}
+    assert all(plot.draw() for plot in pair_plots.drawings(built).values())
 
 
 @pytest.mark.parametrize(
