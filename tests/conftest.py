@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more threads, tiny models are many times slower
+os.environ["OMP_NUM_THREADS"] = "1"  # with more threads, tiny models are many times slower, and pools differ in bits
 
 import sys
 import tempfile

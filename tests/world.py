@@ -161,7 +161,7 @@ def make_experiment(dataset: Path, model: Path, methods: Sequence[object], **cha
     return Experiment.model_validate(values)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 300.0) -> None:
     """Wait for what another thread or process brings about; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
