@@ -91,6 +91,24 @@ def test_the_best_validated_learner_is_kept_not_the_last(lm: BaseModel) -> None:
     assert method.line.seen == trainer.best_step, "its buffers are those of that step"
 
 
+def test_outer_gradients_are_clipped(lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.Adam.step
+
+    def note(self: torch.optim.Adam) -> None:
+        norms.extend(abs(p.grad.item()) for group in self.param_groups for p in group["params"])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note)
+    trained(lm, clip_norm=0.5, steps=2)
+    trained(lm, clip_norm=None, steps=2)
+    assert norms[:2] == pytest.approx([0.5, 0.5], rel=1e-4) and min(norms[2:]) > 1
+
+
+def test_without_validation_documents_those_of_training_validate(lm: BaseModel) -> None:
+    assert Trainer(Learns(lm, Learns.Config()), TRAIN, []).validation == TRAIN
+
+
 def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
     training = TrainingConfig(steps=11, warmup=3, decay="cosine")
     factors = [training.rate_factor(step) for step in range(11)]

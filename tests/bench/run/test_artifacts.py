@@ -110,6 +110,8 @@ def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_the
     shifts = [read_run(tmp_path / cell.id).notes["shift"] for cell in result.cells]
     assert shifts == pytest.approx([0.5, 0.5], rel=0.01), "two steps of Adam, stored in bfloat16"
     assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
+    costs = [read_run(tmp_path / cell.id).costs for cell in result.cells]
+    assert all(cost is not None and cost.training == artifacts.cost(folder) for cost in costs), "it is paid for"
 
 
 def test_another_prompt_format_needs_other_weights_and_an_impossible_one_is_refused_first(
@@ -416,6 +418,24 @@ def test_an_artifact_that_is_there_stays_since_a_cell_may_be_reading_it(
     assert artifacts.write(folder.parent, artifacts.read_key(folder), made_elsewhere, "card") == folder
     assert {path: path.stat().st_ino for path in folder.iterdir()} == files
     assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_new_weights_replace_older_ones_of_the_same_training_in_the_committed_store_alone(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch, is_committed: bool
+) -> None:
+    first = train(plan(), tmp_path, plugin)
+    if is_committed:
+        monkeypatch.setattr(artifacts, "COMMITTED", first.parent)
+    key = artifacts.read_key(first)
+    made: Any = SimpleNamespace(
+        best={}, step=1, best_step=1, seconds=1.0, flops=1.0, train=[], validation=[], curve=[{"step": 1.0}]
+    )
+    settings, seed, older = ({"settings": {"steps": 9}}, {"seed": 9}, {"train_hash": "older data"})
+    folders = [
+        artifacts.write(first.parent, key.model_copy(update=change), made, "") for change in (settings, seed, older)
+    ]
+    assert {*first.parent.iterdir()} == {*folders, *([] if is_committed else [first])}
 
 
 @pytest.mark.parametrize("part", ["folders", "files", "a fetched base", "a base and data of its own"])
