@@ -27,7 +27,7 @@ def runs(tmp_path: Path) -> Path:
     for k in range(2):
         early = {0.5: [[0.0]]}
         ids.append(
-            record(tmp_path, spec("closed_book", f"test-2-{k}", probes=(0.5, 1.0)), [[0.25], [0.0]], early=early)
+            record(tmp_path, spec("closed_book", f"test-2-{k}", probes=(0.5, 1.0)), [[0.25], [0.0, 0.0]], early=early)
         )
         for seed in (0, 1):
             cell = spec("camels", f"test-2-{k}", config={"b": 1, "a": {"c": None}}, seed=seed, probes=(0.5, 1.0))
@@ -57,7 +57,7 @@ def test_the_mean_of_the_answers_is_the_score_of_the_board(tmp_path):
 def test_answers_are_those_of_the_last_probe_and_all_answers_are_all(runs):
     results = load_results(str(runs), "demo")
     assert list(results.answers.columns) == [*RUN, *ANSWER]
-    assert len(results.answers) == 2 * 2 + 4 * 3
+    assert len(results.answers) == 2 * 3 + 4 * 3
     events = sum(len(read_answers(runs, path.parent.name)) for path in runs.glob("*/run.json"))
     assert len(results.all_answers) == events == len(results.answers) + 6 * 1 + 4 * 2
     assert set(results.answers.probe) == {1.0} and set(results.answers["set"]) == {"stream"}

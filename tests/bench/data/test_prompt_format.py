@@ -46,7 +46,7 @@ def test_what_is_stated_in_words() -> None:
         ({"answer": "Answer: {answer}"}, "only spaces may stand before {answer}"),
         ({"answer": "\n{answer}"}, "no newline anywhere, since an answer ends there"),
         ({"chat": True, "answers": "{answer}"}, "answers: unknown key. Did you mean answer?"),
-        ({"begin": 1}, "begin = 1: Input should be a valid string."),
+        ({"begin": 1}, "begin = 1: Input should be text: put it in quotes."),
     ],
 )
 def test_a_wrong_format_is_refused_in_a_sentence(values: dict[str, Any], sentence: str) -> None:
