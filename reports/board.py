@@ -380,7 +380,7 @@ def _label(group: Group, groups: Sequence[Group], shown: Sequence[str]) -> str:
     for key, value in dotted(group.config).items():
         values = [config[key] for config in configs if key in config]
         common = [other for other in values if 2 * values.count(other) > len(configs)]
-        omitted = common[0] == value if common else value in (False, "none")
+        omitted = common[0] == value if common else value is False or value == "none"
         if key in shown and not omitted:
             settings.append(f"{key}={'null' if value is None else value}")
     label = f"{group.method} ({', '.join(settings)})" if settings else group.method

@@ -520,10 +520,10 @@ def test_the_next_command_finds_a_new_method(
     assert next_check() == "idea" and Path("methods", "idea.py").is_file()
 
 
-def test_training_that_diverges_exits_with_1_and_a_remedy(tmp_path: Path) -> None:
+def test_training_that_diverges_exits_with_1_and_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("learning_rate=1.0e+30", "steps=3", "episodes_per_step=2", "validation_episodes=2")
-    process = bench(
-        "train", "cmt", *(part for setting in settings for part in ("--set", f"cmt.training.{setting}")),
+    process = call(
+        capsys, "train", "cmt", *(part for setting in settings for part in ("--set", f"cmt.training.{setting}")),
         "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
     )  # fmt: skip
     assert process.returncode == 1
@@ -656,8 +656,10 @@ def test_an_empty_name_of_a_file_is_refused(option: str) -> None:
         run_bench.app(["streams", "build", "newsworld", "--data-files", option], standalone_mode=False)
 
 
-def test_doctor_says_what_an_experiment_needs_and_takes(experiment: Path, tmp_path: Path) -> None:
-    result = bench("doctor", str(experiment), "--runs", str(tmp_path / "runs"))
+def test_doctor_says_what_an_experiment_needs_and_takes(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = call(capsys, "doctor", str(experiment), "--runs", str(tmp_path / "runs"))
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ok +test +\d+ documents, \d+ questions$", result.stdout, re.MULTILINE)
     assert re.search(r"^note +qa_validation +keepers has no split 'qa_validation'", result.stdout, re.MULTILINE)
@@ -666,7 +668,9 @@ def test_doctor_says_what_an_experiment_needs_and_takes(experiment: Path, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: Path) -> None:
+def test_doctor_tries_what_can_run_and_says_what_failed(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = tmp_path / "breaks.py"
     plugin.write_text(
         "from bench import Method\n\n\nclass Breaks(Method):\n    'Breaks.'\n\n"
@@ -686,7 +690,7 @@ def test_doctor_tries_what_can_run_and_says_what_failed(llama: Path, tmp_path: P
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     varied = (str(tmp_path / "plan.yaml"), "--dtype", "bfloat16")
-    result = bench("doctor", *varied, "--plugin", str(plugin), "--runs", str(tmp_path / "runs"))
+    result = call(capsys, "doctor", *varied, "--plugin", str(plugin), "--runs", str(tmp_path / "runs"))
     assert result.returncode == 1 and "These methods failed in the trial:" in result.stderr, result.stderr
     assert "no room left" in result.stderr
     assert re.search(r"^closed_book .* \d+ s ", result.stdout, re.MULTILINE)

@@ -145,6 +145,12 @@ def test_labels_omit_values_that_most_rows_of_a_method_have(tmp_path):
     assert [row.label for row in build(tmp_path).rows] == labels
 
 
+def test_a_rate_of_zero_is_no_disabled_setting(tmp_path):
+    ids = [name for rate in (0.0, 0.1) for name in pair(tmp_path, "slow", (rate, rate), config={"rate": rate})]
+    board(tmp_path, ids)
+    assert [row.label for row in build(tmp_path).rows] == ["slow (rate=0.1)", "slow (rate=0.0)"]
+
+
 def test_labels_omit_tuned_and_disabled_settings_if_they_are_not_needed(tmp_path):
     plain, mixed = ({"control": control, "rate": rate} for control, rate in (("none", 0.2), ("shuffled", 0.4)))
     ids = pair(tmp_path, "camels", (0.4, 0.4), config=plain) + pair(tmp_path, "camels", (0.2, 0.2), config=mixed)

@@ -379,22 +379,6 @@ def shared(log: Path) -> tuple[int, int]:
     return len(processes), len(set(processes))
 
 
-def test_two_commands_on_one_folder_run_every_cell_once(llama: Path, tmp_path: Path) -> None:
-    log, plugin = tmp_path / "log", tmp_path / "logged.py"
-    plugin.write_text(PLUGIN.format(log=str(log)))
-    file = tmp_path / "shared.yaml"
-    dataset = make_dataset(tmp_path / "keepers")
-    streams = "{split: test, documents: 2, count: 8}"
-    file.write_text(f"dataset: {dataset}\nmodel: {llama}\nstreams: {streams}\nmethods: [closed_book, logged]\n")
-    command = [sys.executable, "run_bench.py", "run", str(file), "--plugin", str(plugin), "--jobs", "1"]
-    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert together(*[[*command, *folders]] * 2) == [0, 0]
-    board = read_board(tmp_path / "runs")
-    assert len(board.runs) == 16 and {read_run(tmp_path / "runs" / run).status for run in board.runs} == {"complete"}
-    assert shared(log) == (8, 2)
-    assert claims.Folder(tmp_path / "runs").running() == []
-
-
 @pytest.fixture
 def split(llama: Path, tmp_path: Path) -> Callable[..., Result]:
     """Run one shard of an experiment, or all of it, with a tuned method, in this process."""
