@@ -189,10 +189,10 @@ class TestCosts:
         rows = [label.get_text() for label in first.get_yticklabels()]
         shown = {rows[round(text.xy[1])]: text.get_text() for text in last.texts}
         expected = {"memory": "20", "uniform (x=1)": "never", "lora": "0", "cmt": "until 20"}
-        assert shown == expected and "uniform" in rows
+        assert shown == expected and "uniform (x=0)" in rows
         (column,) = columns.columns(built, ["break_even_documents"])[1:]
         cells = {row.label: column.cell(row) for row in built.rows}
-        assert cells == {**expected, "uniform (x=1)": "", "uniform": ""}
+        assert cells == {**expected, "uniform (x=1)": "", "uniform (x=0)": ""}
 
     def test_there_is_no_plot_if_all_methods_cost_nothing(self, tmp_path):
         board(tmp_path, [record(tmp_path, spec("closed_book", "test-1-0"), [[0.5]], costs=free(answering=0.0))])
