@@ -6,7 +6,6 @@ shows them on a terminal, and :mod:`reports.compare_plot` draws them.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.errors import BenchError
+from bench.hashing import content
 from bench.records.schema import AnswerEvent
 from bench.settings import dotted
 from reports import sides
@@ -293,8 +293,8 @@ def _check_alike(found: Sequence[Pair]) -> None:
 
 def _questioning(pair: Pair) -> str:
     """Which questions are asked, and how they are answered."""
-    spec = pair.a.records[0].spec.model_dump(mode="json")
-    return json.dumps([spec[name] for name in ("questions", "decoding", "retune", "prompt")], sort_keys=True)
+    spec = pair.a.records[0].spec
+    return content([spec.questions, spec.decoding, spec.retune, spec.prompt])
 
 
 def _conditions(pair: Pair) -> Mapping[str, str]:

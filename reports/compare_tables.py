@@ -161,11 +161,11 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         yield "t intervals include what the seeds add; the bootstrap and the permutations are about the seeds that ran."
     if left_out := max(pair.left_out for pair in comparison.pairs):
         yield f"Streams on which not both have results are left out: {left_out}."
-    broken = {group.label: group.records for pair in comparison.pairs for group in (pair.a, pair.b)}
-    for label, records in broken.items():
-        if counts := Counter(record.status for record in records if record.status != "complete"):
-            found = ", ".join(f"{count} {status}" for status, count in counts.items())
-            yield f"Of {len(records)} runs of {label}: {found}."
+    for pair in comparison.pairs:
+        for side, records in ((comparison.a, pair.a.records), (comparison.b, pair.b.records)):
+            if counts := Counter(record.status for record in records if record.status != "complete"):
+                row = side if comparison.of_rows and len(comparison.pairs) == 1 else f"{side} ({pair.title})"
+                yield f"Of {len(records)} runs of {row}: {', '.join(f'{n} {status}' for status, n in counts.items())}."
     yield from comparison.remarks
 
 

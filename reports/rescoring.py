@@ -13,7 +13,7 @@ from bench.data.scripts import Segmentation
 from bench.errors import BenchError, nearest
 from bench.files import write_bytes
 from bench.records import boards
-from bench.records.schema import mean
+from bench.records.schema import AnswerEvent, RunRecord, mean
 from bench.records.store import is_packed
 from bench.terminal import visible
 from reports.board import Board, build
@@ -66,16 +66,15 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
         raise BenchError(f"{runs} holds published records, which have no gold answers: rescore the runs themselves.")
     compute = _find(metric)
     board = build(runs, experiment)
-    rows = [(one, row) for one in (board, *board.others) for row in one.rows]
-    single = all(
-        len(answer.answers) == 1
-        for _, row in rows
-        for record in row.records
-        for answer in final_answers(row.runs, record)
-    )
+    answered = [
+        (one, row, [(record, final_answers(row.runs, record)) for record in row.records])
+        for one in (board, *board.others)
+        for row in one.rows
+    ]
+    single = all(len(answer.answers) == 1 for *_, of in answered for _, answers in of for answer in answers)
     rescored = []
-    for one, row in rows:
-        items = _items(row, compute, single)
+    for one, row, of in answered:
+        items = _items(of, compute, single)
         if items:
             estimates = {name: mean_over_streams(of_runs) for name, of_runs in items.items()}
             rescored.append(Rescored(one, row, estimates))
@@ -110,11 +109,12 @@ def render(rescored: Sequence[Rescored]) -> Table:
     return table
 
 
-def _items(row: Row, compute: Metric, single: bool) -> dict[str, list[Item]]:
+def _items(
+    answered: Sequence[tuple[RunRecord, Sequence[AnswerEvent]]], compute: Metric, single: bool
+) -> dict[str, list[Item]]:
     """The values of each run of a row that has answers; ``single`` if no question has several gold answers."""
     items: dict[str, list[Item]] = defaultdict(list)
-    for record in row.records:
-        answers = final_answers(row.runs, record)
+    for record, answers in answered:
         if answers:
             predictions, golds = [answer.prediction for answer in answers], [answer.answers for answer in answers]
             for name, value in compute(predictions, golds, record.spec.segment, single).items():

@@ -128,7 +128,7 @@ class Bucket(Place):
                 self.fetch_record(folder)
             elif name.startswith(REWRITTEN):
                 self._fetch_newest(name)
-        self._fetch_files(self._names(WEIGHTS))
+        self._fetch_files(name for name in names if name.startswith(WEIGHTS))
         here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
         here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
         for path in sorted(here, key=_as_sent):

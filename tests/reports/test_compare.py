@@ -176,6 +176,9 @@ def test_runs_without_results_are_counted(tmp_path: Path) -> None:
     shown = text_of(compare("good", "bad", tmp_path))
     assert "Streams on which not both have results are left out: 1." in shown
     assert "Of 3 runs of good: 1 diverged." in shown and "Of 3 runs of bad: 1 diverged." in shown
+    make(tmp_path / "whole", {"good": A})
+    shown = text_of(compare(str(tmp_path), str(tmp_path / "whole"), tmp_path))
+    assert f"Of 3 runs of {tmp_path} (good): 1 diverged." in shown and shown.count("diverged") == 1
 
 
 def test_streams_of_one_name_with_other_documents_are_refused(tmp_path: Path) -> None:
