@@ -250,6 +250,11 @@ def run(
     planned = [plan.name for plan in varied.methods]
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
+    if planned.count(str(reference)) > 1:
+        raise BenchError(
+            f"--reference {reference}: {varied.name} has several rows of this method. Leave the option out, and name "
+            f"one of them in report --reference, by its label on the board."
+        )
     remarks, plugins = overrides.remarks(), _paths(plugin)
     settings = tuple(slurm or [])
     workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)  # type: ignore[arg-type]
@@ -861,6 +866,11 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
     data_files: ExperimentFiles = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
+    documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
+    validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")] = None,
     device: DeviceName = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     plugin: Plugins = None,
@@ -885,6 +895,11 @@ def doctor(
         model=model,
         dataset=dataset,
         data_files=_data_files(data_files),
+        streams=streams,
+        documents=documents,
+        validation_documents=validation_documents,
+        assignments=set_ or [],
+        trials=trials,
         device=_device(device),
         dtype=dtype,
     )
@@ -1017,10 +1032,13 @@ def main() -> None:
         _print_error(error)
         sys.exit(1)
     except Exception as error:
+        from bench.contract.registry import line_of_method
+
+        line = line_of_method(error)
+        where, then = ("inside the benchmark itself", "; please report it") if line is None else (f"in {line}", "")
         _print_error(
             RunError(
-                f"an error inside the benchmark itself ({type(error).__name__}: {error}). "
-                f"{PROGRAM} --debug COMMAND ... shows where; please report it."
+                f"an error {where} ({type(error).__name__}: {error}). {PROGRAM} --debug COMMAND ... shows where{then}."
             ),
             error,
         )

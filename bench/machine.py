@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
+from math import floor
 from pathlib import Path
 
 _SETTINGS = ((-1, 2**31 - 1), (-2, 2**28), (-4, 0))  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
@@ -47,9 +48,9 @@ def release_gpu_memory() -> None:
 
 def usable_cores() -> int:
     """Number of cores that this process may use: fewer than the machine has under ``taskset`` or in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [floor(share) for group in _control_groups() for share in _cores_of(group)]
+    return max(1, min([cores, *limits]))
 
 
 def available_memory() -> int:
@@ -74,6 +75,13 @@ def _control_groups() -> Iterator[Path]:
                 own.append(CONTROL_GROUPS / path.lstrip("/"))
     groups = dict.fromkeys(group for folder in own for group in (folder, *folder.parents))
     yield from (group for group in groups if group.is_relative_to(CONTROL_GROUPS))
+
+
+def _cores_of(group: Path) -> Iterator[float]:
+    """The cores that a control group may use at a time, if it has a limit."""
+    with suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text().split()
+        yield int(quota) / int(period)  # a quota of "max" is no limit
 
 
 def _left_in(group: Path) -> int:

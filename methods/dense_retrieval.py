@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class DenseRetrieval(RetrievalMethod):
         embeddings = []
         for first in range(0, len(texts), BATCH):
             inputs, mask = self._tokenize(texts[first : first + BATCH])
-            with self.lm.autocast():
+            with self.lm.autocast() if self.tokenizer is None else nullcontext():  # an encoder of its own in float32
                 output = self.encoder(**inputs, output_hidden_states=True)
             hidden = output.hidden_states[self.layer].float()  # (B, T, H)
             mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, H)

@@ -51,6 +51,11 @@ class KnnLm(Method):
         self._measured = self.keys  # the keys whose squared norms are known
         self._norms = torch.zeros(0, device=lm.device)
 
+    def reset(self) -> None:
+        """Empty the bank."""
+        super().reset()
+        self._measured, self._norms = self.keys, self.keys.square().sum(1)
+
     def observe(self, document: Document) -> None:
         """Store the document's tokens under the hidden states that predict them."""
         self.keys = torch.cat([self.keys, self.lm.hidden(document)])

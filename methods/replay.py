@@ -1,5 +1,6 @@
 import pydantic
 import torch
+from torch import Tensor
 
 from bench import Document, TokenBatch
 from methods.parts.document_buffer import BufferedMethod, stored
@@ -32,12 +33,14 @@ class Replay(BufferedMethod):
         elif (place := int(torch.randint(self.seen, ()))) < self.config.buffer:
             self.documents[place] = stored(document)
 
-    def backward(self, batch: TokenBatch) -> float:
+    def backward(self, batch: TokenBatch) -> Tensor:
         """Add the gradients of the new document and of the replayed ones."""
         drawn = torch.randperm(len(self.documents))[: self.config.replays].tolist()
         self.parts = 1 + len(drawn)
         loss = super().backward(batch)
-        return loss + sum(super(Replay, self).backward(self.lm.tokens(self.documents[i])) for i in drawn)
+        for i in drawn:
+            loss += super().backward(self.lm.tokens(self.documents[i]))
+        return loss
 
     def loss_divisor(self, batch: TokenBatch) -> float:
         """Tokens times the number of documents in the step."""

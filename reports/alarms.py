@@ -122,13 +122,15 @@ def _equal_trials(tuning: Sequence[tuple[str, TuningRecord]]) -> Iterator[str]:
         if max(map(len, alike), default=0) < 2 or not all(_is_one([t["score"] for t in group]) for group in alike):
             continue
         same_nll = all(_is_one([trial["answer_nll"] for trial in group]) for group in alike)
+        if same_nll and len(scored) < len(record.trials):
+            continue  # what failed had other settings
         (idle if same_nll else undecided).append(f"{label} ({_score(record, alike[-1])})")
     if idle:
         yield f"Every trial has the same score: {', '.join(dict.fromkeys(idle))}. The tuned settings change nothing."
     if undecided:
         yield (
-            f"Every trial has the same score: {', '.join(dict.fromkeys(undecided))}. It does not tell the settings "
-            f"apart, and only the answers' NLL has decided."
+            f"All trials with results have the same score: {', '.join(dict.fromkeys(undecided))}. It does not tell the "
+            f"settings apart, and only the answers' NLL has decided."
         )
 
 
@@ -148,10 +150,15 @@ def _uneven_load(rows: Sequence[Row]) -> Iterator[str]:
     """Scoring the streams of a row took very different seconds for each operation."""
     ratios = {}
     for row in rows:
-        scoring = [costs_of(record).score for record in row.records]
-        rates = [tally.seconds / tally.flops for tally in scoring if tally.seconds >= SHORTEST and tally.flops]
-        if len(rates) > 1 and max(rates) > UNEVEN * min(rates):
-            ratios[row.label] = max(rates) / min(rates)
+        by_machine: dict[str, list[float]] = {}
+        for record in row.records:
+            tally, origin = costs_of(record).score, record.provenance
+            if tally.seconds >= SHORTEST and tally.flops:
+                machine = str(origin.get("gpu") or origin.get("cpu"))
+                by_machine.setdefault(machine, []).append(tally.seconds / tally.flops)
+        ratio = max((max(rates) / min(rates) for rates in by_machine.values()), default=0)
+        if ratio > UNEVEN:
+            ratios[row.label] = ratio
     if ratios:
         label = max(ratios, key=ratios.__getitem__)
         yield (

@@ -254,8 +254,18 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         retune=first.spec.retune,
         first_documents=_first_documents(groups),
         planned=tuple(entry.method for entry in record.entries),
-        others=tuple(build(runs, name, reference) for name in record.bases),
+        others=tuple(_other(runs, name, reference) for name in record.bases),
     )
+
+
+def _other(runs: Path, name: str, reference: str | None) -> Board:
+    """The board of another pair, with its default reference if it has no complete row of this one."""
+    try:
+        return build(runs, name, reference)
+    except BenchError:
+        board = build(runs, name)
+        remark = f"Differences are from {board.reference}, since {reference} has no complete row."
+        return replace(board, remarks=(remark, *board.remarks))
 
 
 Named = TypeVar("Named", Row, Group)

@@ -168,7 +168,7 @@ class Comparison:
     @property
     def pooled(self) -> bool:
         """True if the mean over the boards is shown: they are several, ask alike, and have no document in common."""
-        documents = [{(pair.a.records[0].spec.dataset, item.document) for item in pair.items[0]} for pair in self.pairs]
+        documents = [{item.document for item in pair.items[0]} for pair in self.pairs]
         is_alike = len({_questioning(pair) for pair in self.pairs}) == 1
         is_disjoint = len(set().union(*documents)) == sum(map(len, documents))
         return self.of_rows and len(self.pairs) > 1 and is_alike and is_disjoint

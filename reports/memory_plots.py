@@ -181,7 +181,7 @@ def _row_curves(rows: Sequence[Row]) -> Curves:
     f1, recall = (
         [(row.config["k"], row.scores[name][0]) for row in ordered if name in row.scores] for name in ("f1", "recall")
     )
-    return Curves(rows[0].method, f1, recall)
+    return Curves(" ".join(filter(None, (rows[0].method, rows[0].imported))), f1, recall)
 
 
 def _by_k(board: Board, methods: Sequence[Curves]) -> Figure:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reports.board import Board
-from reports.pairs import Line, comparisons, lines, names, rank
+from reports.pairs import Line, inversions, lines, names, rank
 from reports.style import GREY, ORANGE, Drawings, Plot
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ def _slopes(board: Board, competing: Sequence[Line]) -> Figure:
     from matplotlib.figure import Figure
 
     boards = (board, *board.others)
-    inverted = {
-        label for one in comparisons(board) for pair in one.inversions if pair.significant for label in pair[:2]
-    }
+    inverted: set[str] = set()
+    for a, b in itertools.combinations(range(len(boards)), 2):
+        both = [
+            (line.label, first, other)
+            for line in competing
+            if (first := line.rows[a]) is not None and (other := line.rows[b]) is not None
+        ]
+        for pair in inversions(boards[a], boards[b], both):
+            inverted |= {*pair[:2]} if pair.significant else set()
     ranks = {
         line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True) if row is not None]
         for line in competing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
     for one, row, of in answered:
         items = _items(of, compute, single)
         if items:
+            runs_with_answers = sum(bool(answers) for _, answers in of)
+            names = {name for name, values in items.items() if len(values) == runs_with_answers}
+            if names != {*items} or (rescored and names != {*rescored[0].estimates}):
+                raise BenchError(f"{metric} does not compute the same values for all runs: see those of {row.label}.")
             estimates = {name: mean_over_streams(of_runs) for name, of_runs in items.items()}
             rescored.append(Rescored(one, row, estimates))
     if not rescored:
@@ -162,9 +167,12 @@ def _from_file(path: Path) -> Metric:
     def values(predictions: Predictions, references: Sequence[Any]) -> Mapping[str, float]:
         try:
             computed = module.compute(predictions=list(predictions), references=list(references))
-            return {name: float(value) for name, value in computed.items() if _is_number(value)}
+            numbers = {name: float(value) for name, value in computed.items() if _is_number(value)}
         except Exception as error:
             raise BenchError(f"{path} failed: {type(error).__name__}: {error}") from error
+        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            raise BenchError(f"{path} computes a {bad[0]} that is no number for {visible(str(predictions[0]))[:60]!r}.")
+        return numbers
 
     def best(prediction: str, golds: Sequence[str]) -> Mapping[str, float]:
         of_golds = [values([prediction], [gold]) for gold in dict.fromkeys(golds)]

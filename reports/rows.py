@@ -242,8 +242,6 @@ def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterato
 
     A unit is named by its document and not by its position, which is another one in each order.
     """
-    if any(event.nll is None for event in events):
-        return
     document, nll = events[0].document_id, sum(event.nll or 0.0 for event in events)
     tokens, utf8_bytes = sum(event.tokens for event in events), sum(event.bytes for event in events)
     unit = f"document {document}, time {time}"
@@ -252,7 +250,7 @@ def _text_items(run: Run, events: Sequence[DocumentEvent], time: int) -> Iterato
     if tokens and all(event.nll_after is not None for event in events):
         after = sum(event.nll_after or 0.0 for event in events)
         yield "token_nll_after", Item.of(run, unit, document, after / tokens, tokens)
-    if utf8_bytes:
+    if utf8_bytes and all(event.nll is not None for event in events):
         yield "bits_per_byte", Item.of(run, unit, document, metrics.bits_per_byte(nll, utf8_bytes), utf8_bytes)
 
 

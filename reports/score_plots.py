@@ -99,7 +99,7 @@ def drawings(board: Board) -> Drawings:
                 intervals("bars", board_error(board)),
                 "bold names: not distinguishable from the best, since no method is significantly better",
                 "grey: controls",
-                "open: with failed runs" if any(row.note for row in rows) else "",
+                "open: not complete" if any(row.note for row in rows) else "",
                 _dashed(row_of(rows, FLOOR) is not None),
             ],
         )

@@ -47,11 +47,8 @@ TAGS = 10
 
 
 def drawings(board: Board) -> Drawings:
-    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw.
-
-    Control arms are left out: they have other documents.
-    """
-    all_weights = [weights for weights in row_weights(board) if weights.row.arm == "stream"]
+    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw."""
+    all_weights = row_weights(board)
     if not all_weights:
         return {}
     document = Plot(

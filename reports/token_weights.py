@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data.arms import documents_per_reset
 from bench.files import write_bytes
 from bench.records.schema import TokenClass, TokenEvent, mean
 from bench.records.store import read_tokens
@@ -100,15 +99,15 @@ class RowWeights:
 
 
 def row_weights(board: Board) -> list[RowWeights]:
-    """The token weights of the board's rows, for methods that weight tokens.
+    """The token weights of the board's rows on the stream itself, for methods that weight tokens.
 
     Raises:
         BenchError: the token events of a run are missing or damaged.
     """
     all_weights = []
     for row in board.rows:
-        if documents_per_reset(row.arm):
-            continue  # there every document is weighted as the first of a stream
+        if row.arm != "stream":
+            continue  # it has other documents, or weights each as the first of a stream
         found = ((run_of(record), read_tokens(row.runs, record.id)) for record in row.records)
         if events := {run: of for run, of in sorted(found) if of}:
             all_weights.append(RowWeights(row, events, {run: _run_weights(of) for run, of in events.items()}))

@@ -105,7 +105,7 @@ def _notes(methods: Sequence[Sensitivity]) -> list[str]:
         "open, grey: first part of the streams only"
         if any(not t.whole and t.score is not None for t in trials)
         else "",
-        "×: diverged" if any(trial.score is None for trial in trials) else "",
+        "×: no result" if any(trial.score is None for trial in trials) else "",
         "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
         "lines join trials with the same steps",
         "dashed: without documents" if any(sensitivity.floor is not None for sensitivity in methods) else "",

@@ -17,7 +17,7 @@ def replace(folder: Path, paths: Iterable[Path]) -> None:
     """Note the files that are written now, and remove those of the last report that are not among them."""
     now = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
     for name in outdated(folder, now):
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)  # another process may report here
         if (parent := (folder / name).parent) != folder and not any(parent.iterdir()):
             parent.rmdir()
     write_json(folder / NAME, dict(sorted(now.items())))

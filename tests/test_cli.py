@@ -263,6 +263,7 @@ def test_a_wrong_request_gets_an_error_message_without_a_traceback(
         (("--set", "uniform.learning_rate=.nan"), "uniform.learning_rate = nan: Input should be a finite number"),
         (("--set", "uniform.learning_rate={1: 2}"), "a key is not text"),
         (("--reference", "unifrom"), "keepers has no such method. Did you mean uniform?"),
+        (("--methods", "closed_book,bm25,bm25", "--reference", "bm25"), "several rows of this method"),
         (("--executor", "rya"), "--executor takes local, ray or slurm, not 'rya'"),
         (("--executor", "slurm"), "--executor slurm needs --shards N"),
         (("--ray-address", "a:1"), "--ray-address needs --executor ray"),
@@ -560,6 +561,21 @@ def test_an_error_that_nobody_expects_is_one_sentence(
     assert ", in fail\n" in debug.stderr and plain.stderr in debug.stderr
 
 
+def test_an_error_of_a_method_outside_of_its_runs_names_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "needy.py"
+    plugin.write_text(
+        "from bench import Method\n\n\nclass Needy(Method):\n    'Needs.'\n\n    name = 'needy'\n    paper = 'none'\n\n"
+        "    @classmethod\n    def search_space(cls, config):\n        return {'k': Range(low=1, high=2)}\n\n"
+        "    def observe(self, document):\n        pass\n"
+    )
+    process = call(capsys, "describe", "needy", "--plugin", str(plugin))
+    assert process.returncode == 1
+    expected = f"Error: an error in {plugin}, line 12 (NameError: name 'Range' is not defined). "
+    assert process.stderr.startswith(expected) and "report it" not in process.stderr
+
+
 @pytest.mark.parametrize("name", ["uniform", "newsworld", "default"])
 def test_describe_shows_methods_data_sets_and_experiments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     process = call(capsys, "describe", name)
@@ -659,7 +675,8 @@ def test_an_empty_name_of_a_file_is_refused(option: str) -> None:
 def test_doctor_says_what_an_experiment_needs_and_takes(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = call(capsys, "doctor", str(experiment), "--runs", str(tmp_path / "runs"))
+    smaller = ("--streams", "1", "--trials", "2", "--set", "uniform.clip_norm=1")
+    result = call(capsys, "doctor", str(experiment), *smaller, "--runs", str(tmp_path / "runs"))
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ok +test +\d+ documents, \d+ questions$", result.stdout, re.MULTILINE)
     assert re.search(r"^note +qa_validation +keepers has no split 'qa_validation'", result.stdout, re.MULTILINE)

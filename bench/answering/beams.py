@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,14 @@ class _Ended(NamedTuple):
     stopped: bool
 
 
+class _Choice(NamedTuple):
+    """A continuation of a beam by a token, and the sum that it then has."""
+
+    total: float
+    beam: int
+    token: int
+
+
 class _Group:
     """The beams of one group of a prompt. It is over when as many beams have stopped as it has."""
 
@@ -38,24 +47,22 @@ class _Group:
     def is_over(self) -> bool:
         return len(self.ended) >= self.size
 
-    def write(self, log_probs: Tensor) -> list[int]:
-        """Go on by one token: ``log_probs`` (size, V) come after each beam; returns the beam that each continues."""
-        totals = torch.tensor([beam.total for beam in self.beams], device=log_probs.device)
-        continued = totals[:, None] + log_probs[: len(self.beams)]  # (beams, V); one beam at first
-        best = continued.flatten().topk(self.size)
-        for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            beam, token = divmod(place, log_probs.shape[-1])
+    @property
+    def totals(self) -> list[float]:
+        """The sums of all beams; at first there is only one."""
+        return [beam.total for beam in self.beams] + [-math.inf] * (self.size - len(self.beams))
+
+    def write(self, best: Sequence[_Choice], going_on: Sequence[_Choice]) -> list[int]:
+        """Go on by one token; returns the beam that each one continues.
+
+        ``best`` are the best continuations, and ``going_on`` the best without a stop token.
+        """
+        for total, beam, token in best:
             if token in self.stops:
                 ids = self.beams[beam].ids
                 self.ended.append(_Ended(total / (len(ids) + 1), ids, True))
-        continued[:, self.stops] = -torch.inf
-        best = continued.flatten().topk(self.size)
-        places = [divmod(place, log_probs.shape[-1]) for place in best.indices.tolist()]
-        self.beams = [
-            _Beam(total, [*self.beams[beam].ids, token])
-            for total, (beam, token) in zip(best.values.tolist(), places, strict=True)
-        ]
-        return [beam for beam, _ in places]
+        self.beams = [_Beam(total, [*self.beams[beam].ids, token]) for total, beam, token in going_on]
+        return [beam for _, beam, _ in going_on]
 
     def close(self) -> None:
         """End all beams, if it is not over."""
@@ -78,22 +85,23 @@ def beam_answers(prefill: Prefill, decoding: Decoding) -> list[Answer]:
     batch.select([row for row in range(len(prompts)) for _ in range(beams)])
     log_probs = prefill.logits.log_softmax(-1).expand(-1, beams, -1)  # (prompts, beams, V)
     for step in range(1, decoding.max_new_tokens + 1):
-        rows = []
-        for first, groups, own in zip(range(0, beams * len(alive), beams), alive, log_probs, strict=True):
-            penalty = torch.zeros_like(own[0])  # (V,)
-            for group, part in zip(groups, own.split(size), strict=True):
-                parents = list(range(size))
-                if not group.is_over:
-                    parents = group.write(part - penalty)
-                    for beam in group.beams:
-                        penalty[beam.ids[-1]] += decoding.diversity_penalty
-                rows += [first + parent for parent in parents]
-                first += size
+        rows: list[list[int]] = [[] for _ in alive]
+        penalty = torch.zeros_like(log_probs[:, 0])  # (prompts, V)
+        for place, own in enumerate(log_probs.split(size, dim=1)):
+            at_work = [groups[place] for groups in alive]
+            writing = [not group.is_over for group in at_work]
+            for k, (group, choices) in enumerate(zip(at_work, _choices(at_work, own - penalty[:, None]), strict=True)):
+                parents = group.write(*choices) if writing[k] else range(size)
+                rows[k] += [k * beams + place * size + parent for parent in parents]
+            written = [[k, beam.ids[-1]] for k, group in enumerate(at_work) if writing[k] for beam in group.beams]
+            if written:
+                at = torch.tensor(written, device=lm.device).unbind(1)
+                penalty.index_put_(at, penalty.new_tensor(decoding.diversity_penalty), accumulate=True)
         going = [k for k, groups in enumerate(alive) if not all(group.is_over for group in groups)]
         if not going or step == decoding.max_new_tokens:
             break
         alive = [alive[k] for k in going]
-        batch.select([row for k in going for row in rows[k * beams : (k + 1) * beams]])
+        batch.select([row for k in going for row in rows[k]])
         last = [beam.ids[-1] for groups in alive for group in groups for beam in group.beams]
         tokens = torch.tensor(last, device=lm.device)[:, None]
         batch.extend(tokens, torch.ones_like(tokens))
@@ -105,3 +113,20 @@ def beam_answers(prefill: Prefill, decoding: Decoding) -> list[Answer]:
         best = max((ended for group in groups for ended in group.ended), key=lambda ended: ended.mean)
         answers.append(Answer(decode(lm.tokenizer, best.ids), best.stopped))
     return answers
+
+
+def _choices(groups: Sequence[_Group], log_probs: Tensor) -> Iterator[tuple[list[_Choice], list[_Choice]]]:
+    """For :meth:`_Group.write`, of a group of each prompt: ``log_probs`` (prompts, size, V) come after its beams."""
+    size, vocabulary = log_probs.shape[1:]
+    continued = torch.tensor([group.totals for group in groups], device=log_probs.device)[..., None] + log_probs
+    best = continued.flatten(1).topk(size)
+    continued[..., groups[0].stops] = -torch.inf
+    going_on = continued.flatten(1).topk(size)
+    sums = torch.stack([best.values, going_on.values], 1).tolist()  # of all prompts, since a GPU is waited for
+    places = torch.stack([best.indices, going_on.indices], 1).tolist()
+    for of_prompt in zip(sums, places, strict=True):
+        first, second = (
+            [_Choice(total, *divmod(place, vocabulary)) for total, place in zip(*both, strict=True)]
+            for both in zip(*of_prompt, strict=True)
+        )
+        yield first, second

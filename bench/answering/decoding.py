@@ -6,14 +6,14 @@ from typing import Literal, Self
 
 import pydantic
 
+from bench.settings import Settings
 
-class Decoding(pydantic.BaseModel):
+
+class Decoding(Settings):
     """Greedy decoding by default, or beam search, in one group of beams or (``diverse_beam``) in several.
 
     Hu et al. (2023) and Tack et al. (2024) use diverse beam search with 12 beams in 4 groups and a penalty of 10.
     """
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Literal["greedy", "beam", "diverse_beam"] = "greedy"
     max_new_tokens: int = pydantic.Field(default=16, ge=1)

@@ -34,6 +34,7 @@ from bench.conformance.loops import (
 )
 from bench.conformance.reach import reachable_strings, spelled
 from bench.contract.config import MethodConfig
+from bench.contract.meta_training import MetaTrained
 from bench.contract.method import Conditioning, Method
 from bench.contract.search import examples
 from bench.data.documents import Document, Entry, document_id
@@ -56,11 +57,11 @@ ODD_TEXTS = {
 def config_is_sound(kind: type[Method]) -> None:
     """All settings have valid defaults and descriptions, and the search space stays within their bounds."""
     require(
-        issubclass(kind.Config, MethodConfig), "Config must derive from bench.MethodConfig, which refuses unknown keys."
+        issubclass(kind.Config, MethodConfig) and kind.Config.model_config.get("extra") == "forbid",
+        "Config must derive from bench.MethodConfig, and refuse unknown keys as that does.",
     )
     kind.Config()
-    for name, field in kind.Config.model_fields.items():
-        require(field.description, f"Config.{name} has no description: give it with pydantic.Field(description=...).")
+    _check_settings(kind.Config())
     for name, values in kind.search_space(kind.Config()).items():
         require(name in kind.Config.model_fields, f"search_space has {name!r}, which is not a field of Config.")
         require(len(examples(values)), f"search_space has no values for {name!r}: list its choices, or remove it.")
@@ -69,6 +70,17 @@ def config_is_sound(kind: type[Method]) -> None:
                 kind.Config(**{name: value})
             except pydantic.ValidationError as error:
                 raise Violation(f"Correct the search space: {first_problem(error, kind.Config)}") from None
+
+
+def _check_settings(group: pydantic.BaseModel, prefix: str = "Config") -> None:
+    """Check the settings of a group, and those of the groups in it."""
+    for name, field in type(group).model_fields.items():
+        place = f"{prefix}.{name}"
+        require(field.description, f"{place} has no description: give it with pydantic.Field(description=...).")
+        if isinstance(value := getattr(group, name), pydantic.BaseModel):
+            strict = type(value).model_config.get("extra") == "forbid"
+            require(strict, f"{place} accepts unknown keys: derive {type(value).__name__} from bench.MethodConfig.")
+            _check_settings(value, place)
 
 
 def observe_only_reads(kind: type[Method]) -> None:
@@ -142,6 +154,10 @@ def same_seed_same_results(kind: type[Method]) -> None:
     entries = fixtures.entries()
     first, second = (run(prepare(kind), entries).history() for _ in range(2))
     item = difference(first, second)
+    if issubclass(kind, MetaTrained):
+        one, other = (fixtures.train_learner(kind) for _ in range(2))
+        different = (name for name, value in one.items() if not torch.equal(value, other[name]))
+        item = next((f"{name}, of the learner after training," for name in different), item)
     require(
         item is None,
         f"{item} differs between two runs. Draw all random numbers from a torch.Generator seeded with self.seed, "

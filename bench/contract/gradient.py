@@ -159,13 +159,15 @@ class GradientMethod(Method):
             return
         optimizer = self.optimizer
         self.lm.model.train(self.config.dropout)
+        losses = []
         for _ in range(self.config.steps_per_document):
             optimizer.zero_grad(set_to_none=True)
-            loss = self.backward(batch)
+            losses.append(self.backward(batch))
+            self.step()
+        for loss in torch.stack(losses).tolist():  # read once, since a GPU is waited for
             if not math.isfinite(loss):
                 other = "--dtype bfloat16 or " if self.lm.dtype == torch.float16 else ""  # 65,504 is its largest number
                 raise Diverged(f"The loss became {loss}; {other}a lower learning rate may help.")
-            self.step()
         optimizer.zero_grad(set_to_none=True)
         if self.config.dropout:
             self.lm.model.eval()
@@ -180,20 +182,25 @@ class GradientMethod(Method):
         """The document's :meth:`token_weights`, which :attr:`last_weights` keeps for further steps."""
         if self.last_weights is None or self.last_weights.document is not batch.document:
             weights = self.token_weights(batch)
+            if weights is not None and weights.shape != (len(batch),):
+                raise ValueError(
+                    f"token_weights has the shape {tuple(weights.shape)} for a batch of {len(batch)} tokens: it is one "
+                    f"weight for each of batch.token_ids, without the context."
+                )
             self.last_weights = None if weights is None else Weighed(batch.document, weights.detach())
         return None if self.last_weights is None else self.last_weights.weights
 
-    def backward(self, batch: TokenBatch) -> float:
+    def backward(self, batch: TokenBatch) -> Tensor:
         """Add the gradient of the document's loss, sum of weight x -log p over the divisor, window by window.
 
-        The first step after a scoring uses the graph of the scoring. Returns the loss (nats).
+        The first step after a scoring uses the graph of the scoring. Returns the loss (nats), a number on the device.
         """
         weights = self._weigh(batch)
         if self.config.end_of_text and not _continues(batch.document):
             batch = batch.followed_by(self.lm.eos_id)
             weights = None if weights is None else functional.pad(weights, (0, 1), value=1.0)
         divisor = self.loss_divisor(batch)
-        position, total = 0, 0.0
+        position, total = 0, torch.zeros((), device=self.lm.device)
         with recomputed_layers(self.lm.model) if self.config.gradient_checkpointing else nullcontext():
             for log_probs in self._log_probs(batch):
                 window = slice(position, position + len(log_probs))
@@ -201,7 +208,7 @@ class GradientMethod(Method):
                 weighted = log_probs if weights is None else log_probs * weights[window].to(log_probs)
                 loss = -weighted.sum() / divisor
                 loss.backward()
-                total += loss.item()
+                total += loss.detach()
         return total
 
     def _log_probs(self, batch: TokenBatch) -> Iterable[Tensor]:

@@ -15,6 +15,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ GROUP = "online_adaptation_bench.methods"
 
 LEARNING_SPLITS = ("train", "qa_train")
 """The splits from which methods may learn offline."""
+
+PLUGINS = "_plugins_"
+"""How the names of packages begin that are made for plug-in files."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """Pattern of a method's name."""
@@ -257,6 +261,16 @@ def _import(info: MethodInfo) -> types.ModuleType:
     return importlib.import_module(info.module)
 
 
+def line_of_method(error: BaseException) -> str | None:
+    """The last line of a method's file that led to an error; None if it came from no method."""
+    lines = [
+        f"{frame.f_code.co_filename}, line {number}"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(("methods.", PLUGINS))
+    ]
+    return lines[-1] if lines else None
+
+
 def _plugin_package(folder: Path) -> str:
     """Name of a package for one folder with plug-ins: relative imports work, and sys.path is not changed."""
-    return f"_plugins_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    return f"{PLUGINS}{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"

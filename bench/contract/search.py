@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import pydantic
 
+from bench.settings import Settings
 
-class Range(pydantic.BaseModel):
+
+class Range(Settings):
     """All numbers from ``low`` to ``high``; on a logarithmic scale with ``log``."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     low: float
     high: float
     log: bool = False

@@ -7,18 +7,18 @@ from typing import Any
 
 import pydantic
 
+from bench.settings import Settings
+
 _PLACEHOLDER = re.compile(r"\{(document|question|answer)\}")
 
 
-class PromptFormat(pydantic.BaseModel):
+class PromptFormat(Settings):
     """The begin token, and templates for document, question and answer or the tokenizer's chat template.
 
     The default is the plain format: begin of text, the document and a newline, the question; then a space and the
     answer. With ``chat``, document and question are the user's message, and the answer is the assistant's. Templates
     are text: the name of a special token in them is read as its characters.
     """
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     begin: str | None = pydantic.Field(
         default=None,

@@ -76,8 +76,8 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
             rows = _hub_rows(recipe, recipe.source.hub, split, place)
         else:
             source, span = rows_of(place)
-            path = recipe.folder / (recipe.source.files or {})[source]
-            rows = itertools.islice(_file_rows(recipe, source, [path]), span.start, span.stop)
+            paths = [recipe.folder / name for name in (recipe.source.files or {})[source]]
+            rows = itertools.islice(_file_rows(recipe, source, paths), span.start, span.stop)
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
         raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
@@ -201,7 +201,7 @@ def _squad_rows(recipe: Recipe, path: Path, split: str) -> Iterator[Row]:
             continue
         try:
             paragraphs = [
-                {**({"title": article["title"]} if "title" in article else {}), **paragraph}
+                {"qas": None, **({"title": article["title"]} if "title" in article else {}), **paragraph}
                 for article in row["data"]
                 for paragraph in article["paragraphs"]
             ]
@@ -495,6 +495,16 @@ def _remarks(recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int
         )
     if unanswerable := sum(gold.answers == NO_ANSWER for gold in golds):
         yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: the right answer is none."
+    asked = {(entry.document.id, g.question.text, g.answers, g.revises) for entry in entries for g in entry.questions}
+    if repeated := len(golds) - len(asked):
+        yield (
+            f"{repeated} question(s) of {split} are asked again about the same document, under another id: all count."
+        )
+    if recipe.stream.group and (alone := sum(not entry.group for entry in entries)):
+        yield (
+            f"{alone} document(s) of {split} have no {recipe.column('group')}, by which streams are drawn: each is a "
+            f"group of its own."
+        )
     if differing:
         yield (
             f"{differing} row(s) of {split} repeat a document with another title, timestamp or group: its first row "

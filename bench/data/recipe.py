@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
@@ -19,6 +19,7 @@ from bench.data.scripts import Segmentation
 from bench.data.times import check_format
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
+from bench.settings import Settings
 
 Split = Literal["qa_train", "qa_validation", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -32,11 +33,7 @@ _RANGE = re.compile(r"(?P<source>[\w.-]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SQUAD: Mapping[Column, str] = {"text": "context", "group": "title", "questions": "qas"}
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Hub(_Strict):
+class Hub(Settings):
     """A dataset on the Hugging Face hub, pinned to one commit."""
 
     id: str
@@ -45,11 +42,19 @@ class Hub(_Strict):
     config: str | None = None
 
 
-class Source(_Strict):
+class Source(Settings):
     """Source of the data: the hub, or files in the recipe's folder, by source split."""
 
     hub: Hub | None = None
-    files: Mapping[str, str] | None = None
+    files: Mapping[str, tuple[str, ...]] | None = None
+    """A file, or a list of them, for each source split."""
+
+    @pydantic.field_validator("files", mode="before")
+    @classmethod
+    def _listed(cls, files: Any) -> Any:
+        if not isinstance(files, Mapping):
+            return files
+        return {split: (names,) if isinstance(names, str) else names for split, names in files.items()}
 
     @pydantic.model_validator(mode="after")
     def _one(self) -> Source:
@@ -58,7 +63,7 @@ class Source(_Strict):
         return self
 
 
-class Size(_Strict):
+class Size(Settings):
     """Number of streams of a split, and of documents in each."""
 
     documents: pydantic.PositiveInt
@@ -69,7 +74,7 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Join(_Strict):
+class Join(Settings):
     """Questions and documents in different files: the columns of each that are equal if they belong together."""
 
     question: str
@@ -78,14 +83,14 @@ class Join(_Strict):
     """Treatment of questions whose document is not there. None: an error."""
 
 
-class Counts(_Strict):
+class Counts(Settings):
     """Numbers of a published split."""
 
     documents: pydantic.PositiveInt | None = None
     questions: pydantic.PositiveInt | None = None
 
 
-class StreamPolicy(_Strict):
+class StreamPolicy(Settings):
     """Rule by which streams are drawn (see :func:`bench.data.streams.draw`)."""
 
     group: bool | Literal["alone"] = False
@@ -104,13 +109,13 @@ class StreamPolicy(_Strict):
         return self
 
 
-class Anchor(_Strict):
+class Anchor(Settings):
     """Source of the anchor set: old knowledge that adaptation should not destroy."""
 
     split: Split
 
 
-class Recipe(_Strict):
+class Recipe(Settings):
     """A dataset as its ``dataset.yaml`` declares it."""
 
     name: str

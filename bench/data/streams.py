@@ -18,21 +18,20 @@ import pydantic
 
 from bench import paths
 from bench.data import times
-from bench.data.documents import Document, Entry, Stream, stream_hash, superseded
+from bench.data.documents import Document, Entry, Stream, stream_hash, superseded, text_key
 from bench.data.reader import NO_FILES, DataFiles, MissingSplit, load_split
 from bench.data.recipe import Recipe, StreamPolicy
 from bench.errors import BenchError, first_problem
 from bench.files import write_json
 from bench.seeds import seed_for
+from bench.settings import Settings
 
 Reader = Callable[[Recipe, str, DataFiles], tuple[Entry, ...]]
 """A function that returns the entries of a split, like :func:`bench.data.reader.load_split`."""
 
 
-class Manifest(pydantic.BaseModel):
+class Manifest(Settings):
     """A frozen stream: ``datasets/<dataset>/streams/<name>.json``."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     dataset: str
     name: str
@@ -122,15 +121,21 @@ def draw(
         there = f"{len(entries)} documents"
         there += f" in {len(ordered)} groups" if len(ordered) < len(entries) else ""
     if index >= len(runs):
+        limit = ""
+        if policy.groups > 1:
+            limit = f" Each stream has documents of {policy.groups} groups at least, and no group is in two streams."
         raise BenchError(
             f"{split!r} of {dataset} has {there}, too few for {index + 1} disjoint stream(s) of {documents}: use fewer "
-            f"streams or documents (--streams, --documents, --validation-documents)."
+            f"streams or documents (--streams, --documents, --validation-documents), or more data.{limit}"
         )
     run = runs[index]
     if policy.order == "timestamp":
-        undated = [entries[position].document.id for position in run if not entries[position].document.timestamp]
+        undated = [entries[position].document.text for position in run if not entries[position].document.timestamp]
         if undated:
-            raise BenchError(f"Document {undated[0]} ({split!r} of {dataset}) has no timestamp to order the stream by.")
+            raise BenchError(
+                f"The document of {split!r} of {dataset} that begins {undated[0][:60]!r} has no timestamp to order the "
+                f"stream by: give it one, or leave it out."
+            )
         run.sort(key=lambda position: (times.parse(entries[position].document.timestamp), position))
     elif policy.order == "random":
         run.sort(key=lambda position: rank(index, entries[position].document.id))
@@ -288,13 +293,14 @@ def with_irrelevant(entries: Sequence[Entry], stream: Stream, percent: int) -> S
 
 def _others(entries: Sequence[Entry], stream: Stream, like: Sequence[Entry], arm: str) -> list[Entry]:
     """For each entry of ``like`` another one whose document has nearly the same length, as :func:`placebo` says."""
-    own = {entry.document.id for entry in stream.entries}
+    own = {text_key(entry.document.text) for entry in stream.entries}
     groups = {entry.group for entry in stream.entries if entry.group}
-    pool = [entry for entry in entries if entry.document.id not in own and entry.group not in groups]
+    pool = [entry for entry in entries if entry.group not in groups and text_key(entry.document.text) not in own]
     if len(pool) < len(like):
         raise BenchError(
             f"The {arm} arm of {stream.dataset} {stream.name} needs {len(like)} documents outside the stream and its "
-            f"groups, but the split has {len(pool)}: use fewer --documents, or leave the arm out."
+            f"groups, but the split has {len(pool)}: use fewer --documents or more data, or leave the arm out of the "
+            f"experiment (the methods that have it, with --methods)."
         )
     rest: list[tuple[int, int, Entry]] = []
     for other in pool:

@@ -162,7 +162,6 @@ class Loop:
         self.lm: BaseModel = self.method.lm
         self.ledger = Ledger(self.lm)
         self._sees_evidence = type(self.method).sees_evidence
-        self._ids: dict[tuple[str, str], str] = {}
 
     @property
     def events(self) -> tuple[list[DocumentEvent], list[AnswerEvent], list[TokenEvent]]:
@@ -188,7 +187,7 @@ class Loop:
             for seen, probe in due:
                 if seen == position + 1:
                     self.probe(probe, seen)
-        if not self.documents:
+        if not self.documents and due:
             self.probe(max(self.probes), len(self.entries))
         self._measure_state()
 
@@ -197,7 +196,7 @@ class Loop:
             self.state_bytes = max(self.state_bytes, state_bytes(self.method))
 
     def _run_in_groups(self, every: int) -> None:
-        due = self._due(len(self.entries))
+        due = self._due(len(self.entries)) if max(self.probes) > 0 else []
         for first in range(0, len(self.documents), every):
             with self.hook("reset", self.position):
                 self.method.reset()
@@ -377,7 +376,7 @@ class Loop:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "order", which, str(fraction)))
         order = torch.randperm(len(due), generator=generator).tolist()
         due = [due[i] for i in order]
-        questions = [self._question(which, item) for item in due]
+        questions = [self._question(i, item) for i, item in enumerate(due)]
         first_golds = [item.gold.answers[0] for item in due]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
         with self.ledger.phase("answer", len(due), count=True):
@@ -438,14 +437,10 @@ class Loop:
         answers, likelihoods = zip(*(results[i] for i in range(len(prompts))), strict=True)
         return list(answers), list(likelihoods)
 
-    def _question(self, which: str, item: DueQuestion) -> Question:
-        """The question as the method sees it.
-
-        Its id is a number, in the order in which questions are first asked: ids of data sets may tell the document.
-        """
-        number = self._ids.setdefault((which, item.gold.question.id), str(len(self._ids)))
-        asked = item.gold.question
-        return question_for_method(self._sees_evidence, Question(number, asked.text, asked.timestamp), item.document)
+    def _question(self, number: int, item: DueQuestion) -> Question:
+        """The question as the method sees it; its id is its place, since ids of datasets may tell the document."""
+        question = replace(item.gold.question, id=str(number))
+        return question_for_method(self._sees_evidence, question, item.document)
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         batches = list(map(self.lm.tokens, documents))

@@ -57,16 +57,21 @@ class $class_name(GradientMethod):
 ''')
 
 
+_IMPORTED = ("Range", "Tensor")
+"""Those names of the skeleton's imports that a class could have."""
+
+
 def new_method(name: str, folder: Path) -> Path:
     """Write ``<folder>/<name>.py``, the skeleton of a method named ``name``, and return its path.
 
     Raises:
         BenchError: the name is not valid or is in use, the file exists, or the folder does not exist.
     """
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    if not NAME.fullmatch(name) or any(map(keyword.iskeyword, (name, class_name))) or class_name in _IMPORTED:
         raise BenchError(
             f"{name!r} cannot name a method: use lower-case letters, digits and underscores, with a letter first; "
-            f"keywords of Python are not allowed."
+            f"keywords of Python and names that the file imports are not allowed."
         )
     path = folder / f"{name}.py"
     if path.exists():
@@ -76,7 +81,6 @@ def new_method(name: str, folder: Path) -> Path:
         raise BenchError(f"A method named {name} already exists in {sources[name]}. Choose another name.")
     if not folder.is_dir():
         raise BenchError(f"The folder {folder} does not exist. Create it, or choose another one with --folder.")
-    class_name = "".join(part.capitalize() for part in name.split("_"))
     with path.open("x", encoding="utf-8") as file:
         file.write(_SKELETON.substitute(name=name, class_name=class_name))
     return path

@@ -343,8 +343,8 @@ class BaseModel:
         ids = torch.cat([batch.context_ids, batch.token_ids])
         parts = [torch.zeros(0, self.model.get_output_embeddings().weight.shape[-1], device=self.device)]
         for start, first, stop in self.windows(len(batch), len(batch.context_ids)):
-            with head_inputs(self.model) as seen:
-                self.read(stop - first, input_ids=ids[None, start : stop - 1], use_cache=False)
+            with head_inputs(self.model, alone=True) as seen:
+                self.model(input_ids=ids[None, start : stop - 1], use_cache=False)
             parts.append(seen[-1][0, first - stop :].float())
         return torch.cat(parts)
 

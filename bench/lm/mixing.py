@@ -25,10 +25,15 @@ another that is as near."""
 
 
 @contextmanager
-def head_inputs(model: Any) -> Iterator[list[Tensor]]:
-    """Collect what the output layer reads, (B, T, d) for each forward pass inside the block."""
+def head_inputs(model: Any, alone: bool = False) -> Iterator[list[Tensor]]:
+    """Collect what the output layer reads, (B, T, d) for each forward pass; ``alone``: without computing its logits."""
     seen: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def keep(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        seen.append(inputs[0])
+        return (inputs[0][:, :0],) if alone else None
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
         yield seen
     finally:

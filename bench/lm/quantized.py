@@ -43,10 +43,7 @@ def check(folder: Path, config: Any) -> None:
     if (storage := stated.get("bnb_4bit_quant_storage") or "uint8") != "uint8":
         raise BenchError(f"{folder} keeps its 4 bits as {storage}. Save it with bnb_4bit_quant_storage=torch.uint8.")
     if importlib.util.find_spec(METHOD) is None:
-        raise BenchError(
-            f"{folder} is quantized by {METHOD}, which is not installed. Install it: "
-            'pip install "online-adaptation-bench[quantized]"'
-        )
+        raise BenchError(f"{folder} is quantized by {METHOD}, which is not installed: pip install {METHOD}.")
 
 
 def is_quantized(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Literal, NamedTuple
 
 from bench.records.schema import RunRecord, TrialRecord, mean
@@ -35,9 +36,10 @@ def measure(runs: Sequence[RunRecord], metric: Metric) -> Measurement:
 
 
 def floor(runs: Sequence[RunRecord], prefix: int | None = None) -> float | None:
-    """Mean F1 of the runs without documents, on whole streams or on their ``prefix``; None if there are none."""
+    """Mean F1 of the runs without documents, on whole streams or on their ``prefix``; None if one failed."""
     summaries = [run.summary for run in runs if run.spec.arm == "empty" and run.spec.prefix == prefix]
-    return mean([summary.f1 for summary in summaries if summary is not None and summary.f1 is not None])
+    scores = [summary.f1 for summary in summaries if summary is not None and summary.f1 is not None]
+    return mean(scores) if len(scores) == len(summaries) else None
 
 
 def merit(metric: Metric, score: float, answer_nll: float | None, floor: float | None) -> tuple[float, float]:
@@ -48,7 +50,7 @@ def merit(metric: Metric, score: float, answer_nll: float | None, floor: float |
     """
     if metric == "token_nll":
         return -score, 0.0
-    return max(score, floor or 0.0), -(answer_nll or 0.0)
+    return max(score, floor or 0.0), -inf if answer_nll is None else -answer_nll
 
 
 def best(metric: Metric, floor: float | None, trials: Sequence[TrialRecord]) -> int | None:

@@ -167,8 +167,8 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
     raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
-        f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with the other "
-        f"options of this command."
+        f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with this "
+        f"command's options on data, base, settings and seed."
     )
 
 
@@ -216,7 +216,10 @@ def load(folder: Path, method: MetaTrained) -> None:
     tensors, _ = read_tensors(folder / WEIGHTS, REMEDY)
     learner = method.learner.state_dict()
     if {name: p.shape for name, p in learner.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise BenchError(f"{folder} holds the weights of another learner than {method.name}'s. {REMEDY}")
+        raise BenchError(
+            f"{folder} holds the weights of another learner than {method.name}'s. {REMEDY} If "
+            f"that does not help, a setting outside the group training changes the learner: move it into that group."
+        )
     method.learner.load_state_dict(tensors)
 
 

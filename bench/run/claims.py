@@ -10,6 +10,7 @@ its claim. Times are those of the file server, so that the clocks of several mac
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -182,8 +183,10 @@ class Folder(Claims):
         path = self._path(name)
         try:
             return Seen(path.read_bytes(), _now(path.parent) - path.stat().st_mtime)
-        except FileNotFoundError:  # also one that is released meanwhile
-            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # also one that is released or replaced meanwhile
+                return None
+            raise
 
     def create(self, name: str, content: bytes) -> bool:
         """Create a claim; False if there is one, or if another process has replaced it meanwhile."""

@@ -58,7 +58,8 @@ class Task:
 class TaskError:
     """The reason why a task has no value: it raised, its worker process died, or it exceeded a time limit."""
 
-    kind: Literal["raised", "worker_died", "timed_out"]
+    kind: Literal["raised", "io", "worker_died", "timed_out"]
+    """``io``: it raised an error of the system, such as one of a disk or file server, so that it may run elsewhere."""
     message: str
     activity: Any = None
     """What exceeded its time limit, as passed to :func:`limit_time`."""
@@ -178,9 +179,10 @@ def take_new(tasks: list[Task], busy: Set[str]) -> Task:
     return take(tasks, {task.group for task in tasks} - busy) or tasks.pop(0)
 
 
-def thread_counts(threads: int) -> dict[str, str]:
-    """The variables from which libraries read their number of threads, once, when they are imported."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+def start_environment(threads: int) -> dict[str, str]:
+    """The variables that a worker must be started with: its threads, and one order of sets in all processes."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+    return {**counts, "PYTHONHASHSEED": "0"}
 
 
 @dataclass(frozen=True)
@@ -388,13 +390,13 @@ class _Worker(Assignee):
         context: Any = get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(_PRELOADED)
-        counts = thread_counts(threads)
+        start = start_environment(threads)
         self.gpu = gpu
         self.pipe, worker_end = context.Pipe()
         here = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu, **machine.GPU_ORDER}
-        arguments = (worker_end, threads, {**os.environ, **counts, **here})
+        arguments = (worker_end, threads, {**os.environ, **start, **here})
         self.process = context.Process(target=_work, args=arguments, daemon=True)
-        with _environment({**counts, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
+        with _environment({**start, "PYTHONPATH": os.pathsep.join(sys.path)}), _script_hidden(), _interrupts_blocked():
             self.process.start()
         worker_end.close()
 
@@ -546,7 +548,8 @@ def perform(task: Task, threads: int) -> tuple[Outcome, bool]:
     try:
         outcome = Outcome(task.key, value=_call(task, threads))
     except Exception as error:
-        outcome = Outcome(task.key, error=TaskError("raised", f"{type(error).__name__}: {error}"))
+        kind: Literal["raised", "io"] = "io" if isinstance(error, OSError) else "raised"
+        outcome = Outcome(task.key, error=TaskError(kind, f"{type(error).__name__}: {error}"))
     return outcome, not _retiring
 
 

@@ -93,7 +93,7 @@ class Overrides:
         files = ", ".join(Path(path).name for paths in self.data_files.values() for path in paths)
         values = _set_options(
             model=self.model and Path(self.model).name,
-            dataset=self.dataset,
+            dataset=self.dataset and Path(self.dataset).name,
             data_files=files or None,
             seed=self.seed,
             device=self.device,

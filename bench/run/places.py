@@ -7,9 +7,11 @@ in the copy; what others have written is fetched, and what is new here is sent, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +177,15 @@ class Bucket(Place):
         here = self.path / cell / MANIFEST
         if here.is_file() and (here.read_bytes() == manifest or read_run(here.parent).status != "failed"):
             return
-        for path in self.fs.ls(remote, detail=False):
-            file = Path(path).name
-            if file != MANIFEST:
-                write_bytes(self.path / cell / file, self.fs.cat_file(path))
+        try:
+            hashes: Mapping[str, str] = json.loads(manifest)["files"]
+            contents = {Path(file).name: self.fs.cat_file(f"{remote}/{Path(file).name}") for file in hashes}
+        except (ValueError, TypeError, KeyError, FileNotFoundError):
+            return  # it is being sent, or was not sent whole
+        if any(hashlib.sha256(content).hexdigest() != hashes.get(file) for file, content in contents.items()):
+            return
+        for file, content in contents.items():
+            write_bytes(self.path / cell / file, content)
         write_bytes(here, manifest)
 
     def send(self, name: str) -> None:
@@ -193,8 +200,9 @@ class Bucket(Place):
     def _names(self, folder: str = "") -> list[str]:
         """All files in the bucket, or in a folder of it, by their names under the root."""
         self.fs.invalidate_cache()
-        found: list[Any] = self.fs.find(f"{self.root}/{folder}".rstrip("/"))
-        return sorted(path.removeprefix(self.root).lstrip("/") for path in found)
+        found: Mapping[str, Any] = self.fs.find(f"{self.root}/{folder}".rstrip("/"), detail=True)
+        whole = [path for path, facts in found.items() if facts["size"] or not path.endswith(f"/{MANIFEST}")]
+        return sorted(path.removeprefix(self.root).lstrip("/") for path in whole)
 
 
 class InBucket(Claims):
@@ -224,8 +232,9 @@ class InBucket(Claims):
         try:
             with self.fs.open(path, "xb") as file:
                 file.write(content)
-        except FileExistsError:
-            return False
+        except OSError as error:  # if there is a claim already, its kind depends on the place
+            if not isinstance(error, FileExistsError) and self.look(name) is None:
+                raise
         except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
             self.fs.pipe_file(path, content)
         return self._has(name, content)

@@ -32,7 +32,7 @@ from bench.run.executor import (
     Task,
     TaskError,
     Told,
-    thread_counts,
+    start_environment,
 )
 
 RETRIES = 2
@@ -56,7 +56,7 @@ def start(address: str | None, cores: int | None = None) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError:
-        raise BenchError("Ray is not installed. Run `pip install '.[cluster]'`, or use --executor local.") from None
+        raise BenchError("Ray is not installed: pip install ray, or use --executor local.") from None
     missing = f"There is no Ray cluster at {address}. Start one with `ray start --head`, or leave --ray-address out."
     is_new = not ray.is_initialized()
     if not is_new and address:
@@ -144,7 +144,7 @@ class RayCluster(Pool["_Actor"]):
             self._ray.shutdown()
 
     def _new(self, task: Task) -> _Actor:
-        environment = {**thread_counts(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**start_environment(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         strategy: Any = "DEFAULT"
         avoided = {*self.lost.get(task.key, [])} - {""}
         if not self._is_room_beside(avoided):
@@ -184,7 +184,7 @@ class RayCluster(Pool["_Actor"]):
                 by_name[name].hear(message)
 
     def _is_retried(self, worker: _Actor, outcome: Outcome) -> bool:
-        if outcome.error is None or outcome.error.kind != "worker_died":
+        if outcome.error is None or outcome.error.kind not in ("worker_died", "io"):
             return False
         lost = self.lost.setdefault(outcome.key, [])
         if not worker.is_recalled:

@@ -175,9 +175,12 @@ class Runner:
         if self.recipe.format != "text" or plan.split not in files or plan.documents is None:
             return
         count = len(split_entries(self.experiment.dataset, plan.split, files))
-        if count < plan.documents * plan.count:
+        used = plan.documents * plan.count
+        if count < used:
             plan.override({"documents": None, "count": 1})
             self.remarks.append(f"The {plan.split} files ({count}) are one stream.")
+        elif count > used:
+            self.remarks.append(f"{used} of the {count} {plan.split} files are used (--streams, --documents).")
 
     def _overlaps(self) -> list[str]:
         """What the splits of the experiment share although their roles must be disjoint, if the experiment allows it.
@@ -235,6 +238,12 @@ class Runner:
                 f"questions: first cannot be combined with the {arm} arm, whose first documents are others than those "
                 f"of the stream: leave one of them out."
             )
+        whole = arm == "empty" or irrelevant_percent(arm) or documents_per_reset(arm)
+        if whole and 0 < max(self.experiment.probes) < 1:
+            raise BenchError(
+                f"The last probe is {max(self.experiment.probes):g}, but the {arm} arm asks about all documents, which "
+                f"could not be compared: let the last probe be 1, or leave the arm out."
+            )
         silent, asking = "", 0
         for index in range(self.experiment.streams.count):
             inputs = inputs_of(self.planner.sources(self.experiment.streams, index), arm)
@@ -263,16 +272,19 @@ class Runner:
         """Check that there are questions to retune on, if the experiment retunes."""
         if self.experiment.retune is None:
             return
+        sources = self.planner.sources(self.experiment.streams, 0)
+        held_out = len(inputs_of(sources, "stream").anchor)
         try:
-            entries = offline_entries("qa_train", self.planner.sources(self.experiment.streams, 0))
+            entries = offline_entries("qa_train", sources)
         except MissingSplit as error:
             raise BenchError(
                 f"retune learns from questions of the qa_train split. {error} Or leave retune out."
             ) from None
         if sum(len(entry.questions) for entry in entries) < 2:
+            without = f" without the {held_out} documents of the anchor set" if held_out else ""
             raise BenchError(
                 f"retune learns from two or more questions of the qa_train split, of which {self.recipe.name} has "
-                f"fewer: provide it with --data-files qa_train=FILE, or leave retune out."
+                f"fewer{without}: provide more with --data-files qa_train=FILE, or leave retune out."
             )
 
     def _check_retuned_once(self, plan: MethodPlan, config: MethodConfig) -> None:
@@ -500,7 +512,7 @@ class Runner:
                 progress.note(outcome.key, outcome.content)
                 continue
             task = next(task for task in tasks if task.key == outcome.key)
-            if outcome.error is not None and outcome.error.kind == "raised":
+            if outcome.error is not None and outcome.error.kind in ("raised", "io"):
                 raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
             if outcome.error is not None:
                 self._deaths[outcome.key] = outcome.error
@@ -552,7 +564,8 @@ class Runner:
                     continue
                 self.place.fetch_record(task.key)
                 if written(self.runs, task.key) == self._running[task.key][1] and not self._bury(task.key):
-                    return waiting  # its process died
+                    with self.place.claimed(task.key):  # its process died: another machine, which cannot see that, may
+                        return waiting  # take it at once
                 waiting.remove(task)
                 self._end(task.key, progress)
                 if new := self._tasks(after(task.key), progress):

@@ -29,7 +29,7 @@ def submit(arguments: Sequence[str], shards: int, folder: Path, settings: Mappin
     try:
         import submitit
     except ImportError:
-        raise BenchError("submitit is not installed. Run `pip install '.[cluster]'`.") from None
+        raise BenchError("submitit is not installed: pip install submitit.") from None
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         stated = {"time": DAY, **settings}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +109,9 @@ def train_target(
         planned = _planned(_meta_trained(name, plugins), pairs)
         is_default = experiment == DEFAULT_EXPERIMENT and not plugins
         is_default &= replace(overrides, device=None, seed=None).is_empty
-        is_default &= {seed for _, seed in planned} <= _seeds(name, load(experiment))
+        default = load(DEFAULT_EXPERIMENT)
+        is_default &= name in {plan.name for plan in default.methods}
+        is_default &= {seed for _, seed in planned} <= _seeds(name, default)
         to = out or (artifacts.COMMITTED if is_default else runs / artifacts.FOLDER)
         for one, seed in planned:
             options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
@@ -163,6 +167,7 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
     }
     tasks = [_task(key, training) for key, training in zip(labels, trainings, strict=True)]
     folders, failures = [], []
+    lost: dict[str, float] = {}  # when it was seen that the claim of a lost worker still holds
     with workers.open(experiment, plan) as executor:
         for result in executor.run(tasks):
             label = labels[result.key]
@@ -172,7 +177,12 @@ def _train_all(trainings: Sequence[_Training], workers: Workers, say: Say) -> li
                 failures.append(f"{label}: {result.error.message}")
                 say(failures[-1])
             elif result.value is None and result.key in executor.lost:
-                failures.append(f"{label}: its worker was lost, whose claim still holds. Wait two minutes.")
+                seen = lost.setdefault(result.key, time.monotonic())
+                if time.monotonic() - seen < 2 * claims.STALE_SECONDS:
+                    time.sleep(claims.HEARTBEAT_SECONDS)
+                    tasks.append(next(task for task in tasks if task.key == result.key))
+                    continue
+                failures.append(f"{label}: its worker was lost, and another process has its claim.")
                 say(failures[-1])
             elif result.value is None:
                 say(f"{label}: another process trains it.")
@@ -318,6 +328,7 @@ def train(
         BenchError: the method is not meta-trained, the data or the model cannot be found or read, the train and
             validation splits share documents, or a folder cannot be written.
         Diverged: the outer gradient became NaN or infinite.
+        RunError: the training changed the base, or its first validation loss was not finite.
     """
     kind = _meta_trained(name, plugins)
     config = validate_config(kind, _plans(name, experiment)[0].config)
@@ -381,8 +392,15 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    path = artifacts.write(out, key, trainer, card(kind, key, trainer, options))
+    problem = ""
+    if lm.changed_bytes():
+        problem = "changed the base, which outer_step and validate must leave as it was"
+    elif not math.isfinite(loss := trainer.curve[0]["validation_loss"]):
+        problem = f"began with a validation loss of {loss}, so that no later one could be the best"
+    path = None if problem else artifacts.write(out, key, trainer, card(kind, key, trainer, options))
     shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
+    if path is None:
+        raise RunError(f"The training of {kind.name} {problem}: correct the method. Nothing was kept.")
     return path
 
 

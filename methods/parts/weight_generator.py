@@ -175,7 +175,10 @@ class Generator(nn.Module):
         return ChunkStates(keys.mT @ values, keys)
 
     def normalize(self, state: Tensor) -> Tensor:
-        """N of states S, (..., d_r, d_r): of Frobenius norm sqrt(rank) unless ``none``, and 0 for S = 0."""
+        """N of states S, (..., d_r, d_r), and 0 for S = 0.
+
+        Its Frobenius norm is sqrt(rank), unless ``none``; with ``svd`` it is less for a state of a lower rank.
+        """
         if self.config.normalize == "none":
             return state
         if self.config.normalize == "frobenius":

@@ -138,9 +138,14 @@ def test_trials_that_only_the_answers_nll_tells_apart(tmp_path):
     (record,) = read_tuning(tmp_path, [tuning_record(tmp_path, "uniform", [({"k": k}, (0.0,)) for k in (1, 2)], {})])
     trials = tuple({**trial, "answer_nll": trial["config"]["k"]} for trial in record.trials)
     assert remarks([], [record.model_copy(update={"trials": trials})]) == [
-        "Every trial has the same score: uniform (F1 0.000). It does not tell the settings apart, and only the "
-        "answers' NLL has decided."
+        "All trials with results have the same score: uniform (F1 0.000). It does not tell the settings apart, and "
+        "only the answers' NLL has decided."
     ]
+
+
+def test_settings_that_made_a_trial_fail_change_something(alarms):
+    tried = [({"k": 1}, (0.1, 0.2)), ({"k": 2}, (0.1, 0.2)), ({"k": 3}, None)]
+    assert alarms(SOUND, tuning=[("uniform", tried, {"k": 1})]) == []
 
 
 def test_rows_without_anchor_scores_among_others_with_them(alarms):
@@ -170,3 +175,5 @@ def test_a_machine_that_was_loaded_unevenly(alarms):
         "Compare operations, not seconds."
     ]
     assert alarms(SOUND, uniform=scoring(0.2, 0.3, 0.5)) == [], "too short to tell"
+    gpus = {"provenance": lambda stream: {"gpu": ("fast", "fast", "slow")[stream]}}
+    assert alarms(SOUND, uniform=scoring(2.0, 3.0, 9.0) | gpus) == [], "another machine"

@@ -439,6 +439,16 @@ def test_methods_that_cut_documents_differently_are_compared_by_document(tmp_pat
     assert row.value("token_nll_vs_reference") == pytest.approx((6 - 8) / 6)
 
 
+def test_a_text_that_was_not_scored_before_may_be_scored_after_observing(tmp_path):
+    for method in ("uniform", "lora"):
+        cell = spec(method, ZERO, reread=True, scoring=False)
+        write_segments(tmp_path, cell, [(0, 0, 3, 6, None), (0, 1, 1, 2, None), (1, 0, 2, 4, None)], after=0.5)
+    board(tmp_path, [run.parent.name for run in tmp_path.glob("*/run.json")])
+    row = rows(tmp_path)["lora"]
+    assert row.value("token_nll_after") == pytest.approx(3 / 6)
+    assert row.value("token_nll") is None and row.value("bits_per_byte") is None
+
+
 def test_the_nll_after_observing_is_a_score_of_its_own(tmp_path):
     for cell in (spec("uniform", ZERO, reread=True), spec("lora", ZERO, reread=True)):
         write_segments(tmp_path, cell, [(0, 0, 3, 6, 4.0), (0, 1, 1, 2, 0.5), (1, 0, 2, 4, 1.5)], after=0.5)

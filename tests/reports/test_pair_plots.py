@@ -22,6 +22,13 @@ def test_a_line_for_each_competing_method_joins_its_ranks(tmp_path):
     assert widths[pair_plots.ORANGE] > 2 * widths[pair_plots.GREY], "so that they can be told apart without colours"
 
 
+def test_two_boards_are_enough_to_highlight_a_pair(tmp_path):
+    levels = {"nano": (0.3, 0.3), "plain": (0.4, 0.1), "wide": (0.1, 0.4)}
+    write_boards(tmp_path, {model: dict(zip(("uniform", "lora"), f1, strict=True)) for model, f1 in levels.items()})
+    (axes,) = pair_plots.drawings(build(tmp_path))["ranks_by_pair"].draw().axes
+    assert [line.get_color() for line in axes.lines] == [pair_plots.ORANGE] * 2, "on plain and wide"
+
+
 def test_it_needs_two_methods_that_compete_on_all_boards(tmp_path):
     write_boards(tmp_path, failed=[("plain", "lora"), ("plain", "bm25"), ("nano", "uniform")])
     assert pair_plots.drawings(build(tmp_path)) == {}

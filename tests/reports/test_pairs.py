@@ -63,6 +63,14 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_plots, "drawings", lambda board: {})
 
 
+def test_a_board_without_the_reference_has_its_own(tmp_path):
+    write_boards(tmp_path, failed=[("plain", "uniform")])
+    built = build(tmp_path, reference="uniform")
+    (other,) = built.others
+    assert (built.reference, other.reference) == ("uniform", "closed_book")
+    assert other.remarks[0] == "Differences are from closed_book, since uniform has no complete row."
+
+
 def test_ranks_and_inversions_are_hand_computed(tmp_path):
     write_boards(tmp_path)
     built = build(tmp_path)

@@ -107,6 +107,8 @@ def test_published_records_are_refused(runs, tmp_path):
         ('datasets.Value("int64")', 'return {"x": 1}', "takes other inputs than rescore has"),
         (TEXT, "raise ValueError('cannot')", "failed: ValueError: cannot"),
         (TEXT, 'return {"x": "text"}', "computes no number"),
+        (TEXT, 'return {"x": float("nan")}', "computes a x that is no number for "),
+        (TEXT, 'return {"x": 1.0, f"y{len(predictions)}": 1.0}', "does not compute the same values for all runs"),
     ],
 )
 def test_a_metric_that_cannot_score_answers_is_refused(runs, metric, references, body, message):

@@ -78,6 +78,13 @@ def test_data_without_such_questions_are_refused(keepers: Path, llama: Path, tmp
         Runner(experiment, tmp_path / "runs")
 
 
+def test_questions_that_the_anchor_set_holds_out_are_named(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    anchor = {"questions": 99, "documents": 99}
+    experiment = make_experiment(keepers, llama, ["closed_book"], **SMALL, retune=RETUNE, anchor=anchor)
+    with pytest.raises(BenchError, match=r"has fewer without the \d+ documents of the anchor set: provide more"):
+        Runner(experiment, tmp_path / "runs")
+
+
 def test_a_method_that_retunes_itself_is_refused(keepers: Path, llama: Path, tmp_path: Path) -> None:
     experiment = make_experiment(keepers, llama, ["closed_book", "uniform_qa_retune"], **SMALL, retune=RETUNE)
     with pytest.raises(BenchError, match=r"uniform_qa_retune would be retuned twice .*Name the method without that"):

@@ -750,6 +750,35 @@ def test_rows_that_contradict_each_other_about_a_document_are_counted() -> None:
     assert remark.startswith("1 row(s) of test repeat a document with another title, timestamp or group")
 
 
+def test_questions_that_are_asked_again_and_documents_without_a_group_are_counted(make: Make) -> None:
+    again = [{"id": identity, "question": "Who?", "answers": ["Li"]} for identity in ("a", "b", "c")]
+    rows = [{"text": "Li.", "questions": again}, {"text": "Li, too.", "group": "Li", "questions": again[:1]}]
+    rows[1]["questions"] = [{**again[0], "id": "d"}]
+    harbour = make({"test.jsonl": rows}, format="documents", stream={"group": True})
+    data = read_split(harbour, "test")
+    assert sum(len(entry.questions) for entry in data.entries) == 4
+    assert data.remarks == (
+        "2 question(s) of test are asked again about the same document, under another id: all count.",
+        "1 document(s) of test have no group, by which streams are drawn: each is a group of its own.",
+    )
+
+
+def test_questions_and_documents_may_be_in_two_files_of_the_recipe(make: Make) -> None:
+    files = {
+        "asked.jsonl": [{"question": "Where from?", "answers": ["Pier 4"], "at": 5}],
+        "documents.jsonl": [{"key": 5, "text": PIER["text"]}],
+    }
+    source = {"files": {"test": list(files)}}
+    harbour = make(files, format="rows", join={"question": "at", "document": "key"}, source=source)
+    assert load_split(harbour, "test")[0].document.text == PIER["text"]
+
+
+def test_a_paragraph_of_squad_without_questions_says_so(make: Make) -> None:
+    articles = [{"title": "A", "paragraphs": [{"context": "Note 1."}]}]
+    with pytest.raises(BenchError, match=r"paragraph 1, column qas: expected a list of questions, \[\] for none"):
+        load_split(make({"test.json": json.dumps({"data": articles})}, format="squad"), "test")
+
+
 def test_squad_needs_no_titles(make: Make) -> None:
     file = CASES / "chinese_no_title.json"
     assert reading(file, format="squad") == [("", "灯塔由谁设计？", ("李安",))]

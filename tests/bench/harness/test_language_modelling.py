@@ -54,6 +54,14 @@ def test_with_as_many_files_as_planned_each_is_a_stream(files: list[str], llama:
     assert read_board(tmp_path / "runs").remarks == ["The validation files (1) are one stream."]
 
 
+def test_files_that_are_not_used_are_remarked_on(files: list[str], llama: Path, tmp_path: Path) -> None:
+    experiment = load_experiment({"test": files}, llama)
+    experiment.select(["closed_book"])
+    experiment.streams.override({"documents": 1, "count": 2})
+    remarks = Runner(experiment, tmp_path / "runs").remarks
+    assert f"2 of the {len(files)} test files are used (--streams, --documents)." in remarks
+
+
 def test_optional_methods_are_left_out_without_a_train_split(files: list[str], llama: Path, tmp_path: Path) -> None:
     experiment = load_experiment({"test": files}, llama)
     count = len(experiment.methods)

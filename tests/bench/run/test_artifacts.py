@@ -18,7 +18,7 @@ from bench.lm import pretrained
 from bench.records.store import read_run
 from bench.run import artifacts, claims
 from bench.run import train as training
-from bench.run.experiment import Experiment
+from bench.run.experiment import Experiment, load
 from bench.run.overrides import Overrides
 from bench.run.ray_cluster import renamed
 from bench.run.runner import Runner
@@ -112,6 +112,25 @@ def test_a_run_without_trained_weights_names_the_command_that_makes_them_and_the
     assert {cell.spec.train_hash for cell in result.cells} == {artifacts.weights_hash(folder)}
     costs = [read_run(tmp_path / cell.id).costs for cell in result.cells]
     assert all(cost is not None and cost.training == artifacts.cost(folder) for cost in costs), "it is paid for"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("loss = self.shift", "self.lm.model.lm_head.weight.data.add_(1)\n        loss = self.shift"),
+            "changed the base",
+        ),
+        (('{"loss": self.shift.weight.abs().item()}', '{"loss": float("nan")}'), "began with a validation loss of nan"),
+    ],
+)
+def test_a_training_that_changed_the_base_or_cannot_be_validated_leaves_nothing(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str, change: tuple[str, str], message: str
+) -> None:
+    Path(plugin).write_text(PLUGIN.replace(*change))
+    with pytest.raises(RunError, match=f"The training of shifts {message}"):
+        train(plan(), tmp_path, plugin)
+    assert not list(tmp_path.glob("artifacts/shifts-*")) and not list(tmp_path.glob("train/shifts-*"))
 
 
 def test_another_prompt_format_needs_other_weights_and_an_impossible_one_is_refused_first(
@@ -531,6 +550,16 @@ def test_only_the_unchanged_default_experiment_replaces_the_committed_weights(
     monkeypatch.setattr(training, "train", lambda name, experiment, seed, out, *_, **__: out)
     outs = training.train_target("cmt", "default", Overrides(**changes), tmp_path, plugins=plugins)
     assert set(outs) == {artifacts.COMMITTED if committed else tmp_path / artifacts.FOLDER}
+
+
+def test_a_method_that_is_not_on_the_default_board_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = load("default")
+    default.methods = [plan for plan in default.methods if plan.name != "cmt"]
+    monkeypatch.setattr(training, "load", lambda *_: default.model_copy(deep=True))
+    monkeypatch.setattr(training, "train", lambda name, experiment, seed, out, *_, **__: out)
+    assert training.train_target("cmt", "default", Overrides(), tmp_path) == [tmp_path / artifacts.FOLDER]
 
 
 def test_committed_weights_have_valid_keys() -> None:

@@ -345,6 +345,24 @@ def test_the_least_of_the_limits_around_a_process_counts(tmp_path: Path, monkeyp
     assert available_memory() == 900 - (300 - 200)
 
 
+def test_a_quota_of_a_container_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = machine.usable_cores()
+    (tmp_path / "pod").mkdir()
+    (tmp_path / "own").write_text("0::/pod\n")
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUP", tmp_path / "own")
+    for quota, expected in (("max 100000", cores), ("150000 100000", 1), ("50000 100000", 1), ("900000 1000", cores)):
+        (tmp_path / "pod" / "cpu.max").write_text(f"{quota}\n")
+        assert machine.usable_cores() == expected
+
+
+def test_an_error_of_the_system_is_told_from_others(tmp_path: Path) -> None:
+    with LocalPool(1, 1) as pool:
+        [outcome] = pool.run([Task("1", "os:listdir", {"path": str(tmp_path / "gone")}, "")])
+    assert isinstance(outcome, Outcome) and outcome.error is not None
+    assert outcome.error.kind == "io" and outcome.error.message.startswith("FileNotFoundError")
+
+
 def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:
     tasks = [task(str(number), "last_words", words=f"word {number}") for number in range(20)]
     with LocalPool(1, 1) as pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import sys
 import time
@@ -17,7 +19,7 @@ from bench.files import json_bytes, write_bytes
 from bench.machine import process_name
 from bench.paths import ARTIFACT
 from bench.records.schema import Failure
-from bench.records.store import MANIFEST, board_paths, read_board, read_run, write_run
+from bench.records.store import MANIFEST, board_paths, read_answers, read_board, read_run, write_run
 from bench.run import claims, places
 from bench.run.experiment import Experiment
 from bench.run.places import Bucket, InBucket, Place, place
@@ -202,6 +204,49 @@ def test_what_a_file_server_lacked_is_asked_for_again(tmp_path: Path) -> None:
         fetch()
         assert tmp_path.stat().st_mtime > 1.0, "this machine changes the folder, so that it looks there again"
     Place(tmp_path / "none").fetch()
+
+
+@pytest.mark.parametrize("cut", [MANIFEST, "answers.jsonl"])
+@pytest.mark.parametrize("left", [0, 20])
+def test_a_record_that_was_not_sent_whole_is_not_taken_and_is_run_again(
+    machine: Callable[[str], Bucket], experiment: Experiment, cut: str, left: int
+) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    whole = first.fs.cat_file(f"{first.root}/{cell}/{cut}")
+    first.fs.pipe_file(f"{first.root}/{cell}/{cut}", whole[:left])
+    second = machine("second")
+    executor = Inline()
+    Runner(experiment, second.path).run(executor)
+    assert executor.keys == [cell]
+    assert json.loads(first.fs.cat_file(f"{first.root}/{cell}/{MANIFEST}"))["id"] == cell
+    third = machine("third")
+    third.fetch()
+    assert read_run(third.path / cell).status == "complete" and read_answers(third.path, cell)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_claim_may_be_refused_with_any_error_of_the_system(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    """Object stores name a lost race differently, and a request that was sent again finds its own claim."""
+    first = machine("first")
+    open_file, write = first.fs.open, first.fs.pipe_file
+    contents: list[bytes] = []
+    monkeypatch.setattr(claims, "json_bytes", lambda content: contents.append(json_bytes(content)) or contents[-1])
+
+    def refuse(path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "xb":
+            write(path, contents[-1] if is_own else json_bytes({"another": "claim"}))
+            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+        return open_file(path, mode, **options)
+
+    monkeypatch.setattr(first.fs, "open", refuse)
+    with first.claimed("cell") as own:
+        assert own == is_own
+    monkeypatch.setattr(first.fs, "open", lambda *_, **__: open_file("/nowhere/at/all"))
+    with pytest.raises(OSError, match="nowhere"), first.claimed("other"):
+        pass
 
 
 def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Bucket], experiment: Experiment) -> None:

@@ -707,6 +707,8 @@ def test_for_retention_the_board_asks_the_first_questions_and_trials_ask_all(
          "irrelevant_100 arm of keepers test-9-0 needs 9 documents outside the stream and its groups, but the split"),
         ({"arms": ["stream", "irrelevant_50"]}, {"probes": (0.5, 1.0), "questions": "first"},
          "questions: first cannot be combined with the irrelevant_50 arm, .*: leave one of them out"),
+        ({"arms": ["stream", "gold_only"]}, {"probes": (0.5,)},
+         "The last probe is 0.5, but the gold_only arm asks about all documents, .*: let the last probe be 1"),
         ({"arms": ["stream", "placebo"]}, {"streams": {"split": "test", "documents": 9, "count": 1}},
          "placebo arm of keepers test-9-0 needs 9 documents outside the stream and its groups, but the split has 7"),
         ({"arms": ["placebo"]}, {"streams": {"split": "test", "documents": None, "count": 1}}, "the split has 0"),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench.contract.search import Range, SearchSpace
+from bench.records.tuning import floor, merit
 from bench.run import tuning
 from bench.run.search import explore
 from bench.run.tuning import Tuning, first_part
@@ -133,6 +134,19 @@ def test_a_trial_that_is_not_above_the_floor_is_stopped(world: World) -> None:
     stopped = [search.record(trial, {}) for trial in search.done if len(trial.cells) == STREAMS]
     assert len(stopped) >= 4 and all((trial["documents"], trial["whole"]) == (3, False) for trial in stopped)
     assert search.floor() == search.floor(3) == world.floor
+
+
+def test_answers_without_a_likelihood_are_worse_than_any_others() -> None:
+    assert merit("f1", 0.0, None, 0.02) < merit("f1", 0.02, 9.0, 0.02) < merit("f1", 0.02, 3.0, 0.02)
+
+
+def test_a_floor_of_which_a_stream_failed_is_unknown() -> None:
+    def run(f1: float | None) -> Any:
+        summary = None if f1 is None else SimpleNamespace(f1=f1)
+        return SimpleNamespace(spec=SimpleNamespace(arm="empty", prefix=None), summary=summary)
+
+    assert floor([run(0.1), run(0.3)]) == pytest.approx(0.2)
+    assert floor([run(0.1), run(None)]) is floor([]) is None
 
 
 def test_at_the_floor_the_likelihood_of_the_answers_decides(world: World) -> None:

@@ -18,7 +18,9 @@ from bench import (
     Question,
     Range,
     SearchSpace,
+    TokenBatch,
 )
+from bench.contract.meta_training import MetaTrained, TrainingConfig
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
 
@@ -268,3 +270,80 @@ class SkipsEverything(Method):
 
     def observe(self, document: Document) -> None:
         pass
+
+
+class Memory(pydantic.BaseModel):
+    """A group of settings that accepts any key."""
+
+    size: int = pydantic.Field(default=4, description="entries")
+
+
+class LooseGroup(Method):
+    """Has a group of settings in which a misspelt key is ignored."""
+
+    name = "loose_group"
+    paper = "none"
+
+    class Config(MethodConfig):
+        """One group."""
+
+        memory: Memory = pydantic.Field(default=Memory(), description="the memory")
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class WeighsTheContext(GradientMethod):
+    """Weighs the tokens of the context too, so that all weights are those of the token before."""
+
+    name = "weighs_the_context"
+    paper = "none"
+
+    def token_weights(self, batch: TokenBatch) -> torch.Tensor:
+        return torch.ones(len(batch.context_ids) + len(batch))
+
+
+class TrainsTheBase(MetaTrained):
+    """Changes the base in its training."""
+
+    name = "trains_the_base"
+    paper = "none"
+
+    class Config(MethodConfig):
+        """What MetaTrained needs."""
+
+        training: TrainingConfig = pydantic.Field(default=TrainingConfig(), description="the training")
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm, config, seed)
+        self.bias = torch.nn.Linear(1, 1)
+        torch.nn.init.zeros_(self.bias.weight)
+
+    @property
+    def learner(self) -> torch.nn.Module:
+        return self.bias
+
+    def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+        self.lm.model.lm_head.weight.data.add_(0.01)
+        return self._step(1.0)
+
+    def _step(self, target: float) -> dict[str, float]:
+        loss = (self.bias(torch.ones(1, 1)) - target).square().sum()
+        loss.backward()
+        return {"loss": loss.item()}
+
+    def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        return {"loss": float((self.bias.weight - 1).abs().item())}
+
+    def observe(self, document: Document) -> None:
+        pass
+
+
+class TrainsUnseeded(TrainsTheBase):
+    """Draws in its training from a generator that nobody seeded."""
+
+    name = "trains_unseeded"
+    paper = "none"
+
+    def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
+        return self._step(1 + random.random())
