@@ -73,7 +73,7 @@ def rescore(runs: Path, metric: str, experiment: str | None = None) -> list[Resc
         for row in one.rows
     ]
     single = all(len(answer.answers) == 1 for *_, of in answered for _, answers in of for answer in answers)
-    rescored = []
+    rescored: list[Rescored] = []
     for one, row, of in answered:
         items = _items(of, compute, single)
         if items:
