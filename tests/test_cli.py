@@ -263,7 +263,6 @@ def test_a_wrong_request_gets_an_error_message_without_a_traceback(
         (("--set", "uniform.learning_rate=.nan"), "uniform.learning_rate = nan: Input should be a finite number"),
         (("--set", "uniform.learning_rate={1: 2}"), "a key is not text"),
         (("--reference", "unifrom"), "keepers has no such method. Did you mean uniform?"),
-        (("--methods", "closed_book,bm25,bm25", "--reference", "bm25"), "several rows of this method"),
         (("--executor", "rya"), "--executor takes local, ray or slurm, not 'rya'"),
         (("--executor", "slurm"), "--executor slurm needs --shards N"),
         (("--ray-address", "a:1"), "--ray-address needs --executor ray"),
@@ -280,6 +279,14 @@ def test_a_wrong_request_for_a_run_is_found_before_any_work(
     done = call(capsys, "run", str(experiment), *options, *rest)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("out/*"))
+
+
+def test_a_reference_that_stands_for_several_rows_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capsys, "run", "default", "--reference", "dynamic_evaluation", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 2 and "has several rows of this method" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 ENCODINGS = [

@@ -82,7 +82,7 @@ class CarriedCache:
         for overlap, first, stop in windows:
             if overlap is not None:
                 with torch.no_grad():
-                    _, layers = continue_layers(lm, ids[first - 1 - overlap : first - 1], (), keep=1)
+                    _, layers = continue_layers(lm, ids[first - 1 - overlap : first - 1], ())
             logits, layers = continue_layers(lm, ids[first - 1 : stop - 1], layers, ids[: stop - 1])
             yield -torch.nn.functional.cross_entropy(logits, ids[first:stop], reduction="none")
         if not is_reread:
@@ -127,13 +127,10 @@ class CarriedCache:
 _SIDES = ("keys", "values")
 
 
-def continue_layers(
-    lm: BaseModel, ids: Tensor, layers: Layers, text: Tensor | None = None, keep: int | None = None
-) -> tuple[Tensor, Layers]:
+def continue_layers(lm: BaseModel, ids: Tensor, layers: Layers, text: Tensor | None = None) -> tuple[Tensor, Layers]:
     """Logits of ``ids`` after the cached tokens, (tokens, vocabulary) in float32, and the keys and values of both.
 
-    The logits are mixed if ``text`` is given: all that was read, up to the end of ``ids``. With ``keep`` they are those
-    of the last tokens only.
+    The logits are mixed if ``text`` is given: all that was read, up to the end of ``ids``.
     """
     if not len(ids):
         return ids.new_zeros((0, 0), dtype=torch.float32), ()
@@ -142,8 +139,7 @@ def continue_layers(
         cache.update(keys, values, i)
     held = cache.get_seq_length()
     positions = torch.arange(held, held + len(ids), device=lm.device)
-    inputs: dict[str, Any] = {"position_ids": positions[None], "past_key_values": cache, "use_cache": True}
-    logits, hidden = lm.read(keep, input_ids=ids[None], **inputs)
+    logits, hidden = lm.read(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
     logits = logits[0].float()
     if lm.mixes and text is not None:
         logits = lm.mixed(logits, hidden[0], text)

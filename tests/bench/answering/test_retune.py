@@ -80,7 +80,7 @@ def test_data_without_such_questions_are_refused(keepers: Path, llama: Path, tmp
 
 def test_questions_that_the_anchor_set_holds_out_are_named(keepers: Path, llama: Path, tmp_path: Path) -> None:
     anchor = {"questions": 99, "documents": 99}
-    experiment = make_experiment(keepers, llama, ["closed_book"], **SMALL, retune=RETUNE, anchor=anchor)
+    experiment = make_experiment(keepers, llama, ["closed_book"], **{**SMALL, "anchor": anchor}, retune=RETUNE)
     with pytest.raises(BenchError, match=r"has fewer without the \d+ documents of the anchor set: provide more"):
         Runner(experiment, tmp_path / "runs")
 

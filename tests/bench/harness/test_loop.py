@@ -185,15 +185,16 @@ def test_only_controls_get_the_evidence_and_no_method_gets_the_answers(lm: BaseM
     assert evidence == {"q0": "d0", "q1": "d1", "q2": "d2", "q3": "d3"}
 
 
-def test_a_question_has_one_number_at_all_probes_and_the_records_have_its_id(lm: BaseModel) -> None:
+def test_the_number_of_a_question_tells_neither_probe_nor_set_and_the_records_have_its_id(lm: BaseModel) -> None:
     method = Recorder(lm)
     anchor = (Entry(entry(8).document, (GoldQuestion(Question("q0", "q8: Who?"), ("a",)),)),)  # the id of another one
     loop = run_loop(method, anchor=anchor, probes=(0.5, 1.0))
-    numbers: dict[str, str] = {}
+    numbers: dict[str, set[str]] = {}
     for asked in questions_asked(method):
+        assert [question.id for question in asked] == [str(place) for place in range(len(asked))]
         for question in asked:
-            assert question.id == numbers.setdefault(true_id(question), str(len(numbers)))
-    assert list(numbers) != sorted(numbers) and len(numbers) == 5
+            numbers.setdefault(true_id(question), set()).add(question.id)
+    assert len(numbers) == 5 and max(map(len, numbers.values())) > 1, "another number at another probe"
     assert [event.question_id for event in loop.answer_events] == [
         "q0", "q0", "q1", "q0", "q1", "q2", "q3", "q0",
     ]  # fmt: skip
