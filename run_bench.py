@@ -119,6 +119,12 @@ def _device(name: str | None, devices: str | None = None) -> str | None:
     return kind
 
 
+StreamCount = Annotated[int | None, typer.Option(min=1, help="number of test streams")]
+Documents = Annotated[int | None, typer.Option(min=1, help="documents in each test stream")]
+ValidationDocuments = Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")]
+Trials = Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")]
 DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps")]
 ExperimentFiles = Annotated[
     list[str] | None,
@@ -177,19 +183,19 @@ def run(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset, or the only one of several")] = None,
     data_files: ExperimentFiles = None,
-    streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
-    documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
-    validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")] = None,
+    streams: StreamCount = None,
+    documents: Documents = None,
+    validation_documents: ValidationDocuments = None,
+    set_: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="the only random seed of the methods")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")] = None,
+    trials: Trials = None,
     equal_compute: Annotated[
         int | None,
         typer.Option(min=1, help="let methods observe with at most the operations of uniform at this many steps"),
     ] = None,
     device: DeviceName = None,
     devices: Annotated[str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    dtype: Dtype = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="the same bits each time, also on a GPU; slower there")
     ] = None,
@@ -418,7 +424,7 @@ def reproduce(
     ] = "tiny",
     data_files: ExperimentFiles = None,
     device: DeviceName = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    dtype: Dtype = None,
     jobs: Jobs = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
@@ -735,7 +741,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="the only seed (default: all that the experiment plans)")] = None,
     device: DeviceName = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    dtype: Dtype = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
     out: Annotated[
@@ -866,13 +872,13 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="another base model")] = None,
     dataset: Annotated[str | None, typer.Option(help="another dataset")] = None,
     data_files: ExperimentFiles = None,
-    streams: Annotated[int | None, typer.Option(min=1, help="number of test streams")] = None,
-    documents: Annotated[int | None, typer.Option(min=1, help="documents in each test stream")] = None,
-    validation_documents: Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")] = None,
+    streams: StreamCount = None,
+    documents: Documents = None,
+    validation_documents: ValidationDocuments = None,
+    set_: Assignments = None,
+    trials: Trials = None,
     device: DeviceName = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    dtype: Dtype = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = None,

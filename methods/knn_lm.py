@@ -54,7 +54,7 @@ class KnnLm(Method):
     def reset(self) -> None:
         """Empty the bank."""
         super().reset()
-        self._measured, self._norms = self.keys, self.keys.square().sum(1)
+        self.squared_norms()  # of the empty bank, in place of those of the last stream
 
     def observe(self, document: Document) -> None:
         """Store the document's tokens under the hidden states that predict them."""

@@ -179,11 +179,12 @@ def _origin(records: Sequence[RunRecord]) -> str:
     return " on ".join([f"commit {' and '.join(sorted(commits)) or 'unknown'}", *sorted(machines)])
 
 
-def build(runs: Path, experiment: str | None = None, reference: str | None = None) -> Board:
+def build(runs: Path, experiment: str | None = None, reference: str | None = None, is_required: bool = True) -> Board:
     """The board of an experiment (default: the most recent one): rows by headline score, controls last.
 
     ``reference`` is the label or the method of the row from which paired differences are taken, by default the first
-    complete row of :data:`REFERENCE`, or else of closed_book, if there is one.
+    complete row of :data:`REFERENCE`, or else of closed_book, if there is one. The default takes its place, with a
+    remark, on the boards of other pairs, and on this one unless it ``is_required``.
 
     Raises:
         BenchError: as :func:`load`, a tuning record is missing or unreadable, or ``reference`` is no complete row.
@@ -203,7 +204,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         entries.append((row, items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, error_kind(len(streams)))
-    reference_row = _reference([row for row, _ in entries], reference, record.experiment)
+    reference_row, replaced = _reference([row for row, _ in entries], reference, record.experiment, is_required)
     rows = [
         replace(
             row,
@@ -241,6 +242,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         rows=tuple(rows),
         tuning=tuple(tuning),
         remarks=(
+            *replaced,
             *overlaps,
             *record.remarks,
             *_noted_remarks(groups),
@@ -254,18 +256,8 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         retune=first.spec.retune,
         first_documents=_first_documents(groups),
         planned=tuple(entry.method for entry in record.entries),
-        others=tuple(_other(runs, name, reference) for name in record.bases),
+        others=tuple(build(runs, name, reference, is_required=False) for name in record.bases),
     )
-
-
-def _other(runs: Path, name: str, reference: str | None) -> Board:
-    """The board of another pair, with its default reference if it has no complete row of this one."""
-    try:
-        return build(runs, name, reference)
-    except BenchError:
-        board = build(runs, name)
-        remark = f"Differences are from {board.reference}, since {reference} has no complete row."
-        return replace(board, remarks=(remark, *board.remarks))
 
 
 Named = TypeVar("Named", Row, Group)
@@ -287,15 +279,24 @@ def named(rows: Sequence[Named], name: str, experiment: str) -> Named:
     return found[0]
 
 
-def _reference(rows: Sequence[Row], name: str | None, experiment: str) -> Row | None:
-    """The row from which paired differences are taken."""
+def _reference(
+    rows: Sequence[Row], name: str | None, experiment: str, is_required: bool
+) -> tuple[Row | None, list[str]]:
+    """The row from which paired differences are taken, and a remark if it is not that of the name."""
+    complete = [row for row in rows if (row.arm, row.status) == ("stream", "complete")]
+    default = next((row for of in (REFERENCE, "closed_book") for row in complete if row.method == of), None)
     if name is None:
-        complete = [row for row in rows if (row.arm, row.status) == ("stream", "complete")]
-        return next((row for of in (REFERENCE, "closed_book") for row in complete if row.method == of), None)
-    row = named(rows, name, experiment)
-    if row.status != "complete":
-        raise BenchError(f"{row.title} is not complete on the board {experiment}: name another --reference.")
-    return row
+        return default, []
+    try:
+        row = named(rows, name, experiment)
+        if row.status != "complete":
+            raise BenchError(f"{row.title} is not complete on the board {experiment}: name another --reference.")
+    except BenchError:
+        if is_required:
+            raise
+        taken = "not shown" if default is None else f"from {default.label}"
+        return default, [f"Differences are {taken}, since {name} has no complete row."]
+    return row, []
 
 
 def _rank(row: Row, headline: Headline) -> float:

@@ -133,7 +133,7 @@ def comparisons(board: Board) -> list[Comparison]:
     first, *others = names(board)
     found = lines(board)
     return [
-        Comparison(board, other, (first, name), _competing(found, place))
+        Comparison(board, other, (first, name), competing(found, 0, place))
         for place, (other, name) in enumerate(zip(board.others, others, strict=True), 1)
     ]
 
@@ -148,9 +148,9 @@ def inversions(first: Board, other: Board, both: Both) -> list[Inversion]:
     return sorted(pairs, key=lambda pair: not pair.significant)
 
 
-def _competing(found: Sequence[Line], place: int) -> Both:
-    """The methods that compete both on the first board and on the one at ``place``."""
-    both = [(line.label, line.rows[0], line.rows[place]) for line in found]
+def competing(found: Sequence[Line], first: int, other: int) -> Both:
+    """The methods that compete on two boards, by the places of these in each line."""
+    both = [(line.label, line.rows[first], line.rows[other]) for line in found]
     return [(label, a, b) for label, a, b in both if a and a.standing is not None and b and b.standing is not None]
 
 

@@ -150,7 +150,7 @@ def prepare(kind: type[Method], dtype: str = "float32", lm: BaseModel | None = N
     try:
         method = _construct(kind, lm or base_model(dtype))
         if isinstance(method, MetaTrained):
-            method.learner.load_state_dict(_learner(type(method), dtype))
+            method.learner.load_state_dict(learner(type(method), dtype))
         elif kind.learns_offline(method.config):
             fit(method, _episodes())
     except BenchError as error:
@@ -166,12 +166,12 @@ def _construct(kind: type[Method], lm: BaseModel) -> Method:
 
 
 @functools.cache
-def _learner(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
+def learner(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
     """The learner's state after meta-training, which is done once for all checks."""
     return train_learner(kind, dtype)
 
 
-def train_learner(kind: type[MetaTrained], dtype: str = "float32") -> dict[str, Any]:
+def train_learner(kind: type[MetaTrained], dtype: str) -> dict[str, Any]:
     """The learner's state after a short meta-training, which must leave the base as it was."""
     lm = base_model(dtype)
     method = _construct(kind, lm)

@@ -201,7 +201,11 @@ def _squad_rows(recipe: Recipe, path: Path, split: str) -> Iterator[Row]:
             continue
         try:
             paragraphs = [
-                {"qas": None, **({"title": article["title"]} if "title" in article else {}), **paragraph}
+                {
+                    recipe.column("questions"): None,
+                    **({"title": article["title"]} if "title" in article else {}),
+                    **paragraph,
+                }
                 for article in row["data"]
                 for paragraph in article["paragraphs"]
             ]

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import pydantic
 
@@ -33,6 +33,10 @@ _RANGE = re.compile(r"(?P<source>[\w.-]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SQUAD: Mapping[Column, str] = {"text": "context", "group": "title", "questions": "qas"}
 
 
+def _listed(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 class Hub(Settings):
     """A dataset on the Hugging Face hub, pinned to one commit."""
 
@@ -46,15 +50,8 @@ class Source(Settings):
     """Source of the data: the hub, or files in the recipe's folder, by source split."""
 
     hub: Hub | None = None
-    files: Mapping[str, tuple[str, ...]] | None = None
+    files: Mapping[str, Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)]] | None = None
     """A file, or a list of them, for each source split."""
-
-    @pydantic.field_validator("files", mode="before")
-    @classmethod
-    def _listed(cls, files: Any) -> Any:
-        if not isinstance(files, Mapping):
-            return files
-        return {split: (names,) if isinstance(names, str) else names for split, names in files.items()}
 
     @pydantic.model_validator(mode="after")
     def _one(self) -> Source:
@@ -68,10 +65,6 @@ class Size(Settings):
 
     documents: pydantic.PositiveInt
     count: pydantic.PositiveInt
-
-
-def _listed(value: object) -> object:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 class Join(Settings):

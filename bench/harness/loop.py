@@ -376,7 +376,10 @@ class Loop:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "order", which, str(fraction)))
         order = torch.randperm(len(due), generator=generator).tolist()
         due = [due[i] for i in order]
-        questions = [self._question(i, item) for i, item in enumerate(due)]
+        questions = [  # their ids are their places, since ids of datasets may tell the document
+            question_for_method(self._sees_evidence, replace(item.gold.question, id=str(i)), item.document)
+            for i, item in enumerate(due)
+        ]
         first_golds = [item.gold.answers[0] for item in due]
         torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
         with self.ledger.phase("answer", len(due), count=True):
@@ -436,11 +439,6 @@ class Loop:
                 results |= zip(group, zip(*of_group, strict=True), strict=True)
         answers, likelihoods = zip(*(results[i] for i in range(len(prompts))), strict=True)
         return list(answers), list(likelihoods)
-
-    def _question(self, number: int, item: DueQuestion) -> Question:
-        """The question as the method sees it; its id is its place, since ids of datasets may tell the document."""
-        question = replace(item.gold.question, id=str(number))
-        return question_for_method(self._sees_evidence, question, item.document)
 
     def _mean_nll(self, documents: Sequence[Document]) -> float | None:
         batches = list(map(self.lm.tokens, documents))

@@ -238,8 +238,7 @@ class Runner:
                 f"questions: first cannot be combined with the {arm} arm, whose first documents are others than those "
                 f"of the stream: leave one of them out."
             )
-        whole = arm == "empty" or irrelevant_percent(arm) or documents_per_reset(arm)
-        if whole and 0 < max(self.experiment.probes) < 1:
+        if arm not in ("stream", "placebo") and 0 < max(self.experiment.probes) < 1:
             raise BenchError(
                 f"The last probe is {max(self.experiment.probes):g}, but the {arm} arm asks about all documents, which "
                 f"could not be compared: let the last probe be 1, or leave the arm out."

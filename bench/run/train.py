@@ -392,16 +392,21 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    problem = ""
-    if lm.changed_bytes():
-        problem = "changed the base, which outer_step and validate must leave as it was"
-    elif not math.isfinite(loss := trainer.curve[0]["validation_loss"]):
-        problem = f"began with a validation loss of {loss}, so that no later one could be the best"
-    path = None if problem else artifacts.write(out, key, trainer, card(kind, key, trainer, options))
-    shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
-    if path is None:
+    if problem := _problem(trainer):
+        shutil.rmtree(file.parent, ignore_errors=True)
         raise RunError(f"The training of {kind.name} {problem}: correct the method. Nothing was kept.")
+    path = artifacts.write(out, key, trainer, card(kind, key, trainer, options))
+    shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
     return path
+
+
+def _problem(trainer: Trainer) -> str:
+    """Why the result of a training is worth nothing; "" if it is not so."""
+    if trainer.method.lm.changed_bytes():
+        return "changed the base, which outer_step and validate must leave as it was"
+    if not math.isfinite(loss := trainer.curve[0]["validation_loss"]):
+        return f"began with a validation loss of {loss}, so that no later one could be the best"
+    return ""
 
 
 @torch.no_grad()

@@ -752,8 +752,8 @@ def test_rows_that_contradict_each_other_about_a_document_are_counted() -> None:
 
 def test_questions_that_are_asked_again_and_documents_without_a_group_are_counted(make: Make) -> None:
     again = [{"id": identity, "question": "Who?", "answers": ["Li"]} for identity in ("a", "b", "c")]
-    rows = [{"text": "Li.", "questions": again}, {"text": "Li, too.", "group": "Li", "questions": again[:1]}]
-    rows[1]["questions"] = [{**again[0], "id": "d"}]
+    other = {"text": "Li, too.", "group": "Li", "questions": [{**again[0], "id": "d"}]}
+    rows = [{"text": "Li.", "questions": again}, other]
     harbour = make({"test.jsonl": rows}, format="documents", stream={"group": True})
     data = read_split(harbour, "test")
     assert sum(len(entry.questions) for entry in data.entries) == 4
