@@ -2,7 +2,7 @@
 
 Comments, docstrings, blank lines and imports for type checkers do not count. The hash is the same on every machine and
 Python version. Only import statements are followed, anywhere in the file. A data file of a source file is a file in its
-folder, or below, that one of its strings names.
+folder, or below, that its strings name.
 """
 
 from __future__ import annotations
@@ -245,9 +245,15 @@ def _parsed(path: Path) -> _Source:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """The files in the folder of a source file, or below, that its strings name; modules count by their imports."""
-    named = (path.parent / text.strip("/") for text in sorted(_read(path).strings))  # f"{folder}/words.txt"
-    return [file for file in named if os.path.isfile(file) and file.suffix != ".py"]  # False for a text too long
+    """The files in the folder of a source file, or below, that its strings name; modules count by their imports.
+
+    A string may name the file by its path or, beside one that names a folder, by its name alone.
+    """
+    strings = {text.strip("/") for text in _read(path).strings}  # f"{folder}/words.txt"
+    named = {path.parent / text for text in strings}
+    below = [path.parent / text for text in strings if Path(text).parts and ".." not in Path(text).parts]
+    named |= {file for folder in filter(os.path.isdir, below) for file in folder.rglob("*") if file.name in strings}
+    return sorted(file for file in named if os.path.isfile(file) and file.suffix != ".py")  # False for a text too long
 
 
 def _digest(tree: ast.AST) -> str:

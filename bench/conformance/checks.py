@@ -205,6 +205,21 @@ def scored_before_update(kind: type[Method]) -> None:
     )
 
 
+def scores_read_only_the_past(kind: type[Method]) -> None:
+    """The tokens of a text are as likely, under the adapted model, whatever follows them."""
+    method, entries = prepare(kind), fixtures.entries()
+    loop = run(method, entries, probes=())
+    for document in fixtures.documents(entries):
+        whole = method.lm.tokens(document)
+        half = dataclasses.replace(whole, token_ids=whole.token_ids[: len(whole) // 2])
+        alone, among = (torch.cat(list(loop.score_again(batch).log_probs)) for batch in (half, whole))
+        require(
+            torch.allclose(among[: len(alone)], alone, atol=1e-3),
+            "The score of a token depends on later tokens: what is added to the model may mix a position with earlier "
+            "ones only.",
+        )
+
+
 def probes_leave_no_trace(kind: type[Method]) -> None:
     """A probe changes no later score, state or answer."""
     entries = fixtures.entries()
@@ -407,6 +422,7 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
         blind_to_the_future,
         blind_to_the_answers,
         scored_before_update,
+        scores_read_only_the_past,
         probes_leave_no_trace,
         flush_leaves_no_state,
         question_weights_do_not_leak,

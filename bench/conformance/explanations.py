@@ -187,6 +187,35 @@ EXPLANATIONS = {
                 return (log_probs / 2).log_softmax(-1)
         """),
     ),
+    "scores_read_only_the_past": Explanation(
+        does="Scores half of each text alone and within the whole, under the adapted model.",
+        rule="docs/rules.md, 2. The loop: a token's probability is from a full softmax, and from the text before it.",
+        slip="A module that the method adds pools over all positions. Give it a causal mask, or pool up to each "
+        "position.",
+        common=_code("""
+            hook = None
+
+            def observe(self, document):
+                self.hook = self.hook or self.lm.model.lm_head.register_forward_pre_hook(self.pool)
+
+            def reset(self):
+                if self.hook is not None:
+                    self.hook.remove()
+                self.hook = None
+                super().reset()
+        """),
+        wrong=_code("""
+            def pool(self, module, inputs):
+                (states,) = inputs
+                return (states + states.mean(1, keepdim=True),)
+        """),
+        right=_code("""
+            def pool(self, module, inputs):
+                (states,) = inputs
+                before = torch.arange(1, states.shape[1] + 1)[:, None]
+                return (states + states.cumsum(1) / before,)
+        """),
+    ),
     "probes_leave_no_trace": Explanation(
         does="Runs a stream with one probe and with two, and compares all that follows the additional one.",
         rule="docs/rules.md, 3. What a method sees: answering teaches nothing.",

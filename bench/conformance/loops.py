@@ -127,7 +127,7 @@ def run(method: Method, entries: Sequence[Entry], kind: type[WatchedLoop] = Watc
 def answers(loop: Loop, due: Sequence[DueQuestion]) -> list[tuple[str, int, float | None]]:
     """Ask these questions as at the end of a stream: their predictions, cut tokens and likelihoods."""
     with loop.method.answering():
-        loop.ask(1.0, "stream", due)
+        loop.ask(1.0, due)
     events = loop.answer_events[-len(due) :]
     return [(event.prediction, event.cut_tokens, event.nll) for event in events]
 

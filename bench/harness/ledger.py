@@ -18,14 +18,16 @@ from bench.contract.method import Method
 from bench.lm.base_model import BaseModel
 from bench.lm.flops import FlopCounter, ReadingMeter
 from bench.records.schema import Costs, Tally
+from bench.seeds import seed_for
 
 PHASES = ("fit", "score", "observe", "answer")
-COUNT_EVERY = 32
+COUNT_EVERY = 16
 """Operations are counted in one n-th of a phase's work, and in some of its first calls, and scaled to all of it."""
 
 
 Kind = Literal["alone", "graph", "counted"]
-"""Calls whose costs are not alike: those that keep or use a graph of scoring, and those that are always counted."""
+"""Calls whose costs are not alike: those that keep or use a graph of scoring, and those that are always counted, as the
+first one of each is, which may set something up."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -46,10 +48,15 @@ class _Calls:
     def is_counted_next(self) -> bool:
         """True while too little of the work is counted, and more often among the first calls.
 
-        These are calls 1, 2, 4, 8, ..., and all until one is counted in which the base reads.
+        Of calls 1, 2-3, 4-7, 8-15, and of each 16 after them, one is drawn at random, since a method may work at every
+        n-th document. The first ones are all counted until one is counted in which the base reads.
         """
-        early = self.calls < COUNT_EVERY and (not self.has_read or (self.calls + 1).bit_count() == 1)
-        return early or self.counted_work * COUNT_EVERY <= self.work
+        number = self.calls + 1
+        size = min(1 << (number.bit_length() - 1), COUNT_EVERY)
+        first = number - number % size
+        is_drawn = number == first + seed_for("counted", first) % size
+        waits = number <= COUNT_EVERY and not self.has_read
+        return is_drawn or waits or self.counted_work * COUNT_EVERY <= self.work
 
     def flops(self) -> float:
         return self.counted_flops * (self.work / self.counted_work if self.counted_work else 1.0)
@@ -71,6 +78,7 @@ class Ledger:
     def __init__(self, lm: BaseModel) -> None:
         self.lm = lm
         self._calls = {(name, kind): _Calls() for name in PHASES for kind in KINDS}
+        self._begun: set[tuple[str, Kind]] = set()
         self._scoring = 0.0
         """Work of the backward pass of the last scoring."""
 
@@ -83,7 +91,10 @@ class Ledger:
         text. With ``count`` the block's operations are always counted, and apart from the sample.
         """
         kind: Kind = "counted" if count else "graph" if graph else "alone"
-        calls, device = self._calls[name, kind], self.lm.device
+        is_first = (name, kind) not in self._begun
+        self._begun.add((name, kind))
+        count |= is_first
+        calls, device = self._calls[name, "counted" if is_first else kind], self.lm.device
         counter = FlopCounter() if count or calls.is_counted_next() else None
         meter = ReadingMeter(self.lm)
         reset_peak(device)
@@ -159,9 +170,8 @@ def state_bytes(method: Method) -> int:
     changed = method.lm.changed_bytes()
     with _WithoutCopies(method.lm):
         state = method.state_dict()
-    return changed + sum(
-        value.numel() * value.element_size() for name, value in state.items() if not name.startswith("model.")
-    )
+    of_base = {f"model.{name}" for name, _ in method.lm.named_tensors()}
+    return changed + sum(value.numel() * value.element_size() for name, value in state.items() if name not in of_base)
 
 
 class _WithoutCopies(TorchFunctionMode):

@@ -19,7 +19,7 @@ from bench.answering.prompts import Prompt, build_prompts
 from bench.answering.retune import Retune
 from bench.answering.retuning import retuned
 from bench.contract.config import MethodConfig
-from bench.contract.method import Method, Scored
+from bench.contract.method import Conditioning, Method, Scored
 from bench.data.documents import Document, Entry, Episode, EvidencedQuestion, GoldQuestion, Question, superseded
 from bench.data.scripts import Segmentation
 from bench.errors import Diverged, RunError
@@ -52,12 +52,14 @@ def construct(
 
     Raises:
         BenchError: the method needs what this base does not do.
-        TypeError: the instance says something else about being a control than its class.
+        TypeError: the instance has another base, or says something else about being a control than its class.
     """
     lm.abilities.require(kind.needs(config), type(lm.model).__name__, kind.name)
     torch.manual_seed(seed_for(seed, "construct"))
     declared = {flag: getattr(kind, flag) for flag in ("sees_evidence", "control")}
     method = kind(lm, config, seed)
+    if method.lm is not lm:
+        raise TypeError(f"{kind.name} replaces self.lm: the harness scores and asks the base that it was given.")
     method.experiment_segment_tokens = segment_tokens
     for flag, value in declared.items():
         if any(getattr(owner, flag) is not value for owner in (method, kind)):
@@ -83,6 +85,7 @@ class DueQuestion:
     document: Document
     position: int
     earlier: tuple[GoldQuestion, ...] = ()
+    set: Literal["stream", "anchor"] = "stream"
 
 
 def due_questions(entries: Sequence[Entry]) -> list[DueQuestion]:
@@ -205,7 +208,7 @@ class Loop:
                 self.position = position
                 self.step(position, self.documents[position])
             with self._flushed(str(first)), self._answering(str(first)):
-                self.ask(max(self.probes), "stream", [question for question in due if question.position in group])
+                self.ask(max(self.probes), [question for question in due if question.position in group])
             self._measure_state()
 
     def step(self, position: int, document: Document) -> None:
@@ -287,14 +290,13 @@ class Loop:
 
     def probe(self, fraction: float, seen: int) -> None:
         """Ask the questions that are due after ``seen`` documents, and those of the anchor set."""
-        with_anchor = bool(self.anchor) and fraction in (0.0, max(self.probes))
+        anchor = self.anchor if fraction in (0.0, max(self.probes)) else ()
+        of_anchor = [replace(question, set="anchor") for question in due_questions(anchor)]
         with self._flushed(str(fraction)):
             with self._answering(str(fraction)):
-                self.ask(fraction, "stream", self._due(seen))
-                if with_anchor:
-                    self.ask(fraction, "anchor", due_questions(self.anchor))
-            if with_anchor:
-                self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in self.anchor])
+                self.ask(fraction, [*self._due(seen), *of_anchor])
+            if anchor:
+                self.anchor_nll[fraction] = self._mean_nll([entry.document for entry in anchor])
 
     def _due(self, seen: int) -> list[DueQuestion]:
         """The questions on the first ``seen`` documents or, with ``questions`` = "first", on no more than the first.
@@ -366,25 +368,30 @@ class Loop:
                     f"answering must restore on exit, bit for bit."
                 )
 
-    def ask(self, fraction: float, which: Literal["stream", "anchor"], due: Sequence[DueQuestion]) -> None:
+    def ask(self, fraction: float, due: Sequence[DueQuestion]) -> None:
         """Answer and score these questions, in a random order; the events are recorded in the order of ``due``.
 
-        The method sees the questions only: in the order of their documents, their places would tell about these.
+        The method sees the questions only: in the order of their documents, their places would tell about these. The
+        order follows from their texts alone, since a method can undo one that is drawn from a seed.
+
+        Raises:
+            RunError: ``condition`` returns no :class:`Conditioning`.
         """
         if not due:
             return
-        generator = torch.Generator().manual_seed(seed_for(self.seed, "order", which, str(fraction)))
-        order = torch.randperm(len(due), generator=generator).tolist()
+        order = sorted(range(len(due)), key=lambda i: seed_for("order", due[i].gold.question.text))
         due = [due[i] for i in order]
         questions = [  # their ids are their places, since ids of datasets may tell the document
             question_for_method(self._sees_evidence, replace(item.gold.question, id=str(i)), item.document)
             for i, item in enumerate(due)
         ]
         first_golds = [item.gold.answers[0] for item in due]
-        torch.manual_seed(seed_for(self.seed, "answer", which, str(fraction)))
+        torch.manual_seed(seed_for(self.seed, "answer", str(fraction)))
         with self.ledger.phase("answer", len(due), count=True):
             with self.hook("condition", self.position):
                 conditioning = self.method.condition(questions)
+            if type(conditioning) is not Conditioning:  # a class of the method's own could rank what it likes
+                raise RunError(f"condition returned a {type(conditioning).__name__}: return a bench.Conditioning.")
             prompts = build_prompts(self.lm, questions, conditioning, self.decoding.max_new_tokens)
         answers, likelihoods = self._answer(prompts, first_golds, conditioning.weights)
         ranks = [conditioning.rank(i, item.document.id) for i, item in enumerate(due)]
@@ -394,7 +401,7 @@ class Loop:
         events = [
             AnswerEvent(
                 probe=fraction,
-                set=which,
+                set=item.set,
                 question_id=item.gold.question.id,
                 document_id=item.document.id,
                 timestamp=item.document.timestamp,
@@ -434,7 +441,7 @@ class Loop:
                     with self.hook("using", self.position), answering():
                         stack.enter_context(self.method.using(key))
                     of_group = answer_and_nll(self.lm, own, own_golds, self.decoding, answering)
-                    with self.hook("using", self.position):
+                    with self.hook("using", self.position), answering():
                         stack.close()
                 results |= zip(group, zip(*of_group, strict=True), strict=True)
         answers, likelihoods = zip(*(results[i] for i in range(len(prompts))), strict=True)

@@ -40,6 +40,8 @@ FOLDER = paths.ARTIFACTS
 MANIFEST = paths.ARTIFACT
 WEIGHTS = "weights.safetensors"
 REMEDY = "Delete the artifact's folder, and train again."
+NEAR = 3
+"""Most differences of other weights from those that are missing for which it helps to name them."""
 TRAINER = Path(inspect.getfile(Trainer))
 
 
@@ -156,7 +158,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     If none was trained in the key's dtype, one that was trained in float32 serves.
 
     Raises:
-        MissingWeights: there is none; the message says how the nearest one differs, and how to train it.
+        MissingWeights: there is none; the message says how to train it, and how one that is near differs.
     """
     for name in (key.folder_name, key.in_float32.folder_name):
         for folder in folders:
@@ -164,7 +166,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
                 return folder / name
     others = [read_key(path).differences(key) for folder in folders for path in folder.glob(f"{key.method}-*")]
     nearest = min(others, key=len, default=None)
-    difference = "" if nearest is None else f" (the nearest differs in {', '.join(nearest)})"
+    difference = f" (the nearest differs in {', '.join(nearest)})" if nearest and len(nearest) <= NEAR else ""
     raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
         f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with this "

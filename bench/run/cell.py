@@ -184,7 +184,7 @@ def run_cell(
                 artifacts.load(folder, method)
                 training = artifacts.cost(folder)
             else:
-                with hook("begin_training", None):
+                with loop.ledger.phase("fit"), hook("begin_training", None):
                     method.begin_training()
         elif kind.learns_offline(method.config):
             with loop.ledger.phase("fit"), hook("fit", None):

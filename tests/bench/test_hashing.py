@@ -112,6 +112,7 @@ def test_a_plugin_counts_with_its_neighbours_and_the_harness(project: Project) -
         ('WORDS = (Path(__file__).parent / "words.txt").read_text()', ["words.txt"]),
         ('WORDS = open(os.path.join(os.path.dirname(__file__), "lists/words.tsv"))', ["lists/words.tsv"]),
         ('WORDS = open(f"{FOLDER}/words.txt")', ["words.txt"]),
+        ('WORDS = (Path(__file__).parent / "lists" / "words.tsv").read_text()', ["lists/words.tsv"]),
         ('NAMES = ["words.txt", "lists/words.tsv"]', ["words.txt", "lists/words.tsv"]),
         ("class A:\n    def f(self): return 'LICENCE'", ["LICENCE"]),
         ('"""Reads words.txt."""', []),

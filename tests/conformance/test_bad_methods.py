@@ -44,6 +44,7 @@ CAUGHT = [
     ("reads_answers", "blind_to_the_answers", "depends on the reference answers"),
     ("keeps_the_frame", "blind_to_the_answers", "Reference answers can be reached from the method"),
     ("flatters_itself", "scored_before_update", "but the model before observing it gives"),
+    ("pools_over_the_text", "scores_read_only_the_past", "depends on later tokens"),
     ("counts_questions", "probes_leave_no_trace", "(tensor method.count) depends on questions asked earlier"),
     *(
         (name, "probes_leave_no_trace", f"{weights} changed while questions were answered. What condition or answering")

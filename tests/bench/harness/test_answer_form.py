@@ -113,7 +113,7 @@ def run_on_tuned_weights(lm: BaseModel) -> list[float | None]:
     """NLL of the answers of the model as it is now."""
     loop = Loop(Still(lm), ENTRIES, DOCUMENTS)
     with loop._answering("now"):
-        loop.ask(1.0, "stream", loop._due(3))
+        loop.ask(1.0, loop._due(3))
     return [event.nll for event in loop.answer_events]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -98,22 +99,54 @@ def test_a_sample_gives_the_operations_of_all_calls(stream: str, monkeypatch: py
         assert getattr(sampled, phase).flops == pytest.approx(getattr(exact, phase).flops, rel=error), phase
 
 
+class LateReader(Reader):
+    """Reads some documents only."""
+
+    def __init__(self, *args: Any, first: int, every: int) -> None:
+        super().__init__(*args)
+        self.position, self.first, self.every = 0, first, every
+
+    def observe(self, document: Document) -> None:
+        if self.position >= self.first and (self.position - self.first) % self.every == 0:
+            super().observe(document)
+        self.position += 1
+
+
+@pytest.mark.parametrize(("first", "every", "error"), [(0, 1000, 0.0), (0, 4, 0.8), (1, 2, 0.8), (40, 1, 0.8)])
+def test_what_is_done_at_some_documents_only_is_counted(
+    first: int, every: int, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set-up at the first one exactly, and the rest roughly."""
+    kind = functools.partial(LateReader, first=first, every=every)
+    of = documents((100, SHORT))
+    lm = base_model()
+
+    def flops() -> float:
+        loop = Loop(kind(lm, LateReader.Config(), 0), [Entry(document, ()) for document in of], of, scoring=False)
+        loop.run()
+        return loop.ledger.costs(0, NOTHING).observe.flops
+
+    sampled = flops()
+    monkeypatch.setattr(ledger._Calls, "is_counted_next", lambda _: True)
+    assert sampled == pytest.approx(flops(), rel=error)
+
+
 def test_seconds_are_scaled_by_the_same_work_from_the_calls_that_are_not_slowed_by_counting(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method that reads nothing takes a second for a token, and ten if the call is counted."""
     now = 0.0
     monkeypatch.setattr(ledger.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(ledger, "COUNT_EVERY", 4)
+    monkeypatch.setattr(ledger, "COUNT_EVERY", 4)  # of calls 2-3 and 4-7 after the first, 2 and 6 are drawn
     book, counted = Ledger(BaseModel.load(str(llama))), []
-    for tokens in (1, 2, 3, 4, 5, 6, 50, 7):
+    for tokens in (1, 2, 3, 4, 5, 6, 7, 60, 8):
         counted.append(book._calls["observe", "alone"].is_counted_next())
         with book.phase("observe", tokens):
             torch.ones(1, tokens) @ torch.ones(tokens, 1)
             now += tokens * (10 if counted[-1] else 1)
-    assert counted == [True, True, True, True, False, False, False, True]
+    assert counted == [True, True, True, True, True, False, True, False, True]
     tally = book.costs(0, NOTHING).observe
-    assert (tally.flops, tally.seconds) == (2 * 78, pytest.approx(78))
+    assert (tally.flops, tally.seconds) == (2 * 96, pytest.approx(10 + 95))
     assert book.seconds("observe") == now
 
 

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
+from bench import Document, Method
 from tests.conformance.good_methods.learns_in_pairs import LearnsInPairs
 from tests.conformance.good_methods.nearest_tokens import NearestToken
 from tests.conformance.good_methods.question_adapters import QuestionAdapters
@@ -67,3 +69,24 @@ class LeaksAdapters(QuestionAdapters):
         before = weight.detach().clone()
         yield
         weight.data.copy_(before)
+
+
+class PoolsOverTheText(Method):
+    """Adds the mean state of the whole text to each, and so tells each position of the tokens after it."""
+
+    name = "pools_over_the_text"
+    paper = "none"
+    handle: RemovableHandle | None = None
+
+    def observe(self, document: Document) -> None:
+        if self.handle is None:
+            self.handle = self.lm.model.get_output_embeddings().register_forward_pre_hook(self.pool)
+
+    def pool(self, _: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0] + inputs[0].mean(1, keepdim=True),)
+
+    def reset(self) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+        self.handle = None
+        super().reset()
