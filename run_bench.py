@@ -44,18 +44,15 @@ app.add_typer(streams_app, name="streams")
 
 
 class Terminal(Console):
-    """A console on which no text is obeyed: neither its control characters nor its names of emojis."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(emoji=False, **options)
+    """A console on which no control characters of a text are obeyed."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich does, with control characters made visible."""
         return super().render_str(visible(text), **options)
 
 
-console = Terminal()
-error_console = Terminal(stderr=True, soft_wrap=True)
+console = Terminal(emoji=False)
+error_console = Terminal(stderr=True, soft_wrap=True, emoji=False)
 INTERRUPTED = 130
 """Exit code of an interrupt, as typer sets it."""
 
@@ -152,13 +149,10 @@ def default(
         console.print(f"online-adaptation-bench {bench.__version__}, protocol {bench.PROTOCOL}", highlight=False)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        from bench.run.experiment import load
-        from bench.run.overrides import Overrides
-
-        fewer = Overrides(streams=2, documents=60, validation_documents=30, trials=3, seed=0)
-        overrides = fewer if quick else Overrides()
-        experiment = overrides.vary(load("default"), "quick" if quick else None)
-        _run(experiment, Path("runs"), Path("out"), remarks=overrides.remarks(), dry_run=dry_run)
+        if quick:
+            run("default", "quick", streams=2, documents=60, validation_documents=30, trials=3, seed=0, dry_run=dry_run)
+        else:
+            run("default", dry_run=dry_run)
     elif quick or dry_run:
         raise BenchError(
             "--quick and --dry-run before a command are for a call without one: put --dry-run after the command."
@@ -263,51 +257,33 @@ def run(
         )
     remarks, plugins = overrides.remarks(), _paths(plugin)
     settings = tuple(slurm or [])
-    workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)  # type: ignore[arg-type]
+    workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)
     if executor == "slurm" and context is None:
         raise BenchError(
             "The jobs of --executor slurm repeat the command line, and a function has none: run this from a shell."
         )
     runs = _runs(runs)  # it is a text if this is called as a function
-    _run(varied, runs, Path(out), workers, plugins, remarks, hook_timeout, track, dry_run, reference, chosen)
-    partial = workers.shard[1] > 1 or workers.shards is not None
-    return None if dry_run or partial else load_results(runs, varied.name)
-
-
-def _run(
-    experiment: Experiment,
-    runs: Path,
-    out: Path,
-    workers: Workers | None = None,
-    plugins: Sequence[str] = (),
-    remarks: Sequence[str] = (),
-    hook_timeout: float | None = None,
-    track: str | None = None,
-    dry_run: bool = False,
-    reference: str | None = None,
-    columns: Sequence[str] = (),
-) -> None:
-    """Run what is missing of an experiment, or of a shard of it, and report it when all is there."""
-    results = _run_cells(experiment, runs, out, workers, plugins, remarks, hook_timeout, track, dry_run)
-    if dry_run or (workers is not None and workers.kind == "slurm"):
-        return
+    results = _run_cells(varied, runs, Path(out), workers, plugins, remarks, hook_timeout, track, dry_run)
+    if dry_run or executor == "slurm":
+        return None
     if missing := sum(result.missing for result in results):
         _print_line(
             f"This shard has run. {missing} cells of other shards are missing: the last one makes the board, or the "
             f"same command without --shard."
         )
     else:
-        _report(runs, out, experiment.name, track, reference, columns)
+        _report(runs, Path(out), varied.name, track, reference, chosen)
     _raise(results, runs)
+    return None if workers.shard[1] > 1 else load_results(runs, varied.name)
 
 
 def _run_cells(
     experiment: Experiment,
     runs: Path,
     out: Path,
-    workers: Workers | None = None,
-    plugins: Sequence[str] = (),
-    remarks: Sequence[str] = (),
+    workers: Workers,
+    plugins: Sequence[str],
+    remarks: Sequence[str],
     hook_timeout: float | None = None,
     track: str | None = None,
     dry_run: bool = False,
@@ -322,10 +298,7 @@ def _run_cells(
     from bench.run import display
     from bench.run.progress import Progress
     from bench.run.runner import Runner
-    from bench.run.workers import Workers
     from reports import tracking
-
-    workers = workers or Workers()
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
         pairs = [experiment, *experiment.on_each_pair()[1:]]
@@ -507,6 +480,8 @@ def report(
     chosen = _names(columns, "column")
     named: list[str | None] = [*(experiments or [])] or [None]
     experiment, *others = named
+    if track and (html or check):
+        raise BenchError(f"--track is for the tables of one board: leave {'--html' if html else '--check'} out.")
     if html:
         import reports
 
@@ -764,7 +739,7 @@ def train(
         raise BenchError(
             "train takes --executor local or ray. On Slurm, submit this command itself, as often as you like."
         )
-    workers = Workers(executor, jobs, threads, ray_address)  # type: ignore[arg-type]
+    workers = Workers(executor, jobs, threads, ray_address)
 
     overrides = Overrides(
         model=model,

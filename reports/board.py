@@ -192,7 +192,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
     groups, record = load(runs, experiment)
     first = groups[0].records[0]
     streams = tuple(sorted({run.spec.stream for group in groups for run in group.records}))
-    tuning = read_tuning(runs, dict.fromkeys(record.tuning))
+    tuning = read_tuning(runs, record.tuning)
     entries = []
     for group in groups:
         items = read_items(group)
@@ -200,7 +200,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
             row = make_row(group, items, len(streams), record, tuning)
         else:
             theirs = group.imported.board
-            row = make_row(group, items, len(streams), theirs, read_tuning(group.runs, dict.fromkeys(theirs.tuning)))
+            row = make_row(group, items, len(streams), theirs, read_tuning(group.runs, theirs.tuning))
         entries.append((row, items))
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, error_kind(len(streams)))

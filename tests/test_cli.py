@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -208,6 +209,7 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
         (("run", "default", "--modle", "nano"), "--modle"),
         (("train", "cmt", "--executor", "slurm"), "train takes --executor local or ray"),
         (("report", "--html", "--check"), "leave --html out"),
+        (("report", "--check", "--track", "tensorboard"), "leave --check out"),
         (("report", "default", "squad"), "name one experiment, or add --html"),
         (("run", "squad", "--data-files", "squad=/no"), "there is no folder '/no', and no split 'squad'. Known: "),
         (("run", "squad", "--data-files", "tets=no.json"), "no split 'tets'. Did you mean test?"),
@@ -310,13 +312,20 @@ def test_a_terminal_prints_a_question_mark_for_what_its_encoding_lacks(
     assert wrong.returncode == 2 and "There is no list of '" in wrong.stderr
 
 
+def planned_only(monkeypatch: pytest.MonkeyPatch, note: Callable[..., object]) -> None:
+    """Let a run of an experiment end where its cells would run, and ``note`` what would run them."""
+    monkeypatch.setattr(run_bench, "_run_cells", lambda *given: [note(*given)][1:])
+    monkeypatch.setattr(run_bench, "_report", lambda *_: None)
+    monkeypatch.setattr("bench.load_results", lambda *_: None, raising=False)
+
+
 def test_quick_is_the_default_with_fewer_streams_trials_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[Experiment, list[str]]] = []
 
-    def note(experiment: Experiment, *_: object, remarks: Sequence[str] = (), **__: object) -> None:
-        runs.append((experiment, list(remarks)))
+    def note(experiment: Experiment, *others: Any) -> None:
+        runs.append((experiment, list(others[4])))
 
-    monkeypatch.setattr(run_bench, "_run", note)
+    planned_only(monkeypatch, note)
     for arguments in (["--quick"], []):
         run_bench.app(arguments, standalone_mode=False)
     (quick, remarks), (default, none) = runs
@@ -471,8 +480,7 @@ def test_no_control_character_reaches_the_terminal(
 
 def test_options_of_tuning_and_seeds_reach_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Experiment] = []
-    monkeypatch.setattr(run_bench, "_run", lambda experiment, *_, **__: runs.append(experiment))
-    monkeypatch.setattr("bench.load_results", lambda *_: None, raising=False)
+    planned_only(monkeypatch, lambda experiment, *_: runs.append(experiment))
     run_bench.app(["run", "default", "--trials", "2", "--seed", "4", "--equal-compute", "3"], standalone_mode=False)
     (experiment,) = runs
     assert experiment.tuning is not None and experiment.tuning.trials == 2
@@ -493,8 +501,7 @@ def test_the_gpus_that_are_not_named_are_hidden(
         variables = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"))
         seen.append((experiment.device, *variables))
 
-    monkeypatch.setattr(run_bench, "_run", note)
-    monkeypatch.setattr("bench.load_results", lambda *_: None, raising=False)
+    planned_only(monkeypatch, note)
     named = (part for name, value in options.items() for part in (f"--{name}", value))
     assert call(capsys, "run", "default", *named).returncode == 0
     with mock.patch.dict(os.environ):

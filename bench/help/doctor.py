@@ -56,7 +56,7 @@ def _project() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     versions = {name: package_version(name) for name in PACKAGES}
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    missing = ", ".join(name for name, version in versions.items() if not version)
+    missing = ", ".join(name for name, version in versions.items() if not version and name not in OPTIONAL)
     yield Finding("ok", "packages", installed or "none")
     if missing:
         text = f"not installed: {missing}; run make bench, or pip install -e . in the project's folder"

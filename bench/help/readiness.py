@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import chain
 from math import ceil, inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -263,10 +263,7 @@ def _shortened(plan: MethodPlan, planned: Runner) -> dict[str, Any]:
     return {"training": {**halves, "validation_episodes": max(1, documents)}}
 
 
-R = TypeVar("R", bound=Retune)
-
-
-def _cut(retune: R, share: float) -> R:
+def _cut(retune: Retune, share: float) -> Retune:
     """Retuning with a share of its steps: it takes the same time for each probe, however long the stream is."""
     return retune.model_copy(update={"steps": ceil(share * retune.steps)})
 

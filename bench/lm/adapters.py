@@ -27,6 +27,8 @@ PLAIN = {
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 """The settings that change what is added to the weights, or the base itself, with the values that can be merged."""
+MERGED = "-merged-"
+"""In the name of a folder, between that of the adapter and a hash of what was merged."""
 COPIED = {".json", ".txt", ".model", ".jinja"}
 """Endings of the files of a base that are not weights: configuration, tokenizer, chat template."""
 Pairs = Mapping[str, "tuple[Tensor, Tensor]"]
@@ -90,7 +92,7 @@ def merged(folder: Path, base: Path, base_identity: str) -> Path:
     digest = hashlib.sha256(f"1 {base_identity}".encode())  # the number changes if the same two give other files
     for name in (ADAPTER, WEIGHTS):
         digest.update((folder / name).read_bytes())
-    target = cache() / "models" / f"{folder.resolve().name}-merged-{digest.hexdigest()[:12]}"
+    target = cache() / "models" / f"{folder.resolve().name}{MERGED}{digest.hexdigest()[:12]}"
     try:
         make_folder(target, lambda temporary: _write(temporary, folder, base, config, pairs))
     except (OSError, SafetensorError) as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,15 @@ def check_device(device: str) -> None:
     """
     if not has_device(device):
         raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
+
+
+@functools.lru_cache(maxsize=4)
+def vocabulary(folder: Path) -> Mapping[str, int]:
+    """The ids of a model's tokens."""
+    from transformers import AutoTokenizer
+
+    ids: Mapping[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+    return ids
 
 
 def check(folder: Path, device: str = "cpu") -> None:

@@ -34,7 +34,7 @@ def check_board(runs: Path, board: BoardRecord) -> None:
         BenchError: one is another than the record says, or a record is missing or damaged; the message names the file.
     """
     published = is_packed(runs)
-    tuned = {record.key: record for record in read_tuning(runs, dict.fromkeys(board.tuning))}
+    tuned = {record.key: record for record in read_tuning(runs, board.tuning)}
     trials = [run for record in tuned.values() for run in _check_tuning(runs, record)]
     for entry in board.entries:
         if entry.tuning is not None:

@@ -35,6 +35,7 @@ from bench.records.store import (
     run_files,
     tuning_path,
 )
+from bench.records.tuning import runs_of
 
 ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+)""")
 """A path that is absolute or in a home folder, within a text."""
@@ -60,7 +61,7 @@ def publish(runs: Path, experiment: str, to: Path) -> Path:
     files = {**_trials(runs, all_boards), **_runs(runs, all_boards)}
     files = {name: files[name] for name in sorted(files, key=lambda name: name.split("/")[::-1])}  # like beside like
     for board in all_boards:
-        files[_name(runs, board_path(runs, board.experiment))] = manifest(_without_paths(board, board.experiment))
+        files[board_path(Path(), board.experiment).as_posix()] = manifest(_without_paths(board, board.experiment))
     path = to / experiment / packed.NAME
     write_bytes(path, packed.pack(files))
     return path
@@ -75,9 +76,9 @@ def without_commit(folder: Path) -> tuple[int, int]:
 def _trials(runs: Path, boards: list[BoardRecord]) -> dict[str, bytes]:
     """The tuning records and the manifests of their runs."""
     files: dict[str, bytes] = {}
-    for tuning in read_tuning(runs, dict.fromkeys(key for board in boards for key in board.tuning)):
-        files[_name(runs, tuning_path(runs, tuning.key))] = manifest(_without_paths(tuning, tuning.key))
-        for run_id in [*tuning.runs, *(run_id for trial in tuning.trials for run_id in trial["runs"])]:
+    for tuning in read_tuning(runs, (key for board in boards for key in board.tuning)):
+        files[tuning_path(Path(), tuning.key).as_posix()] = manifest(_without_paths(tuning, tuning.key))
+        for run_id in runs_of(tuning):
             record = _without_texts(read_run(runs / run_id)).model_copy(update={"files": {}})
             files[f"{run_id}/{MANIFEST}"] = manifest(record)
     return files
@@ -98,10 +99,6 @@ def _runs(runs: Path, boards: list[BoardRecord]) -> dict[str, bytes]:
         )
         files |= {f"{run_id}/{name}": content for name, content in of_run.items()}
     return files
-
-
-def _name(runs: Path, path: Path) -> str:
-    return path.relative_to(runs).as_posix()
 
 
 def _without_texts(record: RunRecord) -> RunRecord:

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -73,10 +72,7 @@ def write_run(
     partial.mkdir()
     try:
         for name, content in run_files(record, documents, answers, tokens).items():
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_bytes(partial / name, content)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
         try:
@@ -180,13 +176,13 @@ def read_tokens(runs: Path, run_id: str) -> list[TokenEvent]:
 
 
 def read_tuning(runs: Path, keys: Iterable[str]) -> list[TuningRecord]:
-    """Read the tuning records with these keys.
+    """Read the tuning records with these keys, each once.
 
     Raises:
         BenchError: one is missing, damaged, edited or of another schema, or the file is that of another record.
     """
     records = []
-    for key in keys:
+    for key in dict.fromkeys(keys):
         path = tuning_path(runs, key)
         records.append(_read(TuningRecord, path))
         if records[-1].key != key:

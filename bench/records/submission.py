@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
@@ -28,13 +27,13 @@ from typing import Literal, NoReturn
 import pydantic
 
 from bench.errors import BenchError, first_problem
-from bench.files import json_bytes, replacing
+from bench.files import json_bytes, replacing, write_bytes
 from bench.machine import process_name
 from bench.records import imported
 from bench.records.boards import names
 from bench.records.check import check_board
 from bench.records.comparability import OF_TRIALS, differences, listed
-from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord, TuningRecord
+from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord
 from bench.records.store import (
     MANIFEST,
     PARTIAL,
@@ -48,6 +47,7 @@ from bench.records.store import (
     read_tuning,
     tuning_path,
 )
+from bench.records.tuning import runs_of
 
 FORMAT: Literal[1] = 1
 CONTENTS = "submission.json"
@@ -92,7 +92,7 @@ def export(runs: Path, experiment: str, label: str, run_ids: Sequence[str], to: 
         if (status := read_run(runs / run_id).status) != "complete":
             raise BenchError(f"{label} is not exported: its run {run_id} has {status}. Run the experiment again.")
     files = dict(_files(runs, board))
-    files[_name(runs, board_path(runs, experiment))] = manifest(board)
+    files[board_path(Path(), experiment).as_posix()] = manifest(board)
     hashes = {name: _sha256(content) for name, content in files.items()}
     contents = Contents(experiment=experiment, row=label, files=hashes)
     with replacing(to) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -117,14 +117,14 @@ def _of_row(board: BoardRecord, run_ids: Sequence[str]) -> BoardRecord:
 
 def _files(runs: Path, board: BoardRecord) -> Iterator[tuple[str, bytes]]:
     """The files of the board's runs, of its tuning records, and of the runs of their trials."""
-    tuning = read_tuning(runs, dict.fromkeys(board.tuning))
-    trials = [run_id for record in tuning for run_id in _runs_of_trials(record)]
+    tuning = read_tuning(runs, board.tuning)
+    trials = [run_id for record in tuning for run_id in runs_of(record)]
     for run_id in dict.fromkeys([*board.runs, *trials]):
         for name in (*read_run(runs / run_id).files, MANIFEST):
             yield f"{run_id}/{name}", (runs / run_id / name).read_bytes()
     for record in tuning:
-        path = tuning_path(runs, record.key)
-        yield _name(runs, path), path.read_bytes()
+        name = tuning_path(Path(), record.key).as_posix()
+        yield name, (runs / name).read_bytes()
 
 
 def add(file: Path, runs: Path, experiment: str | None = None) -> imported.ImportedRow:
@@ -151,12 +151,7 @@ def add(file: Path, runs: Path, experiment: str | None = None) -> imported.Impor
     partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
     try:
         for name, content in files.items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            write_bytes(partial / name, content)
         try:
             row = _check(partial, runs, own)
         except BenchError as error:
@@ -214,7 +209,7 @@ def _check(folder: Path, runs: Path, own: BoardRecord) -> imported.ImportedRow:
     if not kinds or any(kind != kinds[0] for kind in kinds):
         raise BenchError("it holds no run of its row, or runs of several methods or settings.")
     check_board(folder, board)
-    trials = {run_id for record in read_tuning(folder, board.tuning) for run_id in _runs_of_trials(record)}
+    trials = {run_id for record in read_tuning(folder, board.tuning) for run_id in runs_of(record)}
     found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
     if strays := sorted(found - {*board.runs} - trials):
         raise BenchError(f"the run {strays[0]} belongs to nothing in it.")
@@ -336,16 +331,8 @@ def _check_new(row: imported.ImportedRow, runs: Path, own: BoardRecord, file: Pa
             raise BenchError(f"{file} is not imported: its row is on the board {own.experiment}, from {other.folder}.")
 
 
-def _runs_of_trials(tuning: TuningRecord) -> list[str]:
-    return [*tuning.runs, *(run_id for trial in tuning.trials for run_id in trial["runs"])]
-
-
 def _refuse(file: Path, problem: str) -> NoReturn:
     raise BenchError(f"{file} is refused: {problem}. Ask for it to be exported again.")
-
-
-def _name(runs: Path, path: Path) -> str:
-    return path.relative_to(runs).as_posix()
 
 
 def _sha256(content: bytes) -> str:

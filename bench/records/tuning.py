@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Literal, NamedTuple
 
-from bench.records.schema import RunRecord, TrialRecord, mean
+from bench.records.schema import RunRecord, TrialRecord, TuningRecord, mean
 
 Metric = Literal["f1", "token_nll"]
 
@@ -21,6 +21,11 @@ class Measurement(NamedTuple):
     """Documents of each stream."""
     whole: bool
     """True if the streams were run to their ends."""
+
+
+def runs_of(record: TuningRecord) -> list[str]:
+    """The ids of all runs of a search."""
+    return [*record.runs, *(run_id for trial in record.trials for run_id in trial["runs"])]
 
 
 def measure(runs: Sequence[RunRecord], metric: Metric) -> Measurement:

@@ -1,5 +1,5 @@
 """Experiments: planning and running cells, meta-training, and the store of trained weights.
 
-Offers ``experiment``, ``overrides``, ``runner``, ``executor``, ``progress``, ``display`` and ``train`` to the command
-line. May import bench.harness, bench.nano and the rooms below them.
+Offers ``experiment``, ``overrides``, ``runner``, ``workers``, ``places``, ``pace``, ``progress``, ``display`` and
+``train`` to the command line. May import bench.harness, bench.nano and the rooms below them.
 """

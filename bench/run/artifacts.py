@@ -8,7 +8,6 @@ Artifacts that are committed, among them those of the default experiment, are in
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import shutil
@@ -30,7 +29,7 @@ from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.data.reader import DataFiles, split_entries, split_hash
 from bench.errors import BenchError
 from bench.files import csv_text, read_tensors, write_bytes, write_json, write_tensors
-from bench.lm import checkpoint
+from bench.lm import adapters, checkpoint
 from bench.paths import ROOT
 from bench.records.schema import Tally
 
@@ -133,7 +132,7 @@ def key_of(
         method=kind.name,
         seed=seed,
         dataset=recipe.find(dataset).name,
-        model=Path(base).name,
+        model=Path(base).name.partition(adapters.MERGED)[0],
         model_hash=checkpoint.identity(checkpoint.locate(base)),
         train_hash=split_hash(dataset, "train", data_files),
         validation_hash=split_hash(dataset, "validation", data_files),
@@ -206,7 +205,7 @@ def cost(folder: Path) -> Tally:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 (hexadecimal) of the trained weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return hashing.path_hash(folder / WEIGHTS)
 
 
 def load(folder: Path, method: MetaTrained) -> None:

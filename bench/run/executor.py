@@ -93,19 +93,6 @@ class Executor(Protocol):
         ...
 
 
-class Waiting(list[Task]):
-    """The tasks of a list that have not begun, and those that are appended to it later."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__(tasks)
-        self._tasks, self._seen = tasks, len(tasks)
-
-    def refresh(self) -> None:
-        """Add what was appended."""
-        self += self._tasks[self._seen :]
-        self._seen = len(self._tasks)
-
-
 def worker_bytes(weights: int, on_gpu: bool = False) -> tuple[int, int]:
     """Memory of a worker that reads a base of so many weights, and of one that learns them all, in bytes."""
     process = GPU_BYTES if on_gpu else PROCESS_BYTES
@@ -172,11 +159,6 @@ def take(tasks: list[Task], groups: Set[str]) -> Task | None:
     """Remove the first task of one of these groups and return it; None if there is none."""
     index = next((i for i, task in enumerate(tasks) if task.group in groups), None)
     return None if index is None else tasks.pop(index)
-
-
-def take_new(tasks: list[Task], busy: Set[str]) -> Task:
-    """Remove the task of a new worker and return it: the first one of a group that is not busy, else the first."""
-    return take(tasks, {task.group for task in tasks} - busy) or tasks.pop(0)
 
 
 def start_environment(threads: int) -> dict[str, str]:
@@ -287,7 +269,7 @@ class Pool(ABC, Generic[W]):
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome | Note]:
         """Run all tasks as :meth:`Executor.run` says. The workers start when the first outcome is requested."""
-        waiting = Waiting(tasks)
+        waiting, seen = list(tasks), len(tasks)
         again: list[Task] = []
         workers: list[W] = []
         try:
@@ -309,7 +291,8 @@ class Pool(ABC, Generic[W]):
                         again.append(worker.task)
                     else:
                         yield outcome
-                        waiting.refresh()
+                        waiting += tasks[seen:]
+                        seen = len(tasks)
                     task = take(waiting, {worker.task.group}) if worker.reusable else None
                     if task is not None:
                         worker.assign(task)
@@ -326,7 +309,10 @@ class Pool(ABC, Generic[W]):
                 self._end(worker)
 
     def _start(self, waiting: list[Task], busy: Set[str]) -> W:
-        """A worker with the first task that suits it, which is removed from those that wait."""
+        """A worker with the first task that suits it, which is removed from those that wait.
+
+        A new one begins with a group that is not busy, if there is one.
+        """
         for worker in self._idle:
             task = take(waiting, {worker.task.group}) if worker.is_alive() else None
             if task is not None:
@@ -334,7 +320,7 @@ class Pool(ABC, Generic[W]):
                 worker.assign(task)
                 return worker
         self._end_idle()  # no task of their groups is left
-        return self._new(take_new(waiting, busy))
+        return self._new(take(waiting, {task.group for task in waiting} - busy) or waiting.pop(0))
 
     @abstractmethod
     def _new(self, task: Task) -> W:

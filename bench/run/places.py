@@ -129,7 +129,7 @@ class Bucket(Place):
             if file == MANIFEST and not self._is_good(folder):
                 self.fetch_record(folder)
             elif name.startswith(REWRITTEN):
-                self._fetch_newest(name)
+                self._take_newest(name)
         self._fetch_files(name for name in names if name.startswith(WEIGHTS))
         here = [path.parent for path in self.path.glob(f"*/{MANIFEST}")]
         here += [path for folder in LISTED for path in (self.path / folder).rglob("*") if path.is_file()]
@@ -151,21 +151,22 @@ class Bucket(Place):
     def _fetch_files(self, names: Iterable[str]) -> None:
         for name in sorted(names, key=lambda name: _as_sent(Path(name))):
             if not (self.path / name).is_file():
-                self._fetch_file(name)
+                write_bytes(self.path / name, self.fs.cat_file(f"{self.root}/{name}"))
 
-    def _fetch_newest(self, name: str) -> None:
-        """Take over a file that may have been written again, with its time: the board of the latest run is the newest.
+    def _take_newest(self, name: str) -> None:
+        """Take over a file that was written again, with its time, or send it if the one here is newer.
 
-        So a search of which a trial was run again is that of the board here, too.
+        So the board is that of the latest run, and a search of which a trial was run again is that of the board.
         """
         path, content = self.path / name, self.fs.cat_file(f"{self.root}/{name}")
-        if not path.is_file() or path.read_bytes() != content:
+        if path.is_file() and path.read_bytes() == content:
+            return
+        written = self.fs.modified(f"{self.root}/{name}").timestamp()
+        if path.is_file() and path.stat().st_mtime > written:
+            self.send(name)
+        else:
             write_bytes(path, content)
-            written = self.fs.modified(f"{self.root}/{name}").timestamp()
             os.utime(path, (written, written))
-
-    def _fetch_file(self, name: str) -> None:
-        write_bytes(self.path / name, self.fs.cat_file(f"{self.root}/{name}"))
 
     def fetch_record(self, cell: str) -> None:
         """Take over the record of a cell, if there is none here, or another one than a failed one that is here."""
@@ -242,10 +243,6 @@ class InBucket(Claims):
     def replace(self, name: str, content: bytes) -> None:
         """Put a claim in place of another one."""
         self.fs.pipe_file(self.path(name), content)
-
-    def beat(self, name: str, content: bytes) -> None:
-        """Give a claim with this content the present time."""
-        self.replace(name, content)
 
     def remove(self, name: str) -> None:
         """Remove a claim, if it is there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from bench import machine
 from bench.answering.retune import Retune
 from bench.contract import registry
 from bench.contract.config import MethodConfig
-from bench.contract.meta_training import MetaTrained
+from bench.contract.meta_training import MetaTrained, training_of
 from bench.contract.method import validate_config
 from bench.contract.search import examples
 from bench.data.arms import Arm, documents_per_reset, irrelevant_percent
@@ -105,7 +104,6 @@ class Runner:
         self._check_plugins()
         for plan in filter(None, (experiment.streams, experiment.tuning)):
             self._join_few_files(plan)
-        self.overlaps = self._overlaps()
         self._check_retuning()
         self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
@@ -120,6 +118,7 @@ class Runner:
                 self._untrained[id(entry)] = str(error)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
+        self.overlaps = self._overlaps()
         self.tuner.check_limit()
         self._check_base(look_only)
         self.remarks += self._remarks_on_data()
@@ -139,11 +138,15 @@ class Runner:
         if experiment.retune is not None:
             self.abilities.require(["float_weights"], Path(experiment.model).name, "retune")
         for plan in experiment.methods:
-            choices = [[{key: value} for value in examples(values)] for key, values in self.spaces[id(plan)].items()]
-            for settings in ({}, *itertools.chain.from_iterable(choices)):
-                config = validate_config(self.methods[plan.name], {**plan.config, **settings})
+            for config in self._configs(plan):
                 needs = self.methods[plan.name].needs(config)
                 self.abilities.require(needs, Path(experiment.model).name, plan.name)
+
+    def _configs(self, plan: MethodPlan) -> Iterator[MethodConfig]:
+        """A method's configs with no setting tuned, and with each choice of one."""
+        choices = [{key: value} for key, values in self.spaces[id(plan)].items() for value in examples(values)]
+        for settings in ({}, *choices):
+            yield validate_config(self.methods[plan.name], {**plan.config, **settings})
 
     def _check_coverage(self, tokenizer: Any, streams: StreamPlan) -> None:
         """Check that the tokenizer knows the characters of the first documents and questions of a split."""
@@ -191,14 +194,15 @@ class Runner:
         experiment = self.experiment
         uses = [Use(experiment.streams.split, "streams", "of the streams"), *uses_of_base(experiment.model)]
         for plan in experiment.methods:
-            uses += uses_of(self.methods[plan.name], validate_config(self.methods[plan.name], plan.config))
+            for config in self._configs(plan):
+                uses += uses_of(self.methods[plan.name], config)
         if experiment.retune is not None:
             uses.append(Use("qa_train", "learned", "on which every method is retuned"))
         if experiment.tuning and any(map(self.tuner.stated_space, experiment.methods)):
             uses.append(Use(experiment.tuning.split, "selected", "on which methods are tuned"))
         if self.recipe.anchor and (experiment.anchor.questions or experiment.anchor.documents):
             uses.append(Use(self.recipe.anchor.split, "anchor", "of the anchor set"))
-        return overlaps(experiment.dataset, experiment.data_files, uses, experiment.allow_overlap)
+        return overlaps(experiment.dataset, experiment.data_files, list(dict.fromkeys(uses)), experiment.allow_overlap)
 
     def _remarks_on_data(self) -> list[str]:
         """Remarks of the reader on the splits of the board and of tuning, and on what is not measured, or badly."""
@@ -305,7 +309,8 @@ class Runner:
         lacks: BenchError | None = None
         try:
             if issubclass(method, MetaTrained):
-                for seed in self.planner.seeds(plan):
+                lacks = self._lacks_tokens(plan.name, config)
+                for seed in self.planner.seeds(plan) if lacks is None else ():
                     self._check_weights(method, config, seed)
             elif method.learns_offline(config):
                 offline_entries(method.learns_from, sources)
@@ -319,7 +324,17 @@ class Runner:
             self.experiment.methods = [other for other in self.experiment.methods if other is not plan]
             self._untrained |= {id(plan): str(lacks)} if isinstance(lacks, MissingWeights) else {}
             settings = ", ".join(f"{key}={value}" for key, value in plan.config.items() if key != "training")
-            self.remarks.append(f"Left out{f' ({settings})' if settings else ''}: {lacks}")
+            title = f"{plan.name} ({settings})" if settings else plan.name
+            self.remarks.append(f"Left out: {title}{str(lacks).removeprefix(plan.name)}")
+
+    def _lacks_tokens(self, name: str, config: MethodConfig) -> BenchError | None:
+        """An error if the method is trained with a base whose tokens are not those of the experiment's."""
+        base = training_of(config).base
+        if base is None or checkpoint.vocabulary(checkpoint.locate(base)) == checkpoint.vocabulary(self.planner.base):
+            return None
+        return BenchError(
+            f"{name} is trained with {base}, whose tokens are not those of {Path(self.experiment.model).name}."
+        )
 
     def _check_weights(self, method: type[MetaTrained], config: MethodConfig, seed: int) -> None:
         """Check that there are trained weights of the method, or that its settings need none."""

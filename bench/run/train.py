@@ -105,28 +105,28 @@ def train_target(
     replace(overrides, methods=targets).apply(changed)
     trainings: list[_Training] = []
     pairs = changed.on_each_pair()
+    default = load(DEFAULT_EXPERIMENT)
+    is_plain = experiment == DEFAULT_EXPERIMENT and not plugins
+    is_plain &= replace(overrides, device=None, seed=None).is_empty
+    options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
+    options += [f"--scale {scale}"] if scale else []
+    options += ["--data-files FILES"] if overrides.data_files else []
+    options += ["--plugin FILE"] if plugins else []
     for name in targets:
         planned = _planned(_meta_trained(name, plugins), pairs)
-        is_default = experiment == DEFAULT_EXPERIMENT and not plugins
-        is_default &= replace(overrides, device=None, seed=None).is_empty
-        default = load(DEFAULT_EXPERIMENT)
-        is_default &= name in {plan.name for plan in default.methods}
+        is_default = is_plain and name in {plan.name for plan in default.methods}
         is_default &= {seed for _, seed in planned} <= _seeds(name, default)
         to = out or (artifacts.COMMITTED if is_default else runs / artifacts.FOLDER)
         for one, seed in planned:
-            options = [] if experiment == DEFAULT_EXPERIMENT else [f"--experiment {experiment}"]
-            options += [f"--scale {scale}"] if scale else []
-            if len(pairs) > 1 or overrides.dataset or overrides.model:
-                options += [f"--dataset {one.dataset} --model {one.model}"]
-            options += ["--data-files FILES"] if overrides.data_files else []
-            options += ["--plugin FILE"] if plugins else []
-            trainings.append(_Training(name, one, seed, to, work, tuple(plugins), tuple(options)))
-    if workers is None or (len(trainings) == 1 and replace(workers, jobs=None) == Workers()):
-        folders = list(filter(None, [train(*training, say=say) for training in trainings]))
-    else:
-        folders = _train_all(trainings, workers, say)
-    where.fetch()  # of a bucket: sends what is new
-    return folders
+            named = len(pairs) > 1 or overrides.dataset or overrides.model
+            on = [f"--dataset {one.dataset} --model {one.model}"] if named else []
+            trainings.append(_Training(name, one, seed, to, work, tuple(plugins), (*options, *on)))
+    try:
+        if workers is None or (len(trainings) == 1 and replace(workers, jobs=None) == Workers()):
+            return list(filter(None, [train(*training, say=say) for training in trainings]))
+        return _train_all(trainings, workers, say)
+    finally:
+        where.fetch()  # of a bucket: sends what is new, also if one of several failed
 
 
 class _Training(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from bench.errors import BenchError
 from bench.lm import checkpoint
@@ -22,7 +22,7 @@ KINDS = ("local", "ray", "slurm")
 class Plan(NamedTuple):
     """How many workers there are, a remark if there are fewer than could be, and the GPU of each.
 
-    Of workers on other machines those are counted that the options name, or one for each job.
+    Of workers on other machines those are counted that the options name, or one for each job of Slurm.
     """
 
     jobs: int
@@ -40,7 +40,7 @@ class Workers:
         BenchError: there is no executor of this kind, or it does not take an option.
     """
 
-    kind: Literal["local", "ray", "slurm"] = "local"
+    kind: str = "local"
     jobs: int | None = None
     """Number of workers; None: as many as there are cores, or as a cluster has room for."""
     threads: int | None = None
@@ -72,9 +72,9 @@ class Workers:
         Raises:
             BenchError: there is not enough memory to read the base.
         """
+        if self.kind == "slurm" or (self.kind == "ray" and experiment.device == "cpu"):  # on other machines
+            return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights)[1])
         if experiment.device == "cpu":
-            if self.kind != "local":  # the cores of other machines are not known here
-                return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights)[1])
             return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
         free = free_gpu_memory() if experiment.device == "cuda" else {}
         gpus = gpu_places(weights, free)

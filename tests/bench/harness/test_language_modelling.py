@@ -68,7 +68,8 @@ def test_optional_methods_are_left_out_without_a_train_split(files: list[str], l
     runner = Runner(experiment, tmp_path / "runs")
     assert len(runner.experiment.methods) == count - 1
     assert any(
-        "Left out (statistics=train" in remark and "--data-files train=FILE" in remark for remark in runner.remarks
+        "Left out: dynamic_evaluation (statistics=train" in remark and "--data-files train=FILE" in remark
+        for remark in runner.remarks
     )
     experiment = load_experiment({"test": files[1:], "train": files[:1]}, llama)
     assert len(Runner(experiment, tmp_path / "runs").experiment.methods) == count

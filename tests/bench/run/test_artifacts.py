@@ -526,6 +526,20 @@ def test_an_optional_method_without_weights_is_left_out_with_a_remark(
         Runner(make_experiment(keepers, llama, [optional]), tmp_path, [plugin])
 
 
+def test_an_optional_method_is_left_out_on_a_base_with_other_tokens_than_its_own(
+    plan: Callable[..., Experiment], keepers: Path, llama: Path, tmp_path: Path, plugin: str
+) -> None:
+    train(plan(), tmp_path, plugin)
+    shutil.copytree(llama, tmp_path / "other")
+    path = tmp_path / "other/tokenizer.json"
+    path.write_text(path.read_text().replace('"!": 1,', '"!": 2,').replace('"\\"": 2,', '"\\"": 1,'))
+    method = {"name": "shifts", "config": {"training": {"base": str(llama)}}, "optional": True}
+    runner = Runner(make_experiment(keepers, tmp_path / "other", ["closed_book", method]), tmp_path, [plugin])
+    assert [entry.name for entry in runner.experiment.methods] == ["closed_book"] and not runner.untrained
+    expected = f"Left out: shifts is trained with {llama}, whose tokens are not those of other."
+    assert expected in runner.remarks
+
+
 @pytest.mark.parametrize(
     ("changes", "with_plugin", "committed"),
     [
