@@ -7,7 +7,7 @@ from methods.parts.document_buffer import BufferedMethod, stored
 
 
 class Joint(BufferedMethod):
-    """Offline fine-tuning on all documents so far, several times over: an upper bound of online fine-tuning.
+    """Offline fine-tuning on all documents so far, several times over: a reference for online fine-tuning.
 
     A control, because it does not keep to one pass: it stores every document, and at each probe it starts from the base
     and goes through all of them ``passes`` times, in a new random order each time. Nothing is learned between probes.

@@ -45,7 +45,8 @@ def agreement(a: Scores, b: Scores, same_streams: bool = True, known: Sequence[b
     Scores on the same streams are resampled together, those on streams of different data sets each on their own. Each
     resample draws one stream less than there are, with replacement: the variance of its means is then that of the means
     over streams, without the factor (K - 1) / K of the usual bootstrap (Rao and Wu 1988). The interval lies between the
-    2.5 % and 97.5 % quantiles of tau-b. It is about the streams alone: methods, models and data sets are fixed.
+    2.5 % and 97.5 % quantiles of tau-b. It is about the streams alone: methods and their seeds, models and data sets
+    are fixed.
 
     Of the pairs of methods, in the order of ``itertools.combinations``, only those that are ``known`` count; by default
     all do. None if one of the rankings has no order: fewer than two methods, or all are tied.

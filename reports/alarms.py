@@ -8,10 +8,8 @@ from bench.records.schema import TrialRecord, TuningRecord, mean
 from bench.records.tuning import best
 from reports.origins import costs_of, summary_of
 from reports.rows import CEILING, FLOOR, Entries, Row, final_answers, find, find_arm, row_of
-from reports.statistics import paired_difference
+from reports.statistics import LEVEL, paired_difference
 
-LEVEL = 0.05
-"""Level of the tests."""
 FAR = 3.0
 """Standard errors (SE_doc) of the difference by which a placebo arm counts as far above closed book."""
 UNEVEN, SHORTEST = 2.0, 1.0

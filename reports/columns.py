@@ -101,7 +101,11 @@ def _every(board: Board) -> list[Column]:
         *(answers + texts if board.headline == "f1" else texts + answers),
         _count("seeds"),
         _count("orders"),
-        _plain("forgot", "forgetting", "F1 lost on the anchor questions"),
+        _plain(
+            "forgot",
+            "forgetting",
+            "F1 lost on the anchor questions, from before the first document to after the last; low if there was none",
+        ),
         _cost("train s", "training_seconds", number, "seconds to train the weights that it loads"),
         _cost("fit s", "fit_seconds", number, "seconds to learn offline within a run"),
         _cost("tune s", "tuning_seconds", number, "seconds of all runs that tuning needed"),

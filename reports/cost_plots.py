@@ -141,10 +141,10 @@ def points(board: Board, total: str) -> list[Point]:
     found = [
         Point(
             label=row.title,
-            cost=_cost(row, total, name),
+            cost=total_cost(board, row, total),
             score=score(board, row, name),
-            control=row.control and not _is_static(row, name),
-            competes=row.standing is not None or _is_static(row, name),
+            control=row.control and not _is_static(board, row),
+            competes=may_lead(board, row),
             beyond=row.label in far,
         )
         for row in rows
@@ -152,18 +152,23 @@ def points(board: Board, total: str) -> list[Point]:
     return found if any(point.cost for point in found) else []
 
 
-def _cost(row: Row, total: str, name: str) -> float:
+def total_cost(board: Board, row: Row, total: str) -> float:
     """The total of a row; where text alone is scored, with the scoring, which is the forward pass of every method."""
     cost = row.costs[total]
-    if name == "bits_per_byte":
+    if board.headline != "f1":
         scoring = [getattr(costs_of(record).score, total.removeprefix("total_")) for record in row.records]
         cost += sum(scoring) / max(1, len(scoring))
     return cost
 
 
-def _is_static(row: Row, name: str) -> bool:
+def may_lead(board: Board, row: Row) -> bool:
+    """True for what can be on the Pareto front."""
+    return row.standing is not None or _is_static(board, row)
+
+
+def _is_static(board: Board, row: Row) -> bool:
     """True for the unadapted model where text alone is scored: there it is no control, but what others must beat."""
-    return name == "bits_per_byte" and row.method == FLOOR and row.status == "complete"
+    return board.headline != "f1" and row.method == FLOOR and row.status == "complete"
 
 
 def _all_points(boards: Sequence[Board], total: str) -> list[Point]:

@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from reports.statistics import ErrorKind, Item, Sample, difference
-
-LEVEL = 0.05
-"""Family-wise level of the tests of all pairs."""
+from reports.statistics import LEVEL, ErrorKind, Item, Sample, difference
 
 Key = TypeVar("Key")
 
@@ -50,8 +47,8 @@ def standings(means: Mapping[str, float], p_values: Mapping[tuple[str, str], flo
     """The standing of each method by its mean (higher is better) and the two-sided p-values of all pairs.
 
     The tests are of all pairs, so the choice of the best among the observed means is covered: with a probability of at
-    least 1 - :data:`LEVEL` every method's true rank is in its interval, and no method that is as good as the best is
-    lost.
+    least 1 - :data:`~reports.statistics.LEVEL` every method's true rank is in its interval, and no method that is as
+    good as the best is lost.
     """
     better, worse = Counter[str](), defaultdict[str, set[str]](set)
     for (a, b), p_value in holm(p_values).items():

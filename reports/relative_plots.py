@@ -81,7 +81,7 @@ def _notes(board: Board, curves: Sequence[Curve]) -> list[str]:
         "blue number: the last point",
         "grey number: the method's own 100 %",
         f"dashed: F1 of {FLOOR} on this scale" if _floor(board) is not None else "",
-        "light lines: the other panels",
+        "light lines: the other panels" if sum(bool(curve.points) for curve in curves) > 1 else "",
         *_left_out(board, curves),
     ]
 

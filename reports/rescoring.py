@@ -20,7 +20,8 @@ from bench.terminal import visible
 from reports.board import Board, build
 from reports.markup import spreadsheet
 from reports.rows import Row, final_answers, run_of
-from reports.statistics import Estimate, Item, mean_over_streams
+from reports.spread import Run
+from reports.statistics import Estimate, Item, mean_over_streams, run_items
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,13 +119,13 @@ def _items(
     answered: Sequence[tuple[RunRecord, Sequence[AnswerEvent]]], compute: Metric, single: bool
 ) -> dict[str, list[Item]]:
     """The values of each run of a row that has answers; ``single`` if no question has several gold answers."""
-    items: dict[str, list[Item]] = defaultdict(list)
+    runs: dict[str, dict[Run, float]] = defaultdict(dict)
     for record, answers in answered:
         if answers:
             predictions, golds = [answer.prediction for answer in answers], [answer.answers for answer in answers]
             for name, value in compute(predictions, golds, record.spec.segment, single).items():
-                items[name].append(Item.of(run_of(record), "", "", value))
-    return items
+                runs[name][run_of(record)] = value
+    return {name: run_items(values) for name, values in runs.items()}
 
 
 def _find(metric: str) -> Metric:

@@ -11,8 +11,8 @@ from bench.data.arms import documents_per_reset
 from bench.records.store import read_documents
 from reports.arm_plots import arms_of
 from reports.board import Board
-from reports.rows import FLOOR, Row
-from reports.score_plots import BINS, CUT, Curve, Value, binned, without_seeds
+from reports.rows import FLOOR, Row, run_of
+from reports.score_plots import BINS, CUT, Curve, Value, binned
 from reports.style import (
     DASHED,
     GREY,
@@ -59,7 +59,6 @@ def drawings(board: Board) -> Drawings:
             f"Token NLL of {FLOOR} minus that of the method by documents since its last reset; higher is better",
             [
                 intervals("bands", stream_error_name(board)),
-                without_seeds(board),
                 no_band(board, [one.gain.points() for one in found]),
                 f"dashed: {WITHOUT}" if any(one.without for one in found) else "",
                 "light lines: the other panels" if len(found) > 1 else "",
@@ -79,14 +78,14 @@ def restarts(board: Board) -> Iterator[Restarts]:
         bare = _since_reset(floor, every)
         same = (other for other in arms_of(board, row) if other.arm == "stream")
         gain, *without = (_since_reset(one, every).below(bare) for one in (row, *same))
-        if gain.by_stream:
-            yield Restarts(gain, next((curve for curve in without if curve.by_stream), None))
+        if any(gain.parts):
+            yield Restarts(gain, next((curve for curve in without if any(curve.parts)), None))
 
 
 def _since_reset(row: Row, every: int) -> Curve:
     """Token NLL by the number of documents since the last multiple of ``every`` of them."""
     values = [
-        Value(record.spec.stream, Fraction(event.position % every, every), event.nll, event.tokens)
+        Value(run_of(record), Fraction(event.position % every, every), event.nll, event.tokens)
         for record in row.records
         for event in read_documents(row.runs, record.id)
         if event.nll is not None

@@ -26,7 +26,7 @@ from reports.origins import summary_of
 from reports.prices import prices
 from reports.ranks import Standing
 from reports.spread import Run
-from reports.statistics import ErrorKind, Estimate, Item, mean_over_streams, summarize
+from reports.statistics import ErrorKind, Estimate, Item, mean_over_streams, run_items, summarize
 
 FLOOR = "closed_book"
 """The control that does not adapt."""
@@ -325,7 +325,7 @@ def _status(group: Group, expected: int) -> tuple[Status, str]:
 
 def _anchor_items(records: Iterable[RunRecord], name: str) -> list[Item]:
     """An anchor score of each run that has it."""
-    items = []
+    values: dict[Run, float] = {}
     for record in records:
         summary = summary_of(record)
         if name == "forgetting":
@@ -334,5 +334,5 @@ def _anchor_items(records: Iterable[RunRecord], name: str) -> list[Item]:
         else:
             value = getattr(summary, name)
         if value is not None:
-            items.append(Item.of(run_of(record), "", "", value))
-    return items
+            values[run_of(record)] = value
+    return run_items(values)

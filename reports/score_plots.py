@@ -13,8 +13,9 @@ from bench.records.schema import RunRecord
 from bench.records.store import read_documents
 from reports.board import Board
 from reports.origins import summary_of
-from reports.rows import CEILING, FLOOR, Row, final_answers, row_of
-from reports.statistics import stream_error
+from reports.rows import CEILING, FLOOR, Row, final_answers, row_of, run_of
+from reports.spread import Run, Runs
+from reports.statistics import mean_over_streams, run_items, stream_means
 from reports.style import (
     BLUE,
     DASHED,
@@ -59,32 +60,26 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """One row's values in each part of the stream, by stream; None for a part without values."""
+    """One row's values in each part of the stream, by run."""
 
     label: str
-    by_stream: Mapping[str, Sequence[float | None]]
+    parts: Sequence[Runs]
     documents: int
     """Number of documents along the x axis."""
 
     def below(self, other: Curve) -> Curve:
-        """How far it is below another curve, within each stream that both have."""
-        pairs = {
-            name: (self.by_stream[name], other.by_stream[name]) for name in self.by_stream.keys() & other.by_stream
-        }
-        differences = {
-            name: [None if x is None or y is None else y - x for x, y in zip(*pair, strict=True)]
-            for name, pair in sorted(pairs.items())
-        }
-        return replace(self, by_stream=differences)
+        """How far each run is below the mean of another curve over the runs of its stream, if that has any."""
+        means = [stream_means(run_items(part)) for part in other.parts]
+        parts = [
+            {run: mean[run.stream] - value for run, value in part.items() if run.stream in mean}
+            for part, mean in zip(self.parts, means, strict=True)
+        ]
+        return replace(self, parts=parts)
 
     def points(self) -> Points:
-        """The mean over streams at the middle of each part that has values; its error does not include the seeds."""
-        size = self.documents / len(next(iter(self.by_stream.values())))
-        points = []
-        for part, values in enumerate(zip(*self.by_stream.values(), strict=True)):
-            if present := [value for value in values if value is not None]:
-                points.append(((part + 0.5) * size, stream_error(present)))
-        return points
+        """The mean over streams at the middle of each part that has values."""
+        size = self.documents / len(self.parts)
+        return [((i + 0.5) * size, mean_over_streams(run_items(part))) for i, part in enumerate(self.parts) if part]
 
 
 def drawings(board: Board) -> Drawings:
@@ -133,17 +128,10 @@ def _notes(board: Board, curves: Curves) -> list[str]:
     shown, floor = split_floor(board, curves)
     return [
         intervals("bands", stream_error_name(board)),
-        without_seeds(board),
         no_band(board, [curve.points() for curve in shown]),
         _dashed(floor is not None),
         "light lines: the other panels" if len(shown) > 1 else "",
     ]
-
-
-def without_seeds(board: Board) -> str:
-    """A note on the errors of :meth:`Curve.points`, if the board has seeds."""
-    several = len(board.streams) > 1 and any(row.seeds > 1 for row in board.rows)
-    return "the bands do not include the seeds of methods that have several" if several else ""
 
 
 def _main_rows(board: Board) -> list[Row]:
@@ -234,13 +222,13 @@ def _curves(board: Board) -> tuple[Curves, Curves, Curves]:
             nll_curves[row.label] = Curve(row.title, binned(texts, parts), documents)
     floor = nll_curves.get(board.floor.label) if board.floor else None
     gains = {label: curve.below(floor) for label, curve in nll_curves.items()} if floor else {}
-    return f1_curves, nll_curves, {label: curve for label, curve in gains.items() if curve.by_stream}
+    return f1_curves, nll_curves, {label: curve for label, curve in gains.items() if any(curve.parts)}
 
 
 class Value(NamedTuple):
     """A scored answer, document or segment."""
 
-    stream: str
+    run: Run
     place: Fraction
     """Share of what is on the x axis that is before it."""
     total: float
@@ -252,7 +240,7 @@ def _answer_values(runs: Path, record: RunRecord) -> Iterator[Value]:
     """F1 of each answer, at the question's document."""
     documents = summary_of(record).documents
     for event in final_answers(runs, record):
-        yield Value(record.spec.stream, Fraction(event.position, documents), event.f1, 1.0)
+        yield Value(run_of(record), Fraction(event.position, documents), event.f1, 1.0)
 
 
 def _text_values(runs: Path, record: RunRecord) -> Iterator[Value]:
@@ -266,14 +254,14 @@ def _text_values(runs: Path, record: RunRecord) -> Iterator[Value]:
     for event in events:
         if event.nll is not None:
             within = Fraction(event.segment if cut else 0, segments[event.position])
-            yield Value(record.spec.stream, (event.position + within) / documents, event.nll, event.tokens)
+            yield Value(run_of(record), (event.position + within) / documents, event.nll, event.tokens)
 
 
-def binned(values: Iterable[Value], parts: int) -> dict[str, list[float | None]]:
-    """Weighted mean in each part of each stream, over all seeds; None for a part without values."""
-    sums: dict[str, list[list[float]]] = defaultdict(lambda: [[0.0, 0.0] for _ in range(parts)])
+def binned(values: Iterable[Value], parts: int) -> list[dict[Run, float]]:
+    """Weighted mean of each run in each part; a run without values in a part is not in it."""
+    sums: list[dict[Run, list[float]]] = [defaultdict(lambda: [0.0, 0.0]) for _ in range(parts)]
     for value in values:
-        part = sums[value.stream][int(value.place * parts)]
-        part[0] += value.total
-        part[1] += value.weight
-    return {stream: [t / w if w else None for t, w in row] for stream, row in sorted(sums.items())}
+        of_run = sums[int(value.place * parts)][value.run]
+        of_run[0] += value.total
+        of_run[1] += value.weight
+    return [{run: total / weight for run, (total, weight) in sorted(part.items()) if weight} for part in sums]

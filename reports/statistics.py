@@ -404,7 +404,7 @@ BATCH = 200
 POWER = 0.8
 """Share of repetitions in which a planned comparison shall find the gap."""
 LEVEL = 0.05
-"""Two-sided level of the planned test."""
+"""Level of the tests: of all pairs of methods together, of a plan (two-sided), of an alarm."""
 MOST_UNITS = 20_000
 """The largest plan that is made."""
 

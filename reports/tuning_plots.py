@@ -12,7 +12,7 @@ from bench.records.schema import TuningRecord
 from bench.records.store import read_run
 from reports.board import Board
 from reports.rows import run_of
-from reports.statistics import Estimate, Item, mean_over_streams
+from reports.statistics import Estimate, mean_over_streams, run_items
 from reports.style import BLUE, DASHED, GREY, ORANGE, Drawings, Plot, legend, name_axes, panels
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAMES = ("learning_rate_sensitivity",)
 
 RATE, STEPS = "learning_rate", "steps_per_document"
-ERROR = "bars: \N{PLUS-MINUS SIGN} the standard error over the validation streams"
+ERROR = "bars: \N{PLUS-MINUS SIGN} one standard error over the validation streams (of two streams, a 50 % interval)"
 SCORES = {"f1": "answer F1", "token_nll": "token NLL (nats)"}
 
 
@@ -127,14 +127,14 @@ def _draw(methods: Sequence[Sensitivity], runs: Path) -> Figure:
 def over_streams(trial: Trial, metric: str, runs: Path) -> Estimate | None:
     """The score of a trial with its error over the validation streams; None if it diverged."""
     records = [read_run(runs / run_id) for run_id in trial.runs]
-    values = [
-        Item.of(run_of(record), "", "", value)
+    values = {
+        run_of(record): value
         for record in records
         if (record.spec.prefix is None) == trial.whole
         and record.summary is not None
         and (value := getattr(record.summary, metric)) is not None
-    ]
-    return mean_over_streams(values) if values and trial.score is not None else None
+    }
+    return mean_over_streams(run_items(values)) if values and trial.score is not None else None
 
 
 _SIDES = ((4, 2), (-8, 2), (4, -7), (-8, -7))

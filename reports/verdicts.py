@@ -17,8 +17,8 @@ import numpy as np
 
 from reports.agreement import Agreement, agreement
 from reports.published import Value
-from reports.ranks import LEVEL, holm
-from reports.statistics import NOTHING, Estimate, Item, Sample, difference, show, show_number, slope
+from reports.ranks import holm
+from reports.statistics import LEVEL, NOTHING, Estimate, Item, Sample, difference, show, show_number, slope
 
 Point = TypeVar("Point")
 
@@ -112,7 +112,7 @@ def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
     Ours is the last place that all our methods have; if there is none, nothing is resolved.
 
     Our signs are tested by paired t tests over streams, with Holm's correction over the gaps and over the changes, at
-    :data:`reports.ranks.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
+    :data:`reports.statistics.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
 
     Raises:
         BenchError: two of our methods do not have the same streams.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from bench.data import recipe
 from bench.data.documents import document_id
 from bench.data.reader import read_split
 from bench.records.store import read_answers, read_board, read_documents, read_run
+from tests.conftest import ROOT
 from tests.test_cli import bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
@@ -39,6 +42,23 @@ def test_every_question_of_the_sampled_squad_paragraphs_is_scored(real_data: Pat
         expected = set().union(*(questions[event.document_id] for event in documents))
         assert {event.question_id for event in read_answers(runs, name) if event.set == "stream"} == expected
         assert len(documents) == 10
+
+
+def test_the_splits_of_the_published_boards_are_cut_as_their_page_says(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path("reports/results/README.md")
+    (tmp_path / page.parent).mkdir(parents=True)
+    shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copy(real_data / "squad" / "squad_v1.1_38_articles.json", tmp_path / "dev-v1.1.json")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(block, {})
+    for split in ("qa_train", "qa_validation", "train", "validation", "test"):
+        cut, expected = (
+            json.loads(Path(of, f"{split}.json").read_text())["data"] for of in ("squad", real_data / "squad")
+        )
+        assert cut == expected
 
 
 def test_wikitext_has_its_sixty_articles(real_data: Path) -> None:

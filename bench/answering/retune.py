@@ -11,7 +11,7 @@ class Retune(MethodConfig):
     """Steps on questions of ``qa_train``, without any document, before the questions of a probe are answered.
 
     Learning from documents changes how a model answers as well as what it knows: its answers run on, as documents do.
-    A few steps on questions bring the form of answers back (Hu et al. 2023). They may also teach facts, so that the
+    A few steps on questions bring the answer format back (Hu et al. 2023). They may also teach facts, so that the
     model without any document, retuned alike, is the control. :mod:`bench.answering.retuning` has the procedure.
     """
 

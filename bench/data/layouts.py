@@ -97,6 +97,16 @@ def _edit(
     yield where, {"text": f"{asked[0]} {answer}{end}", "questions": questions}
 
 
+_DIRECTIONS = frozenset("nesw")
+
+
+def _lists(answer: str) -> list[str]:
+    """The ways to give an answer of bAbI: a list (``milk,football``) in any order, but for a path (``n,e``)."""
+    parts = answer.split(",")
+    orders = [parts] if _DIRECTIONS.issuperset(parts) else itertools.permutations(parts)
+    return [", ".join(order) for order in orders]
+
+
 def babi(path: Path, split: str) -> Iterator[Row]:
     """A task of bAbI (Weston et al. 2015): a document is a story up to a question, which holds at that moment.
 
@@ -114,7 +124,7 @@ def babi(path: Path, split: str) -> Iterator[Row]:
                 story = []
             question, *answer = content.split("\t")
             if answer:
-                asked = {"question": question, "answers": answer[:1]}
+                asked = {"question": question, "answers": _lists(answer[0])}
                 yield f"{path}, line {number}", {"text": "\n".join(story), "questions": [asked]}
             else:
                 story.append(content)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +144,11 @@ def check_device(device: str) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def vocabulary(folder: Path) -> Mapping[str, int]:
-    """The ids of a model's tokens."""
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
-    ids: Mapping[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
-    return ids
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def check(folder: Path, device: str = "cpu") -> None:
@@ -320,9 +318,14 @@ def mapped_tensors(folder: Path) -> dict[str, Any]:
     return tensors
 
 
+def _weights(folder: Path) -> dict[str, Any]:
+    """The tensors in a model folder, without the masks that older versions of transformers saved."""
+    return {name: tensor for name, tensor in mapped_tensors(folder).items() if not TABLES.search(name)}
+
+
 def parameter_count(folder: Path) -> int:
     """Number of parameters in a model folder."""
-    tensors = mapped_tensors(folder)
+    tensors = _weights(folder)
     if all(tensor.is_floating_point() for tensor in tensors.values()):
         return sum(tensor.numel() for tensor in tensors.values())
     scales = (".SCB", ".weight_format")
@@ -334,7 +337,7 @@ def weight_count(folder: Path) -> int:
     """Number of weights in a model folder; quantized ones count as the float32 numbers that their bytes would hold."""
     return sum(
         tensor.numel() if tensor.is_floating_point() else tensor.numel() * tensor.element_size() // 4
-        for tensor in mapped_tensors(folder).values()
+        for tensor in _weights(folder).values()
     )
 
 

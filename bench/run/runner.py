@@ -131,10 +131,12 @@ class Runner:
         # who only looks leaves a GPU to those that run; where jobs are submitted there may be none
         device = experiment.device if checkpoint.has_device(experiment.device) and not look_only else "cpu"
         tokenizer, self.abilities, self.weights = _base(
-            self.planner.base, self.planner.model_hash, device, experiment.dtype
+            self.planner.base, self.planner.model_hash, device, experiment.dtype, device != experiment.device
         )
         for streams in filter(None, (experiment.streams, experiment.tuning)):
             self._check_coverage(tokenizer, streams)
+        if self.abilities is None:  # the workers try them, and refuse then
+            return
         if experiment.retune is not None:
             self.abilities.require(["float_weights"], Path(experiment.model).name, "retune")
         for plan in experiment.methods:
@@ -330,7 +332,12 @@ class Runner:
     def _lacks_tokens(self, name: str, config: MethodConfig) -> BenchError | None:
         """An error if the method is trained with a base whose tokens are not those of the experiment's."""
         base = training_of(config).base
-        if base is None or checkpoint.vocabulary(checkpoint.locate(base)) == checkpoint.vocabulary(self.planner.base):
+        if base is None:
+            return None
+        own, other = (
+            checkpoint.tokenizer(folder).get_vocab() for folder in (self.planner.base, checkpoint.locate(base))
+        )
+        if own == other:
             return None
         return BenchError(
             f"{name} is trained with {base}, whose tokens are not those of {Path(self.experiment.model).name}."
@@ -639,8 +646,10 @@ class _Batch(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, Abilities, int]:
+def _base(folder: Path, model_hash: str, device: str, dtype: str, stands_in: bool) -> tuple[Any, Abilities | None, int]:
     """The tokenizer of a base, what the base can do, and the number of its weights.
+
+    If the device ``stands_in`` for another one and has no room for the base, what it can do is not tried.
 
     Raises:
         BenchError: it cannot be loaded, or there is not enough memory for it.
@@ -648,7 +657,12 @@ def _base(folder: Path, model_hash: str, device: str, dtype: str) -> tuple[Any, 
     checkpoint.check(folder, device)
     weights = checkpoint.weight_count(folder)
     if device == "cpu":  # where the system may end a process that takes too much, before it can say so
-        affordable_jobs(1, weights, machine.available_memory())
+        try:
+            affordable_jobs(1, weights, machine.available_memory())
+        except BenchError:
+            if not stands_in:
+                raise
+            return checkpoint.tokenizer(folder), None, weights
     try:
         lm = BaseModel.load(str(folder), device, dtype)
         tokenizer, abilities = lm.tokenizer, lm.abilities

@@ -6,17 +6,14 @@ from typing import Any
 
 from reports.board import Board
 from reports.columns import Column, caption, columns
+from reports.cost_plots import may_lead, total_cost
 from reports.rows import Row
 from reports.statistics import Estimate
 
 FOLDED = {"SE", "prefix EM", "answer NLL", "orders", "fit s", "train s", "tune s", "FLOP/doc", "break-even"}
 """Headings of the columns that the page shows on request."""
 
-COSTS = {
-    "total seconds": "total_seconds",
-    "total FLOP": "total_flops",
-    "bytes of state": "state_bytes",
-}
+TOTALS = {"total seconds": "total_seconds", "total FLOP": "total_flops"}
 
 
 def facts(board: Board) -> dict[str, Any]:
@@ -56,9 +53,10 @@ def _row(board: Board, row: Row, selection: list[Column], places: dict[str, int]
         "numbers": [value.mean if isinstance(value, Estimate) else value for value in values],
         "halves": [value.half_width() if isinstance(value, Estimate) else None for value in values],
         "ranks": None if standing is None else [standing.low, standing.high],
+        "front": may_lead(board, row),
         "worse": [] if standing is None else sorted(places[label] for label in standing.worse),
         "score": _score(board, row),
-        "costs": _costs(row),
+        "costs": _costs(board, row),
     }
 
 
@@ -68,8 +66,10 @@ def _score(board: Board, row: Row) -> list[Any] | None:
     return None if estimate is None else [estimate.mean, estimate.half_width(), str(estimate)]
 
 
-def _costs(row: Row) -> dict[str, float]:
-    costs = {name: row.costs[key] for name, key in COSTS.items() if key in row.costs}
+def _costs(board: Board, row: Row) -> dict[str, float]:
+    costs = {name: total_cost(board, row, key) for name, key in TOTALS.items() if key in row.costs}
+    if (state := row.costs.get("state_bytes")) is not None:
+        costs["bytes of state"] = state
     if total := row.costs.get("total_seconds"):
         costs["offline share of the seconds"] = row.costs["offline_seconds"] / total
     return costs

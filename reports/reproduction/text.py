@@ -20,7 +20,7 @@ APART = (
     "The sizes differ, so absolute values do not compare: ours and the published ones have panels and tables of their "
     "own, and the verdict is on the shape alone, at the last place of a curve and on the change along it. It does not "
     "say that anything was reproduced. The papers print no error bars, so a small gap of theirs may be chance. ± is "
-    "half the 95 % interval over streams."
+    "half the 95 % interval over streams. The interval of tau-b leaves out what seeds add."
 )
 TOGETHER = "± is half the 95 % interval of ours, *standard errors* the gap from the published value to ours in our own."
 

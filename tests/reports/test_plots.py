@@ -23,6 +23,8 @@ from reports import (
 )
 from reports.board import build
 from reports.score_plots import Value
+from reports.spread import Run
+from reports.statistics import mean_over_streams, run_items
 from tests.reports.records_factory import board, imported, pictures, realistic, record, spec
 from tests.reports.test_board import write_segments
 
@@ -119,24 +121,30 @@ def test_error_bars_are_95_percent_intervals(tmp_path):
 
 
 class TestCurve:
-    def test_parts_are_ratios_of_sums_and_empty_parts_are_none(self):
+    def test_parts_are_ratios_of_sums_and_runs_are_in_those_in_which_they_have_values(self):
         places = (Fraction(0, 30), Fraction(1, 30), Fraction(25, 30))
-        values = [Value("s", place, *of) for place, of in zip(places, ((6, 2), (2, 2), (5, 1)), strict=True)]
-        assert score_plots.binned(values, 10)["s"] == [2.0, *[None] * 7, 5.0, None]
+        values = [Value(Run("s"), place, *of) for place, of in zip(places, ((6, 2), (2, 2), (5, 1)), strict=True)]
+        assert score_plots.binned(values, 10) == [{Run("s"): 2.0}, *[{}] * 7, {Run("s"): 5.0}, {}]
 
     def test_a_short_stream_has_a_part_for_each_document(self, tmp_path):
         figure = text_board(tmp_path, {"uniform": [3.0, 2.8, 2.6]})["token_nll_by_position"].draw()
         assert list(figure.axes[0].lines[0].get_xdata()) == [0.5, 1.5, 2.5]
 
     def test_points_are_means_over_streams_at_the_middle_of_each_part(self):
-        curve = score_plots.Curve("x", {"a": [1.0, None], "b": [2.0, None]}, 20)
+        curve = score_plots.Curve("x", [{Run("a"): 1.0, Run("b"): 2.0}, {}], 20)
         ((x, estimate),) = curve.points()
         assert (x, estimate.mean, estimate.se) == (5.0, 1.5, pytest.approx(0.5))
 
     def test_differences_are_taken_within_streams(self):
-        a = score_plots.Curve("a", {"s": [1.0, 2.0], "t": [5.0, 5.0]}, 2)
-        b = score_plots.Curve("b", {"s": [1.5, None]}, 2)
-        assert a.below(b).by_stream == {"s": [0.5, None]}
+        a = score_plots.Curve("a", [{Run("s", 0): 1.0, Run("s", 1): 1.2, Run("t"): 5.0}, {Run("s"): 2.0}], 2)
+        b = score_plots.Curve("b", [{Run("s"): 1.5}, {}], 2)
+        assert a.below(b).parts == [{Run("s", 0): pytest.approx(0.5), Run("s", 1): pytest.approx(0.3)}, {}]
+
+    def test_errors_include_the_seeds(self):
+        part = {Run(stream, seed): value for stream in "ab" for seed, value in enumerate((0.2, 0.6))}
+        ((_, alike),) = score_plots.Curve("x", [{Run("a"): 0.4, Run("b"): 0.4}], 1).points()
+        ((_, estimate),) = score_plots.Curve("x", [part], 1).points()
+        assert alike.se == 0 and estimate == mean_over_streams(run_items(part)) and estimate.se > 0.1
 
 
 def text_board(runs, levels):
@@ -251,15 +259,6 @@ def test_a_curve_over_one_stream_of_several_has_no_band_and_its_caption_says_so(
     }
     assert bands["a"] > 0 and bands["b [diverged on 1 of 2]"] == 0
     assert "without a band: one stream" in plot.notes
-
-
-def test_curves_by_position_say_that_their_bands_do_not_include_the_seeds(tmp_path):
-    cells = [spec("a", f"test-2-{k}", seed=seed) for k in range(2) for seed in range(2)]
-    board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells])
-    text = score_plots.drawings(build(tmp_path))["f1_by_position"].text()
-    assert "The bands do not include the seeds of methods that have several." in text.replace("\n", " ")
-    board(tmp_path, [record(tmp_path, cell, [[0.4]] * 2) for cell in cells if cell.seed == 0])
-    assert "seeds" not in score_plots.drawings(build(tmp_path))["f1_by_position"].text()
 
 
 class TestCaptions:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bench.errors import BenchError
-from reports.ranks import LEVEL, Standing, compare, holm, standings
-from reports.statistics import Item
+from reports.ranks import Standing, compare, holm, standings
+from reports.statistics import LEVEL, Item
 
 DOCUMENT_SD = 0.26
 """Standard deviation of a document's F1 over three questions, beyond what all methods share: as in :func:`answers`."""

@@ -54,7 +54,7 @@ function costSection(board, b) {
     const points = all.map((point) => ({ ...point, x: Math.max(point.cost, floor), inside: point.cost <= budget }));
     const rivals = points.filter((point) => point.row.ranks);
     const affordable = rivals.filter((point) => point.inside);
-    const front = paretoFront(affordable, board.higher);
+    const front = paretoFront(points.filter((point) => point.row.front && point.inside), board.higher);
     const order = ranked(board, affordable);
     drawing.replaceChildren(draw(points, front, budget, share < 1, linear, [floor, high]), key(all.some((p) => p.cost === 0) && !linear));
     ranking.replaceChildren(grid(`Ranking ${share === 1 ? "at any cost" : "within the budget"}: ${order.length} of ${rivals.length} methods`,

@@ -52,7 +52,7 @@ function rankCell(ranks, rivals) {
 
 function labelCell(row, b, r) {
   return el("span", {}, rowLink(b, r),
-    row.best && [" ", el("span", { class: "badge", title: "No method is significantly better." }, "as good as the best")]);
+    row.best && [" ", el("span", { class: "badge", title: "No method is significantly better." }, "not distinguishable from the best")]);
 }
 
 function makeTable(board, b) {

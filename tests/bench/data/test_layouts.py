@@ -164,6 +164,19 @@ def test_zsre_asks_the_edit_rephrased_and_questions_beside_it_for_the_anchor_set
     assert asked(near) == {"who sang the song?": ("Bo",)}
 
 
+@pytest.mark.parametrize(
+    ("answer", "accepted"),
+    [("hall", ["hall"]), ("milk,football", ["milk, football", "football, milk"]), ("n,e", ["n, e"])],
+)
+def test_a_list_is_an_answer_of_babi_in_any_order_and_a_path_in_its_own(
+    tmp_path: Path, answer: str, accepted: list[str]
+) -> None:
+    path = tmp_path / "qa.txt"
+    path.write_text(f"1 Mary took the milk.\n2 What is it?\t{answer}\t1\n")
+    (entry,) = read("babi", "test", path)
+    assert asked(entry) == {"What is it?": tuple(accepted)}
+
+
 def test_a_document_of_babi_is_the_story_up_to_a_question(tmp_path: Path) -> None:
     path = tmp_path / "qa1_test.txt"
     path.write_text(

@@ -20,10 +20,11 @@ def found(runs: Path, subject: str) -> dict[str, str]:
 def test_a_package_that_all_need_is_missing_and_one_of_an_extra_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = {"peft", "spacy"}
+    absent = {"peft", "spacy", "bitsandbytes"}
     monkeypatch.setattr(doctor, "package_version", lambda name: None if name in absent else "7.1")
     packages = found(tmp_path, "packages")
     assert packages["missing"].startswith("not installed: peft; run make bench")
+    assert found(tmp_path, "bitsandbytes")["note"].startswith("not installed; for bases in 8 or 4 bits")
     assert "torch 7.1" in packages["ok"] and "peft" not in packages["ok"]
     assert found(tmp_path, "ray") == {"ok": "7.1"}
     assert "to find salient spans with a trained tagger: pip install spacy" in found(tmp_path, "spacy")["note"]

@@ -150,6 +150,8 @@ def test_what_official_checkpoints_have_beside_their_weights_is_no_fault(
     folder = shutil.copytree(llama, tmp_path / "official")
     change(folder)
     assert BaseModel.load(str(folder)).encode("a")
+    for count in (checkpoint.weight_count, checkpoint.parameter_count):
+        assert count(folder) == count(llama)
 
 
 def test_weights_in_another_format_beside_those_of_transformers_do_not_count(llama: Path, tmp_path: Path) -> None:

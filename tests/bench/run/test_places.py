@@ -86,6 +86,18 @@ def test_the_board_of_the_latest_run_is_the_newest_wherever_it_was_made(machine:
             assert [path.stem for path in board_paths(bucket.path)] == ["zebra", "ant"]
 
 
+def test_a_newer_board_that_was_not_sent_before_a_kill_goes_to_the_bucket(machine: Callable[[str], Bucket]) -> None:
+    bucket = machine("first")
+    board = bucket.path / "boards" / "zebra.json"
+    for day in ("Monday", "Tuesday"):
+        write_bytes(board, day.encode())
+        if day == "Monday":
+            bucket.send("boards/zebra.json")
+        time.sleep(0.01)
+    bucket.fetch()
+    assert board.read_text() == "Tuesday" == bucket.fs.cat_file(f"{bucket.root}/boards/zebra.json").decode()
+
+
 def test_a_search_that_was_corrected_elsewhere_is_corrected_here(machine: Callable[[str], Bucket]) -> None:
     first, second = machine("first"), machine("second")
     for trials in ("one failed", "all"):

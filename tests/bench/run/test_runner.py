@@ -1057,6 +1057,14 @@ def test_a_base_that_exceeds_the_memory_is_refused_before_it_is_loaded(
     assert not loading
 
 
+def test_a_base_for_a_gpu_is_not_tried_on_a_machine_without_room_for_it(
+    plan: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loading: list[str]
+) -> None:
+    monkeypatch.setattr("bench.machine.available_memory", lambda: 2**20)
+    runner = Runner(plan("closed_book", device="cuda"), tmp_path, look_only=True)
+    assert runner.abilities is None and runner.weights > 0 and not loading
+
+
 def test_a_full_gpu_is_a_sentence_and_who_only_looks_does_not_use_it(
     plan: Callable[..., Experiment], tmp_path: Path, loading: list[str]
 ) -> None:

@@ -104,9 +104,10 @@ def test_a_base_that_no_gpu_has_the_memory_for_is_remarked_on(two_gpus: None, on
 
 def test_the_cores_of_this_machine_do_not_count_for_a_cluster() -> None:
     on_cpu, (_, memory) = load("default"), worker_bytes(10**6)
+    on_gpu = on_cpu.model_copy(update={"device": "cuda"})
     assert Workers("ray").plan(on_cpu, 10**6) == Plan(1, memory=memory), "its room is not known"
     assert Workers("ray", 500).plan(on_cpu, 10**6) == Plan(500, memory=memory)
-    assert Workers("slurm", 2, shards=16).plan(on_cpu, 10**6).jobs == 32
+    assert [Workers("slurm", 2, shards=16).plan(on, 10**6).jobs for on in (on_cpu, on_gpu)] == [32, 32]
 
 
 def test_a_gpu_of_unknown_memory_has_one_worker(
