@@ -58,8 +58,8 @@ class Unit(NamedTuple):
 UNITS: Mapping[str, Unit] = {
     "f1": Unit("F1 (%)"),
     "em": Unit("EM (%)"),
-    "f1_shortest": Unit("shortest-gold F1 (%)"),
-    "em_prefix": Unit("prefix EM (%)"),
+    "f1_shortest": Unit("F1 (%)"),
+    "em_prefix": Unit("EM (%)"),
     RELATIVE: Unit("relative F1 (%)"),
     CHANGE: Unit(f"change of F1 relative to {FLOOR} (%)", digits=0),
     "bits_per_byte": Unit("bits per byte", 1, 3, "bits per byte"),
