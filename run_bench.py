@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ StreamCount = Annotated[int | None, typer.Option(min=1, help="number of test str
 Documents = Annotated[int | None, typer.Option(min=1, help="documents in each test stream")]
 ValidationDocuments = Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="method.key=value (not tuned then)")]
-Trials = Annotated[int | None, typer.Option(min=1, help="configs that are tried of every method")]
+Trials = Annotated[int | None, typer.Option(min=1, help="configurations tried per method")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")]
 DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps")]
 ExperimentFiles = Annotated[
@@ -181,7 +182,7 @@ def run(
     documents: Documents = None,
     validation_documents: ValidationDocuments = None,
     set_: Assignments = None,
-    seed: Annotated[int | None, typer.Option(help="the only random seed of the methods")] = None,
+    seed: Annotated[int | None, typer.Option(help="use this one random seed")] = None,
     trials: Trials = None,
     equal_compute: Annotated[
         int | None,
@@ -355,6 +356,7 @@ def list_(
 
     from bench import paths
     from bench.contract import registry
+    from bench.files import read_yaml
 
     kinds = ("methods", "datasets", "experiments", "models", "figures", "boards")
     if kind is not None and kind not in kinds:
@@ -366,8 +368,14 @@ def list_(
             summary = escape((f"BROKEN: {info.broken}" if info.broken else info.summary) + source)
             table.add_row(info.name, summary, info.paper)
         console.print(table)
+    if kind == "experiments":
+        table = Table("experiment", "what it asks", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for name in paths.experiments():
+            description = str(read_yaml(paths.EXPERIMENTS / f"{name}.yaml").get("description", ""))
+            table.add_row(name, escape(re.split(r"(?<=[.?!]) (?=[A-Z])", description, maxsplit=1)[0]))
+        console.print(table)
     for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments), ("models", paths.models)):
-        if kind in (None, title):
+        if kind is None or kind == title != "experiments":
             console.print(f"[bold]{title}[/bold]  {escape(', '.join(names()))}")
     if kind == "figures":
         from reports.reproduction import figure
@@ -533,9 +541,10 @@ def compare(
         list[str] | None, typer.Option(help="board of the rows (repeatable; default: the experiment run last)")
     ] = None,
     score: Annotated[str | None, typer.Option(help="f1, em, token_nll, ... (default: that of the board)")] = None,
-    questions: Annotated[int, typer.Option(min=0, help="show so many questions that each of the two wins")] = 0,
+    questions: Annotated[int, typer.Option(min=0, help="show this many questions that each side wins")] = 0,
     resolve: Annotated[
-        float | None, typer.Option(min=1e-6, help="say how many streams or documents would resolve such a gap")
+        float | None,
+        typer.Option(min=1e-6, help="estimate how many streams or documents would resolve a gap of this size"),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="draw the differences: compare.pdf, .svg and .png")] = False,
     runs: Runs = Path("runs"),
@@ -827,7 +836,7 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def status(context: typer.Context) -> None:
-    """Show what of an experiment is there, runs now and where, has failed, or is missing.
+    """Show which cells of an experiment are done, running (and where), failed or missing.
 
     Takes the experiment (default: default) and the options of run.
     """

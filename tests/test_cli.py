@@ -23,6 +23,7 @@ import torch
 import yaml
 
 import run_bench
+from bench import paths
 from bench.conformance.verdict import Verdict
 from bench.errors import BenchError, RunError
 from bench.help.readiness import Measured
@@ -310,6 +311,13 @@ def test_a_terminal_prints_a_question_mark_for_what_its_encoding_lacks(
     assert "Liest ??." in done.stdout and "Traceback" not in done.stderr
     wrong = bench("list", "大", **encoding)
     assert wrong.returncode == 2 and "There is no list of '" in wrong.stderr
+
+
+def test_the_list_of_experiments_says_what_each_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = call(capsys, "list", "experiments").stdout.splitlines()
+    assert {*paths.experiments()} <= {line.split()[0] for line in lines if line.strip()}
+    (evolving,) = (line for line in lines if line.startswith("evolving "))
+    assert evolving.split(maxsplit=1)[1].startswith("Answers that change: a third of the facts")
 
 
 def planned_only(monkeypatch: pytest.MonkeyPatch, note: Callable[..., object]) -> None:
