@@ -289,7 +289,7 @@ def _run_cells(
     track: str | None = None,
     dry_run: bool = False,
 ) -> list[Result]:
-    """Run what is missing of an experiment; returns the result on each pair of data set and base."""
+    """Run what is missing of an experiment; returns the result on each pair of dataset and base."""
     from bench.records.store import is_packed
 
     if is_packed(runs):

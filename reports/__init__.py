@@ -18,7 +18,7 @@ def write_all(
     """Build the board of an experiment (default: the most recent one) and write all tables and plots under ``out``.
 
     Those of a variation are in a folder of its name there (:func:`bench.records.boards.folder`). If the experiment has
-    several boards, each is in a folder of its own, named after its data set, its base, or both. What the last report
+    several boards, each is in a folder of its own, named after its dataset, its base, or both. What the last report
     wrote there and is outdated is removed. ``reference`` is the row from which paired differences are taken
     (:func:`reports.board.build`); ``columns`` are the names of those of the Markdown and the LaTeX table
     (:func:`reports.columns.columns`).
@@ -39,7 +39,7 @@ def write_all(
 
 
 def write_page(runs: Path, out: Path, experiments: Sequence[str | None], reference: str | None = None) -> Path:
-    """Write the boards of experiments, each on all its pairs of data set and base, as one HTML page under ``out``.
+    """Write the boards of experiments, each on all its pairs of dataset and base, as one HTML page under ``out``.
 
     ``reference`` is that of :func:`write_all`, for every board.
 

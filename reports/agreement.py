@@ -42,10 +42,10 @@ class Agreement(NamedTuple):
 def agreement(a: Scores, b: Scores, same_streams: bool = True, known: Sequence[bool] | None = None) -> Agreement | None:
     """The agreement of the rankings of methods by mean score; ``a`` and ``b`` have the shape (methods, streams).
 
-    Scores on the same streams are resampled together, those on streams of different data sets each on their own. Each
+    Scores on the same streams are resampled together, those on streams of different datasets each on their own. Each
     resample draws one stream less than there are, with replacement: the variance of its means is then that of the means
     over streams, without the factor (K - 1) / K of the usual bootstrap (Rao and Wu 1988). The interval lies between the
-    2.5 % and 97.5 % quantiles of tau-b. It is about the streams alone: methods and their seeds, models and data sets
+    2.5 % and 97.5 % quantiles of tau-b. It is about the streams alone: methods and their seeds, models and datasets
     are fixed.
 
     Of the pairs of methods, in the order of ``itertools.combinations``, only those that are ``known`` count; by default

@@ -91,7 +91,7 @@ class Board:
     planned: tuple[str, ...] = ()
     """The method of each entry of the experiment, those that are left out included."""
     others: tuple[Board, ...] = ()
-    """The boards of the same methods on the experiment's other pairs of data set and base model."""
+    """The boards of the same methods on the experiment's other pairs of dataset and base model."""
 
     @property
     def error(self) -> ErrorKind:

@@ -44,7 +44,7 @@ class Results:
     """The results of one experiment, as pandas data frames, each made when it is first used.
 
     Only the runs behind the scores of the board are in them: those of the streams on which no run of the row failed.
-    An experiment on several data sets or base models has the boards of all in them; ``dataset`` and ``model`` tell them
+    An experiment on several datasets or base models has the boards of all in them; ``dataset`` and ``model`` tell them
     apart.
     """
 
@@ -113,14 +113,14 @@ class Results:
         return self._frame(lambda runs, record: _tokens(read_tokens(runs, record.id)), TOKEN)
 
     def texts(self, data_files: Mapping[str, Sequence[str]] = NO_FILES) -> pd.DataFrame:
-        """The questions and documents of the streams' split, from the data set: records hold their ids only.
+        """The questions and documents of the streams' split, from the dataset: records hold their ids only.
 
         Columns: :data:`TEXT`; ``question_id`` and ``question`` are "" for a document without questions. Merge them
         with the answers on ``document_id`` and ``question_id``. ``data_files`` are the files of each split, if the
-        experiment was run on other files than those of the data set.
+        experiment was run on other files than those of the dataset.
 
         Raises:
-            BenchError: the data set cannot be found or read.
+            BenchError: the dataset cannot be found or read.
         """
         import pandas as pd
 

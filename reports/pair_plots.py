@@ -1,4 +1,4 @@
-"""Plot of the ranks of the same methods on several pairs of data set and base model."""
+"""Plot of the ranks of the same methods on several pairs of dataset and base model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawings(board: Board) -> Drawings:
     everywhere = [line for line in lines(board) if all(row is not None and row.standing for row in line.rows)]
     if len(everywhere) < 2:
         return {}
-    caption = "Rank of every method that competes on all boards, on each pair of data set and base model"
+    caption = "Rank of every method that competes on all boards, on each pair of dataset and base model"
     notes = ["a line is a method, and 1 is the best rank", f"thick, orange: {INVERTED}"]
     return {"ranks_by_pair": Plot(lambda: _slopes(board, everywhere), caption, notes)}
 

@@ -1,4 +1,4 @@
-"""Tables of the same methods on several pairs of data set and base: for readers, for papers and as plain data."""
+"""Tables of the same methods on several pairs of dataset and base: for readers, for papers and as plain data."""
 
 from __future__ import annotations
 

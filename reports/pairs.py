@@ -1,4 +1,4 @@
-"""The same methods on several pairs of data set and base model: their ranks on each, and the order that inverts.
+"""The same methods on several pairs of dataset and base model: their ranks on each, and the order that inverts.
 
 A pair has a board of its own, and scores of two boards are never put in one order. What is compared is the ranks.
 """
@@ -22,7 +22,7 @@ from reports.rows import Row, run_of
 from reports.statistics import run_items, stream_means
 
 OF_DATA = {"dataset", "anchor_hash", "qa_train_hash", "segment"}
-"""Fields of a spec that follow from the data set."""
+"""Fields of a spec that follow from the dataset."""
 
 
 class Line(NamedTuple):
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def parts(board: Board) -> list[tuple[str, ...]]:
-    """What tells the boards of an experiment apart, for each of them: its data set, its base, or both."""
+    """What tells the boards of an experiment apart, for each of them: its dataset, its base, or both."""
     named = [(one.dataset, one.model) for one in (board, *board.others)]
     several = [len(set(of)) > 1 for of in zip(*named, strict=True)]
     return [tuple(itertools.compress(pair, several)) for pair in named]
@@ -106,7 +106,7 @@ def lines(board: Board) -> list[Line]:
     """A line for each entry of the experiment and each of its arms, in the order of the first board, controls last.
 
     Raises:
-        BenchError: the boards differ in more than data set and base model, as after a run that was killed.
+        BenchError: the boards differ in more than dataset and base model, as after a run that was killed.
     """
     for other in board.others:
         if not (_have_one_plan(board, other) and _are_comparable(board, other)):
@@ -176,7 +176,7 @@ def _have_one_plan(a: Board, b: Board) -> bool:
 
 
 def _are_comparable(a: Board, b: Board) -> bool:
-    """True if the runs of the boards would be comparable but for the base and what follows from the data set."""
+    """True if the runs of the boards would be comparable but for the base and what follows from the dataset."""
     same_data = a.dataset == b.dataset
     ignored = {*NOT_COMPARED, "model", "model_hash", *(() if same_data else OF_DATA)}
     settings = [run.spec.model_dump(exclude=ignored) for of in (a, b) for row in of.rows for run in row.records[:1]]

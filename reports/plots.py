@@ -71,7 +71,7 @@ def across(board: Board) -> Drawings:
 
 
 def with_facts(drawings: Drawings, boards: Sequence[Board]) -> Drawings:
-    """The plots, whose notes end with data sets, base models and streams of the boards that they show."""
+    """The plots, whose notes end with datasets, base models and streams of the boards that they show."""
     streams = [(board.streams[0].rpartition("-")[0], len(board.streams)) for board in boards]
     facts = [
         _fact("dataset", [board.dataset for board in boards]),

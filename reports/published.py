@@ -45,7 +45,7 @@ class Value(Settings):
     address: Text
     read_on: datetime.date
     copy_of: str
-    """Paper, table and data set of the value that this one repeats, or ""."""
+    """Paper, table and dataset of the value that this one repeats, or ""."""
     note: str
 
     @pydantic.model_validator(mode="after")

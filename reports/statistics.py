@@ -287,9 +287,9 @@ def difference(a: Sample, b: Sample, kind: ErrorKind) -> Estimate:
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates of one kind, as of several data sets, each with the same weight.
+    """The mean of independent estimates of one kind, as of several datasets, each with the same weight.
 
-    It is about these data sets, not about others that might have been chosen. Degrees of freedom are Satterthwaite's.
+    It is about these datasets, not about others that might have been chosen. Degrees of freedom are Satterthwaite's.
 
     Raises:
         ValueError: there are no estimates.
@@ -340,7 +340,7 @@ def pairs(a: Sample, b: Sample, kind: ErrorKind) -> Pairs:
 def bootstrap_interval(parts: Sequence[Pairs]) -> tuple[float, float] | None:
     """Bias-corrected and accelerated 95 % bootstrap interval (Efron 1987) of the paired difference; None for one unit.
 
-    Whole units are drawn with replacement. With several parts, as of several data sets, units are drawn within each,
+    Whole units are drawn with replacement. With several parts, as of several datasets, units are drawn within each,
     and the interval is that of the mean of the differences. Seeds are those that ran: they are not drawn.
     """
     from scipy.stats import bootstrap

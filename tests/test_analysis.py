@@ -24,7 +24,7 @@ LOAD, BEST, WON, FOUND, EARLY, LATER, WEIGHTS = BLOCKS
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with records of three methods on two streams of ten documents, and the data set that they are of."""
+    """A folder with records of three methods on two streams of ten documents, and the dataset that they are of."""
     ids, runs = [], tmp_path / "runs"
     for k in range(2):
         nll = [4.0] * 5 + [2.0 - k] * 5

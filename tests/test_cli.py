@@ -445,11 +445,11 @@ def test_the_files_of_a_figure_go_to_the_runs_of_their_data_set(
     (tmp_path / "news" / "test.jsonl").write_text("")
     figure = ("reproduce", "relative-change", "--scale", "small", "--dry-run", "--data-files")
     unnamed = call(capsys, *figure, str(tmp_path / "news"))
-    assert "--data-files test: relative-change has several data sets. Write newsworld=FOLDER" in unnamed.stderr
+    assert "--data-files test: relative-change has several datasets. Write newsworld=FOLDER" in unnamed.stderr
     wrong = call(capsys, *figure, f"sqaud={tmp_path / 'news'}")
-    assert "relative-change has no data set 'sqaud'. Did you mean squad?" in wrong.stderr
+    assert "relative-change has no dataset 'sqaud'. Did you mean squad?" in wrong.stderr
     named = call(capsys, *figure, f"realtimeqa={tmp_path / 'news'}", "--runs", str(tmp_path / "runs"))
-    assert "has no data set" not in named.stderr and "default" in named.stdout, "the first run needs no files"
+    assert "has no dataset" not in named.stderr and "default" in named.stdout, "the first run needs no files"
 
 
 EVIL = "\x1b[31mred\x07\x9b2J"

@@ -40,7 +40,7 @@ class Segment(Document):
 class Question:
     """A question as a method sees it, without its answers.
 
-    ``timestamp`` is the ISO date on which it is asked, or "": a fact of the data set, not that of its document.
+    ``timestamp`` is the ISO date on which it is asked, or "": a fact of the dataset, not that of its document.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Published layouts of data sets that are neither tables of questions nor SQuAD's JSON, as rows of documents.
+"""Published layouts of datasets that are neither tables of questions nor SQuAD's JSON, as rows of documents.
 
 A layout reads files (``realtimeqa`` also folders of them) and yields rows with our columns: ``text``, ``questions`` and
 others that ``datasets/README.md`` documents. The name of a layout is a ``format`` of a recipe.

@@ -72,7 +72,7 @@ class Measured(NamedTuple):
 def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Finding]:
     """What an experiment needs, and whether it is there, without a download; a ``missing`` item stops it.
 
-    Each data set comes once, then each base, and then each model that methods are trained with.
+    Each dataset comes once, then each base, and then each model that methods are trained with.
     """
     pairs = experiment.on_each_pair()
     data, bases = {pair.dataset: pair for pair in pairs}, {pair.model: pair for pair in pairs}
@@ -81,7 +81,7 @@ def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Findi
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:
-    """The licence of a data set, and each split: read, to be downloaded, or to be provided."""
+    """The licence of a dataset, and each split: read, to be downloaded, or to be provided."""
     data = recipe.find(experiment.dataset)
     yield Finding("ok", data.name, f"{data.title}; licence: {data.licence}")
     needed, told = {experiment.streams.split, *(["qa_train"] if experiment.retune else [])}, set[str]()

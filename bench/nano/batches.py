@@ -30,11 +30,11 @@ def load_world(dataset: str) -> ModuleType:
     """Load the generator ``datasets/<dataset>/generate.py`` by its path, since ``datasets`` must not be a package.
 
     Raises:
-        BenchError: the data set has no generator.
+        BenchError: the dataset has no generator.
     """
     name, path = f"{dataset}_generate", DATASETS / dataset / "generate.py"
     if not path.is_file():
-        raise BenchError(f"{dataset} is no data set with a generator, such as newsworld, of which nano can be trained.")
+        raise BenchError(f"{dataset} is no dataset with a generator, such as newsworld, of which nano can be trained.")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

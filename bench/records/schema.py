@@ -414,7 +414,7 @@ class BoardRecord(Manifest):
     overlaps: list[str] = []
     """What the splits of the experiment share although they should not; if there is any, every row is marked."""
     bases: list[str] = []
-    """Names of the boards of the same methods on the experiment's other pairs of data set and base model."""
+    """Names of the boards of the same methods on the experiment's other pairs of dataset and base model."""
 
     @property
     def runs(self) -> list[str]:

@@ -105,7 +105,7 @@ Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidat
 
 
 Places = Annotated[list[str], pydantic.AfterValidator(_named)]
-"""Data sets or base models, by name or path, whose boards are named after them."""
+"""Datasets or base models, by name or path, whose boards are named after them."""
 
 
 def _kind(values: object) -> str:
@@ -169,10 +169,10 @@ class Experiment(_Part):
     description: str = ""
     dataset: str
     datasets: Places = pydantic.Field(
-        default=[], description="data sets, in place of one: the same methods run on each, with a board for each"
+        default=[], description="datasets, in place of one: the same methods run on each, with a board for each"
     )
     data_files: dict[str, list[str]] = pydantic.Field(
-        default={}, description="by split, or by DATASET.SPLIT: files in place of the data set's own"
+        default={}, description="by split, or by DATASET.SPLIT: files in place of the dataset's own"
     )
     model: str = "nano"
     models: Places = pydantic.Field(
@@ -256,12 +256,12 @@ class Experiment(_Part):
         return value
 
     def on_each_pair(self) -> list[Experiment]:
-        """The experiment on each pair of its data sets and base models, with the files of that data set.
+        """The experiment on each pair of its datasets and base models, with the files of that dataset.
 
-        The first one keeps the name. Those of the others end in the data set and the base, as far as there are several.
+        The first one keeps the name. Those of the others end in the dataset and the base, as far as there are several.
 
         Raises:
-            BenchError: files are given to no data set of the experiment, or two pairs would have one name.
+            BenchError: files are given to no dataset of the experiment, or two pairs would have one name.
         """
         datasets, models = self.datasets or [self.dataset], self.models or [self.model]
         check_files(self.name, self.data_files, datasets)
@@ -282,7 +282,7 @@ class Experiment(_Part):
         names = [pair.name for pair in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise BenchError(
-                f"Two pairs of data set and base would share the board {twice}: rename one of their folders."
+                f"Two pairs of dataset and base would share the board {twice}: rename one of their folders."
             )
         return [pairs[0].model_copy(update={"name": self.name}), *pairs[1:]]
 
@@ -311,30 +311,29 @@ class Experiment(_Part):
 
 
 def check_files(name: str, data_files: Iterable[str], datasets: Iterable[str]) -> None:
-    """Check that all files are given to one of the data sets; the only one may go unnamed.
+    """Check that all files are given to one of the datasets; the only one may go unnamed.
 
     Args:
-        name: what has these data sets, for the message.
+        name: what has these datasets, for the message.
         data_files: keys of files, as :attr:`Experiment.data_files` has them.
         datasets: names or paths.
 
     Raises:
-        BenchError: a key names none of the data sets, or does not say which one of several it means.
+        BenchError: a key names none of the datasets, or does not say which one of several it means.
     """
     known = [*dict.fromkeys(Path(dataset).name for dataset in datasets)]
     for key in data_files:
         dataset, dot, split = key.rpartition(".")
         if dot and Path(dataset).name not in known:
-            raise BenchError(f"--data-files {key}: {name} has no data set {dataset!r}.{nearest(dataset, known)}")
+            raise BenchError(f"--data-files {key}: {name} has no dataset {dataset!r}.{nearest(dataset, known)}")
         if not dot and len(known) > 1:
             raise BenchError(
-                f"--data-files {key}: {name} has several data sets. Write {known[0]}=FOLDER, or "
-                f"{known[0]}.{split}=FILE."
+                f"--data-files {key}: {name} has several datasets. Write {known[0]}=FOLDER, or {known[0]}.{split}=FILE."
             )
 
 
 def files_of(datasets: Iterable[str], data_files: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The files of these data sets, and those that name none, from files by split or by ``<data set>.<split>``."""
+    """The files of these datasets, and those that name none, from files by split or by ``<dataset>.<split>``."""
     known = {"", *(Path(dataset).name for dataset in datasets)}
     return {key: files for key, files in data_files.items() if Path(key.rpartition(".")[0]).name in known}
 
@@ -381,7 +380,7 @@ def _read(name: str, scale: str | None = None) -> Experiment:
 
 
 def _onto(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, and those of ``base`` that they do not replace. Several data sets replace one, and the reverse."""
+    """Settings, and those of ``base`` that they do not replace. Several datasets replace one, and the reverse."""
     replaced = {key for pair in SEVERAL.items() for key in pair if values.keys() & {*pair}}
     return {**{key: value for key, value in base.items() if key not in replaced}, **values}
 

@@ -136,7 +136,7 @@ def _hash_of_changes(before: Experiment, after: Experiment) -> str:
 def _settings(experiment: Experiment) -> dict[str, Any]:
     """The settings of an experiment that are not defaults; the order of its methods does not count.
 
-    Files count only if they replace those of a data set: without any of its own it needs them to be run at all.
+    Files count only if they replace those of a dataset: without any of its own it needs them to be run at all.
     """
     settings = experiment.model_dump(mode="json", exclude={"name", "description", "data_files"}, exclude_defaults=True)
     replaced = {one.dataset: one.data_files for one in experiment.on_each_pair() if one.data_files and _has_files(one)}
@@ -145,7 +145,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _has_files(experiment: Experiment) -> bool:
-    """True if the data set has files of its own."""
+    """True if the dataset has files of its own."""
     source = recipe.find(experiment.dataset).source
     return bool(source and source.files)
 

@@ -38,7 +38,7 @@ class Use:
     role: Role
     words: str
     dataset: str | None = None
-    """The data set, by name or path; None: the one that is streamed. For the role ``base``, the base."""
+    """The dataset, by name or path; None: the one that is streamed. For the role ``base``, the base."""
 
     @property
     def name(self) -> str:

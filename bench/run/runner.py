@@ -65,7 +65,7 @@ class Result:
 class Runner:
     """Plans and runs one experiment, of which it makes a copy. All records go under ``runs``.
 
-    Of several data sets and base models it takes the first ones; the board names those of the other pairs
+    Of several datasets and base models it takes the first ones; the board names those of the other pairs
     (:meth:`Experiment.on_each_pair`), each of which is run like an experiment of its own.
 
     A cell fails if a hook of its method runs for more than ``hook_timeout`` seconds, which a pool of workers enforces.

@@ -66,7 +66,7 @@ def train_target(
     """Meta-train methods as an experiment plans them, or rebuild the embedded model; returns their folders.
 
     ``target`` is the embedded model, or names of methods, separated by commas. A method is trained once for each of
-    its training settings in the experiment, each pair of data set and base, and each seed planned for it: one after the
+    its training settings in the experiment, each pair of dataset and base, and each seed planned for it: one after the
     other in this process, or, with ``workers``, several at a time. Those that another process trains are left to it.
 
     Without ``out``, the embedded model and the methods of the default experiment, with a seed that it plans, replace
@@ -211,7 +211,7 @@ def _task(key: str, training: _Training) -> Task:
     """The training as plain data, for a worker with other folders than this process, and the files that it reads.
 
     Its experiment has the base and the data of the training, if these are others, and the method's name: that of a pair
-    of data set and base need not be valid for an experiment.
+    of dataset and base need not be valid for an experiment.
     """
     experiment, base = training.experiment, training.base
     dataset, data_files = training.settings.source(experiment.dataset, experiment.data_files)

@@ -1,4 +1,4 @@
-"""Texts of documents and questions, which records name by id: those of data sets whose files are in the project."""
+"""Texts of documents and questions, which records name by id: those of datasets whose files are in the project."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Texts(NamedTuple):
 
 
 def texts(dataset: str, split: str) -> Texts:
-    """The texts of a split; none if the project has no files of the data set.
+    """The texts of a split; none if the project has no files of the dataset.
 
     A document's id is the hash of its text, so a text that is found is the one that a record means.
     """
@@ -27,7 +27,7 @@ def texts(dataset: str, split: str) -> Texts:
         found = recipe.find(dataset)
         files = found.source.files if found.source else None
         entries = reader.split_entries(dataset, split, {}) if files else ()
-    except BenchError:  # the data set, or the split, came from elsewhere
+    except BenchError:  # the dataset, or the split, came from elsewhere
         entries = ()
     return Texts(
         {entry.document.id: entry.document for entry in entries},

@@ -16,7 +16,7 @@ from reports.verdicts import Distance, Shape, counted, shape
 
 @dataclass(frozen=True)
 class Panel:
-    """One of our boards beside the published values on one data set and base model, for one score."""
+    """One of our boards beside the published values on one dataset and base model, for one score."""
 
     score: str
     ours: Ours

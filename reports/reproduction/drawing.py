@@ -203,7 +203,7 @@ def _name_panel(axes: Axes, text: str) -> None:
 
 
 def _heading(theirs: Theirs, published: Sequence[Theirs], score: str) -> str:
-    """Data set and base, with the paper if that is not the same for all panels, and the unit if it is not ours."""
+    """Dataset and base, with the paper if that is not the same for all panels, and the unit if it is not ours."""
     unit, _ = UNITS[score].differing(theirs.unit)
     place = theirs.place if len({one.papers for one in published}) == 1 else theirs.name
     return f"{place} ({unit})" if unit else place

@@ -49,7 +49,7 @@ class Source(Settings):
     paper: str
     table: str
     datasets: dict[str, str] = {}
-    """Another name for a data set, so that values of two papers on it come together."""
+    """Another name for a dataset, so that values of two papers on it come together."""
 
 
 class Run(Settings):
@@ -67,7 +67,7 @@ class Run(Settings):
     equal_compute: int | None = None
     assignments: tuple[str, ...] = pydantic.Field(default=(), alias="set")
     published: dict[Literal["dataset", "base"], str] = {}
-    """At the paper's size: data set and base of the published values on the same axis."""
+    """At the paper's size: dataset and base of the published values on the same axis."""
 
     def changes(self) -> dict[str, Any]:
         """The changes, by the fields of :class:`bench.run.overrides.Overrides`, but for a limit of the operations."""

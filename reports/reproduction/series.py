@@ -94,25 +94,25 @@ class Ours:
     left_out: tuple[str, ...]
     """Methods without a line, each with the reason."""
     experiment: str = ""
-    """The board's experiment, if the figure has another board with this data set and base model."""
+    """The board's experiment, if the figure has another board with this dataset and base model."""
 
     @property
     def name(self) -> str:
-        """What was run: data set, base model, number of streams, and the experiment if it takes that to be unique."""
+        """What was run: dataset, base model, number of streams, and the experiment if it takes that to be unique."""
         count = len(self.board.streams)
         streams = f"{count} stream{'s' * (count > 1)}"
         return ", ".join(filter(None, (self.board.dataset, self.board.model, streams, self.experiment)))
 
     @property
     def place(self) -> str:
-        """The data set and the base model, beside published ones."""
+        """The dataset and the base model, beside published ones."""
         experiment = f" ({self.experiment})" if self.experiment else ""
         return f"here: {self.board.dataset}, {self.board.model}{experiment}"
 
 
 @dataclass(frozen=True)
 class Theirs:
-    """The published values on one data set and base model, for one score of a figure."""
+    """The published values on one dataset and base model, for one score of a figure."""
 
     dataset: str
     base: str
@@ -126,12 +126,12 @@ class Theirs:
 
     @property
     def place(self) -> str:
-        """The data set and the base model."""
+        """The dataset and the base model."""
         return ", ".join(part for part in (self.dataset, self.base) if part)
 
     @property
     def name(self) -> str:
-        """The papers, the data set and the base model."""
+        """The papers, the dataset and the base model."""
         return f"{self.papers}: {self.place}"
 
     @property
@@ -187,7 +187,7 @@ def rows_of(board: Board, methods: Mapping[str, Method]) -> dict[str, Row | None
 
 
 def theirs(figure: Figure, score: str) -> list[Theirs]:
-    """The published values of one score, by data set and base model, in the order of the file.
+    """The published values of one score, by dataset and base model, in the order of the file.
 
     Raises:
         BenchError: two values have the same place, or a column does not end in one.

@@ -96,10 +96,10 @@ def _values(comparison: Comparison) -> Iterator[str]:
             continue
         if comparison.figure.along is None:
             yield f"{unit.name} here, with half the 95 % interval:"
-            yield _table({ours.name: _at_no_place(_cells(ours, score)) for ours in own}, "data set and base")
+            yield _table({ours.name: _at_no_place(_cells(ours, score)) for ours in own}, "dataset and base")
             if published:
                 yield f"Published, in {' or '.join(dict.fromkeys(theirs.unit for theirs in published))}:"
-                yield _table({theirs.name: _at_no_place(theirs.lines) for theirs in published}, "data set and base")
+                yield _table({theirs.name: _at_no_place(theirs.lines) for theirs in published}, "dataset and base")
             continue
         for ours in own:
             along = AXES[comparison.figure.along][0]

@@ -115,7 +115,7 @@ def record(
     ``changed`` names the questions whose fact has changed by each probe; of these, answers with a score of 0 are stale.
     ``ended`` names the questions whose answer ends by itself at each probe; ``dates`` are those of the documents.
     """
-    elsewhere = "" if spec.dataset == "world" else f"{spec.dataset} "  # other data sets have other documents
+    elsewhere = "" if spec.dataset == "world" else f"{spec.dataset} "  # other datasets have other documents
     answers = [
         answer(
             value,

@@ -228,11 +228,11 @@ class Pool(Inline):
 
 
 class TestDataSets:
-    """Three boards: two bases on one data set of four streams, and the first of them on another one of five."""
+    """Three boards: two bases on one dataset of four streams, and the first of them on another one of five."""
 
     @pytest.fixture
     def runs(self, tmp_path: Path) -> Path:
-        """On the second data set lora and uniform swap places, and tfidf is left out."""
+        """On the second dataset lora and uniform swap places, and tfidf is left out."""
         levels = {
             "demo-small-nano": {"closed_book": 0.1, "uniform": 0.5, "lora": 0.2, "bm25": 0.8},
             "demo-world-plain": LEVELS["plain"],
@@ -315,7 +315,7 @@ class TestDataSets:
 class TestExperiment:
     @pytest.fixture
     def path(self, tmp_path: Path, llama: Path) -> Path:
-        """An experiment of two methods, and one that is not trained, on two data sets and two tiny models."""
+        """An experiment of two methods, and one that is not trained, on two datasets and two tiny models."""
         other = make_checkpoint(tmp_path / "models" / "other", "llama", seed=1)
         keepers = make_dataset(tmp_path / "keepers")
         watchers = tmp_path / "watchers"

@@ -29,7 +29,7 @@ function makeFilters(tables) {
   document.getElementById("filters").append(
     choice("Method", allOr(rows.map((row) => row.method)), set("method")),
     choice("Arm", allOr(rows.map((row) => row.arm)), set("arm")),
-    choice("Data set", allOr(boards.map((board) => board.dataset)), set("dataset")),
+    choice("Dataset", allOr(boards.map((board) => board.dataset)), set("dataset")),
     choice("Base", allOr(boards.map((board) => board.model)), set("base")),
     choice("Controls", [["", "shown below"], ["1", "hidden"]], set("controls")));
 }
@@ -52,7 +52,7 @@ function rankCell(ranks, rivals) {
 
 function labelCell(row, b, r) {
   return el("span", {}, rowLink(b, r),
-    row.best && [" ", el("span", { class: "badge", title: "No method is significantly better." }, "not distinguishable from the best")]);
+    row.best && [" ", el("span", { class: "badge", title: "No method is significantly better." }, "among the best")]);
 }
 
 function makeTable(board, b) {

@@ -236,7 +236,7 @@ SCHEMES: Mapping[str, Callable[[Document, str], str]] = {
     "the document's title": lambda document, text: document.title,
     "a hash of the document's text": lambda document, text: document_id(document.text + "0"),
 }
-"""How data sets may make the id of a question."""
+"""How datasets may make the id of a question."""
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -92,7 +92,7 @@ def test_settings_that_cannot_be_are_refused(assignment: str, reason: str) -> No
 
 
 def test_a_data_set_without_a_generator_is_refused() -> None:
-    with pytest.raises(BenchError, match="squad is no data set with a generator"):
+    with pytest.raises(BenchError, match="squad is no dataset with a generator"):
         load_world("squad")
 
 

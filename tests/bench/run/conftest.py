@@ -1,4 +1,4 @@
-"""Fixtures of the tests of runs: a small data set, and experiments on it."""
+"""Fixtures of the tests of runs: a small dataset, and experiments on it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def grid(tmp_path: Path) -> str:
-    """An experiment on two data sets, of which one has files of its own, and two models."""
+    """An experiment on two datasets, of which one has files of its own, and two models."""
     path = tmp_path / "grid.yaml"
     path.write_text(
         "datasets: [newsworld, squad]\nmodels: [nano, hub/large-1.5]\n"
@@ -156,7 +156,7 @@ class TestPairs:
         path = tmp_path / "alike.yaml"
         lines = "datasets: [squad, a, a-b]\nmodels: [nano, b-c, c]"
         path.write_text(f"{lines}\nstreams: {{split: test, count: 1}}\nmethods: [closed_book]")
-        with pytest.raises(BenchError, match="Two pairs of data set and base would share the board alike-a-b-c"):
+        with pytest.raises(BenchError, match="Two pairs of dataset and base would share the board alike-a-b-c"):
             load(str(path)).on_each_pair()
 
     def test_several_replace_the_one_of_another_file_and_one_replaces_several(self, grid: str, tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("key", "message"),
         [
-            ("test", "--data-files test: grid has several data sets. Write newsworld=FOLDER, or newsworld.test=FILE"),
-            ("sqad.test", "--data-files sqad.test: grid has no data set 'sqad'. Did you mean squad"),
+            ("test", "--data-files test: grid has several datasets. Write newsworld=FOLDER, or newsworld.test=FILE"),
+            ("sqad.test", "--data-files sqad.test: grid has no dataset 'sqad'. Did you mean squad"),
         ],
     )
     def test_files_of_no_data_set_are_refused(self, grid: str, key: str, message: str) -> None:

@@ -87,9 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def methods(page: Any, board: int = 0) -> list[str]:
     """The labels in the table of a board, in order, with "Controls" where these begin."""
     cells = page.locator(f"#board-{board} table.board tbody tr > :first-child")
-    texts = [
-        text.replace("not distinguishable from the best", "").replace("\u200b", "") for text in cells.all_inner_texts()
-    ]
+    texts = [text.replace("among the best", "").replace("\u200b", "") for text in cells.all_inner_texts()]
     return [" ".join(text.split()) for text in texts]
 
 
@@ -120,7 +118,7 @@ def test_error_bars_are_drawn_and_rank_intervals_shown(open_page: Open, made: Pa
     page = open_page(made)
     first = page.locator("#board-0 table.board tbody tr").first
     assert first.locator("svg.interval .error").count() >= 2 and first.locator(".ranks i").count() == 1
-    assert "not distinguishable from the best" in first.inner_text()
+    assert "among the best" in first.inner_text()
 
 
 def test_filters_leave_what_they_name(open_page: Open, made: Path) -> None:

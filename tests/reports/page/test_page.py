@@ -213,7 +213,7 @@ def test_texts_come_from_the_data_sets_in_the_project() -> None:
     (document_id, question), text = next(iter(found.questions.items()))
     assert hashlib.sha256(found.documents[document_id].text.encode()).hexdigest().startswith(document_id)
     assert question.startswith("test-") and text.endswith("?")
-    for dataset, split in (("squad", "test"), ("no such data set", "test"), ("newsworld", "no such split")):
+    for dataset, split in (("squad", "test"), ("no such dataset", "test"), ("newsworld", "no such split")):
         assert texts(dataset, split) == ({}, {})
 
 

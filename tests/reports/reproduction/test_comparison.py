@@ -22,7 +22,7 @@ AT_ITS_SIZE = figure.Run.model_validate({"experiment": "squad", "published": {"d
 
 
 def panels(compared, score="f1_shortest"):
-    """The word of each panel of a score by data set and base."""
+    """The word of each panel of a score by dataset and base."""
     return {panel.theirs.place: panel.shape.word for panel in compared.panels if panel.score == score}
 
 

@@ -135,7 +135,7 @@ def test_captions_say_what_is_shown_whose_values_they_are_and_what_is_left_out(t
     own = ours(TABLE, "f1_shortest", planted(tmp_path, {"uniform": 0.1, "cmt": 0.2}))
     published = theirs(TABLE, "f1_shortest")
     caption, notes = drawing.apart(TABLE, "f1_shortest", [own], published).text().split("\n\n")
-    assert caption == "EM and F1 by base model and data set: F1 (%)."
+    assert caption == "EM and F1 by base model and dataset: F1 (%)."
     assert notes.replace("\n", " ") == (
         "Blue: ours, with 95 % interval over 4 streams. Orange: published, Tack et al. 2024 and Li et al. 2025. Each "
         "panel has a scale of its own. Here: world, tiny, 4 streams. Left out here: salient spans (not run at this "
