@@ -373,9 +373,14 @@ def unlike(records: Iterable[RunRecord]) -> tuple[RunRecord, RunRecord] | None:
 
 def _labels(groups: Sequence[Group], plans: Sequence[BoardEntry]) -> list[str]:
     """The method with the settings that distinguish its rows: hand-set ones, and others only if they are needed."""
-    labels = [_label(group, groups, list(dotted(group.config))) for group in groups]
+    every = [list(dotted(group.config)) for group in groups]
     hand_set = [entry_of(group, plans).hand_set for group in groups]
-    for settings in (hand_set, [[name for name in names if name not in STEPS] for names in hand_set]):
+    fixed = [
+        [name for name in names if name in of_row or name not in STEPS]
+        for names, of_row in zip(every, hand_set, strict=True)
+    ]
+    labels = [_label(group, groups, names) for group, names in zip(groups, every, strict=True)]
+    for settings in (fixed, hand_set, [[name for name in names if name not in STEPS] for names in hand_set]):
         shorter = [_label(group, groups, names) for group, names in zip(groups, settings, strict=True)]
         labels = [new if shorter.count(new) == 1 else old for new, old in zip(shorter, labels, strict=True)]
     return labels

@@ -163,6 +163,23 @@ def test_labels_omit_tuned_and_disabled_settings_if_they_are_not_needed(tmp_path
     assert [row.label for row in build(tmp_path).rows] == ["camels", "camels (control=shuffled)", "camels on placebo"]
 
 
+def test_a_setting_that_nobody_fixed_tells_rows_apart_before_a_tuned_rate_does(tmp_path):
+    """So that a row has the same label on boards with other rates."""
+    settings = [
+        ("wide", "all", 0.1),
+        ("wide", "lora", 0.3),
+        *(("narrow", learn, 0.3) for learn in ("all", "lora", "top")),
+    ]
+    ids = [
+        name
+        for f1, (context, learn, rate) in zip((0.5, 0.4, 0.3, 0.2, 0.1), settings, strict=True)
+        for name in pair(tmp_path, "slow", (f1, f1), config={"context": context, "learn": learn, "learning_rate": rate})
+    ]
+    board(tmp_path, ids, hand_set={"slow": ["learn"]})
+    titles = ["context=wide, learn=all", "context=wide, learn=lora", "learn=all", "learn=lora", "learn=top"]
+    assert [row.label for row in build(tmp_path).rows] == [f"slow ({title})" for title in titles]
+
+
 class TestSeedsAndOrders:
     def test_seeds_are_averaged_and_are_a_part_of_the_error(self, tmp_path):
         board(tmp_path, pair(tmp_path, "uniform", (0.1, 0.5)) + pair(tmp_path, "uniform", (0.3, 0.7), seed=1))
