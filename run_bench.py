@@ -375,7 +375,7 @@ def list_(
             table.add_row(name, escape(re.split(r"(?<=[.?!]) (?=[A-Z])", description, maxsplit=1)[0]))
         console.print(table)
     for title, names in (("datasets", paths.datasets), ("experiments", paths.experiments), ("models", paths.models)):
-        if kind is None or kind == title != "experiments":
+        if kind is None or (kind == title and kind != "experiments"):
             console.print(f"[bold]{title}[/bold]  {escape(', '.join(names()))}")
     if kind == "figures":
         from reports.reproduction import figure
