@@ -104,6 +104,8 @@ class Runner:
         self._check_plugins()
         for plan in filter(None, (experiment.streams, experiment.tuning)):
             self._join_few_files(plan)
+        self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
+        self.overlaps = self._overlaps()
         self._check_retuning()
         self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
@@ -117,8 +119,7 @@ class Runner:
                     raise
                 self._untrained[id(entry)] = str(error)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
-        self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
-        self.overlaps = self._overlaps()
+        self.spaces = {id(entry): self.spaces[id(entry)] for entry in experiment.methods}  # others are left out
         self.tuner.check_limit()
         self._check_base(look_only)
         self.remarks += self._remarks_on_data()
