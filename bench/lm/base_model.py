@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bench.data.documents import Document, Segment
@@ -137,7 +137,7 @@ class BaseModel:
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **quantized.placement(Path(path), device),
             )
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            tokenizer = checkpoint.load_tokenizer(Path(path))
         except MemoryError:
             raise
         except Exception as error:  # of any type: a configuration that does not fit, weights of other sizes

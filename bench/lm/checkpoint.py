@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 import os
@@ -143,8 +142,7 @@ def check_device(device: str) -> None:
         raise BenchError(f"PyTorch finds no {device} device here. Omit --device to run on the CPU.")
 
 
-@functools.lru_cache(maxsize=4)
-def tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
@@ -160,13 +158,13 @@ def check(folder: Path, device: str = "cpu") -> None:
             end-of-text token or character offsets; no positions; or an unavailable device.
     """
     from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     check_device(device)
     _check_files(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     except Exception as error:  # each tokenizer library raises its own errors
         raise BenchError(f"No model and tokenizer could be read from {folder}: {_one_line(error)}") from None
     quantized.check(folder, config)

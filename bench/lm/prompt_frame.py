@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, nearest
+from bench.lm import checkpoint
 
 _CONTENTS = ("Xq7vUser", "Xq7vAssistant")
 """Messages that mark their places in a chat template; no template has these words."""
@@ -70,10 +71,8 @@ def check(prompt: PromptFormat, folder: Path) -> None:
     Raises:
         BenchError: as :func:`frame`.
     """
-    from transformers import AutoTokenizer
-
     if prompt != PLAIN:
-        frame(prompt, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        frame(prompt, checkpoint.load_tokenizer(folder))
 
 
 def frame(prompt: PromptFormat, tokenizer: Any) -> PromptFrame:

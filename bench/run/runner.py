@@ -119,7 +119,6 @@ class Runner:
                     raise
                 self._untrained[id(entry)] = str(error)
             dependencies(self.methods[entry.name], config)  # raises if one is missing
-        self.spaces = {id(entry): self.spaces[id(entry)] for entry in experiment.methods}  # others are left out
         self.tuner.check_limit()
         self._check_base(look_only)
         self.remarks += self._remarks_on_data()
@@ -210,7 +209,8 @@ class Runner:
     def _remarks_on_data(self) -> list[str]:
         """Remarks of the reader on the splits of the board and of tuning, and on what is not measured, or badly."""
         experiment = self.experiment
-        tuned = [experiment.tuning.split] if experiment.tuning and any(self.spaces.values()) else []
+        is_tuned = any(self.spaces[id(plan)] for plan in experiment.methods)  # others are left out
+        tuned = [experiment.tuning.split] if experiment.tuning and is_tuned else []
         splits = dict.fromkeys([experiment.streams.split, *tuned])
         data = (split_data(experiment.dataset, split, experiment.data_files) for split in splits)
         remarks = list(dict.fromkeys(remark for one in data for remark in one.remarks))
@@ -336,7 +336,7 @@ class Runner:
         if base is None:
             return None
         own, other = (
-            checkpoint.tokenizer(folder).get_vocab() for folder in (self.planner.base, checkpoint.locate(base))
+            checkpoint.load_tokenizer(folder).get_vocab() for folder in (self.planner.base, checkpoint.locate(base))
         )
         if own == other:
             return None
@@ -663,7 +663,7 @@ def _base(folder: Path, model_hash: str, device: str, dtype: str, stands_in: boo
         except BenchError:
             if not stands_in:
                 raise
-            return checkpoint.tokenizer(folder), None, weights
+            return checkpoint.load_tokenizer(folder), None, weights
     try:
         lm = BaseModel.load(str(folder), device, dtype)
         tokenizer, abilities = lm.tokenizer, lm.abilities
