@@ -993,14 +993,22 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
 def _split_files(folder: Path) -> dict[str, str]:
     """The files in a folder that are named after a split (test.json, train.jsonl.gz), by split."""
     from bench.data.recipe import SPLITS
+    from bench.data.tables import TABLES, suffix
 
     files: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         split = path.name.partition(".")[0]
+        if path.name.endswith(("~", ".bak", ".orig")):
+            continue
         if split in files:
             raise BenchError(f"--data-files {folder}: {path.name} is a second file of the {split} split: keep one.")
         if split in SPLITS:
             files[split] = str(path)
+        elif suffix(path) in TABLES and split.lower().removeprefix("qa_") in ("val", "valid", "dev", *SPLITS):
+            raise BenchError(
+                f"--data-files {folder}: {path.name} is not named after a split ({', '.join(SPLITS)}). Rename it, or "
+                f"name the files one by one (SPLIT=FILE)."
+            )
     if not files:
         raise BenchError(
             f"--data-files {folder}: no file is named after a split ({', '.join(SPLITS)}), as in test.json."

@@ -1,8 +1,9 @@
 """Hashes of data and of code. The hash of code covers its syntax, the project code that it imports, and its data files.
 
 Comments, docstrings, blank lines and imports for type checkers do not count. The hash is the same on every machine and
-Python version. Only import statements are followed, anywhere in the file. A data file of a source file is a file in its
-folder, or below, that its strings name.
+Python version. Only import statements are followed, anywhere in the file: those of project modules, and from code
+outside the project also those of packages that are no part of the installation, such as one that is being worked on. A
+data file of a source file is a file in its folder, or below, that its strings name.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
 import inspect
 import itertools
 import json
 import os
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,8 @@ T = TypeVar("T")
 
 PACKAGES = ("bench", "methods")
 """The packages under ROOT whose modules count. For code from elsewhere, its own package counts as well."""
+INSTALLED = ("site-packages", "dist-packages")
+"""Names of the folders of installed packages."""
 
 
 def content(value: Any) -> str:
@@ -324,11 +329,14 @@ def _imported_files(path: Path, source: _Source) -> Iterator[Path]:
         if item.level:
             folder = path.parents[item.level - 1]
         else:
-            own = package_root(path)
-            inside = own != path.parent and item.module[0] == path.relative_to(own).parts[0]
-            if not inside and item.module[0] not in PACKAGES:
+            own, package = package_root(path), item.module[0]
+            inside = own != path.parent and package == path.relative_to(own).parts[0]
+            place = own if inside else ROOT if package in PACKAGES else None
+            if place is None and not path.is_relative_to(ROOT):
+                place = _place_of(package)
+            if place is None:
                 continue
-            folder = own if inside else ROOT
+            folder = place
         if item.name is not None and (submodule := _locate(folder, (*item.module, item.name))):
             yield submodule
         elif module := _locate(folder, item.module):
@@ -339,6 +347,24 @@ def _imported_files(path: Path, source: _Source) -> Iterator[Path]:
             for home in filter(None, names):
                 if file := _locate(package_root(module), tuple(home.split("."))):
                     yield file
+
+
+@functools.cache
+def _place_of(package: str) -> Path | None:
+    """The folder from which a package is imported; None for an installed one, and for one that is not there."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if spec.has_location and spec.origin:
+        place = package_root(Path(spec.origin))
+    else:  # a folder without __init__.py, or built into Python
+        place = next((Path(folder).parent for folder in spec.submodule_search_locations or ()), ROOT)
+    standard = Path(sysconfig.get_path("stdlib")).resolve()
+    known = any(place.resolve().is_relative_to(folder) for folder in (standard, ROOT))
+    return None if known or any(name in place.parts for name in INSTALLED) else place
 
 
 def _locate(folder: Path, module: tuple[str, ...]) -> Path | None:

@@ -87,14 +87,14 @@ def _notes(board: Board, curves: Sequence[Curve]) -> list[str]:
 
 
 def _left_out(board: Board, curves: Sequence[Curve]) -> list[str]:
-    """The rows that are not complete, and the methods without a base above closed book or, without it, above 0."""
+    """The rows that are not complete, and the methods not above closed book (or, without it, 0) at the start."""
     rest = [curve for curve in curves if not curve.points]
     failed = ", ".join(title for curve in rest for title in curve.failed)
     low = ", ".join(curve.label for curve in rest if not curve.failed)
     least = "0" if _floor(board) is None else FLOOR
     return [
         f"left out, since not complete: {failed}" if failed else "",
-        f"left out, since their base is not above {least}: {low}" if low else "",
+        f"left out, since their F1 at the start is not significantly above {least}: {low}" if low else "",
     ]
 
 

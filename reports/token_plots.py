@@ -47,12 +47,13 @@ TAGS = 10
 
 
 def drawings(board: Board) -> Drawings:
-    """The plots, if a method on the board weights tokens. Published records have no text of a document to draw."""
+    """The plots, if a method on the board weights tokens. Published and imported records have no text to draw."""
     all_weights = row_weights(board)
     if not all_weights:
         return {}
+    with_text = list(filter(_have_text, all_weights))
     document = Plot(
-        lambda: _document(all_weights),
+        lambda: _document(with_text),
         "One document with the token weights of each method",
         [
             "bar above a token and shade: its weight over the method's largest one in this document",
@@ -61,7 +62,7 @@ def drawings(board: Board) -> Drawings:
         ],
     )
     return {
-        **({DOCUMENT: document} if _have_text(all_weights) else {}),
+        **({DOCUMENT: document} if with_text else {}),
         "token_weight_histogram": Plot(
             lambda: _histogram(all_weights),
             "Distribution of the token weights of facts, of names and of the rest, each class with an area of 1",
@@ -76,8 +77,8 @@ def drawings(board: Board) -> Drawings:
     }
 
 
-def _have_text(all_weights: Sequence[RowWeights]) -> bool:
-    return all(event.pieces for event in select_document(all_weights).values())
+def _have_text(weights: RowWeights) -> bool:
+    return all(event.pieces for events in weights.events.values() for event in events)
 
 
 class Piece(NamedTuple):

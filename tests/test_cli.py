@@ -673,6 +673,8 @@ def test_files_of_a_split_are_named_in_a_list_or_by_a_folder(
     [
         (["a.json", "tests.json"], "no file is named after a split"),
         (["test.json", "test.csv"], "a second file of the test"),
+        (["test.json", "test.json.bak", "val.csv"], r"val\.csv is not named after a split .* Rename it"),
+        (["test.json", "Validation.jsonl.gz"], r"Validation\.jsonl\.gz is not named after a split"),
     ],
 )
 def test_a_folder_needs_one_file_for_a_split(tmp_path: Path, names: list[str], message: str) -> None:

@@ -89,6 +89,8 @@ def methods_in(file: str | Path) -> list[MethodInfo]:
     path = Path(file).resolve()
     if not os.path.isfile(path):  # False for a name that is too long, too
         raise BenchError(f"{file} is not a file. Give the path of a Python file that defines a method.")
+    if "." in path.stem:
+        raise BenchError(f"{file} cannot be imported as a module. Rename it, without a dot before .py.")
     module = module_name(path)
     if package_root(path) != ROOT or module.split(".")[0] not in PACKAGES:
         module = f"{_plugin_package(package_root(path))}.{module}"

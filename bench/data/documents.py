@@ -123,15 +123,18 @@ def text_key(text: str) -> str:
 
 
 def stream_hash(entries: tuple[Entry, ...]) -> str:
-    """SHA-256 (hexadecimal) of everything in the entries that affects a score, in order."""
+    """SHA-256 (hexadecimal) of everything in the entries that affects a score, in order.
+
+    It is that of their ASCII representation, which does not depend on the Unicode tables of a Python version.
+    """
     digest = hashlib.sha256()
     for entry in entries:
         document = entry.document
-        digest.update(repr((document.text, document.title, document.timestamp)).encode())
+        digest.update(ascii((document.text, document.title, document.timestamp)).encode())
         for gold in entry.questions:
-            digest.update(repr((gold.question.id, gold.question.text, gold.answers, gold.revises)).encode())
+            digest.update(ascii((gold.question.id, gold.question.text, gold.answers, gold.revises)).encode())
             if gold.question.timestamp:
-                digest.update(repr(gold.question.timestamp).encode())
+                digest.update(ascii(gold.question.timestamp).encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
 _QUOTATION = "\"'\u201c\u201d\u2018\u2019"
 """Marks around an answer, which its evidence may write otherwise."""
+_WEEK_AND_A_HALF = timedelta(days=10)
+"""Most days between a question of a weekly quiz and the quiz."""
 _BLOCKS = frozenset({"br", "div", "li", "p", "td", "tr"})
 """Tags of HTML that divide words."""
 
@@ -33,8 +36,9 @@ def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
     """RealTimeQA: weekly JSON lines with ``question_sentence``, ``choices``, ``answer`` and ``evidence``.
 
     Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, in whole
-    words and without HTML and quotation marks, which is the document. What a later quiz repeats, with the same
-    evidence, is of the first one's date and week. A week is that of the quiz, with questions of several dates.
+    words and without HTML and quotation marks, which is the document. An answer in such marks may also be given without
+    them. What a later quiz repeats, with the same evidence, is of the first one's date and week. A week is that of the
+    quiz, with questions of several dates; a date far from it is a slip, and the quiz's day counts.
     """
     found_files = (path.rglob("*_qa.jsonl") if path.is_dir() else [path] for path in paths)
     files = sorted(itertools.chain.from_iterable(found_files), key=lambda file: file.name)
@@ -45,9 +49,12 @@ def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
             text, question = plain(row["evidence"]), plain(row["question_sentence"])
             answers = [plain(row["choices"][int(index)]) for index in row["answer"]]
             date, week = row["question_date"].replace("/", "-"), row["question_id"].partition("_")[0]
-            item = {"id": row["question_id"], "question": question, "answers": answers}
-        words = (re.escape(answer.strip(_QUOTATION)) for answer in answers)
-        found = (re.search(rf"(?<!\w){answer}(?!\w)", text, re.IGNORECASE) for answer in words)
+            day = datetime.strptime(week, "%Y%m%d")
+            if abs(datetime.fromisoformat(date) - day) > _WEEK_AND_A_HALF:
+                date = f"{day:%Y-%m-%d}"
+            bare = [answer.strip(_QUOTATION) for answer in answers]
+            item = {"id": row["question_id"], "question": question, "answers": list(dict.fromkeys([*answers, *bare]))}
+        found = (re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in bare)
         if any(found) and (text, question) not in asked:
             asked.add((text, question))
             date, week = weeks.setdefault(text, (date, week))
@@ -58,15 +65,19 @@ def counterfact(path: Path, split: str) -> Iterator[Row]:
     """CounterFact (Meng et al. 2022): an edit is a statement with the new object, asked as it is and in paraphrases.
 
     The splits ``qa_train`` and ``qa_validation`` have its neighbourhood instead: true statements about other subjects,
-    which no edit should change.
+    which no edit should change. A statement that an edit of the file does change is left out.
     """
+    cases, edited = [], set[str]()
     for where, row in tables.rows(path, split):
         with _fields(where, "CounterFact"):
             rewrite = row["requested_rewrite"]
             new, true = (rewrite[name]["str"].strip() for name in ("target_new", "target_true"))
             edit = [rewrite["prompt"].replace("{}", rewrite["subject"]), *row["paraphrase_prompts"]]
-            near = row["neighborhood_prompts"]
-        yield from _edit(where, split, row.get("case_id", ""), edit, new, [(prompt, true) for prompt in near], ".")
+            cases.append((where, row.get("case_id", ""), edit, new, true, row["neighborhood_prompts"]))
+        edited.add(edit[0])
+    for where, case, edit, new, true, prompts in cases:
+        near = [(prompt, true) for prompt in prompts if prompt not in edited]
+        yield from _edit(where, split, case, edit, new, near, ".")
 
 
 def zsre(path: Path, split: str) -> Iterator[Row]:
@@ -110,9 +121,11 @@ def _lists(answer: str) -> list[str]:
 def babi(path: Path, split: str) -> Iterator[Row]:
     """A task of bAbI (Weston et al. 2015): a document is a story up to a question, which holds at that moment.
 
-    Lines are ``1 Mary went to the hall.`` or ``3 Where is Mary?<tab>hall<tab>1``; a story begins at each 1.
+    Lines are ``1 Mary went to the hall.`` or ``3 Where is Mary?<tab>hall<tab>1``; a story begins at each 1. The
+    documents of a story are a group.
     """
     story: list[str] = []
+    stories = 0
     with tables.open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -121,11 +134,12 @@ def babi(path: Path, split: str) -> Iterator[Row]:
             if not place.isdecimal():
                 raise BenchError(f"{path}, line {number} is not a line of bAbI: it does not begin with a number.")
             if place == "1":
-                story = []
+                story, stories = [], stories + 1
             question, *answer = content.split("\t")
             if answer:
                 asked = {"question": question, "answers": _lists(answer[0])}
-                yield f"{path}, line {number}", {"text": "\n".join(story), "questions": [asked]}
+                group = f"{path.stem}-{stories}"
+                yield f"{path}, line {number}", {"text": "\n".join(story), "group": group, "questions": [asked]}
             else:
                 story.append(content)
 

@@ -80,7 +80,10 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
             rows = itertools.islice(_file_rows(recipe, source, paths), span.start, span.stop)
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
-        raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: provide it with --data-files {split}=FILE.")
+        remedy = f"provide it with --data-files {split}=FILE"
+        if not data_files and recipe.source is not None:
+            remedy = f"add it to the recipe (--data-files {split}=FILE would take the place of all its splits)"
+        raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: {remedy}.")
     rows, left_out = _joined(recipe, split, rows) if recipe.join else (rows, "")
     data = _merge(recipe, split, rows)
     if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
@@ -98,27 +101,37 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[R
     on, key, column = recipe.join.question, recipe.join.document, recipe.column("question")
     asked: list[tuple[str, str, Mapping[str, Any]]] = []
     documents: dict[str, Mapping[str, Any] | None] = {}
+    is_document = False
     for where, row in rows:
         name = on if column in row else key
         if not (value := _text(f"{where}, column {name}", row.get(name))):
             raise BenchError(f"{where} has no value of {name!r}, by which questions and documents are joined.")
         if column in row:
+            if is_document:
+                raise BenchError(f"{where} is a question after documents. {_questions_first(split)}")
             asked.append((where, value, row))
             documents.setdefault(value)
-        elif documents.get(value, row) is None:
+            continue
+        is_document = True
+        if documents.get(value, row) is None:
             documents[value] = row
+    if not asked:
+        raise BenchError(f"No row of {split} has the column {column!r}, a question. {_questions_first(split)}")
     lost = [(where, value) for where, value, _ in asked if documents[value] is None]
     if lost and (recipe.join.missing is None or len(lost) == len(asked)):
         where, value = lost[0]
         missing = sum(found is None for found in documents.values())
         raise BenchError(
             f"{where}: its document, {key} = {value[:60]!r}, is not there ({missing} of {len(documents)} "
-            f"are missing). Name the questions first and then all files of documents: --data-files "
-            f"{split}=QUESTIONS,DOCUMENTS[,...]."
+            f"are missing). {_questions_first(split)}"
         )
     remark = f"{len(lost)} of {len(asked)} questions of {split} are left out: their documents are not in the files."
     joined = ((where, {**document, **row}) for where, value, row in asked if (document := documents[value]) is not None)
     return joined, remark if lost else ""
+
+
+def _questions_first(split: str) -> str:
+    return f"Name the questions first and then all files of documents: --data-files {split}=QUESTIONS,DOCUMENTS[,...]."
 
 
 def _unexpected(recipe: Recipe, split: str, entries: Sequence[Entry]) -> str:
@@ -184,7 +197,7 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
         return
     for path in paths:
         if recipe.format == "text":
-            if path.suffix.lower() in tables.TABLES:
+            if tables.suffix(path) in tables.TABLES:
                 raise BenchError(f"{path} is a table, no plain text. Use a recipe with format: rows or documents.")
             yield from tables.texts(path, recipe.characters)
         elif recipe.format == "squad":
@@ -443,7 +456,7 @@ def _within(recipe: Recipe, split: str, where: str, timestamp: str) -> bool:
         return True
     if not timestamp:
         raise BenchError(f"{where} has no {recipe.column('timestamp')}, by which {recipe.name} is cut into splits.")
-    day = times.parse(timestamp).date()
+    day = times.parse(timestamp).astimezone(datetime.UTC).date()  # as streams are ordered
     return (start is None or start <= day) and (stop is None or day < stop)
 
 

@@ -86,7 +86,9 @@ def draw(
     index: int,
     policy: StreamPolicy,
 ) -> tuple[Entry, ...]:
-    """The entries of stream ``index`` of n = ``documents`` documents (None: the whole split in file order).
+    """The entries of stream ``index`` of n = ``documents`` documents.
+
+    None is the whole split, in file order or, with ``policy.order: timestamp``, by time if all documents are dated.
 
     The groups of the split (single documents without ``policy.group``) are sorted by hash. Stream k begins with the
     first group that no earlier stream has, and takes documents of one group after another, of each at most its share of
@@ -104,6 +106,8 @@ def draw(
                 f"A whole split is one stream: use 1 stream of {split!r}, or set the number of documents per stream "
                 f"(--streams, --documents, --validation-documents)."
             )
+        if policy.order == "timestamp" and all(entry.document.timestamp for entry in entries):
+            return tuple(sorted(entries, key=lambda entry: times.parse(entry.document.timestamp)))
         return tuple(entries)
 
     def rank(*name: str | int) -> int:
@@ -132,9 +136,12 @@ def draw(
     if policy.order == "timestamp":
         undated = [entries[position].document.text for position in run if not entries[position].document.timestamp]
         if undated:
+            remedy = "give it one, or leave it out"
+            if not any(entry.document.timestamp for entry in entries):
+                remedy = "no document has one. Name the column of dates in the recipe (columns: {timestamp: NAME})"
             raise BenchError(
                 f"The document of {split!r} of {dataset} that begins {undated[0][:60]!r} has no timestamp to order the "
-                f"stream by: give it one, or leave it out."
+                f"stream by: {remedy}."
             )
         run.sort(key=lambda position: (times.parse(entries[position].document.timestamp), position))
     elif policy.order == "random":
@@ -197,7 +204,7 @@ def build_all(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[Path]:
 
 
 def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
-    """Check every manifest of a dataset against its data, and report one line for each.
+    """Check every manifest of a dataset against its data, and report one line for each; with files, those of theirs.
 
     Raises:
         BenchError: a manifest is unreadable, its data differ, or two streams of one length share a document.
@@ -208,7 +215,10 @@ def verify(recipe: Recipe, data_files: DataFiles = NO_FILES) -> list[str]:
     for path in sorted((recipe.folder / "streams").glob("*.json")):
         manifest = _read(path)
         family = manifest.name.rpartition("-")[0]
-        entries = read(family.rpartition("-")[0])
+        split = family.rpartition("-")[0]
+        if data_files and split not in data_files:
+            continue
+        entries = read(split)
         stream = _thaw(recipe, path, manifest, entries)
         if manifest.source != stream_hash(entries):
             raise BenchError(

@@ -47,31 +47,32 @@ def rows(path: Path, split: str) -> Iterator[Row]:
         BenchError: the file is missing, cut short, or of another kind than its suffix says; or a row is wrong. The
             message names the file and the row (from 1).
     """
-    suffix = _suffix(path)
+    kind = suffix(path)
     if path.is_dir():
         return _saved_rows(path, split)
-    if suffix in CSV:
-        return _csv_rows(path, "\t" if suffix == ".tsv" else None)
-    if suffix == ".parquet":
+    if kind in CSV:
+        return _csv_rows(path, "\t" if kind == ".tsv" else None)
+    if kind == ".parquet":
         return _parquet_rows(path)
-    if suffix in JSON:
+    if kind in JSON:
         return _json_rows(path)
-    if suffix == ARCHIVE:
+    if kind == ARCHIVE:
         return _archive_rows(path)
     raise BenchError(f"{path} is of a kind that is not read, or lacks a suffix. Kinds that are read: {KINDS}.")
 
 
 def texts(path: Path, characters: int | None = None) -> Iterator[Row]:
-    """One row per plain text file, with its first ``characters``; a folder means its .txt files.
+    """One row per plain text file, with its first ``characters``; a folder means its .txt files, also packed ones.
 
     ``Author_Title_1864.txt`` gives title and year.
 
     Raises:
         BenchError: the file is missing or not UTF-8.
     """
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt") if path.is_dir() else [path]
+    files = sorted(file for file in path.iterdir() if suffix(file) == ".txt") if path.is_dir() else [path]
     for file in files:
-        title, year = re.fullmatch(r"(.*?)(?:_(?!0000)(\d{4}))?", file.stem, re.DOTALL).groups()  # type: ignore[union-attr]
+        stem = _unpacked(file).stem
+        title, year = re.fullmatch(r"(.*?)(?:_(?!0000)(\d{4}))?", stem, re.DOTALL).groups()  # type: ignore[union-attr]
         with open_text(file) as lines:
             text = lines.read(-1 if characters is None else characters)
         yield str(file), {"text": text, "title": title.replace("_", " "), "timestamp": year or ""}
@@ -114,10 +115,13 @@ def _constant(name: str) -> float | Number:
 _DECODER = json.JSONDecoder(object_pairs_hook=_mapping, parse_int=Number, parse_float=Number, parse_constant=_constant)
 
 
-def _suffix(path: Path) -> str:
+def suffix(path: Path) -> str:
     """The suffix in lower case, without that of gzip."""
-    name = Path(path.name.lower())
-    return Path(name.stem).suffix if name.suffix in GZIP else name.suffix
+    return _unpacked(path).suffix.lower()
+
+
+def _unpacked(path: Path) -> Path:
+    return Path(path.stem) if path.suffix.lower() in GZIP else Path(path.name)
 
 
 @contextmanager
@@ -133,6 +137,8 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
             yield io.TextIOWrapper(file, "utf-16" if is_utf16 else "utf-8-sig", newline=newline)
     except UnicodeError:
         raise BenchError(f"{path} is not UTF-8 text: convert it first (Excel: save as CSV UTF-8).") from None
+    except IsADirectoryError:
+        raise BenchError(f"{path} is a folder: name the files in it.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BenchError(f"{path} is cut short, damaged or not a gzip file: {error}.") from None
 
@@ -174,7 +180,7 @@ def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Row]:
     """The rows below the header. Without a delimiter, it is that of Excel's ``sep=`` line, or of the header."""
     csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
     with open_text(path, newline="") as file:
-        line = file.readline()
+        line = next((line for line in file if line.strip()), "")
         if declared := re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE):
             delimiter, line = declared[1], file.readline()
         delimiter = delimiter or max(",;\t", key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))

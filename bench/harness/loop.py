@@ -52,7 +52,8 @@ def construct(
 
     Raises:
         BenchError: the method needs what this base does not do.
-        TypeError: the instance has another base, or says something else about being a control than its class.
+        TypeError: the instance has another base, other settings or another seed than it was given, or says something
+            else about being a control than its class.
     """
     lm.abilities.require(kind.needs(config), type(lm.model).__name__, kind.name)
     torch.manual_seed(seed_for(seed, "construct"))
@@ -60,6 +61,8 @@ def construct(
     method = kind(lm, config, seed)
     if method.lm is not lm:
         raise TypeError(f"{kind.name} replaces self.lm: the harness scores and asks the base that it was given.")
+    if (method.config, method.seed) != (config, seed):
+        raise TypeError(f"{kind.name} has other settings or another seed than the record states: pass on what it gets.")
     method.experiment_segment_tokens = segment_tokens
     for flag, value in declared.items():
         if any(getattr(owner, flag) is not value for owner in (method, kind)):
@@ -369,7 +372,7 @@ class Loop:
                 )
 
     def ask(self, fraction: float, due: Sequence[DueQuestion]) -> None:
-        """Answer and score these questions, in a random order; the events are recorded in the order of ``due``.
+        """Answer and score these questions, in an order that tells nothing; the events are in the order of ``due``.
 
         The method sees the questions only: in the order of their documents, their places would tell about these. The
         order follows from their texts alone, since a method can undo one that is drawn from a seed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ MERGED = "-merged-"
 """In the name of a folder, between that of the adapter and a hash of what was merged."""
 COPIED = {".json", ".txt", ".model", ".jinja"}
 """Endings of the files of a base that are not weights: configuration, tokenizer, chat template."""
+UNREAD = re.compile(r"trainer_state\.json|\w+_results\.json|(licen[sc]e|notice|readme|requirements)\b.*", re.IGNORECASE)
+"""Names of files beside a base that nothing loads: what a Trainer has written, and texts for people."""
 Pairs = Mapping[str, "tuple[Tensor, Tensor]"]
 
 

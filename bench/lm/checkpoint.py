@@ -347,7 +347,7 @@ def identity(folder: Path) -> str:
     """
     digest, weights = hashlib.sha256(), adapters.weight_files(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix in adapters.COPIED or path in weights:
+        if path in weights or (path.suffix in adapters.COPIED and not adapters.UNREAD.fullmatch(path.name)):
             digest.update(path.name.encode())
             blob = path.resolve()
             if path.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):

@@ -47,7 +47,7 @@ Each step trains on two kinds of entities:
 - *New* entities, with random facts and a random vector in place of the name's embedding: documents followed by
   questions{rehearsal}
 
-Documents have noise sentences from step {noise_from} on, more of them until step {noise_until}. No text or
+{noise} No text or
 question of the splits `qa_validation`, `train`, `validation` and `test` is used, and their names only as tokens of the
 vocabulary.
 

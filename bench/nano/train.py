@@ -240,6 +240,12 @@ class Run:
         for path in sorted(staging.iterdir()):
             write_bytes(out / path.name, path.read_bytes())
 
+    def _noise(self) -> str:
+        plain = self.config.plain_steps
+        if plain >= self.config.steps:
+            return "No document has sentences that state no fact."
+        return f"Documents have noise sentences from step {plain:,} on, more of them until step {2 * plain:,}."
+
     def facts(self) -> dict[str, str]:
         """Facts for the model card: size, data, seed, steps, training time and machine."""
         return {
@@ -251,8 +257,7 @@ class Run:
             "data_hash": data_hash(self.config.dataset),
             "seed": str(self.config.seed),
             "steps": f"{self.config.steps:,}",
-            "noise_from": f"{self.config.plain_steps:,}",
-            "noise_until": f"{2 * self.config.plain_steps:,}",
+            "noise": self._noise(),
             "minutes": f"{self.seconds / 60:.0f}",
             "machine": "two cores" if self.device == "cpu" else "one GPU",
         }

@@ -128,7 +128,7 @@ class TokenEvent(_Record):
     position: Count
     document_id: str
     pieces: tuple[str, ...]
-    """The text of each token; their concatenation is the document. None in published records."""
+    """The text of each token; their concatenation is the document. None in published and imported records."""
     weights: tuple[float, ...]
     nll: tuple[NonNegative, ...] | None
     """-log p of each token (nats), before any update on it; None if scoring is off."""

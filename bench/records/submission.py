@@ -1,8 +1,8 @@
 """A row for somebody else's board: one ZIP file with its records and their hashes, and the checks before it is taken.
 
 The file holds what a folder of records would hold for the row alone: the manifests and events of its runs, its tuning
-record with the runs of its trials, and a board; and ``submission.json`` with the SHA-256 of each. Equal records give
-equal files.
+record with the runs of its trials, and a board; and ``submission.json`` with the SHA-256 of each. It has gold answers,
+by which it is checked, but no text of a document. Equal records give equal files.
 
 A row is taken only if every score follows from the predictions and gold answers beside it, if its questions, gold
 answers and documents are those of the board that it is for, if its cells are comparable with that board's, and if, of
@@ -44,7 +44,9 @@ from bench.records.store import (
     read_board,
     read_documents,
     read_run,
+    read_tokens,
     read_tuning,
+    run_files,
     tuning_path,
 )
 from bench.records.tuning import runs_of
@@ -83,6 +85,8 @@ def export(runs: Path, experiment: str, label: str, run_ids: Sequence[str], to: 
     """
     if is_packed(runs):
         raise BenchError(f"{runs} holds published records, without gold answers: export from those of the runs.")
+    if to.is_dir():
+        raise BenchError(f"{to} is a folder: name the ZIP file to write, such as {to / 'row.zip'}.")
     whole = read_board(runs, experiment)
     if not set(run_ids) <= set(whole.runs):
         raise BenchError(f"{label} was not run here, but imported: pass on the file that it came from.")
@@ -120,8 +124,10 @@ def _files(runs: Path, board: BoardRecord) -> Iterator[tuple[str, bytes]]:
     tuning = read_tuning(runs, board.tuning)
     trials = [run_id for record in tuning for run_id in runs_of(record)]
     for run_id in dict.fromkeys([*board.runs, *trials]):
-        for name in (*read_run(runs / run_id).files, MANIFEST):
-            yield f"{run_id}/{name}", (runs / run_id / name).read_bytes()
+        tokens = [event.model_copy(update={"pieces": ()}) for event in read_tokens(runs, run_id)]
+        record, documents, answers = read_run(runs / run_id), read_documents(runs, run_id), read_answers(runs, run_id)
+        for name, content in run_files(record, documents, answers, tokens).items():
+            yield f"{run_id}/{name}", content
     for record in tuning:
         name = tuning_path(Path(), record.key).as_posix()
         yield name, (runs / name).read_bytes()

@@ -284,13 +284,13 @@ class Runner:
             entries = offline_entries("qa_train", sources)
         except MissingSplit as error:
             raise BenchError(
-                f"retune learns from questions of the qa_train split. {error} Or leave retune out."
+                f"retune learns from questions of the qa_train split. {error} Or set retune: null in the experiment."
             ) from None
         if sum(len(entry.questions) for entry in entries) < 2:
             without = f" without the {held_out} documents of the anchor set" if held_out else ""
             raise BenchError(
                 f"retune learns from two or more questions of the qa_train split, of which {self.recipe.name} has "
-                f"fewer{without}: provide more with --data-files qa_train=FILE, or leave retune out."
+                f"fewer{without}: provide more of them, or set retune: null in the experiment."
             )
 
     def _check_retuned_once(self, plan: MethodPlan, config: MethodConfig) -> None:

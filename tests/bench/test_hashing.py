@@ -143,6 +143,33 @@ def test_a_package_from_elsewhere_counts_as_a_whole(project: Project) -> None:
     assert project.hash_with("theirs/a.py", "theirs/b.py", "y = 2\n") != project.hash("theirs/a.py")
 
 
+@pytest.mark.parametrize(("place", "counts"), [("src", True), ("lib/site-packages", False)])
+def test_a_package_that_a_plugin_imports_counts_unless_it_is_installed(
+    project: Project,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    counts: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("theirs") / place
+    for package, start in (("tools", "from tools.core import f\n"), ("loose", None)):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "core.py").write_text("def f(): return 1\n")
+        if start is not None:
+            (folder / package / "__init__.py").write_text(start)
+    plugin = tmp_path_factory.mktemp("mine") / "thin.py"
+    plugin.write_text("import torch\nfrom tools import f\nfrom loose.core import f as g\n")
+    monkeypatch.syspath_prepend(str(folder))
+    hashing._place_of.cache_clear()
+    before = project.hash(str(plugin))
+    for package in ("tools", "loose"):
+        (folder / package / "core.py").write_text("def f(): return 2\n")
+        assert (project.hash(str(plugin)) != before) == counts
+        (folder / package / "core.py").write_text("def f(): return 1\n")
+    assert project.hash(str(plugin)) == before
+    hashing._place_of.cache_clear()
+
+
 def test_the_location_of_the_project_does_not_count(
     project: Project, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ function tokenView(r, tokens) {
     marks: [Plot.rectY(points, { x1: (p) => p.i, x2: (p) => p.i + 1, y: value, fill: "kind", insetLeft: 0.5, insetRight: 0.5, title: (p) => about(p.i), tip: true })],
   });
   return [
-    tokens.pieces.length ? el("p", { class: "tokens" }, tokens.weights.map(token)) : el("p", {}, "Published records have no texts: the bars are in the order of the tokens."),
+    tokens.pieces.length ? el("p", { class: "tokens" }, tokens.weights.map(token)) : el("p", {}, "This record has no text: the bars are in the order of the tokens."),
     el("p", { class: "note" }, "Shade: weight of the token. Underlined: states the answer to a question; dotted: names the subject."),
     bars("weight", "weight"), tokens.nll && bars("nll", "NLL before the update"),
   ].filter(Boolean);

@@ -74,7 +74,7 @@ def test_data_without_such_questions_are_refused(keepers: Path, llama: Path, tmp
         files["qa_train"] = [str(tmp_path / "some.jsonl")]
     experiment = make_experiment(keepers, llama, ["closed_book"], **SMALL, retune=RETUNE, data_files=files)
     problem = "no split 'qa_train'.*--data-files qa_train=FILE" if rows is None else "two or more questions"
-    with pytest.raises(BenchError, match=f"retune learns from .*{problem}.*leave retune out"):
+    with pytest.raises(BenchError, match=f"retune learns from .*{problem}.*retune: null"):
         Runner(experiment, tmp_path / "runs")
 
 

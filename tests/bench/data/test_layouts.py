@@ -92,8 +92,11 @@ def weeks(tmp_path: Path) -> Path:
         (tmp_path / "past" / date[:4]).mkdir(parents=True)
         rows = week(date, "", f"<p>On {date}, <b>birch &amp; co</b>\n won.</p>", "Birch & Cold won.", again, again)
         rows[4]["question_sentence"] = f"Who won <em>again</em> in {date[:4]}?"
-        rows[1]["question_date"] = f"{date[:4]}/{date[4:6]}/02"  # a quiz has questions of several days
+        rows[1]["question_date"] = (
+            f"{date[:4]}/{date[4:6]}/{int(date[6:]) - 3:02}"  # a quiz has questions of several days
+        )
         rows[1]["choices"][1] = "\u201cBirch & Co\u201d"
+        rows[3]["question_date"] = "2019/07/05"  # a slip
         lines(tmp_path / "past" / date[:4] / f"{date}_qa.jsonl", *rows)
     (tmp_path / "past" / "2024" / "20240705_dpr.jsonl").write_text("not read")
     return tmp_path
@@ -103,11 +106,11 @@ def test_realtimeqa_keeps_questions_whose_evidence_has_the_answer_in_the_period_
     [entry] = read("realtimeqa_weekly", "test", weeks)  # the evidence of each year is of the first one
     assert (entry.document.text, entry.document.timestamp) == ("On 20240705, birch & co won.", "2024-07-02")
     assert [(gold.question.id, gold.answers) for gold in entry.questions] == [
-        ("20240705_1", ("\u201cBirch & Co\u201d",))
+        ("20240705_1", ("\u201cBirch & Co\u201d", "Birch & Co"))
     ]
     assert entry.group == "20240705"
     older, yearly = read("realtimeqa_weekly", "qa_train", weeks)
-    assert (older.document.timestamp, yearly.document.timestamp) == ("2021-06-02", "2021-06-25")
+    assert (older.document.timestamp, yearly.document.timestamp) == ("2021-06-22", "2021-06-25")
     assert older.group == yearly.group == "20210625"
     assert yearly.document.text == "Each year birch & co win."
     assert list(asked(yearly)) == ["Who won match 3?", "Who won again in 2021?", "Who won again in 2024?"]
@@ -127,11 +130,12 @@ def test_counterfact_asks_the_edit_and_keeps_its_neighbourhood_for_the_anchor_se
             "target_true": {"str": "French", "id": "Q2"},
         },
         "paraphrase_prompts": ["It rained. Ada Alder, a native"],
-        "neighborhood_prompts": ["The mother tongue of Bo Birch is", "Cy Cedar speaks"],
+        "neighborhood_prompts": ["The mother tongue of Bo Birch is", "Cy Cedar speaks", "The mother tongue of Di is"],
     }
+    other = {**case, "case_id": 8, "requested_rewrite": {**case["requested_rewrite"], "subject": "Di"}}
     path = tmp_path / "counterfact.json"
-    path.write_text(json.dumps([case]))
-    [edit] = read("counterfact", "test", path)
+    path.write_text(json.dumps([case, {**other, "neighborhood_prompts": []}]))
+    [edit, _] = read("counterfact", "test", path)
     assert edit.document.text == "The mother tongue of Ada Alder is Finnish."
     assert [(gold.question.id, gold.question.text, gold.answers) for gold in edit.questions] == [
         ("7", "The mother tongue of Ada Alder is", ("Finnish",)),
@@ -187,6 +191,7 @@ def test_a_document_of_babi_is_the_story_up_to_a_question(tmp_path: Path) -> Non
     assert one.document.text == "Mary went to the hall." and asked(one) == {"Where is Mary?": ("hall",)}
     assert two.document.text == "Mary went to the hall.\nMary went to the garden.\nBo went to the hall."
     assert asked(two) == {"Where is Bo?": ("hall",)} and asked(three) == {"What has Bo?": ("milk",)}
+    assert one.group == two.group != three.group
     path.write_text("Mary went to the hall.\n")
     with pytest.raises(BenchError, match=r"line 1 is not a line of bAbI: it does not begin with a number"):
         read("babi", "test", path)
@@ -262,8 +267,12 @@ def test_streamingqa_joins_questions_to_articles_of_the_news_crawl(tmp_path: Pat
     assert asked(data.entries[0]) == {"Who won?": ("Ada", "Ada A.", "ada"), "Who lost?": ("Bo",)}
     assert [gold.question.timestamp for gold in data.entries[0].questions] == ["2020-04-12", "2020-04-13"]
     assert data.remarks == ("test of streamingqa_upstream has 3 questions; the published split has 36,378 questions.",)
-    with pytest.raises(BenchError, match=r"is not there \(2 of 2 are missing\)\. Name the questions first"):
+    with pytest.raises(
+        BenchError, match=r"eval\.jsonl, row 1 is a question after documents\. Name the questions first"
+    ):
         read("streamingqa_upstream", "test", news, questions)
+    with pytest.raises(BenchError, match=r"No row of test has the column 'question', a question\. Name the questions"):
+        read("streamingqa_upstream", "test", news)
     archive(news, articles[0])
     data = read_split(recipe.find("streamingqa_upstream"), "test", {"test": [str(questions), str(news)]})
     assert len(data.entries) == 1

@@ -339,9 +339,9 @@ def test_files_of_the_user_replace_the_whole_source(make: Make, tmp_path: Path) 
 
 
 def test_the_error_on_a_missing_split_says_how_to_provide_it(make: Make) -> None:
-    with pytest.raises(MissingSplit, match=r"harbour has no split 'train': provide it with --data-files train=FILE"):
+    with pytest.raises(MissingSplit, match=r"harbour has no split 'train': add it to the recipe \(--data-files train"):
         load_split(make({"test.jsonl": row()}, format="documents"), "train")
-    with pytest.raises(MissingSplit, match="no split 'test'"):
+    with pytest.raises(MissingSplit, match="no split 'test': provide it with --data-files test=FILE"):
         load_split(make(format="text"), "test")
 
 

@@ -95,8 +95,10 @@ def test_times_are_compared_as_times_whatever_their_precision_and_zone() -> None
 
 
 def test_time_order_needs_timestamps() -> None:
-    with pytest.raises(BenchError, match="of 'test' of harbour that begins 'a' has no timestamp"):
+    with pytest.raises(BenchError, match="that begins 'a' has no timestamp .* no document has one. Name the column"):
         draw([entry("a")], 1, 0, StreamPolicy(order="timestamp"))
+    with pytest.raises(BenchError, match="of 'test' of harbour that begins 'a' has no timestamp .*: give it one, or"):
+        draw([entry("a"), entry("b", timestamp="2031")], 2, 0, StreamPolicy(order="timestamp"))
 
 
 def test_a_stream_of_a_group_alone_is_its_beginning() -> None:
@@ -118,6 +120,10 @@ def test_random_order_separates_the_documents_of_a_group() -> None:
 def test_no_number_means_the_whole_split_in_file_order() -> None:
     entries = [entry("b"), entry("a")]
     assert texts(draw(entries, None, 0, SINGLE)) == ["b", "a"]
+    by_time = StreamPolicy(order="timestamp")
+    assert texts(draw(entries, None, 0, by_time)) == ["b", "a"], "not all are dated"
+    dated = [entry("b", timestamp="2031-02"), entry("a", timestamp="2031-01")]
+    assert texts(draw(dated, None, 0, by_time)) == ["a", "b"]
     with pytest.raises(BenchError, match="A whole split is one stream"):
         draw(entries, None, 1, SINGLE)
 
@@ -335,7 +341,8 @@ def test_a_frozen_stream_is_the_drawn_one_and_survives_a_change_of_the_policy(wr
 def test_a_whole_split_can_be_frozen(write: Write) -> None:
     harbour = write()
     streams.build(harbour, "test", None, 1)
-    assert texts(streams.load(harbour, "test", None, 0).entries) == texts(load_split(harbour, "test"))
+    in_time = sorted(load_split(harbour, "test"), key=lambda item: item.document.timestamp)
+    assert texts(streams.load(harbour, "test", None, 0).entries) == texts(in_time)
 
 
 def test_all_sizes_of_the_recipe_are_frozen(write: Write) -> None:

@@ -61,6 +61,7 @@ WRITTEN = {
     "quoted.csv": 'text;"answers"\r\n"Der Turm; in Köln.";Köln, Cologne\r\n"The ""lock""\tat Deel.";007\r\n',
     "tabs.csv": 'text\tanswers\nDer Turm; in Köln.\tKöln, Cologne\n"The ""lock""\tat Deel."\t007\n',
     "bar.CSV": 'SEP=|\ntext|answers\nDer Turm; in Köln.|Köln, Cologne\n"The ""lock""\tat Deel."|007\n',
+    "below.csv": '\n\ntext,answers\n"Der Turm; in Köln.","Köln, Cologne"\n"The ""lock""\tat Deel.",007\n',
     "tabs.TSV": 'text\tanswers\nDer Turm; in Köln.\tKöln, Cologne\n"The ""lock""\tat Deel."\t007\n',
 }
 

@@ -478,6 +478,15 @@ def test_a_method_with_a_base_of_its_own_is_refused(lm: BaseModel) -> None:
         construct(Copies, lm, Copies.Config(), 0)
 
 
+def test_a_method_with_other_settings_or_another_seed_than_it_was_given_is_refused(lm: BaseModel) -> None:
+    class Drops(Recorder):
+        def __init__(self, lm: BaseModel, config: Any, seed: int) -> None:
+            super().__init__(lm, Recorder.Config())
+
+    with pytest.raises(TypeError, match="recorder has other settings or another seed than the record states"):
+        construct(Drops, lm, Drops.Config(), 1)
+
+
 def test_documents_must_be_named_for_every_question(lm: BaseModel) -> None:
     class NamesTooFew(Recorder):
         def condition(self, questions: Sequence[Question]) -> Conditioning:

@@ -157,6 +157,8 @@ def test_what_official_checkpoints_have_beside_their_weights_is_no_fault(
 def test_weights_in_another_format_beside_those_of_transformers_do_not_count(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "twice")
     save_file({"layers.0.wq.weight": torch.ones(8)}, folder / "consolidated.safetensors")
+    for name in ("trainer_state.json", "all_results.json", "LICENSE.txt", "README.txt"):  # nothing loads them
+        (folder / name).write_text("{}")
     assert checkpoint.identity(folder) == checkpoint.identity(llama)
     assert checkpoint.weight_count(folder) == checkpoint.weight_count(llama)
 

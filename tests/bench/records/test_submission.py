@@ -172,6 +172,8 @@ def test_equal_records_are_exported_as_equal_bytes(file: Path, theirs: Path, tmp
     names = set(contents(file))
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fresh", "tuning", "boards", "submission.json"}
     assert sum(name.endswith("run.json") for name in names) == 2 + 2 + 4, "runs, placebo arm, and trials"
+    with pytest.raises(BenchError, match=r"is a folder: name the ZIP file to write"):
+        run_bench.export("fresh", tmp_path, "demo", theirs)
 
 
 def test_an_arm_is_exported_with_the_row_that_it_belongs_to(theirs: Path, file: Path, tmp_path: Path) -> None:
