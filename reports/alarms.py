@@ -41,12 +41,11 @@ def remarks(entries: Entries, tuning: Sequence[TuningRecord]) -> list[str]:
 
 
 def _ceiling(entries: Entries) -> Iterator[str]:
-    """Gold in prompt is not above closed book (paired by question, one-sided, over streams if there are several)."""
+    """Gold in prompt is not above closed book (paired by question, one-sided, over documents: two streams are few)."""
     floor, ceiling = find(entries, FLOOR), find(entries, CEILING)
     if floor is None or ceiling is None or "f1" not in floor or "f1" not in ceiling:
         return
-    pair = paired_difference(ceiling["f1"], floor["f1"])
-    difference = pair.stream if pair.stream.se is not None else pair.document
+    difference = paired_difference(ceiling["f1"], floor["f1"]).document
     two_sided = difference.p_value()
     if two_sided is not None and (difference.mean <= 0 or two_sided / 2 >= LEVEL):
         yield (

@@ -66,6 +66,11 @@ class Family:
         by_size = {min(documents_per_reset(arm) or self.documents, self.documents): self.rows[arm] for arm in arms}
         return sorted(by_size.items(), key=lambda pair: pair[0])
 
+    def shorter_groups(self) -> list[str]:
+        """A note on each number of documents that does not divide the stream: the last group holds fewer."""
+        sizes = [size for size, _ in self.contexts() if self.documents % size]
+        return [f"{size} documents: the last {self.documents % size} of a stream alone, too" for size in sizes]
+
 
 class Control(NamedTuple):
     """The line of a control in each panel."""
@@ -110,6 +115,7 @@ def drawings(board: Board) -> Drawings:
             [
                 intervals("bands", board_error(board)),
                 no_band(board, [_points(board, family) for family in with_resets]),
+                *dict.fromkeys(text for family in with_resets for text in family.shorter_groups()),
                 *(control.note for control in _lines(board, (FLOOR, CEILING))),
                 "light lines: the other panels" if len(with_resets) > 1 else "",
             ],

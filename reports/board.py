@@ -26,7 +26,7 @@ from bench.records.schema import (
 from bench.records.store import read_board, read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
-from reports.prices import break_even
+from reports.prices import break_even, is_resolved
 from reports.ranks import Standing, compare
 from reports.rows import (
     CEILING,
@@ -416,14 +416,17 @@ def _difference(row: Row, items: Items, entries: Entries, headline: Headline, re
 
 
 def _gain(row: Row, items: Items, entries: Entries) -> Scores:
-    """Knowledge gain = (method - placebo) / (gold in prompt - placebo) in F1, if both controls are complete."""
+    """Knowledge gain = (method - placebo) / (gold in prompt - placebo) in F1, if both controls are complete.
+
+    The denominator must be significantly above 0 (over documents).
+    """
     placebo, gold = find_arm(entries, row, "placebo"), find(entries, CEILING)
     if row.control or row.status != "complete" or placebo is None or gold is None or "f1" not in items:
         return {}
     (method_f1, placebo_f1), gold_f1 = _same_runs(items["f1"], placebo["f1"]), stream_means(gold["f1"])
     gains = {run: f1 - placebo_f1[run] for run, f1 in method_f1.items()}
     ranges = {run: gold_f1[run.stream] - f1 for run, f1 in placebo_f1.items()}
-    return {"knowledge_gain": (ratio(gains, ranges),)} if sum(ranges.values()) > 0 else {}
+    return {"knowledge_gain": (ratio(gains, ranges),)} if _is_above(gold["f1"], placebo["f1"]) else {}
 
 
 def _same_runs(a: Sequence[Item], b: Sequence[Item]) -> tuple[Runs, Runs]:
@@ -438,17 +441,21 @@ def _same_runs(a: Sequence[Item], b: Sequence[Item]) -> tuple[Runs, Runs]:
 def _relative(row: Row, items: Items, entries: Entries) -> Scores:
     """F1 as a share of the method's own: at the first probe, on the same questions, or without irrelevant documents.
 
-    A base must be significantly above closed book (without closed book, above 0): a method that has learned nothing
-    keeps all of it.
+    A base must be significantly above closed book (without closed book, above 0), over documents: a method that has
+    learned nothing keeps all of it.
     """
     inserted = irrelevant_percent(row.arm) > 0
     own = find_arm(entries, row, "stream") if inserted else items
     base, floor = ((of or {}).get("f1" if inserted else FIRST, ()) for of in (own, find(entries, FLOOR)))
     if row.status != "complete" or "f1" not in items or not base:
         return {}
-    pair = paired_difference(base, floor) if floor else summarize(base)
-    interval = (pair.document if pair.stream.se is None else pair.stream).interval()
-    return {"relative_f1": (ratio(*_same_runs(items["f1"], base)),)} if interval and interval[0] > 0 else {}
+    return {"relative_f1": (ratio(*_same_runs(items["f1"], base)),)} if _is_above(base, floor) else {}
+
+
+def _is_above(items: Sequence[Item], floor: Sequence[Item]) -> bool:
+    """True if the mean is significantly above that of the floor, over documents, or above 0 without one."""
+    interval = (paired_difference(items, floor) if floor else summarize(items)).document.interval()
+    return interval is not None and interval[0] > 0
 
 
 def _first_documents(groups: Sequence[Group]) -> int | None:
@@ -469,8 +476,14 @@ def _standings(entries: Entries, headline: Headline, kind: ErrorKind) -> dict[st
 
 
 def _break_even(row: Row, reference: Row | None) -> dict[str, float]:
-    """The number of documents from which on, or up to which, the row is cheaper than the reference, if there is one."""
-    return {} if reference is None or row.label == reference.label else break_even(row.costs, reference.costs)
+    """The number of documents from which on, or up to which, the row is cheaper than the reference, if there is one.
+
+    ``break_even_unclear`` stands for it if it is not clear which of the two costs more for a document.
+    """
+    if reference is None or row.label == reference.label:
+        return {}
+    is_clear = is_resolved(row.records, reference.records)
+    return break_even(row.costs, reference.costs) if is_clear else {"break_even_unclear": 1.0}
 
 
 def _spread_remarks(rows: Sequence[Row]) -> list[str]:

@@ -85,7 +85,7 @@ def _every(board: Board) -> list[Column]:
         *_FORMAT,
         *_CHANGES,
         _plain("recall", "recall", "share of questions that were given their own document"),
-        _plain("gain", "knowledge_gain", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)", digits=2),
+        _score("gain", "knowledge_gain", "SE_stream", f"(F1 - placebo F1) / ({CEILING} F1 - placebo F1)"),
     ]
     texts = [
         _plain("token NLL", "token_nll", nll)
@@ -124,7 +124,8 @@ def _every(board: Board) -> list[Column]:
             "break_even_documents",
             "break-even",
             lambda row: break_even(row) or "",
-            f"number of documents beyond which, or until which, its total seconds are at most those of {reference}",
+            f"number of documents beyond which, or until which, its total seconds are at most those of {reference}; "
+            f"?: which of the two costs more for a document is not resolved over streams, or not so in operations",
             lambda row: row.costs.get("break_even_documents"),
         ),
         Column(
@@ -283,7 +284,12 @@ def _trials(row: Row) -> str:
 
 
 def break_even(row: Row) -> str | None:
-    """The documents from which on a row is cheaper than the reference, or "until" which it is; None if it never is."""
+    """The documents from which on a row is cheaper than the reference, or "until" which it is; None if it never is.
+
+    "?" if it is not clear which of the two costs more for a document.
+    """
+    if "break_even_unclear" in row.costs:
+        return "?"
     if (until := row.costs.get("break_even_until")) is not None:
         return f"until {number(until)}"
     start = row.costs.get("break_even_documents")

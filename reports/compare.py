@@ -84,6 +84,11 @@ class Pair:
     """Streams on which not both of the two have results."""
     items: tuple[Sequence[Item], Sequence[Item]]
 
+    @property
+    def is_same(self) -> bool:
+        """True if both have the same cells."""
+        return {record.id for record in self.a.records} == {record.id for record in self.b.records}
+
     @cached_property
     def samples(self) -> tuple[Sample, Sample]:
         """The scores of both."""
@@ -167,15 +172,24 @@ class Comparison:
 
     @property
     def pooled(self) -> bool:
-        """True if the mean over the boards is shown: they are several, ask alike, and have no document in common."""
+        """True if the mean over the boards is shown: they are several, ask alike, and are independent of each other.
+
+        They have no document in common, nor, with several seeds, trained weights.
+        """
         documents = [{item.document for item in pair.items[0]} for pair in self.pairs]
         is_alike = len({_questioning(pair) for pair in self.pairs}) == 1
-        is_disjoint = len(set().union(*documents)) == sum(map(len, documents))
+        trained = [{*a.trainings.values(), *b.trainings.values()} for a, b in (pair.samples for pair in self.pairs)]
+        is_disjoint = all(len(set().union(*of)) == sum(map(len, of)) for of in (documents, trained))
         return self.of_rows and len(self.pairs) > 1 and is_alike and is_disjoint
 
     def adjusted(self) -> list[float | None]:
-        """For the rows of two boards: the p-value of each by the t test, adjusted for their number (Holm)."""
-        p_values = {place: p for place, pair in enumerate(self.pairs) if (p := pair.estimate.p_value()) is not None}
+        """For the rows of two boards: the p-value of each by the t test, adjusted for their number (Holm).
+
+        Rows with the same cells and scores on both sides are no tests, and have none.
+        """
+        untested = [place for place, pair in enumerate(self.pairs) if pair.is_same and pair.counts()[:2] == (0, 0)]
+        tested = {place: pair for place, pair in enumerate(self.pairs) if place not in untested}
+        p_values = {place: p for place, pair in tested.items() if (p := pair.estimate.p_value()) is not None}
         corrected = holm(p_values)
         return [corrected.get(place) for place in range(len(self.pairs))]
 
@@ -273,7 +287,7 @@ def _of_boards(a: str, b: str, runs: Path, experiments: Sequence[str | None], sc
     if not found:
         raise BenchError(f"{a} and {b} have no row with results in common. {' '.join(remarks)}")
     _check_alike(found)
-    if same := sum({r.id for r in pair.a.records} == {r.id for r in pair.b.records} for pair in found):
+    if same := sum(pair.is_same for pair in found):
         remarks.append(
             f"{same} of {len(found)} rows have the same cells in both: only machines and packages can differ."
         )

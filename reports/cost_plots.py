@@ -359,8 +359,8 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
     """One panel for each cost with a dot and its value for each method, on logarithmic axes.
 
     A cost of 0 is a "0" at the edge. So is "never" for a method that is not cheaper than the reference with any number
-    of documents; every other complete method is compared with it. A method that is cheaper with few documents only has
-    a triangle at the last of them.
+    of documents, and "?" if that is not clear; every other complete method is compared with it. One that is cheaper with
+    few documents only has a triangle at the last of them.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -382,7 +382,7 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
                 write_value(axes, (value, y), _text(row, name))
             elif value == 0 or (name == BREAK_EVEN and compared in row.scores):
                 axes.annotate(
-                    "never" if value is None else "0",
+                    "0" if value is not None else break_even(row) or "never",
                     xy=(0.03, y),
                     xycoords=("axes fraction", "data"),
                     va="center_baseline",

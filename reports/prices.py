@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.records.schema import Costs, RunRecord, Tally, TuningRecord
 from bench.records.store import read_answers, read_run
 from reports.origins import costs_of, summary_of
+from reports.statistics import stream_error
 
 COSTS = (
     "training_seconds",
@@ -93,7 +95,7 @@ def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> di
     - ``break_even_documents``: from so many on; 0: from the start.
     - ``break_even_until``: only up to so many, at least one, because each further document costs more.
 
-    {}: never, or one of the two has no price of a document.
+    {}: never, or one of the two has no price of a document. :func:`is_resolved` says whether to believe it.
     """
     names = ("offline_seconds", "marginal_seconds")
     if any(name not in prices for name in names for prices in (costs, reference)):
@@ -105,6 +107,32 @@ def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> di
         return {"break_even_documents": 0.0} if more <= 0 else {}
     last = math.floor(more / saved)
     return {"break_even_until": float(last)} if last > 0 else {}
+
+
+def is_resolved(records: Sequence[RunRecord], reference: Sequence[RunRecord]) -> bool:
+    """True if it is clear which of two rows costs more for a document, observing it and answering.
+
+    The 95 % interval of the difference in seconds over the streams of both excludes 0, and the operations have the same
+    sign: seconds depend on what else the machine does. On a single stream the operations do not matter either.
+    """
+    seconds, flops = ([_by_stream(of, unit) for of in (records, reference)] for unit in UNITS)
+    both = sorted(seconds[0].keys() & seconds[1].keys())
+    if len(both) < 2:
+        return True
+    interval = stream_error([seconds[0][stream] - seconds[1][stream] for stream in both]).interval()
+    more = sum(flops[0][stream] - flops[1][stream] for stream in both)
+    return interval is not None and (interval[0] > 0 < more or interval[1] < 0 > more)
+
+
+def _by_stream(records: Sequence[RunRecord], unit: str) -> dict[str, float]:
+    """What observing and answering cost on each stream for a document."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if documents := summary_of(record).documents:
+            cost = costs_of(record)
+            price = getattr(cost.observe, unit) + getattr(cost.answer, unit)
+            found[record.spec.stream].append(price / documents)
+    return {stream: sum(of) / len(of) for stream, of in found.items()}
 
 
 UNITS = ("seconds", "flops")

@@ -94,7 +94,7 @@ def _left_out(board: Board, curves: Sequence[Curve]) -> list[str]:
     least = "0" if _floor(board) is None else FLOOR
     return [
         f"left out, since not complete: {failed}" if failed else "",
-        f"left out, since their F1 at the start is not significantly above {least}: {low}" if low else "",
+        f"left out, not significantly above {least} to begin with: {low}" if low else "",
     ]
 
 

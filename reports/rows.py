@@ -230,7 +230,7 @@ def token_nll(segments: Sequence[DocumentEvent]) -> float | None:
 
 def run_of(record: RunRecord) -> Run:
     """The run of a record."""
-    return Run(record.spec.stream, record.spec.seed, record.spec.order)
+    return Run(record.spec.stream, record.spec.seed, record.spec.order, record.spec.train_hash)
 
 
 def _answer_item(run: Run, answer: AnswerEvent, value: float) -> Item:

@@ -77,9 +77,10 @@ class Curve:
         return replace(self, parts=parts)
 
     def points(self) -> Points:
-        """The mean over streams at the middle of each part that has values."""
-        size = self.documents / len(self.parts)
-        return [((i + 0.5) * size, mean_over_streams(run_items(part))) for i, part in enumerate(self.parts) if part]
+        """The mean over streams at the middle of each part that has values on all of them."""
+        size, streams = self.documents / len(self.parts), {run.stream for part in self.parts for run in part}
+        whole = [(i, part) for i, part in enumerate(self.parts) if part and {run.stream for run in part} == streams]
+        return [((i + 0.5) * size, mean_over_streams(run_items(part))) for i, part in whole]
 
 
 def drawings(board: Board) -> Drawings:

@@ -15,6 +15,8 @@ class Run(NamedTuple):
     stream: str
     seed: int = 0
     order: int = 0
+    training: str = ""
+    """Hash of the trained weights that it loads, or of what it learns from; "" for none."""
 
 
 Runs = Mapping[Run, float]
@@ -59,7 +61,8 @@ def shares(runs: Runs) -> dict[str, float]:
     a, b, c = len(streams), len(seeds), len(orders)
     if a < 2 or b * c < 2 or len(runs) < a * b * c:
         return {}
-    y = np.array([[[runs[Run(i, j, k)] for k in orders] for j in seeds] for i in streams])
+    values = {(run.stream, run.seed, run.order): value for run, value in runs.items()}
+    y = np.array([[[values[i, j, k] for k in orders] for j in seeds] for i in streams])
     mean, of_stream, of_seed, of_order = y.mean(), y.mean((1, 2)), y.mean((0, 2)), y.mean(1)
     rest = y - of_order[:, None, :] - of_seed[None, :, None] + mean
     ms_rest = float((rest**2).sum()) / ((a * c - 1) * (b - 1)) if b > 1 else 0.0

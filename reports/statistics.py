@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
@@ -49,15 +49,15 @@ class Estimate:
     def p_value(self) -> float | None:
         """Two-sided p-value of the null hypothesis that the mean is 0, by the same t distribution.
 
-        None without a standard error. If there is no spread it is 1 for a mean of 0, or with two units, which can agree
-        by chance, and else 0.
+        None without a standard error. If there is no spread it is 1 for a mean of 0 and else 2 / 2^n, by the signs of
+        the n units alone: differences of scores that are counts are often equal by chance.
         """
         from scipy.special import stdtr
 
         if self.se is None:
             return None
         if abs(self.mean) < NOTHING or self.se < NOTHING:
-            return float(abs(self.mean) < NOTHING or self.n < 3)
+            return 1.0 if abs(self.mean) < NOTHING else 2.0 ** (1 - self.n)
         return float(2 * stdtr(self.degrees, -abs(self.mean) / self.se))
 
     def __str__(self) -> str:
@@ -80,11 +80,13 @@ class Item(NamedTuple):
     weight: float = 1.0
     seed: int = 0
     order: int = 0
+    training: str = ""
+    """As in :class:`reports.spread.Run`."""
 
     @classmethod
     def of(cls, run: Run, unit: str, document: str, value: float, weight: float = 1.0) -> Self:
         """An item of this run."""
-        return cls(run.stream, unit, document, value, weight, run.seed, run.order)
+        return cls(run.stream, unit, document, value, weight, run.seed, run.order, run.training)
 
 
 class EstimatePair(NamedTuple):
@@ -102,6 +104,8 @@ class Sample:
     """By stream and unit."""
     seeds: Term | None
     """What the seeds add to the variance of the mean; None with a single seed."""
+    runs: Runs = field(default_factory=dict)
+    """The mean of each run, if there are several seeds."""
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> Self:
@@ -113,8 +117,10 @@ class Sample:
             key: group[0] if len(group) == 1 else group[0]._replace(value=_mean([item.value for item in group]))
             for key, group in groups.items()
         }
-        several = any(item.seed != items[0].seed for item in items)
-        return cls(units, seed_term(run_means(items)) if several else None)
+        if all(item.seed == items[0].seed for item in items):
+            return cls(units, None)
+        runs = run_means(items)
+        return cls(units, seed_term(runs), runs)
 
     @cached_property
     def by_stream(self) -> dict[str, float]:
@@ -130,6 +136,22 @@ class Sample:
     def extra(self) -> list[Term]:
         """The seeds' term, if there is one."""
         return [] if self.seeds is None else [self.seeds]
+
+    @cached_property
+    def trainings(self) -> Mapping[int, str]:
+        """The trained weights of each seed by their hash; {} unless each seed has its own."""
+        of = {run.seed: run.training for run in self.runs}
+        return of if self.seeds and "" not in of.values() and len(set(of.values())) == len(of) else {}
+
+    def minus(self, other: Sample) -> list[Term]:
+        """What the seeds add to the variance of the difference from another sample.
+
+        Seeds are paired if each stands for the same trained weights in both. Else equal numbers have nothing in common.
+        """
+        if self.trainings and self.trainings == other.trainings and self.runs.keys() == other.runs.keys():
+            term = seed_term({run: value - other.runs[run] for run, value in self.runs.items()})
+            return [] if term is None else [term]
+        return [*self.extra, *other.extra]
 
 
 def error_kind(streams: int) -> ErrorKind:
@@ -203,7 +225,7 @@ def run_means(items: Iterable[Item]) -> dict[Run, float]:
     """Weighted mean of each run's items, in the order of streams, seeds and orders."""
     by_run: dict[Run, list[Item]] = defaultdict(list)
     for item in items:
-        by_run[Run(item.stream, item.seed, item.order)].append(item)
+        by_run[Run(item.stream, item.seed, item.order, item.training)].append(item)
     return {run: _weighted_mean(group) for run, group in sorted(by_run.items())}
 
 
@@ -267,7 +289,7 @@ def paired_difference(a: Sequence[Item], b: Sequence[Item]) -> EstimatePair:
 def difference(a: Sample, b: Sample, kind: ErrorKind) -> Estimate:
     """Mean of a - b with this error, as in :func:`paired_difference`.
 
-    The seeds of two rows are not paired: equal numbers have nothing in common.
+    Seeds count as in :meth:`Sample.minus`.
 
     Raises:
         BenchError: as :func:`paired_difference`.
@@ -278,7 +300,7 @@ def difference(a: Sample, b: Sample, kind: ErrorKind) -> Estimate:
             f"The two cannot be compared: only one of them has {unit} of stream {stream} "
             f"({len(unmatched)} unmatched in all). Run both on the same streams."
         )
-    extra = [*a.extra, *b.extra]
+    extra = a.minus(b)
     if kind == "SE_stream":
         return stream_error([mean - b.by_stream[stream] for stream, mean in a.by_stream.items()], extra)
     return _over_documents(
@@ -437,7 +459,7 @@ def plan(a: Sample, b: Sample, gap: float, kind: ErrorKind) -> Plan | None:
     own = difference(Sample(a.units, None), Sample(b.units, None), kind)
     if own.se is None or own.se < NOTHING:
         return None
-    extra, degrees, variance = [*a.extra, *b.extra], own.n - 1, own.se**2 * own.n
+    extra, degrees, variance = a.minus(b), own.n - 1, own.se**2 * own.n
     counts = np.arange(2, MOST_UNITS + 1)
 
     def power(size: Array | float, units: Array | int, variance: float) -> Array:

@@ -32,6 +32,8 @@ def family(runs):
 
 
 def test_contexts_go_from_one_document_to_the_whole_stream(runs):
+    assert family(runs).shorter_groups() == []
+    assert replace(family(runs), documents=10).shorter_groups() == ["4 documents: the last 2 of a stream alone, too"]
     points = [(documents, row.value("f1")) for documents, row in family(runs).contexts()]
     assert points == [(1, 0.8), (2, 0.7), (4, 0.6), (8, 0.4)]
 

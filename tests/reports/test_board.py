@@ -90,7 +90,7 @@ def test_the_reference_can_be_any_complete_row_by_its_label(tmp_path):
     assert built.reference == "slow (rate=2)"
     assert "F1 vs slow (rate=2)" in tables.write(built, tmp_path / "out")[2].read_text()
     costs = next(row.costs for row in built.rows if row.label == "uniform")
-    assert costs["break_even_documents"] == 0, "it costs as much as the reference"
+    assert costs["break_even_unclear"] == 1, "it costs as much as the reference"
     for name, message in (
         ("slow", "slow has 2 rows on the board demo"),
         ("slwo (rate=2)", "Did you mean slow"),
@@ -107,6 +107,8 @@ def test_knowledge_gain_needs_both_controls(tmp_path):
     board(tmp_path, ids + pair(tmp_path, "gold_in_prompt", (0.9, 0.9)))
     by_label = rows(tmp_path)
     assert by_label["uniform"].value("knowledge_gain") == pytest.approx((0.3 - 0.1) / (0.9 - 0.1))
+    board(tmp_path, ids + pair(tmp_path, "gold_in_prompt", (0.1, 0.1)))
+    assert "knowledge_gain" not in rows(tmp_path)["uniform"].scores, "gold in prompt is not above placebo"
     assert "knowledge_gain" not in by_label["uniform on placebo"].scores
     assert "knowledge_gain" not in by_label["gold_in_prompt"].scores
 

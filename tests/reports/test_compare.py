@@ -129,6 +129,21 @@ def test_several_boards_are_shown_apart_and_pooled(tmp_path: Path) -> None:
     assert "mean over these boards" in text_of(comparison)
 
 
+def test_boards_with_the_same_trained_weights_of_several_seeds_are_not_pooled(tmp_path: Path) -> None:
+    def pooled(hashes: str) -> bool:
+        for name, dataset, training in (("first", "one", "x"), ("second", "two", hashes)):
+            ids = [
+                record(tmp_path, spec(method, f"test-3-{k}", seed=s, train_hash=f"{training}{s}", dataset=dataset), f1)
+                for method, streams in {"good": A, "bad": B}.items()
+                for s in range(2)
+                for k, f1 in enumerate(streams)
+            ]
+            board(tmp_path, ids, name)
+        return compare("good", "bad", tmp_path, ["first", "second"]).pooled
+
+    assert pooled("y") and not pooled("x")
+
+
 def test_boards_on_the_same_streams_are_not_pooled(tmp_path: Path) -> None:
     make(tmp_path, {"good": A, "bad": B}, "first")
     make(tmp_path, {"good": A, "bad": B}, "second", model_hash="other")
@@ -147,16 +162,17 @@ def test_boards_of_other_rules_are_not_put_together(tmp_path: Path) -> None:
 
 
 def test_two_folders_are_compared_row_by_row_with_adjusted_p_values(tmp_path: Path) -> None:
-    make(tmp_path / "new", {"good": A, "bad": A, "new": A})
-    make(tmp_path / "old", {"good": B, "bad": A, "old": A})
+    make(tmp_path / "new", {"good": A, "bad": A, "worse": B, "new": A})
+    make(tmp_path / "old", {"good": B, "bad": A, "worse": A, "old": A})
     comparison = compare(str(tmp_path / "new"), str(tmp_path / "old"), tmp_path)
-    assert [pair.title for pair in comparison.pairs] == ["good", "bad"]
+    assert [pair.title for pair in comparison.pairs] == ["good", "bad", "worse"]
     assert comparison.pairs[0].estimate.mean == pytest.approx(np.mean(gaps()))
     assert comparison.pairs[1].counts() == (0, 0, 12)
-    assert comparison.adjusted()[0] == pytest.approx(2 * stats.ttest_1samp(gaps(), 0).pvalue)
+    two = pytest.approx(2 * stats.ttest_1samp(gaps(), 0).pvalue)
+    assert comparison.adjusted() == [two, None, two], "the same cells with the same scores are no test"
     shown = text_of(comparison)
     assert f"Only in {tmp_path / 'old'}: old." in shown and f"Only in {tmp_path / 'new'}: new." in shown
-    assert "2 of 2 rows have the same cells in both" in shown
+    assert "3 of 3 rows have the same cells in both" in shown
 
 
 def test_rows_without_results_are_left_out_and_named(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_board_on_which_all_runs_diverged_has_no_plots(tmp_path):
 
 
 def test_names_of_methods_as_good_as_the_best_are_bold(tmp_path):
-    levels = {"a": (0.5, 0.6, 0.7), "b": (0.1, 0.2001, 0.3), "closed_book": (0.0, 0.0, 0.0)}
+    levels = {"a": (0.5, 0.6, 0.7), "b": (0.1, 0.201, 0.3), "closed_book": (0.0, 0.0, 0.0)}
     names = [(method, f"test-2-{k}", level) for method, of in levels.items() for k, level in enumerate(of)]
     board(tmp_path, [record(tmp_path, spec(method, name), [[level]] * 2) for method, name, level in names])
     axes = score_plots.drawings(build(tmp_path))["f1_by_method"].draw().axes[0]

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.schema import Costs, Tally
 from bench.records.store import read_run, read_tuning
-from reports.prices import COSTS, break_even, prices
+from reports.prices import COSTS, break_even, is_resolved, prices
 from tests.reports.records_factory import record, spec, tuning_record
 
 
@@ -70,6 +70,32 @@ def test_without_documents_or_runs_there_are_fewer_prices(tmp_path):
         "flops_per_document",
     }
     assert prices(tmp_path, [], None) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flops", "is_clear"),
+    [
+        ((3.0, 3.1), 1.0, True),
+        ((3.0, 3.1), 40.0, False),  # fewer seconds for more operations: the machine was loaded
+        ((3.0, 3.1), 4.0, False),  # as many operations
+        ((3.0, 5.2), 1.0, False),  # -1 and 1.2 seconds less
+        ((5.0, 5.1), 5.0, True),
+        ((3.0,), 9.0, True),  # a single stream
+    ],
+)
+def test_a_break_even_needs_a_resolved_price_of_a_document(tmp_path, seconds, flops, is_clear):
+    def runs(method, of_streams, operations):
+        records = []
+        for k, value in enumerate(of_streams):
+            cost = costs(observe=value, answer=0.0)
+            observe = cost.observe.model_copy(update={"flops": operations})
+            cost = cost.model_copy(update={"observe": observe})
+            records.append(read_run(tmp_path / record(tmp_path, spec(method, f"test-1-{k}"), [[0.5]], costs=cost)))
+        return records
+
+    reference = runs("uniform", (4.0, 4.0), 4.0)
+    assert is_resolved(runs("camels", seconds, flops), reference) == is_clear
+    assert is_resolved(reference, runs("camels", seconds, flops)) == is_clear
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class TestRetention:
             "closed_book is what it is held against"
         )
         figure = relative_plots.drawings(build(kept))["relative_f1_by_documents"].draw()
-        assert "left out, since their base is not above closed_book: idle" in " ".join(figure.get_supxlabel().split())
+        assert "left out, not significantly above closed_book to begin with: idle" in " ".join(figure.get_supxlabel().split())
         assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
 
     def test_what_has_failed_runs_is_left_out_for_that_reason(self, kept):
@@ -154,7 +154,7 @@ class TestIrrelevant:
         plot = relative_plots.drawings(built)["relative_f1_by_irrelevant"]
         assert plot.notes[-2:] == [
             "left out, since not complete: lost on irrelevant_100 [diverged on 1 of 3]",
-            "left out, since their base is not above closed_book: idle",
+            "left out, not significantly above closed_book to begin with: idle",
         ]
         assert all(note in " ".join(plot.draw().get_supxlabel().split()) for note in plot.notes[-2:])
 

@@ -204,6 +204,26 @@ class TestPairedDifference:
         assert paired_difference(a, b).stream.se == pytest.approx(math.sqrt(0.1**2 + 0.2**2))
         assert paired_difference(a, b).stream.mean == pytest.approx(0.0)
 
+    def test_seeds_of_the_same_trainings_are_paired(self):
+        """Differences of seeds 0 and 1 are -0.1 and -0.1: they add nothing, where those of each row are far apart."""
+
+        def items(rows, hashes="xy"):
+            return [
+                Item(f"s{k}", "q", f"d{k}", value, seed=seed, training=hashes[seed])
+                for k, row in enumerate(rows)
+                for seed, value in enumerate(row)
+            ]
+
+        a, b = [(0.1, 0.5), (0.2, 0.6)], [(0.2, 0.6), (0.3, 0.7)]
+        assert paired_difference(items(a), items(b)).stream.se == pytest.approx(0)
+        apart = pytest.approx(math.sqrt(2 * 0.2**2))
+        for other in ("yx", "xz", "xx"):  # other trainings, of one seed or of all
+            assert paired_difference(items(a), items(b, other)).stream.se == apart
+        assert paired_difference(items(a, "xx"), items(b, "xx")).stream.se == apart, "not trained for each seed"
+        # by hand: differences of the seeds' means are 0.1 and 0.3, and their mean has the variance 0.02 / 2
+        c = [(0.2, 0.8), (0.3, 0.9)]
+        assert paired_difference(items(c), items(a)).stream.se == pytest.approx(0.1)
+
     def test_unmatched_questions_are_refused_and_the_first_is_named(self):
         a = [Item("s0", "q1", "a", 0.6), Item("s0", "q2", "a", 0.6)]
         with pytest.raises(BenchError, match=r"only one of them has q2 of stream s0 \(1 unmatched in all\)"):
@@ -303,9 +323,9 @@ class TestPValue:
             assert stream_error(values).p_value() == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
     def test_without_spread_only_a_mean_of_zero_is_no_difference(self):
-        assert stream_error([0.1, 0.1, 0.1]).p_value() == pytest.approx(0)
-        assert stream_error([0.1, 0.1]).p_value() == 1, "two can agree by chance"
-        assert stream_error([33 / 100 - 23 / 100, 43 / 100 - 33 / 100]).p_value() == 1, "but for a rounding error"
+        assert stream_error([0.1] * 3).p_value() == 0.25, "one sign of all: 2 of 2^3"
+        assert stream_error([0.1] * 8).p_value() == 2 / 2**8
+        assert stream_error([33 / 100 - 23 / 100, 43 / 100 - 33 / 100]).p_value() == 0.5, "but for a rounding error"
         assert stream_error([0.0, 0.0]).p_value() == stream_error([1e-17, 1e-17]).p_value() == 1
 
 
