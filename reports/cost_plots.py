@@ -359,8 +359,8 @@ def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:
     """One panel for each cost with a dot and its value for each method, on logarithmic axes.
 
     A cost of 0 is a "0" at the edge. So is "never" for a method that is not cheaper than the reference with any number
-    of documents, and "?" if that is not clear; every other complete method is compared with it. One that is cheaper with
-    few documents only has a triangle at the last of them.
+    of documents, and "?" if that is not clear; every other complete method is compared with it. One that is cheaper
+    with few documents only has a triangle at the last of them.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter

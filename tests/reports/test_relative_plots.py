@@ -77,7 +77,8 @@ class TestRetention:
             "closed_book is what it is held against"
         )
         figure = relative_plots.drawings(build(kept))["relative_f1_by_documents"].draw()
-        assert "left out, not significantly above closed_book to begin with: idle" in " ".join(figure.get_supxlabel().split())
+        note = "left out, not significantly above closed_book to begin with: idle"
+        assert note in " ".join(figure.get_supxlabel().split())
         assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["70%", "100% is F1 0.67"]
 
     def test_what_has_failed_runs_is_left_out_for_that_reason(self, kept):
