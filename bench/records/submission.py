@@ -125,8 +125,8 @@ def _files(runs: Path, board: BoardRecord) -> Iterator[tuple[str, bytes]]:
     trials = [run_id for record in tuning for run_id in runs_of(record)]
     for run_id in dict.fromkeys([*board.runs, *trials]):
         tokens = [event.model_copy(update={"pieces": ()}) for event in read_tokens(runs, run_id)]
-        record, documents, answers = read_run(runs / run_id), read_documents(runs, run_id), read_answers(runs, run_id)
-        for name, content in run_files(record, documents, answers, tokens).items():
+        events = read_documents(runs, run_id), read_answers(runs, run_id), tokens
+        for name, content in run_files(read_run(runs / run_id), *events).items():
             yield f"{run_id}/{name}", content
     for record in tuning:
         name = tuning_path(Path(), record.key).as_posix()
