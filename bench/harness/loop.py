@@ -62,7 +62,7 @@ def construct(
     if method.lm is not lm:
         raise TypeError(f"{kind.name} replaces self.lm: the harness scores and asks the base that it was given.")
     if (method.config, method.seed) != (config, seed):
-        raise TypeError(f"{kind.name} has other settings or another seed than the record states: pass on what it gets.")
+        raise TypeError(f"{kind.name} drops its settings or its seed: pass config and seed on to super().__init__.")
     method.experiment_segment_tokens = segment_tokens
     for flag, value in declared.items():
         if any(getattr(owner, flag) is not value for owner in (method, kind)):

@@ -104,6 +104,7 @@ CAUGHT = [
     ("replaces_metrics", "base_is_restored", "bench.answering.metrics.score was replaced"),
     ("replaces_decoding", "base_is_restored", "bench.harness.loop.answer_and_nll was replaced"),
     ("replaces_the_loop", "base_is_restored", "bench.harness.loop.Loop.score was replaced"),
+    ("drops_the_seed", "observe_only_reads", "TypeError: drops_the_seed drops its settings or its seed: pass config"),
     ("exits", "observe_only_reads", "SystemExit: 0 (careless.py, line 259). A method must not end the process."),
     ("fails_on_empty", "reads_odd_documents", "IndexError: index 0 is out of bounds"),
     ("wants_float32", "runs_in_bfloat16", "(careless.py, line "),

@@ -483,7 +483,7 @@ def test_a_method_with_other_settings_or_another_seed_than_it_was_given_is_refus
         def __init__(self, lm: BaseModel, config: Any, seed: int) -> None:
             super().__init__(lm, Recorder.Config())
 
-    with pytest.raises(TypeError, match="recorder has other settings or another seed than the record states"):
+    with pytest.raises(TypeError, match="recorder drops its settings or its seed: pass config and seed on"):
         construct(Drops, lm, Drops.Config(), 1)
 
 

@@ -347,3 +347,16 @@ class TrainsUnseeded(TrainsTheBase):
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         return self._step(1 + random.random())
+
+
+class DropsTheSeed(Method):
+    """Runs with the defaults, whatever it is given."""
+
+    name = "drops_the_seed"
+    paper = "none"
+
+    def __init__(self, lm: BaseModel, config: MethodConfig | None = None, seed: int = 0) -> None:
+        super().__init__(lm)
+
+    def observe(self, document: Document) -> None:
+        pass
