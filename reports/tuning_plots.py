@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAMES = ("learning_rate_sensitivity",)
 
 RATE, STEPS = "learning_rate", "steps_per_document"
-ERROR = "bars: \N{PLUS-MINUS SIGN} one standard error over the validation streams (of two streams, a 50 % interval)"
+ERROR = "bars: \N{PLUS-MINUS SIGN} one standard error over the validation streams; over two, a 50 % interval"
 SCORES = {"f1": "answer F1", "token_nll": "token NLL (nats)"}
 
 
@@ -107,7 +107,6 @@ def _notes(methods: Sequence[Sensitivity]) -> list[str]:
         else "",
         "×: no result" if any(trial.score is None for trial in trials) else "",
         "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
-        "lines join trials with the same steps",
         "dashed: without documents" if any(sensitivity.floor is not None for sensitivity in methods) else "",
     ]
 
@@ -147,10 +146,6 @@ def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
     axes.margins(y=0.12)
     if sensitivity.floor is not None:
         axes.axhline(sensitivity.floor, color=GREY, linewidth=0.7, linestyle=DASHED, zorder=0)
-    for steps in sorted({trial.steps or 0 for trial in sensitivity.trials}):
-        whole = [trial for trial in sensitivity.trials if trial.whole and (trial.steps or 0) == steps]
-        joined = [(trial.rate, trial.score) for trial in whole if trial.score is not None]
-        axes.plot([rate for rate, _ in joined], [score for _, score in joined], color=BLUE, linewidth=0.6, alpha=0.5)
     before, side = 0.0, 0
     for trial in sensitivity.trials:
         side = 0 if trial.rate > 1.1 * before else side + 1  # numbers at nearly equal rates are not put over each other
