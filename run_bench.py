@@ -421,7 +421,7 @@ def reproduce(
     from reports.board import REFERENCE, build
     from reports.reproduction import figure as figures
 
-    spec = figures.read(figure)
+    spec = figures.read(figure, plugin or ())
     files = _data_files(data_files)
     loaded = [(run, load(run.experiment)) for run in spec.runs(scale)]
     datasets = [[run.dataset] if run.dataset else one.datasets or [one.dataset] for run, one in loaded]

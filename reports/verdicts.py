@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -70,13 +70,15 @@ class Shape:
     """Number of published gaps and changes that are smaller than the error of reading them."""
 
     @property
-    def word(self) -> Word:
-        """One word for all: a sign that differs outweighs the rest.
+    def word(self) -> Word | None:
+        """One word for all: a sign that differs outweighs the rest. None if there is none to test.
 
         The rank agrees if its interval is above 0 and one gap at least is resolved, or if all signs agree.
         """
         gaps = {gap.word for gap in self.gaps}
         words = gaps | {slope.word for slope in self.slopes}
+        if not words:
+            return None
         if DIFFERS in words:
             return DIFFERS
         above = self.agreement is not None and self.agreement.interval is not None and self.agreement.interval[0] > 0
@@ -89,7 +91,7 @@ class Shape:
 
     def sentences(self) -> list[str]:
         """The verdict in words, without the signs that differ."""
-        found = [f"{self.word}."]
+        found = [f"{self.word}." if self.word else "Nothing can be compared."]
         if self.agreement is not None:
             found.append(f"Kendall's tau-b of {self.agreement.methods} methods is {self.agreement}.")
         for name, signs in (("Gaps between two methods", self.gaps), ("Changes along a curve", self.slopes)):
@@ -109,7 +111,8 @@ def counted(words: Iterable[Word]) -> str:
 def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
     """Compare the shapes of what both have: ranks and gaps at the last place, and the change along each curve.
 
-    Ours is the last place that all our methods have; if there is none, nothing is resolved.
+    Ours is the last place that all our methods have, and theirs that of the published ones; without one, no gap is
+    tested.
 
     Our signs are tested by paired t tests over streams, with Holm's correction over the gaps and over the changes, at
     :data:`reports.statistics.LEVEL`. ``log``: lines are fitted over the logarithm of the place.
@@ -117,10 +120,11 @@ def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
     Raises:
         BenchError: two of our methods do not have the same streams.
     """
-    ends = {name: values[max(values)] for name, values in theirs.items() if values and ours.get(name)}
+    both = {name: values for name, values in theirs.items() if values and ours.get(name)}
+    end = _last_common(both.values())
+    ends = {name: values[end] for name, values in both.items()} if end is not None else {}
     methods = sorted(ends, key=lambda name: (-ends[name].number, name))
-    places = [ours[name].keys() for name in methods]
-    last = max((x for own in places for x in own if all(x in other for other in places)), default=None)
+    last = _last_common([ours[name] for name in methods])
     if last is None:
         return Shape(tuple(methods), agreement=None, gaps=(), slopes=(), unread=0)
     samples = {name: Sample.of(ours[name][last]) for name in methods}
@@ -142,6 +146,12 @@ def shape(ours: Measured, theirs: Published, log: bool = False) -> Shape:
         slopes=_signs(changes),
         unread=sum(not of.is_known for of in (*gaps, *changes)),
     )
+
+
+def _last_common(lines: Iterable[Mapping[Any, Any]]) -> Any:
+    """The last place that all lines have; None without one."""
+    places = [line.keys() for line in lines]
+    return max((x for own in places for x in own if all(x in other for other in places)), default=None)
 
 
 class _Difference(NamedTuple):

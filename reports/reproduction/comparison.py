@@ -72,12 +72,16 @@ class Comparison:
             return "No published value is set beside it: nothing is compared."
         if self.scale == "paper":
             found = [distance.in_errors for panel in self.panels for _, distance in panel.distances]
+            if not found:
+                return "No published value is beside ours."
             errors = [abs(one) for one in found if one is not None]
             near = sum(error <= 2 for error in errors)
             sentence = f"{near} of {len(errors)} published values are within two standard errors of ours."
             unknown = len(found) - len(errors)
             return f"{sentence} {unknown} more have no standard error above 0 beside them." if unknown else sentence
-        words = [panel.shape.word for panel in self.panels if panel.shape]
+        words = [panel.shape.word for panel in self.panels if panel.shape and panel.shape.word]
+        if not words:
+            return "Nothing can be compared: no two of the paper's methods are there with results."
         return f"Shapes of {len(words)} published panel{'s' * (len(words) != 1)}: {counted(words)}."
 
 

@@ -5,18 +5,20 @@ A figure is one file in ``reports/figures``; docs/figures.md explains its keys.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
 
 from bench import declared
+from bench.contract.registry import list_methods, load_method
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
 from bench.help import citations
 from bench.paths import experiments
-from bench.settings import Settings
+from bench.settings import Settings, dotted
 from reports import published
 from reports.published import Value
 from reports.reproduction import FIGURES, figures
@@ -174,8 +176,8 @@ def listing() -> list[tuple[str, str, str]]:
     ]
 
 
-def read(name: str) -> Figure:
-    """A figure by its name, or from a YAML file.
+def read(name: str, plugins: Sequence[str | Path] = ()) -> Figure:
+    """A figure by its name, or from a YAML file; its methods may be those of plug-in files, too.
 
     Raises:
         BenchError: there is no such figure, or a key or a name in it is wrong; the message names it with the nearest
@@ -187,11 +189,22 @@ def read(name: str) -> Figure:
     except pydantic.ValidationError as error:
         raise BenchError(f"{path.name}: {first_problem(error, Figure)}") from None
     _check_names(path.name, figure)
+    _check_methods(path.name, figure, plugins)
     return figure
 
 
+def _check_methods(file: str, figure: Figure, plugins: Sequence[str | Path]) -> None:
+    """Check the methods and their settings."""
+    named = {name: method for name, method in figure.methods.items() if method.method is not None}
+    _check(file, "methods", [str(of.method) for of in named.values()], [of.name for of in list_methods(plugins)])
+    for name, of in named.items():
+        if keys := dotted(of.config).keys():
+            known = dotted(load_method(str(of.method), plugins).Config().model_dump())
+            _check(file, f"methods.{name}.config", keys, known)
+
+
 def _check_names(file: str, figure: Figure) -> None:
-    """Check everything that the figure names."""
+    """Check everything else that the figure names."""
     from reports import plots
     from reports.reproduction.series import UNITS, theirs
 
@@ -201,12 +214,13 @@ def _check_names(file: str, figure: Figure) -> None:
     for scale, runs in figure.scales.items():
         embedded = [run.experiment for run in runs if not run.experiment.endswith((".yaml", ".yml"))]
         _check(file, f"scales.{scale}", embedded, experiments())
-    tables: dict[str, set[str]] = {}
+    tables: dict[str, dict[str, set[str]]] = {}
     for value in published.load():
-        tables.setdefault(value.paper, set()).add(value.table_or_figure)
+        tables.setdefault(value.paper, {}).setdefault(value.table_or_figure, set()).add(value.dataset)
     for source in figure.published:
         _check(file, "published", [source.paper], tables)
         _check(file, f"published: {source.paper}", [source.table], tables[source.paper])
+        _check(file, f"published: {source.paper}: datasets", source.datasets, tables[source.paper][source.table])
     sources = {(source.paper, source.table) for source in figure.published}
     columns = {value.column for value in published.load() if (value.paper, value.table_or_figure) in sources}
     for score, column in figure.scores.items() if sources else ():
@@ -218,6 +232,9 @@ def _check_names(file: str, figure: Figure) -> None:
     if missing := sorted(rows - named):
         raise BenchError(f"{file}: methods: no method has the published row {missing[0]!r}: name it in one.")
     panels = {(panel.dataset, panel.base) for score in figure.scores for panel in theirs(figure, score)}
+    for scale, runs in figure.scales.items():
+        if scale != "paper" and any(run.published for run in runs):
+            raise BenchError(f"{file}: scales.{scale}: a run names a published panel at the scale paper only.")
     for run in figure.scales.get("paper", ()) if panels else ():
         wanted = (run.published.get("dataset", ""), run.published.get("base", ""))
         _check(file, "scales.paper: published", [", ".join(wanted)], [", ".join(panel) for panel in panels])

@@ -177,11 +177,7 @@ def rows_of(board: Board, methods: Mapping[str, Method]) -> dict[str, Row | None
         if method.method is not None:
             wanted = dotted(method.config).items()
             rows = [row for row in board.rows if (row.method, row.arm) == (method.method, method.arm)]
-            fitting = [
-                row
-                for row in rows
-                if all(dotted(row.config).get(key) == value for key, value in wanted) and row not in found.values()
-            ]
+            fitting = [row for row in rows if row not in found.values() and wanted <= dotted(row.config).items()]
             found[name] = min(fitting, key=lambda row: (not row.entries, row.entries), default=None)
     return found
 

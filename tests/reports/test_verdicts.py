@@ -55,8 +55,8 @@ def test_a_planted_disagreement_is_found():
 
 
 def test_a_sign_that_differs_outweighs_ranks_that_agree():
-    scores = {f"m{i}": [(i, i + 0.1, i - 0.1, i + 0.2)] for i in range(6)}
-    wrong = {**scores, "m5": [(3.9, 4.0, 3.8, 4.1)], "m4": [(5.0, 5.1, 4.9, 5.2)]}
+    scores = {f"m{i}": [(i, i + 0.1, i - 0.1, i + 0.2 + 0.01 * i)] for i in range(6)}
+    wrong = {**scores, "m5": [(3.9, 4.0, 3.8, 4.1)], "m4": [(5.0, 5.1, 4.9, 5.21)]}
     papers = published(**{f"m{i}": [f"{i}.00"] for i in range(6)})
     assert shape(ours(**scores), papers).word == AGREES
     found = shape(ours(**wrong), papers)
@@ -108,7 +108,7 @@ def test_with_one_stream_nothing_is_resolved():
 def test_a_published_gap_within_the_error_of_reading_has_no_sign():
     papers = {"a": {1: value("51", "read off markers, ±1")}, "b": {1: value("50", "read off markers, ±1")}}
     found = shape(ours(a=[(1.0, 1.1)], b=[(2.0, 2.2)]), papers)
-    assert (found.gaps, found.unread, found.word) == ((), 1, UNRESOLVED)
+    assert (found.gaps, found.unread, found.word) == ((), 1, None)
     papers["a"] = {1: value("53", "read off markers, ±1")}
     assert shape(ours(a=[(1.0, 1.1)], b=[(2.0, 2.2)]), papers).unread == 0
 
@@ -142,11 +142,18 @@ def test_only_what_both_have_is_compared():
     assert (found.methods, found.gaps, found.agreement) == (("a",), (), None)
 
 
-def test_without_a_place_that_all_our_methods_have_nothing_is_resolved():
+def test_without_a_place_that_all_our_methods_have_nothing_is_compared():
     scores = {"a": {1: items(2.0, 2.1)}, "b": {2: items(1.0, 1.1)}}
     found = shape(scores, published(a=["2.00", "2.00"], b=["1.00", "1.00"]))
-    assert (found.word, found.gaps, found.agreement) == (UNRESOLVED, (), None)
-    assert found.sentences() == ["not resolved at this size."]
+    assert (found.word, found.gaps, found.agreement) == (None, (), None)
+    assert found.sentences() == ["Nothing can be compared."]
+
+
+def test_published_curves_are_compared_at_the_last_place_that_they_have_in_common():
+    papers = {"a": {1: value("2.00"), 2: value("1.00")}, "b": {1: value("1.00"), 2: value("3.00"), 3: value("9.00")}}
+    scores = {"a": {1: items(2.0, 2.1)}, "b": {1: items(1.0, 1.1)}}
+    (gap,) = shape(scores, papers).gaps
+    assert (gap.name, gap.published) == ("b above a", 2.0)
 
 
 def test_on_a_logarithmic_axis_places_are_even_where_their_ratios_are():

@@ -70,6 +70,10 @@ def test_the_list_has_the_names_papers_and_titles() -> None:
 @pytest.mark.parametrize(
     ("path", "to", "message"),
     [
+        (["methods", "uniform", "method"], "unifrom", "methods: there is no 'unifrom'. Did you mean uniform?"),
+        (["methods", "uniform", "config"], {"lern": "all"}, "methods.uniform.config: there is no 'lern'. Did you mean"),
+        (["published", 0, "datasets"], {"SQuAD-Sqe": "SQuAD"}, "datasets: there is no 'SQuAD-Sqe'"),
+        (["scales", "tiny", 0, "published"], {"dataset": "SQuAD"}, "scales.tiny: a run names a published panel at the"),
         (["titel"], "x", r"titel: unknown key. Did you mean title\?"),
         (["title"], None, "title: Field required"),
         (["drawing"], "curve", "drawing = 'curve': Input should be 'bars', 'curves', 'heat'"),
