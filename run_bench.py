@@ -273,7 +273,11 @@ def run(
             f"same command without --shard."
         )
     else:
-        _report(runs, Path(out), varied.name, track, reference, chosen)
+        try:
+            _report(runs, Path(out), varied.name, track, reference, chosen)
+        except BenchError:
+            _raise(results, runs)  # cells that failed are the reason
+            raise
     _raise(results, runs)
     return None if workers.shard[1] > 1 else load_results(runs, varied.name)
 
@@ -595,7 +599,10 @@ def import_(
 ) -> None:
     """Check a row that somebody else exported, and add it to a board, marked as imported."""
     from bench.records import submission
+    from bench.run.places import place
 
+    if "://" in place(runs).name:
+        raise BenchError("A row is not imported into a bucket: name a folder with records of its board with --runs.")
     row = submission.add(file, runs, experiment)
     _print_line(
         f"Every score of answers follows from the predictions, the questions and gold answers are those of the board, "

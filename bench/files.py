@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -174,6 +175,8 @@ def parse_yaml(text: str, where: str) -> Any:
         def construct_document(self, node: yaml.Node) -> Any:
             return self.construct_object(node, deep=True)  # so that a node within itself is an error
 
+    exponent = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, [*"-+0123456789"])
     try:
         return yaml.load(text, Loader)
     except RecursionError:

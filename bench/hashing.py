@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 PACKAGES = ("bench", "methods")
 """The packages under ROOT whose modules count. For code from elsewhere, its own package counts as well."""
+LOOP = ROOT / "bench" / "harness" / "loop.py"
+"""The file that imports all of the harness that can change a number."""
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders of installed packages."""
 

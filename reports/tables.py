@@ -135,7 +135,7 @@ DISPENSABLE = (
     ),
     *("s/question", "bits/byte", "SE", "s/doc", "token NLL", "total s", "ended"),
 )
-"""Columns that a narrow terminal leaves out, in this order; the files have all of them."""
+"""Columns that a narrow terminal leaves out, in this order, before others from the right; the files have all."""
 
 
 def render(board: Board, width: int | None = None, names: Sequence[str] = ()) -> Table:
@@ -147,8 +147,10 @@ def render(board: Board, width: int | None = None, names: Sequence[str] = ()) ->
 
     console = Console(width=width)
     candidates = columns(board, names)
-    for count in range(len(DISPENSABLE) + 1):
-        selection = [column for column in candidates if column.heading not in DISPENSABLE[:count]]
+    rest = [one.heading for one in candidates[2:] if one.heading not in DISPENSABLE]  # not the method and its score
+    order = [*DISPENSABLE, *reversed(rest)]
+    for count in range(len(order) + 1):
+        selection = [column for column in candidates if column.heading not in order[:count]]
         table = _table(board, selection, left_out=len(candidates) - len(selection))
         if Console(width=1000).measure(table).minimum <= console.width:  # measured at a width that squeezes nothing
             break

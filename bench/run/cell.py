@@ -294,11 +294,15 @@ def check_unchanged(cell: Cell, kind: type[Method], inputs: CellInputs, runs: Pa
         "qa_train_hash": qa_train_hash(cell.spec.retune, cell.sources),
         "model_hash": _base_hash(cell.sources.model),
         "method_code": hashing.method_hash(kind),
+        "harness_code": hashing.code_hash(hashing.LOOP),
     }
     for field, value in hashes.items():
         if value != getattr(cell.spec, field):
             part = field.rpartition("_")[0]
-            raise BenchError(f"The {part} has changed since the run was planned. Run the same command again.")
+            raise BenchError(
+                f"The {part} has changed since the run was planned, or is another one on this machine. Run the same "
+                f"command again, with the same version on all machines."
+            )
     present = dependencies(kind, config)
     for name in sorted(present.keys() | cell.spec.dependencies.keys()):
         if present.get(name) != cell.spec.dependencies.get(name):

@@ -197,6 +197,9 @@ class Folder(Claims):
                 file.write(content)
         except FileExistsError:
             return False
+        except OSError:  # a full disk, say: an empty claim would keep the cell from others
+            path.unlink(missing_ok=True)
+            raise
         return self._has(name, content)
 
     def replace(self, name: str, content: bytes) -> None:

@@ -364,14 +364,15 @@ def _read(name: str, scale: str | None = None) -> Experiment:
         if not isinstance(scales.get(scale), dict):
             hint = nearest(scale, map(str, scales)) or " It has one size only."
             raise BenchError(f"{stem} has no scale {scale!r}.{hint}")
-        stem, values = f"{stem}-{scale}", _onto(values, scales[scale])
+        values = {**_onto(values, scales[scale]), "name": f"{values.get('name', stem)}-{scale}"}
     if (like := values.pop("like", None)) is not None:
         base = _values(str(like))[1]
         if "like" in base:
             raise BenchError(
                 f"{file}: like: {like} is itself like {base['like']}. Name that one, or write the settings."
             )
-        base.pop("scales", None)
+        for own in ("scales", "name"):
+            base.pop(own, None)
         values = _onto(base, values)
     try:
         return Experiment.model_validate({"name": stem, **values})

@@ -67,8 +67,11 @@ class Forecaster:
         self._missed: dict[str, Cell] = {}
         """Cells of the method at hand that are known and have no results."""
 
-    def outlook(self, plan: MethodPlan, tuning: Tuning | None, problem: str = "") -> Outlook:
-        """What is ahead of a method with the search for its settings, which is used up, or None if it is not tuned."""
+    def outlook(self, plan: MethodPlan, tuning: Tuning | None, problem: str = "", part: slice = slice(None)) -> Outlook:
+        """What is ahead of a method with the search for its settings, which is used up, or None if it is not tuned.
+
+        ``part`` are the cells of the board that count, those of a shard.
+        """
         self._missed.clear()
         rounds: list[list[Load]] = []
         cached = 0
@@ -77,8 +80,8 @@ class Forecaster:
             rounds, cached, chosen = self._tuning(plan, tuning)
         elif tuning is not None:
             rounds, chosen = self._planned(plan, tuning), None
-        cells = None if chosen is None or problem else self.planner.cells(plan, chosen)
-        missing = self._missing(cells) if cells is not None else self._expected_on_board(plan)
+        cells = None if chosen is None or problem else list(self.planner.cells(plan, chosen))[part]
+        missing = self._missing(cells) if cells is not None else self._expected_on_board(plan)[part]
         return Outlook(
             label=self.tuner.label(plan),
             learning=self._learning(plan, bool(problem)),

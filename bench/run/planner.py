@@ -38,9 +38,8 @@ class Planner:
         prompt_frame.check(experiment.prompt, self.base)
         self.model_hash = checkpoint.identity(self.base)
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
-        loop = paths.ROOT / "bench" / "harness" / "loop.py"
-        hashing.check_current([loop, *(Path(inspect.getfile(kind)) for kind in self.methods.values())])
-        self.harness_code = hashing.code_hash(loop)
+        hashing.check_current([hashing.LOOP, *(Path(inspect.getfile(kind)) for kind in self.methods.values())])
+        self.harness_code = hashing.code_hash(hashing.LOOP)
         self._here: dict[str, Any] = {  # names of what comes with the project, else absolute paths
             "dataset": source(self.recipe.folder),
             "data_files": {split: list(map(os.path.abspath, of)) for split, of in experiment.data_files.items()},

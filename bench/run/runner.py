@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -371,18 +371,15 @@ class Runner:
         cell, limit = self.tuner.limit_cell(), None
         if cell is not None and cell.is_done(self.runs):
             limit = self.tuner.limit(cell)
-        outlooks = [
+        place, shards = self.shard
+        return [
             forecaster.outlook(
                 plan,
                 self.tuner.start(plan, space, limit) if (space := self.spaces[id(plan)]) else None,
                 self._untrained.get(id(plan), ""),
+                slice((place - 1 - first) % shards, None, shards),  # as in _tasks
             )
-            for plan in self.experiment.methods
-        ]
-        place, shards = self.shard
-        return [  # as in _tasks
-            replace(outlook, board=outlook.board[(place - 1 - first) % shards :: shards])
-            for first, outlook in enumerate(outlooks)
+            for first, plan in enumerate(self.experiment.methods)
         ]
 
     def expect(self, progress: Progress) -> None:

@@ -53,8 +53,6 @@ class Tuner:
             BenchError: a setting does not exist, or a value of it is out of bounds.
         """
         tuning, space = self.experiment.tuning, self.stated_space(plan)
-        if not space or tuning is None:
-            return {}
         method = self.methods[plan.name]
         valid = {}
         for key, values in space.items():
@@ -64,6 +62,8 @@ class Tuner:
             configs = [validate_config(method, {**plan.config, key: value}) for value in examples(values)]
             choices = [config.model_dump(mode="json")[key] for config in configs]
             valid[key] = values if isinstance(values, Range) else choices
+        if not valid or tuning is None:
+            return {}
         try:
             streams = self._validation_streams(tuning)
         except MissingSplit as error:

@@ -83,8 +83,11 @@ class Tuning:
 
     @property
     def width(self) -> float:
-        """Share of a range that is near the best value, or near an end: what each of the first trials stands for."""
-        return 1 / max(2, self.first)
+        """Share of a range that is near the best value, or near an end: what each of the first trials stands for.
+
+        A quarter at most: of two trials one would always be at an edge.
+        """
+        return 1 / max(4, self.first)
 
     def plan(self) -> list[tuple[int, int | None]]:
         """The most candidates of each round, and the first documents on which they run.

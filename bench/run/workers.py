@@ -97,6 +97,8 @@ class Workers:
         from bench.run import slurm
 
         settings = dict(setting.partition("=")[::2] for setting in self.slurm)
+        if wrong := [key for key, value in settings.items() if not (key and value)]:
+            raise BenchError(f"--slurm takes KEY=VALUE, as in partition=gpu, got {wrong[0]!r} without a value.")
         assert self.shards is not None
         kept = slurm.without_options(arguments, ("--executor", "--shards", "--slurm"))
         values = {key: int(value) if value.isdecimal() else value for key, value in settings.items()}

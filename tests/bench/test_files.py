@@ -134,9 +134,13 @@ def test_text_that_is_not_utf8_is_not_yaml(tmp_path: Path) -> None:
 
 
 def test_yaml_with_anchors_and_merged_keys_is_read_as_by_the_library(tmp_path: Path) -> None:
-    text = "a: &a {x: 1, y: [.inf, 1e3, 2020-01-01]}\nb: {<<: *a, x: 2}\nc: {<<: [*a, {z: 1}], y: null}\n'1': *a\n"
+    text = "a: &a {x: 1, y: [.inf, 1.0e+3, 2020-01-01]}\nb: {<<: *a, x: 2}\nc: {<<: [*a, {z: 1}], y: null}\n'1': *a\n"
     (tmp_path / "settings.yaml").write_text(text)
     assert read_yaml(tmp_path / "settings.yaml") == yaml.safe_load(text) == parse_yaml(text, "")
+
+
+def test_a_number_with_an_exponent_alone_is_a_number_and_in_quotes_a_text() -> None:
+    assert parse_yaml("[1e-4, -2E5, 1e+3, 5.e1, '1e-4', 1e4x, 12e]", "") == [1e-4, -2e5, 1e3, 50, "1e-4", "1e4x", "12e"]
 
 
 @pytest.mark.parametrize("folder", ["file", "file/folder", "file/a/b"])

@@ -149,7 +149,7 @@ def test_no_other_files_are_left_in_the_folder(built, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
-@pytest.mark.parametrize("width", [72, 80, 120, 250])
+@pytest.mark.parametrize("width", [60, 72, 80, 120, 250])
 def test_the_terminal_never_cuts_a_cell(built, width):
     text = printed(built, width)
     assert "…" not in text

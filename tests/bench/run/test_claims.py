@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -82,6 +83,30 @@ def test_a_cell_is_claimed_by_one_process_until_it_lets_go(tmp_path: Path, hold:
     assert claims.Folder(tmp_path).running() == [] and claims.Folder(tmp_path).holder("cell") is None
     with claims.Folder(tmp_path).claimed("cell") as own:
         assert own
+
+
+def test_a_claim_that_a_full_disk_does_not_take_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def write(self, _: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def touched(path: Path, *_: object) -> Full:
+        path.touch()
+        return Full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", touched)
+        with pytest.raises(OSError, match="No space left"):
+            claims.Folder(tmp_path).create("cell", b"content")
+    assert list(tmp_path.rglob("*.json")) == []
 
 
 def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path: Path, hold: Hold) -> None:

@@ -345,6 +345,9 @@ def test_an_experiment_starts_from_another_one(tmp_path: Path) -> None:
     assert (experiment.name, experiment.dataset, experiment.seeds) == ("second", "newsworld", [3])
     assert (experiment.streams.documents, experiment.streams.count) == (None, 1)
     assert [plan.name for plan in experiment.methods] == ["bm25"]
+    first.write_text(f"{first.read_text()}\nname: one\nscales: {{tiny: {{seeds: [4]}}}}")
+    assert [load(str(first), scale).name for scale in (None, "tiny")] == ["one", "one-tiny"]
+    assert load(str(second)).name == "second", "a name is not inherited: the boards would replace each other"
     with pytest.raises(BenchError, match=r"third.yaml: like: .*second.yaml is itself like .*first.yaml"):
         load(str(third))
 

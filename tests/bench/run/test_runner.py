@@ -319,6 +319,9 @@ def test_a_shard_runs_its_part_of_the_cells_of_every_method_and_no_more(
     assert result.missing == 3
     ahead = Runner(experiment, tmp_path / "none", look_only=True, shard=(1, 2)).look_ahead()
     assert [len(outlook.board) for outlook in ahead] == [2, 1]
+    for place, rest in ((1, [(0, 2), (0, 1)]), (2, [(1, 0), (2, 0)])):
+        ahead = Runner(experiment, tmp_path, look_only=True, shard=(place, 2)).look_ahead()
+        assert [(len(outlook.board), outlook.cached_board) for outlook in ahead] == rest
 
 
 def test_a_record_that_was_written_where_it_is_not_seen_is_an_error(
@@ -539,6 +542,23 @@ def test_data_that_change_after_planning_are_an_error(keepers: Path, llama: Path
     reader.split_data.cache_clear()
     with pytest.raises(BenchError, match="stream has changed since the run was planned"):
         cell.run(first.model_dump(mode="json"), str(tmp_path / "runs"))
+
+
+def test_a_worker_with_another_harness_refuses_a_cell(keepers: Path, llama: Path, tmp_path: Path) -> None:
+    from bench.run import cell
+
+    runner = Runner(make_experiment(keepers, llama, ["closed_book"]), tmp_path)
+    (first, _) = runner.planner.cells(runner.experiment.methods[0], {})
+    other = first.model_copy(update={"spec": first.spec.model_copy(update={"harness_code": "of another version"})})
+    with pytest.raises(BenchError, match=r"harness has changed .* or is another one on this machine"):
+        cell.run(other.model_dump(mode="json"), str(tmp_path))
+
+
+def test_a_misspelt_setting_of_a_space_is_named_although_nothing_is_tuned(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError, match="lerning_rate"):
+        Runner(plan({"name": "uniform", "space": {"lerning_rate": [0.1, 1]}}, tuning=None), tmp_path)
 
 
 def test_a_best_value_at_the_edge_of_its_range_gets_a_remark(plan: Callable[..., Experiment], tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_two_thirds_of_the_trials_cover_the_space_and_of_either_part_the_best_th
     assert [len(trial.cells) // STREAMS for trial in search.done].count(2) == 3
 
 
+def test_one_of_two_values_is_not_at_an_edge_unless_it_is_near_one(world: World) -> None:
+    world.score = near(0.4)
+    space: SearchSpace = {"rate": Range(low=0, high=1)}
+    search, _ = world.tune(trials=3, space=space, is_valid=lambda _: True)
+    first, second, third = (trial.settings["rate"] for trial in search.done)
+    best = min(first, second, key=lambda rate: abs(rate - 0.4))
+    assert 0.25 < best < 0.75 and abs(third - best) <= 0.25
+
+
 @pytest.mark.parametrize(("trials", "explored"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3), (9, 6), (20, 13)])
 def test_all_trials_are_used_whatever_their_number(world: World, trials: int, explored: int) -> None:
     search, _ = world.tune(trials=trials)

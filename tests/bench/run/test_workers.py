@@ -70,6 +70,11 @@ def test_each_gpu_has_a_worker_on_however_few_cores(
     assert Workers(jobs=1).plan(on_gpu, weights) == Plan(1, "", ("0",))
 
 
+def test_a_setting_of_slurm_needs_a_value(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="--slurm takes KEY=VALUE, as in partition=gpu, got 'partition' without"):
+        Workers("slurm", shards=4, slurm=("partition",)).submit([], tmp_path)
+
+
 def test_a_shard_is_not_divided_again() -> None:
     with pytest.raises(BenchError, match="leave out --shard"):
         Workers("slurm", shards=4, shard=(1, 2))
