@@ -62,7 +62,8 @@ class PromptBatch:
         logits, *contrast_logits = [batch.read(keep) for batch in self.batches]
         if not contrast_logits:
             return logits
-        return (1 + self.contrast) * logits - self.contrast * contrast_logits[0]
+        contrasted = (1 + self.contrast) * logits - self.contrast * contrast_logits[0]
+        return torch.where(torch.isneginf(logits), logits, contrasted)  # -inf minus -inf is not a number
 
     def extend(self, ids: Tensor, mask: Tensor) -> None:
         """Set the tokens to read next: ``ids`` and ``mask`` (0 for padding, which is on the right), (B, T)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -97,6 +98,7 @@ class BaseModel:
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
         self.prompt = frame(prompt, tokenizer)
+        checkpoint.check_embedded([*self.prompt.head, *self.prompt.tail, *self.prompt.stops, self.prompt.begin], model)
         self.bos_id: int = self.prompt.begin
         self._mix: MixNextToken | None = None
         self._most_tokens = window
@@ -356,7 +358,7 @@ class BaseModel:
         continuations end before the end-of-text token.
         """
         written = []
-        begin = torch.tensor([self.bos_id], device=self.device)
+        begin, ends = torch.tensor([self.bos_id], device=self.device), self.stop_ids - self.newline_ids
         choice = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         # settings that a base brings with it would change what is most likely
         plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "min_p": None, "typical_p": 1.0}
@@ -369,11 +371,12 @@ class BaseModel:
                     attention_mask=torch.ones_like(ids[None]),
                     max_new_tokens=max_new_tokens,
                     pad_token_id=self.eos_id,
-                    eos_token_id=sorted(self.stop_ids - self.newline_ids),
+                    eos_token_id=sorted(ends),
                     use_cache=self.abilities.cache,
                     **({"do_sample": False} | plain | choice),
                 )
-                written.append(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+                own = itertools.takewhile(lambda token: token not in ends, output[0, len(ids) :].tolist())
+                written.append(self.tokenizer.decode(list(own), skip_special_tokens=True))
         return written
 
     def total_nll(self, batches: Sequence[TokenBatch]) -> float:

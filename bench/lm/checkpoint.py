@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,20 @@ def check_loaded(folder: Path, model: Any, tokenizer: Any, info: dict[str, Any])
                 f"{name} is {value} in {folder}/generation_config.json or config.json, outside the vocabulary of "
                 f"{rows} tokens. Set it to that of the tokenizer."
             )
+
+
+def check_embedded(tokens: Sequence[int], model: Any) -> None:
+    """Check that the tokens of a prompt format have embeddings: those of a chat template may have been added later.
+
+    Raises:
+        BenchError: one has none.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if (highest := max(tokens)) >= rows:
+        raise BenchError(
+            f"The prompt format has the token {highest}, but the model has embeddings for {rows}. Use another format, "
+            f"or resize_token_embeddings."
+        )
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")

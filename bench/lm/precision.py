@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Embedding, Linear, Parameter
+from torch.nn import Linear, Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
@@ -55,7 +55,8 @@ class CastWeight(Parameter):
     """A weight that keeps its last cast to 16 bits until it changes.
 
     Torch counts the changes of a tensor, except those that are made through ``data`` or by a fused optimizer. So a
-    weight is also cast anew after a step of any optimizer, and as long as somebody holds a ``data`` that was read.
+    weight is also cast anew after a step of any optimizer on it, and as long as somebody holds a ``data`` that was
+    read. A change through another tensor that shares its memory, as a flat buffer of all weights, is not seen.
     """
 
     _cast: Tensor | None = None
@@ -110,12 +111,10 @@ def cast_matrices(model: Any, round_only: bool = False) -> None:
     """
     for module in model.modules():
         weight = module._parameters.get("weight")
-        if weight is not None and weight.ndim == 2 and weight.is_floating_point() and not isinstance(module, Embedding):
+        is_matrix = isinstance(module, Linear | Conv1D)  # others may compute in float32, as some norms and routers do
+        if is_matrix and weight is not None and weight.is_floating_point():
             weight.__class__ = CastWeight
-            if round_only and isinstance(module, Linear | Conv1D):
-                _round_factors(module)
-            else:
-                _use_cast(module)
+            (_round_factors if round_only else _use_cast)(module)
 
 
 def _use_cast(module: Any) -> None:

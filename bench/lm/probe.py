@@ -105,11 +105,17 @@ def probe(lm: BaseModel) -> Abilities:
         cache=cache,
         padding=padding,
         padding_after_prefixes=padding_after_prefixes,
-        soft_prompts=check.together(soft) if padding else check.alone(CachedBatch if cache else RereadBatch, soft),
+        soft_prompts=_takes_embeddings(lm)
+        and (check.together(soft) if padding else check.alone(CachedBatch if cache else RereadBatch, soft)),
         key_value_prefixes=padding_after_prefixes or (bool(prefixed) and check.alone(CachedBatch, prefixed)),
         carried_cache=check.only_longest(lambda: _carried(lm, rows[_LONGEST], tails[_LONGEST])),
         float_weights=not is_quantized(lm.model),
     )
+
+
+def _takes_embeddings(lm: BaseModel) -> bool:
+    """False for a base with embeddings in each layer (Gemma 3n and 4), which looks the tokens of embeddings up."""
+    return not getattr(lm.model.config, "hidden_size_per_layer_input", 0)
 
 
 class _Check:

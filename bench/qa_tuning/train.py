@@ -135,7 +135,8 @@ class Run:
         with self.lm.autocast():  # so that each weight is cast only once
             for pack in packs:
                 loss = self._losses(pack).sum() / tokens
-                loss.backward()
+                with torch.autocast(self.lm.device.type, enabled=False):  # what is rounded stays in float32
+                    loss.backward()
                 total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         if not torch.isfinite(norm):
@@ -170,7 +171,7 @@ class Run:
     def _longest(self) -> list[Item]:
         """The items on the longest document, with and without it."""
         episodes = [episode for own in (*self.train.values(), *self.validation.values()) for episode in own]
-        longest = max(episodes, key=lambda episode: len(episode.document.text))
+        longest = max(episodes, key=lambda episode: len(episode.document.text.encode()))  # nearly as tokens
         everything = range(min(2, len(longest.questions)))
         return [item for flag in (True, False) for item in items(self.lm, longest, everything, flag)]
 

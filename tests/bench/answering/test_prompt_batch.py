@@ -129,3 +129,19 @@ def test_a_gold_answer_longer_than_the_window_has_no_likelihood() -> None:
     expected = answer_and_nll(lm, prompts, ["a", "in 1816"], GREEDY)
     assert answers == expected[0]
     assert nll == [None, pytest.approx(expected[1][1], abs=1e-5)]
+
+
+def test_a_token_of_probability_0_stays_so_in_a_contrast() -> None:
+    lm = tiny_base("llama")
+
+    def without(log_probs: torch.Tensor, _: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+        return log_probs.index_fill(-1, torch.tensor([7]), -torch.inf).log_softmax(-1)
+
+    with lm.mixing(without):
+        for contrast in (None, 0.0, 0.6):
+            answers, nll = answer_and_nll(lm, prompts_of(lm, contrast), GOLDS, GREEDY)
+            assert all(value is not None and 0 < value < 100 for value in nll), "never NaN"
+            if contrast is None:
+                expected = [answer.text for answer in answers]
+            elif contrast == 0.0:
+                assert [answer.text for answer in answers] == expected

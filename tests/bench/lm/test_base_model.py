@@ -296,6 +296,11 @@ def test_a_method_s_own_writing_is_greedy_or_sampled_with_the_seed_and_never_lea
         samples.append(lm.generate(texts[:1], 8, temperature=2.0))
     assert samples[0] == samples[1] != samples[2]
     assert lm.generate([], 8) == []
+    before = torch.cat([torch.tensor([lm.bos_id]), lm.encode(TEXT[0])])
+    first = int(lm.model(input_ids=before[None]).logits[0, -1].argmax())
+    ending = BaseModel.load(str(checkpoint))
+    ending.model.generation_config.eos_token_id = [ending.eos_id, first]  # an end that the tokenizer does not know
+    assert ending.generate(TEXT[:1], 8) == [""]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -275,3 +275,19 @@ def test_rounded_factors_give_the_products_of_bfloat16(kind: Any, learning: bool
     for ours, reference in pairs:
         assert torch.equal(ours.double(), reference.bfloat16().double()), "rounded once, after the sum"
     assert torch.equal(module(inputs), type(module).forward(module, inputs)), "without autocast it is in float32"
+
+
+def test_a_weight_that_no_linear_layer_reads_is_not_rounded() -> None:
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(2, 8))  # one gain for each head
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight
+
+    norm, x = Norm(), torch.randn(2, 8)
+    expected = norm(x)
+    cast_matrices(norm)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(x), expected)
