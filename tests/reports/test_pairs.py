@@ -243,10 +243,11 @@ class TestDataSets:
             streams = {"world": 4, "small": 5}[dataset]
             data = {"dataset": dataset, "anchor_hash": dataset, "model": model, "model_hash": model}
             entries = []
-            for method in LEVELS["nano"]:
+            for place, method in enumerate(LEVELS["nano"]):
+                noise = [0.01 * k + 0.001 * (place - 1) * ((k == 1) - (k == 2)) for k in range(streams)]
                 ids = [
-                    record(tmp_path, spec(method, f"test-{streams}-{k}", **data), [[methods[method] + 0.01 * k]])
-                    for k in range(streams if method in methods else 0)
+                    record(tmp_path, spec(method, f"test-{streams}-{k}", **data), [[methods[method] + shift]])
+                    for k, shift in enumerate(noise if method in methods else [])
                 ]
                 entries.append({"method": method, "runs": ids, "tuning": None, "hand_set": []})
             others = [other for other in levels if other != "demo"] if name == "demo" else []

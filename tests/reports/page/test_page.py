@@ -217,23 +217,25 @@ def test_texts_come_from_the_data_sets_in_the_project() -> None:
         assert texts(dataset, split) == ({}, {})
 
 
-def make_board(folder: Path, levels: dict[str, float], dataset: str) -> Board:
-    """A board on four streams, on which the methods have these scores on all questions."""
+def make_board(folder: Path, levels: dict[str, float], dataset: str, noise: float = 0.0) -> Board:
+    """A board on four streams, on which the methods have these scores, or with noise about these, on all questions."""
     cells = [
-        (factory.spec(name, f"test-2-{k}", dataset=dataset), level) for name, level in levels.items() for k in range(4)
+        (factory.spec(name, f"test-2-{k}", dataset=dataset), round(level * (1 + noise * k), 3))
+        for name, level in levels.items()
+        for k in range(4)
     ]
     factory.board(folder, [factory.record(folder, cell, [[level], [level]]) for cell, level in cells], dataset)
     return build(folder, dataset)
 
 
 def test_win_rates_and_inversions_across_boards(tmp_path: Path) -> None:
-    one = make_board(tmp_path, {"uniform": 0.2, "lora": 0.4, "mac": 0.4}, "one")
-    two = make_board(tmp_path, {"uniform": 0.5, "lora": 0.1}, "two")
+    one = make_board(tmp_path, {"uniform": 0.2, "lora": 0.4, "mac": 0.4}, "one", 0.05)
+    two = make_board(tmp_path, {"uniform": 0.5, "lora": 0.1}, "two", 0.05)
     rates = {rate.label: rate for rate in across.win_rates([one, two])}
     assert rates["lora"].ranks == (1, 2) and rates["mac"].ranks == (1, None) and rates["uniform"].ranks == (3, 1)
     assert rates["mac"].rate == 0.75, "it beats one of two rivals and ties with the other"
     assert rates["lora"].rate == (0.75 + 0) / 2 and rates["uniform"].rate == (0 + 1) / 2
-    assert rates["lora"].significant == (0.5 + 0) / 2, "equal scores on all streams: no spread"
+    assert rates["lora"].significant == (0.5 + 0) / 2, "it ties with mac"
     facts = across.facts([one, two])
     assert facts is not None and across.facts([one]) is None
     (pair,) = facts["pairs"]
