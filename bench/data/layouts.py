@@ -49,9 +49,7 @@ def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
             text, question = plain(row["evidence"]), plain(row["question_sentence"])
             answers = [plain(row["choices"][int(index)]) for index in row["answer"]]
             date, week = row["question_date"].replace("/", "-"), row["question_id"].partition("_")[0]
-            day = datetime.strptime(week, "%Y%m%d")
-            if abs(datetime.fromisoformat(date) - day) > _WEEK_AND_A_HALF:
-                date = f"{day:%Y-%m-%d}"
+            date = _not_far_from(week, date)
             bare = [answer.strip(_QUOTATION) for answer in answers]
             item = {"id": row["question_id"], "question": question, "answers": list(dict.fromkeys([*answers, *bare]))}
         found = (re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in bare)
@@ -59,6 +57,16 @@ def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
             asked.add((text, question))
             date, week = weeks.setdefault(text, (date, week))
             yield where, {"text": text, "timestamp": date, "group": week, "questions": [item]}
+
+
+def _not_far_from(quiz: str, date: str) -> str:
+    """The date of a question, or the day of its quiz (``20240209``) if that is far from it."""
+    try:
+        day = datetime.strptime(quiz, "%Y%m%d")
+        is_far = abs(datetime.fromisoformat(date) - day) > _WEEK_AND_A_HALF
+    except ValueError:  # an id of another form; what is wrong with a date is said later
+        return date
+    return f"{day:%Y-%m-%d}" if is_far else date
 
 
 def counterfact(path: Path, split: str) -> Iterator[Row]:
