@@ -422,7 +422,7 @@ def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours
     drawn = bench(*arguments)
     assert drawn.returncode == 0, drawn.stderr
     assert "cells" in drawn.stdout and "cells" not in call(capsys, *arguments).stdout, "the second call only draws"
-    assert "Shapes of 1 published panel: not resolved at this size (1)." in drawn.stdout
+    assert "Nothing can be compared: no two of the paper's methods are there with results." in drawn.stdout
     folder = tmp_path / "out" / "figures" / "mine"
     assert {path.name for path in folder.iterdir()} >= {"figure.md", "observe_seconds.png", "observe_seconds.pdf"}
     assert "Left out here: CaMeLS (not run at this scale)." in (folder / "figure.md").read_text()

@@ -27,8 +27,7 @@ class Prompt(Row):
     """One question as the model reads it. ``cut`` counts the text tokens that did not fit into the model's window.
 
     ``question`` is the question's text, without its template. The first ``head`` tokens are those of the format, which
-    are never cut; after them may come ``removable`` tokens of a text. ``unanswered`` is the reason if the question does
-    not fit into the window; then nothing is read.
+    are never cut. ``unanswered`` is the reason if the question does not fit into the window; then nothing is read.
 
     With a ``contrast_prompt`` the model answers from (1 + ``contrast``) times the logits after this prompt minus
     ``contrast`` times the logits after that one.
@@ -36,7 +35,6 @@ class Prompt(Row):
 
     question: str = ""
     head: int = 1
-    removable: int = 0
     cut: int = 0
     contrast_prompt: Prompt | None = None
     contrast: float = 0.0
@@ -66,30 +64,24 @@ def build_prompts(
     prompts = []
     for i, question in enumerate(questions):
         text = conditioning.text[i] if conditioning.text is not None else ""
-        whole, bare = lm.prompt.text(question.text, text), lm.prompt.text(question.text)
-        ids = lm.encode(whole)
+        ids = lm.encode(lm.prompt.text(question.text, text))
         prefix = conditioning.prefix_embeddings[i] if conditioning.prefix_embeddings is not None else None
         key_values = conditioning.prefix_key_values[i] if conditioning.prefix_key_values is not None else None
         prompt = Prompt(ids, prefix, key_values, question.text, len(head))
         room = lm.window - len(head) - len(tail) - prompt.prefix_length - reserve
-        cut, alone = max(0, len(ids) - room), len(lm.encode(bare)) if text else len(ids)
-        if alone > room:
-            after = f" after a prefix of {prompt.prefix_length} positions" if prompt.prefix_length else ""
-            reason = (
-                f"the question ({len(head) - 1 + alone + len(tail)} tokens{after}) does not fit into a window of "
-                f"{lm.window} tokens with room for an answer of {reserve}"
-            )
-            prompts.append(Prompt(head, question=question.text, head=len(head), unanswered=reason))
-            continue
-        before = _tokens_within(lm, bare, len(lm.prompt.before)) if text else 0
-        kept = min(_tokens_within(lm, whole, len(lm.prompt.opening)), room - alone + before) if text else 0
-        prompt = replace(
-            prompt,
-            ids=torch.cat([head, ids[:kept], ids[kept + cut :], tail]),
-            head=len(head) + kept,
-            removable=max(0, len(ids) - cut - kept - (alone - before)),
-            cut=cut,
-        )
+        cut, kept = max(0, len(ids) - room), 0
+        if cut:
+            alone = len(lm.encode(lm.prompt.text(question.text)))
+            if alone > room:
+                after = f" after a prefix of {prompt.prefix_length} positions" if prompt.prefix_length else ""
+                reason = (
+                    f"the question ({len(head) - 1 + alone + len(tail)} tokens{after}) does not fit into a window of "
+                    f"{lm.window} tokens with room for an answer of {reserve}"
+                )
+                prompts.append(Prompt(head, question=question.text, head=len(head), unanswered=reason))
+                continue
+            kept = min(_opening_tokens(lm, question.text, text), room - alone)
+        prompt = replace(prompt, ids=torch.cat([head, ids[:kept], ids[kept + cut :], tail]), cut=cut)
         if conditioning.contrast is not None:
             bare_question = Prompt(question_ids(lm, question.text), question=question.text, head=len(head))
             prompt = replace(prompt, contrast_prompt=bare_question, contrast=conditioning.contrast)
@@ -97,30 +89,32 @@ def build_prompts(
     return prompts
 
 
-def _tokens_within(lm: BaseModel, text: str, end: int) -> int:
-    """Number of tokens of a text that lie within its first ``end`` characters."""
-    return sum(stop <= end for _, stop in lm.tokens(Document("", text)).offsets) if end else 0
+def _opening_tokens(lm: BaseModel, question: str, text: str) -> int:
+    """Number of tokens with which the format opens, before those of the text."""
+    end = len(lm.prompt.opening)
+    if end == 0:
+        return 0
+    return sum(stop <= end for _, stop in lm.tokens(Document("", lm.prompt.text(question, text))).offsets)
 
 
 def make_room_for_answer(prompt: Prompt, answer_tokens: int, window: int) -> Prompt:
-    """Cut the text of a prompt at its beginning until an answer fits; the same prompt if it fits already.
+    """Cut the beginning of a prompt, after its head, until an answer fits; the same prompt if it fits already.
 
     This happens only to gold answers that are longer than the tokens reserved for predictions. A prompt after which an
-    answer does not fit even without the text, or that has a contrast prompt for which this holds, remains unanswered.
+    answer does not fit even so remains unanswered.
     """
     if prompt.unanswered is not None:
         return prompt
+    if prompt.prefix_length + prompt.head + answer_tokens > window:
+        return replace(prompt, unanswered=f"an answer of {answer_tokens} tokens does not fit into a window of {window}")
     excess = max(0, prompt.prefix_length + len(prompt.ids) + answer_tokens - window)
     contrast_prompt = prompt.contrast_prompt
     if contrast_prompt is not None:
         contrast_prompt = make_room_for_answer(contrast_prompt, answer_tokens, window)
-    if excess > prompt.removable or (contrast_prompt is not None and contrast_prompt.unanswered):
-        reason = f"the question and an answer of {answer_tokens} tokens do not fit into a window of {window}"
-        return replace(prompt, unanswered=reason)
     if not excess and contrast_prompt is prompt.contrast_prompt:
         return prompt
     ids = torch.cat([prompt.ids[: prompt.head], prompt.ids[prompt.head + excess :]])
-    return replace(prompt, ids=ids, removable=prompt.removable - excess, contrast_prompt=contrast_prompt)
+    return replace(prompt, ids=ids, contrast_prompt=contrast_prompt)
 
 
 def question_ids(lm: BaseModel, question: str) -> Tensor:

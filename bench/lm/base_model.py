@@ -98,7 +98,6 @@ class BaseModel:
         self.device = torch.device(device)
         self.eos_id: int = tokenizer.eos_token_id
         self.prompt = frame(prompt, tokenizer)
-        checkpoint.check_embedded([*self.prompt.head, *self.prompt.tail, *self.prompt.stops, self.prompt.begin], model)
         self.bos_id: int = self.prompt.begin
         self._mix: MixNextToken | None = None
         self._most_tokens = window
@@ -149,6 +148,7 @@ class BaseModel:
         checkpoint.check_loaded(Path(path), model, tokenizer, info)
         stored = checkpoint.mapped_tensors(Path(path)) if device == "cpu" else {}
         lm = cls(model, tokenizer, device, dtype, prompt, window, stored)
+        checkpoint.check_embedded([*lm.prompt.head, *lm.prompt.tail, *lm.prompt.stops, lm.prompt.begin], model)
         vars(lm)["abilities"] = abilities or lm.abilities  # with the weights as they are loaded
         return lm
 

@@ -95,7 +95,7 @@ def test_times_are_compared_as_times_whatever_their_precision_and_zone() -> None
 
 
 def test_time_order_needs_timestamps() -> None:
-    with pytest.raises(BenchError, match=r"that begins 'a' has no timestamp .* no document has one\\. Name the column"):
+    with pytest.raises(BenchError, match=r"that begins 'a' has no timestamp .* no document has one\. Name the column"):
         draw([entry("a")], 1, 0, StreamPolicy(order="timestamp"))
     with pytest.raises(BenchError, match=r"of 'test' of harbour that begins 'a' has no timestamp .*: give it one, or"):
         draw([entry("a"), entry("b", timestamp="2031")], 2, 0, StreamPolicy(order="timestamp"))

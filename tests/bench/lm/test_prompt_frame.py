@@ -41,12 +41,14 @@ def test_a_chat_prompt_is_what_transformers_writes(template: str) -> None:
         assert written(lm, question) == applied(lm, question)
 
 
-def test_a_token_of_the_format_without_an_embedding_is_refused() -> None:
+def test_a_token_of_the_format_without_an_embedding_is_refused(tmp_path: Path) -> None:
     lm = chat_base(CHATS["turns"], CHAT)
     highest = max(*lm.prompt.head, *lm.prompt.tail, lm.prompt.end)
     lm.model.resize_token_embeddings(highest)
+    for part in (lm.model, lm.tokenizer):
+        part.save_pretrained(tmp_path)
     with pytest.raises(BenchError, match=f"The prompt format has the token {highest}, but the model has embeddings"):
-        BaseModel(lm.model, lm.tokenizer, prompt=CHAT)
+        BaseModel.load(str(tmp_path), prompt=CHAT)
 
 
 def test_a_chat_prompt_has_one_begin_token() -> None:
