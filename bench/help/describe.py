@@ -18,6 +18,7 @@ from bench.data import recipe
 from bench.errors import BenchError, nearest
 from bench.help import citations
 from bench.run import experiment
+from bench.settings import dotted
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -50,6 +51,16 @@ def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
         raise BenchError(f"There is no file or folder {name}. Correct the path, or give a name that list shows.")
     names = [*methods, *paths.datasets(), *paths.experiments(), *models]
     raise BenchError(f"No method, dataset, experiment or base model is named {name!r}.{nearest(name, names)}")
+
+
+def method_names(plugins: Sequence[str | Path] = ()) -> list[str]:
+    """The names of all methods."""
+    return [info.name for info in registry.list_methods(plugins)]
+
+
+def method_settings(name: str, plugins: Sequence[str | Path] = ()) -> list[str]:
+    """The settings of a method, by their dotted names."""
+    return list(dotted(registry.load_method(name, plugins).Config().model_dump()))
 
 
 def _at(path: Path, plugins: Sequence[str]) -> RenderableType:

@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 import pydantic
 
 from bench import declared
-from bench.contract.registry import list_methods, load_method
 from bench.data.arms import Arm
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import read_yaml
@@ -195,12 +194,13 @@ def read(name: str, plugins: Sequence[str | Path] = ()) -> Figure:
 
 def _check_methods(file: str, figure: Figure, plugins: Sequence[str | Path]) -> None:
     """Check the methods and their settings."""
+    from bench.help.describe import method_names, method_settings
+
     named = {name: method for name, method in figure.methods.items() if method.method is not None}
-    _check(file, "methods", [str(of.method) for of in named.values()], [of.name for of in list_methods(plugins)])
+    _check(file, "methods", [str(of.method) for of in named.values()], method_names(plugins))
     for name, of in named.items():
         if keys := dotted(of.config).keys():
-            known = dotted(load_method(str(of.method), plugins).Config().model_dump())
-            _check(file, f"methods.{name}.config", keys, known)
+            _check(file, f"methods.{name}.config", keys, method_settings(str(of.method), plugins))
 
 
 def _check_names(file: str, figure: Figure) -> None:
