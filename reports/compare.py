@@ -187,9 +187,11 @@ class Comparison:
 
         Rows with the same cells and scores on both sides are no tests, and have none.
         """
-        untested = [place for place, pair in enumerate(self.pairs) if pair.is_same and pair.counts()[:2] == (0, 0)]
-        tested = {place: pair for place, pair in enumerate(self.pairs) if place not in untested}
-        p_values = {place: p for place, pair in tested.items() if (p := pair.estimate.p_value()) is not None}
+        p_values = {
+            place: p
+            for place, pair in enumerate(self.pairs)
+            if not (pair.is_same and pair.counts()[:2] == (0, 0)) and (p := pair.estimate.p_value()) is not None
+        }
         corrected = holm(p_values)
         return [corrected.get(place) for place in range(len(self.pairs))]
 
