@@ -1,6 +1,7 @@
 # make bench   regenerate the default leaderboard
 # make real    the board of a pretrained model (SmolLM2-135M); OPTIONS="--streams 2" for fewer streams
 # make test    the tests; make lint: style and types; make perf: throughput against bare loops; make attack: malformed input
+#                (OPTIONS="--tries 20": so many of each kind)
 # Each sets up what it needs in .venv first, from requirements.lock. PYTHON=... chooses another interpreter (3.11 or later).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,7 +45,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 attack: $(READY)
-	@$(BIN)/python -m tests.attack
+	@$(BIN)/python -m tests.attack $(OPTIONS)
 
 lock:
 	@rm -rf .venv-lock

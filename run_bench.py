@@ -227,6 +227,8 @@ def run(
     from reports.board import REFERENCE
     from reports.columns import check
 
+    if (executor == "slurm" or ray_address is not None) and (devices is not None or ":" in (device or "")):
+        raise BenchError("A cluster gives each worker its GPU: name none with --devices or cuda:N, but --device cuda.")
     methods, columns = _joined(methods), _joined(columns)
     data_files, set_, plugin, slurm = map(_several, (data_files, set_, plugin, slurm))
     chosen = _names(columns, "column")
@@ -933,6 +935,8 @@ def _print_plan(runners: Sequence[Runner], jobs: int, pace: Pace, source: str) -
             _print_line(f"Note: {remark}")
     for line in display.totals([one for of_pair in outlooks.values() for one in of_pair], pace, jobs, source):
         _print_line(line)
+    for line in (line for of_pair in outlooks.values() for one in of_pair for line in one.failed):
+        _print_line(f"Failed: {line}")
     for line in display.where(runners[0].place.running()):
         _print_line(line)
 

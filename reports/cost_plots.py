@@ -137,7 +137,7 @@ def points(board: Board, total: str) -> list[Point]:
     """The methods with a score and this total, in the board's order, unless all costs are 0."""
     name = _scored(board)
     rows = [row for row in board.rows if row.arm == "stream" and name in row.scores and total in row.costs]
-    far = off_scale(board, rows) if name == "f1" else set()
+    far = off_scale(board, rows) if name == "f1" else _broken(board, rows)
     found = [
         Point(
             label=row.title,
@@ -169,6 +169,12 @@ def may_lead(board: Board, row: Row) -> bool:
 def _is_static(board: Board, row: Row) -> bool:
     """True for the unadapted model where text alone is scored: there it is no control, but what others must beat."""
     return board.headline != "f1" and row.method == FLOOR and row.status == "complete"
+
+
+def _broken(board: Board, rows: Sequence[Row]) -> set[str]:
+    """Labels of rows with more than twice the lowest bits per byte: an axis that reaches them flattens the others."""
+    means = {row.label: score(board, row, "bits_per_byte").mean for row in rows}
+    return {label for label, mean in means.items() if mean > 2 * min(means.values())}
 
 
 def _all_points(boards: Sequence[Board], total: str) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,21 +19,24 @@ def replace(folder: Path, paths: Iterable[Path]) -> None:
     now = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
     for name in outdated(folder, now):
         (folder / name).unlink(missing_ok=True)  # another process may report here
-        if (parent := (folder / name).parent) != folder and not any(parent.iterdir()):
-            parent.rmdir()
+        with contextlib.suppress(OSError):  # another file is in its folder, or that is removed already
+            if (parent := (folder / name).parent) != folder:
+                parent.rmdir()
     write_json(folder / NAME, dict(sorted(now.items())))
 
 
 def outdated(folder: Path, expected: Iterable[str]) -> list[str]:
     """The names of files that the last report wrote, if they are there as it wrote them and not ``expected``."""
-    names = _last(folder).keys() - {*expected}
-    return sorted(name for name in names if _is_unchanged(folder, name))
+    last = _last(folder)
+    return sorted(name for name in last.keys() - {*expected} if _is_unchanged(folder, name, last[name]))
 
 
-def _is_unchanged(folder: Path, name: str) -> bool:
+def _is_unchanged(folder: Path, name: str, sha256: str) -> bool:
     path = folder / name
-    inside = path.resolve().is_relative_to(folder.resolve())
-    return inside and path.is_file() and _sha256(path) == _last(folder)[name]
+    try:
+        return path.resolve().is_relative_to(folder.resolve()) and path.is_file() and _sha256(path) == sha256
+    except OSError:  # another process has just removed it
+        return False
 
 
 def _last(folder: Path) -> Mapping[str, str]:

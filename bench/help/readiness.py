@@ -30,6 +30,7 @@ from bench.run.display import duration
 from bench.run.executor import Executor, Outcome, Task, worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
+from bench.run.roles import uses_of
 from bench.run.runner import Runner
 from bench.run.search import explore
 from bench.run.train import name_of_training, train
@@ -76,16 +77,21 @@ def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Findi
     """
     pairs = experiment.on_each_pair()
     data, bases = {pair.dataset: pair for pair in pairs}, {pair.model: pair for pair in pairs}
-    found = [*map(_data, data.values()), *map(_base, bases.values()), _models(experiment, plugins)]
+    read = (_data(pair, plugins) for pair in data.values())
+    found = [*read, *map(_base, bases.values()), _models(experiment, plugins)]
     return list(chain.from_iterable(found))
 
 
-def _data(experiment: Experiment) -> Iterator[Finding]:
-    """The licence of a dataset, and each split: read, to be downloaded, or to be provided."""
+def _data(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:
+    """The licence of a dataset, and each split: read, to be downloaded, to be provided, or not used."""
     data = recipe.find(experiment.dataset)
     yield Finding("ok", data.name, f"{data.title}; licence: {data.licence}")
     needed, told = {experiment.streams.split, *(["qa_train"] if experiment.retune else [])}, set[str]()
+    used = needed | _used(experiment, data, plugins)
     for split in SPLITS:
+        if split not in used:  # not read: the train split of PG-19 has 13 GB
+            yield Finding("note", split, "is not used")
+            continue
         if not experiment.data_files and data.source and data.source.hub and split in data.declared:
             hub = data.source.hub
             yield Finding("note", split, f"is downloaded from the hub: {hub.id}, revision {hub.revision[:8]}")
@@ -100,6 +106,18 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
         else:
             questions = sum(len(entry.questions) for entry in entries)
             yield Finding("ok", split, f"{len(entries):,} documents, {questions:,} questions")
+
+
+def _used(experiment: Experiment, data: recipe.Recipe, plugins: Sequence[str]) -> set[str]:
+    """The splits that choices, the anchor set and methods use beside the streams, if they are there."""
+    used = {experiment.tuning.split} if experiment.tuning else set[str]()
+    if data.anchor:
+        used.add(data.anchor.split)
+    for plan in experiment.methods:
+        kind = registry.load_method(plan.name, plugins)
+        uses = uses_of(kind, validate_config(kind, plan.config))
+        used |= {use.split for use in uses if use.dataset is None}
+    return used
 
 
 def _base(experiment: Experiment) -> Iterator[Finding]:

@@ -55,8 +55,11 @@ def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) ->
         )
     except Exception as error:  # of many types: bad id, no network, no such repository, gated
         reason = f"the hub did not provide it ({type(error).__name__}). Give"
+        if type(error).__name__ == "GatedRepoError":
+            page = f"huggingface.co/{repository}"
+            reason = f"the hub asks for consent to its licence. Give that on {page} and run hf auth login, or give"
         if not download:
-            command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+            command = f'hf download {repository} --exclude "*.bin"' + (f" --revision {revision}" if revision else "")
             reason = f"the hub's cache lacks it. Download it ({command}), or give"
         raise BenchError(
             f"There is no model {name!r}: it is neither embedded ({', '.join(paths.models())}) nor a local folder, and "
@@ -189,7 +192,9 @@ def check(folder: Path, device: str = "cpu") -> None:
         raise BenchError("The tokenizer gives no character offsets. Use a fast one, with a tokenizer.json.")
     weights = adapters.weight_files(folder)
     if not weights:
-        raise BenchError(f"{folder} has no .safetensors weights. Save the model again with save_pretrained.")
+        repository = (hub_name(folder) or "").partition("@")[0]
+        other = f", or name a revision that has them, often a pull request: {repository}@refs/pr/N" * bool(repository)
+        raise BenchError(f"{folder} has no .safetensors weights. Save the model again with save_pretrained{other}.")
     for path in weights:
         try:
             with safe_open(path, "pt"):

@@ -253,11 +253,26 @@ def _sha256(content: bytes) -> str:
 
 def _read(kind: type[Kind], path: Path) -> Kind:
     try:
-        content = json.loads(_content(path), parse_constant=_no_number)
-        if not isinstance(content, dict):
-            raise ValueError
+        text = _content(path)
     except FileNotFoundError:
         _refuse(path, "is missing.", "Run the same experiment again: it runs only what is missing.", MissingRecord)
+    return _parse(kind, text, path)
+
+
+def is_record(manifest: bytes, path: Path) -> bool:
+    """True if these bytes, which are to be written to ``path``, are a run's manifest, whole and of this version."""
+    try:
+        _parse(RunRecord, manifest, path)
+    except BenchError:
+        return False
+    return True
+
+
+def _parse(kind: type[Kind], text: str | bytes, path: Path) -> Kind:
+    try:
+        content = json.loads(text, parse_constant=_no_number)
+        if not isinstance(content, dict):
+            raise ValueError
     except (ValueError, RecursionError):
         refuse(path, "is not readable JSON.")
     stated = content.pop("digest", None)

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import platform
+import tempfile
 import threading
 import time
 import uuid
@@ -30,6 +31,8 @@ from bench.machine import may_be_alive, process_name
 FOLDER = "claims"
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+HALF_WRITTEN_SECONDS = 1.0
+"""Seconds after which a claim that could not be read is read again."""
 
 
 class Claim(NamedTuple):
@@ -125,6 +128,9 @@ class Claims(ABC):
     def holds(self, cell: str) -> bool:
         """True if this process holds the claim to a cell."""
         found = self.look(cell)
+        if found is not None and parse(found.content) is None:  # its heartbeat may be writing it at this moment
+            time.sleep(HALF_WRITTEN_SECONDS)
+            found = self.look(cell)
         claim = None if found is None else parse(found.content)
         return claim is not None and claim.process == process_name()
 
@@ -259,8 +265,9 @@ def parse(content: bytes) -> Claim | None:
 def _now(folder: Path) -> float:
     """The time by the clock of the file server, with which heartbeats are written."""
     clock = folder / ".clock"
-    try:
+    with contextlib.suppress(OSError):
         clock.touch()
         return clock.stat().st_mtime
-    except OSError:  # a folder that cannot be written
-        return time.time()
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as new:  # the clock is another user's
+        return os.fstat(new.fileno()).st_mtime
+    return time.time()  # a folder that cannot be written

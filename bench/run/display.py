@@ -143,7 +143,7 @@ def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Tab
     table.add_column("method", overflow="fold", min_width=LABEL_WIDTH)
     for heading in ("tuning\ncells", "done", "board\ncells", "done", "time", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    counts = {"failed": [one.failed for one in outlooks], "running": [one.running for one in outlooks]}
+    counts = {"failed": [len(one.failed) for one in outlooks], "running": [one.running for one in outlooks]}
     counts = {heading: of for heading, of in counts.items() if any(of)}
     for heading in counts:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
-from bench.records.store import MANIFEST
+from bench.records.schema import RunRecord
+from bench.records.store import MANIFEST, read_run
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import inputs_of
@@ -37,8 +38,8 @@ class Outlook:
     cached_board: int
     problem: str = ""
     """The reason why the method cannot run yet."""
-    failed: int = 0
-    """Cells that failed; they are run again."""
+    failed: tuple[str, ...] = ()
+    """Cells that failed, each in words; they are run again."""
     running: int = 0
     """Cells that other processes run now."""
 
@@ -55,6 +56,16 @@ class Outlook:
 def load(cell: Cell) -> Load:
     """The load of a cell."""
     return load_of(cell.spec, len(inputs_of(cell.sources, cell.spec.arm).stream.entries))
+
+
+def failure_line(record: RunRecord) -> str:
+    """The record of a failed cell on one line: method, stream, document and reason."""
+    failure = record.failure
+    if failure is None:
+        return record.id
+    where = "" if failure.position is None else f", document {failure.position + 1}"
+    reason = failure.message.splitlines()[0][:300] if failure.message else failure.kind
+    return f"{record.spec.method} on {record.spec.stream} ({record.spec.arm}{where}): {reason}"
 
 
 class Forecaster:
@@ -89,22 +100,26 @@ class Forecaster:
             board=tuple(missing),
             cached_tuning=cached,
             cached_board=0 if cells is None else len({cell.id for cell in cells}) - len(missing),
-            failed=sum((self.runs / cell / MANIFEST).exists() for cell in self._missed.keys() - self._claimed),
+            failed=tuple(failure_line(read_run(self.runs / cell)) for cell in self._missed if self._has_failed(cell)),
             running=len(self._missed.keys() & self._claimed),
             problem=problem,
         )
 
     def _tuning(self, plan: MethodPlan, tuning: Tuning) -> tuple[list[list[Load]], int, Mapping[str, object] | None]:
-        """The cells to run in each round, the number of those that are there, and the settings if all are there."""
-        planned, cells = self._planned(plan, tuning), dict[str, Cell]()
+        """The cells to run in each round, the number of those that are there, and the settings if all have been run.
+
+        A cell that failed is to run again, but the search has gone on without its score.
+        """
+        planned, cells, again, index = self._planned(plan, tuning), dict[str, Cell](), set[str](), -1
         for index, batch in enumerate(tuning.rounds()):
             cells |= {cell.id: cell for cell in batch}
-            missing = self._missing(batch)
-            planned[index : index + 1] = [missing]
-            if missing:
-                return planned, len(cells) - len(missing), None
+            again |= {cell.id for cell in batch if not cell.is_done(self.runs)}
+            planned[index : index + 1] = [self._missing(batch)]
+            if any(not (self.runs / cell.id / MANIFEST).exists() for cell in batch):
+                return planned, len(cells) - len(again), None
         best = tuning.best()
-        return [], len(cells), {**plan.config, **({} if best is None else best.settings)}
+        chosen = {**plan.config, **({} if best is None else best.settings)}
+        return planned[: index + 1], len(cells) - len(again), chosen
 
     def _planned(self, plan: MethodPlan, tuning: Tuning) -> list[list[Load]]:
         """The cells of each round of tuning, before anything is known of the scores."""
@@ -135,6 +150,9 @@ class Forecaster:
         missing = {cell.id: cell for cell in cells if not cell.is_done(self.runs)}
         self._missed |= missing
         return [load(cell) for cell in missing.values()]
+
+    def _has_failed(self, cell: str) -> bool:
+        return cell not in self._claimed and (self.runs / cell / MANIFEST).exists()
 
     def _learning(self, plan: MethodPlan, untrained: bool) -> str:
         method = self.planner.methods[plan.name]

@@ -19,7 +19,7 @@ from bench import paths
 from bench.errors import BenchError
 from bench.files import write_bytes
 from bench.hashing import digest
-from bench.records.store import MANIFEST, read_run
+from bench.records.store import MANIFEST, is_record, read_run
 from bench.run import claims
 from bench.run.claims import Claims, Running, Seen, in_order
 
@@ -107,6 +107,10 @@ class Bucket(Place):
             self.fs, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError, OSError) as error:
             raise BenchError(f"--runs {url} cannot be reached: {error}") from None
+        if type(self.fs).modified is fsspec.AbstractFileSystem.modified:
+            raise BenchError(
+                f"--runs {url} cannot hold claims: {url.partition('://')[0]} does not tell when a file was written."
+            )
         self.root = root.rstrip("/")
         super().__init__(paths.cache() / "buckets" / digest(url)[:16])
         self.name = url
@@ -145,8 +149,11 @@ class Bucket(Place):
         self._fetch_files(self._names(WEIGHTS))
 
     def _is_good(self, cell: str) -> bool:
-        """True if there is a record here, and it is not a failed one."""
-        return (self.path / cell / MANIFEST).is_file() and read_run(self.path / cell).status != "failed"
+        """True if there is a record here that can be read, and it is not a failed one."""
+        try:
+            return read_run(self.path / cell).status != "failed"
+        except BenchError:
+            return False
 
     def _fetch_files(self, names: Iterable[str]) -> None:
         for name in sorted(names, key=lambda name: _as_sent(Path(name))):
@@ -169,14 +176,17 @@ class Bucket(Place):
             os.utime(path, (written, written))
 
     def fetch_record(self, cell: str) -> None:
-        """Take over the record of a cell, if there is none here, or another one than a failed one that is here."""
+        """Take over the record of a cell, if there is none here, or another one than a failed one that is here.
+
+        One of another schema, or damaged, is left there: where its cell is run, it is replaced.
+        """
         remote = f"{self.root}/{cell}"
         try:
             manifest: bytes = self.fs.cat_file(f"{remote}/{MANIFEST}")
         except FileNotFoundError:
             return
         here = self.path / cell / MANIFEST
-        if here.is_file() and (here.read_bytes() == manifest or read_run(here.parent).status != "failed"):
+        if self._is_good(cell) or (here.is_file() and here.read_bytes() == manifest) or not is_record(manifest, here):
             return
         try:
             hashes: Mapping[str, str] = json.loads(manifest)["files"]
@@ -234,8 +244,12 @@ class InBucket(Claims):
             with self.fs.open(path, "xb") as file:
                 file.write(content)
         except OSError as error:  # if there is a claim already, its kind depends on the place
-            if not isinstance(error, FileExistsError) and self.look(name) is None:
-                raise
+            if not isinstance(error, FileExistsError):
+                found = self.look(name)
+                if found is None:
+                    raise
+                if not found.content:  # SFTP creates the file but cannot write to it
+                    self.fs.pipe_file(path, content)
         except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
             self.fs.pipe_file(path, content)
         return self._has(name, content)

@@ -99,6 +99,8 @@ class RayCluster(Pool["_Actor"]):
     ) -> None:
         super().__init__()
         self._ray, self._is_own = start(address, machine.usable_cores())
+        self._is_here = self._is_own and not address
+        """True if the cluster is this machine alone."""
         self.threads, self.gpus = max(1, threads or 1), gpus
         nodes = self._nodes()
         self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes.values()), default=0))
@@ -184,19 +186,21 @@ class RayCluster(Pool["_Actor"]):
                 by_name[name].hear(message)
 
     def _is_retried(self, worker: _Actor, outcome: Outcome) -> bool:
-        if outcome.error is None or outcome.error.kind not in ("worker_died", "io"):
+        if outcome.error is None or outcome.error.kind not in ("worker_died", "io", "raised"):
             return False
         lost = self.lost.setdefault(outcome.key, [])
+        if outcome.error.kind == "raised" and not self._is_room_beside({*lost, worker.node()}):
+            return False  # another node may have the code or the base that this one lacks, but there is none
         if not worker.is_recalled:
             lost.append(worker.node())
         return len(lost) <= RETRIES
 
     def _shipped(self, task: Task) -> list[Parcel]:
-        """The files that the task reads, put into the object store the first time."""
-        for path in task.files:
+        """The files that the task reads, put into the object store the first time, if there are other machines."""
+        for path in () if self._is_here else task.files:
             if path not in self._parcels:
                 self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self._ray.put(pack(Path(path))))
-        return [self._parcels[path] for path in task.files]
+        return [self._parcels[path] for path in task.files if path in self._parcels]
 
 
 class Parcel(NamedTuple):

@@ -25,14 +25,14 @@ from bench.harness.loop import due_questions
 from bench.lm import checkpoint, coverage
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
-from bench.records.schema import BoardEntry, BoardRecord, RunRecord, TuningRecord, documents_seen, first_probe
+from bench.records.schema import BoardEntry, BoardRecord, TuningRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run.artifacts import MissingWeights
 from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
 from bench.run.executor import Executor, Note, Task, TaskError, affordable_jobs
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
-from bench.run.outlook import Forecaster, Outlook, load
+from bench.run.outlook import Forecaster, Outlook, failure_line, load
 from bench.run.pace import Load
 from bench.run.places import place
 from bench.run.planner import Planner
@@ -428,7 +428,7 @@ class Runner:
         ]
         ids = dict.fromkeys([*trial_ids, *(cell.id for cell in everything)])
         runs = [read_run(self.runs / run) for run in ids if written(self.runs, run)]
-        failures = tuple(_failure_line(record) for record in runs if record.status == "failed")
+        failures = tuple(failure_line(record) for record in runs if record.status == "failed")
         return Result(everything, failures, missing)
 
     def _write_board(
@@ -672,13 +672,3 @@ def _base(folder: Path, model_hash: str, device: str, dtype: str, stands_in: boo
     del lm
     machine.release_gpu_memory()  # the workers are planned by what is free
     return tokenizer, abilities, weights
-
-
-def _failure_line(record: RunRecord) -> str:
-    """The record of a failed cell on one line: method, stream, document and reason."""
-    failure = record.failure
-    if failure is None:
-        return record.id
-    where = "" if failure.position is None else f", document {failure.position + 1}"
-    reason = failure.message.splitlines()[0][:300] if failure.message else failure.kind
-    return f"{record.spec.method} on {record.spec.stream} ({record.spec.arm}{where}): {reason}"

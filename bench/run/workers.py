@@ -75,7 +75,8 @@ class Workers:
         if self.kind == "slurm" or (self.kind == "ray" and experiment.device == "cpu"):  # on other machines
             return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights)[1])
         if experiment.device == "cpu":
-            return Plan(*affordable_jobs(self.jobs or usable_cores(), weights, available_memory()))
+            jobs = self.jobs or max(1, usable_cores() // (self.threads or 1))
+            return Plan(*affordable_jobs(jobs, weights, available_memory()))
         free = free_gpu_memory() if experiment.device == "cuda" else {}
         gpus = gpu_places(weights, free)
         most = len(gpus) or self.jobs or 1

@@ -28,6 +28,9 @@ GRACE = 60.0
 """Seconds that the processes of a killed one have to end."""
 LOOK_SECONDS = 0.1
 
+INTERNAL = "inside the benchmark itself"
+"""Words with which a run ends after an error that is neither the method's nor the user's."""
+
 MEASURED = ("seconds", "bytes", "break_even", "started", "origin")
 """Parts of the names of what is measured, or says where and by which command a cell ran."""
 
@@ -61,9 +64,10 @@ class Logged(Uniform):
 class Kills:
     """Runs of a small experiment at once, one process of which is killed: a run or, if there are several, a child too.
 
-    On construction they run undisturbed, which says what the board is and for how long there is something to kill. A
-    try kills up to ``times`` times, each time one process of new runs, and then runs what is still missing. It is
-    survived if the board is the same, and no cell has run twice unless the process that ran it first was killed.
+    On construction they run undisturbed, which says for how long there is something to kill, and one worker runs all
+    cells, one after the other, which says what the board is. A try kills up to ``times`` times, each time one process
+    of new runs, and then runs what is still missing. It is survived if the board is the same, and no cell has run twice
+    unless the process that ran it first was killed.
     """
 
     codes: tuple[int, ...] = (0, 1)
@@ -72,7 +76,7 @@ class Kills:
     def __init__(self, folder: Path, runs: int = 1, times: int = 1) -> None:
         self.runs, self.times = runs, times
         self.where, self._file, self._plugin = folder / "attacked", folder / "keepers.yaml", folder / "logged.py"
-        self._log = self.where / "log"
+        self._log, self._errors = self.where / "log", self.where / "errors"
         self._plugin.write_text(PLUGIN.format(log=str(self._log)))
         methods = ["closed_book", {"name": "logged", "space": {"learning_rate": [1e-3, 3e-3, 1e-2]}}]
         streams = {"split": "test", "documents": 5, "count": 3}
@@ -88,13 +92,18 @@ class Kills:
         self.window = moments[-1] - moments[0]
         problem = self.problem(started, []) or ran_again(self._log, [])
         assert problem is None, f"undisturbed: {problem}"
+        board = self._read_board()
+        self._empty()
+        assert self.run("--jobs", "1").wait(LONGEST) == 0
         self._board = self._read_board()
+        assert board == self._board, "runs at the same time do not make the board of a serial one"
 
     def run(self, *options: str) -> psutil.Popen:
         """Start a run of the experiment."""
         command = [sys.executable, str(ROOT / "run_bench.py"), "run", str(self._file), "--plugin", str(self._plugin)]
         folders = ["--runs", str(self.where / "runs"), "--out", str(self.where / "out")]
-        return psutil.Popen([*command, *folders, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with self._errors.open("ab") as errors:
+            return psutil.Popen([*command, *folders, *options], stdout=subprocess.DEVNULL, stderr=errors)
 
     def start(self) -> list[psutil.Popen]:
         """Start all runs."""
@@ -165,8 +174,11 @@ class Kills:
             return f"processes outlived the one that was killed: {alive}"
         if running := claims.Folder(self.where / "runs").running():
             return f"{len(running)} cells are claimed after the end of all runs"
+        errors = " ".join(self._errors.read_text(errors="replace").split())
         codes = [run.returncode for run in started if run not in dying and run.returncode not in self.codes]
-        return f"runs that were not killed ended with the exit codes {codes}" if codes else None
+        if codes:
+            return f"runs that were not killed ended with the exit codes {codes}: {errors}"
+        return f"an error of the benchmark: {errors}" if INTERNAL in errors else None
 
     def _empty(self) -> None:
         """Remove what an earlier try has left."""

@@ -67,6 +67,19 @@ def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(t
     assert "triangle: beyond the axis" in figure.texts[0].get_text()
 
 
+def test_a_broken_method_is_named_at_the_top_and_does_not_flatten_the_bits_per_byte_of_the_others(tmp_path):
+    levels = {"closed_book": 1.4, "uniform": 1.3, "dynamic_evaluation": 5.0}
+    board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), nll=[nll]) for method, nll in levels.items()])
+    figure = cost_plots.drawings(build(tmp_path))["bits_per_byte_by_cost"].draw()
+    for axes in figure.axes:
+        texts = [text.get_text() for text in axes.texts]
+        assert [text for text in texts if text.startswith("dynamic_evaluation  ")] and "uniform" in texts
+        low, high = axes.get_ylim()
+        bits = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"]
+        assert max(bits) - min(bits) > 0.3 * (high - low)
+    assert "triangle: beyond the axis" in figure.texts[0].get_text()
+
+
 def test_where_many_labels_are_far_from_their_dots_these_have_numbers(tmp_path, monkeypatch):
     levels = {"closed_book": 0.05, "uniform": 0.1, "lora": 0.2}
     board(tmp_path, [record(tmp_path, spec(method, "test-1-0"), [[f1]]) for method, f1 in levels.items()])

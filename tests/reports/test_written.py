@@ -78,3 +78,19 @@ def test_a_variation_has_its_tables_and_plots_in_a_folder_of_its_own(tmp_path, m
     assert reports.stale(runs, out, "demo+3f2a") == reports.stale(runs, out, "demo") == []
     (out / "demo+3f2a" / "leaderboard.md").unlink()
     assert reports.stale(runs, out, "demo+3f2a") == ["demo+3f2a/leaderboard.md"]
+
+
+def test_two_reports_that_remove_the_same_files_at_once_do_not_stop_each_other(tmp_path, monkeypatch):
+    write(tmp_path, "a.md", "old/b.png")
+    digest = written._sha256
+
+    def removed_meanwhile(path):
+        if path.name == "b.png":
+            path.unlink()
+            path.parent.rmdir()
+            (tmp_path / written.NAME).write_text("{}")
+        return digest(path)
+
+    monkeypatch.setattr(written, "_sha256", removed_meanwhile)
+    written.replace(tmp_path, [tmp_path / "a.md"])
+    assert there(tmp_path) == [written.NAME, "a.md"]

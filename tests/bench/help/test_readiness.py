@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.contract.registry import load_method
+from bench.data.recipe import SPLITS
 from bench.help.readiness import _tried, measure, readiness
 from bench.run.executor import Outcome, TaskError
 from bench.run.experiment import MethodPlan, load
@@ -24,7 +25,9 @@ def test_each_data_set_and_each_base_of_an_experiment_comes_once() -> None:
     assert titles == experiment.datasets
     assert [finding.text.split("'")[1] for finding in found if finding.subject == "base"] == experiment.models
     [encoder] = [finding for finding in found if finding.subject == "t5-base"]
-    assert encoder.level == "missing" and "Download it (hf download t5-base), or give mac.training." in encoder.text
+    assert (
+        encoder.level == "missing" and '(hf download t5-base --exclude "*.bin"), or give mac.training.' in encoder.text
+    )
 
 
 def test_a_base_of_the_hub_is_looked_at_if_it_is_cached_and_is_missing_if_not(
@@ -40,7 +43,7 @@ def test_a_base_of_the_hub_is_looked_at_if_it_is_cached_and_is_missing_if_not(
     assert [finding.subject for finding in bases] == ["base", "memory", "base"]
     assert bases[0].level == "ok" and bases[0].text.startswith("tiny, 0 million weights")
     assert bases[2].level == "missing"
-    assert "the hub's cache lacks it. Download it (hf download someone/huge)" in bases[2].text
+    assert 'cache lacks it. Download it (hf download someone/huge --exclude "*.bin")' in bases[2].text
 
 
 def test_a_method_is_tried_on_its_arm_that_holds_the_most_documents() -> None:
@@ -65,6 +68,20 @@ def test_a_split_that_cannot_be_read_does_not_hide_what_the_others_lack(tmp_path
     levels = {finding.subject: finding.level for finding in readiness(experiment)}
     assert levels["qa_train"] == levels["validation"] == levels["test"] == "missing"
     assert levels["qa_validation"] == "note", "nothing needs it"
+
+
+def test_a_split_that_nothing_uses_is_not_read(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "keepers")
+    experiment = make_experiment(data, "nano", [{"name": "closed_book"}, {"name": "dynamic_evaluation"}], tuning=None)
+    missing = [str(tmp_path / "missing.jsonl")]
+    files = {split: [str(data / f"{split}.jsonl")] for split in SPLITS}
+    experiment.data_files = {**files, "qa_validation": missing}
+    texts = {finding.subject: finding.text for finding in readiness(experiment)}
+    assert "documents" in texts["test"] and texts["qa_validation"] == "is not used"
+    experiment.data_files = {**files, "train": missing}
+    experiment.methods[1].config = {"statistics": "train"}
+    texts = {finding.subject: finding.text for finding in readiness(experiment)}
+    assert "missing.jsonl" in texts["train"], "dynamic_evaluation reads its statistics from there"
 
 
 def test_a_method_whose_training_fails_is_a_failure_and_not_tried(

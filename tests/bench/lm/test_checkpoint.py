@@ -243,7 +243,7 @@ def test_a_revision_of_a_base_on_the_hub_is_read_and_recorded(
         (cached / "refs" / revision).write_text(commit)
     for name, commit in (("", "main"), ("@v1", "v1"), (f"@{commits['v1']}", "v1")):
         assert checkpoint.locate(f"someone/tiny{name}", download=False).name == commits[commit]
-    with pytest.raises(BenchError, match=r"Download it \(hf download someone/tiny --revision v2\)"):
+    with pytest.raises(BenchError, match=r'Download it \(hf download someone/tiny --exclude "\*.bin" --revision v2\)'):
         checkpoint.locate("someone/tiny@v2", download=False)
     experiment = make_experiment(make_dataset(tmp_path / "keepers"), llama, ["closed_book"])
     for model, base in ((llama, None), ("someone/tiny@v1", f"someone/tiny@{commits['v1']}")):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import run_bench
 from bench.errors import BenchError
@@ -33,6 +34,7 @@ from bench.run.cell import run as run_cell
 from bench.run.executor import Outcome, Task, TaskError
 from bench.run.experiment import load
 from bench.run.runner import Result, Runner
+from tests.attack.kills import unmeasured
 from tests.conftest import ROOT
 from tests.world import PLUGIN as FAILURES
 from tests.world import Inline, make_dataset, make_experiment, started, wait_until
@@ -138,6 +140,35 @@ def test_a_heart_beats_while_a_claim_is_held(tmp_path: Path, monkeypatch: pytest
     with claims.Folder(tmp_path).claimed("cell"):
         os.utime(claim_file(tmp_path, "cell"), (1.0, 1.0))
         wait_until(lambda: claims.Folder(tmp_path).holder("cell") is not None)
+
+
+def test_a_claim_that_its_heartbeat_is_writing_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claims.Folder(tmp_path)
+    with folder.claimed("cell"):
+        whole = claim_file(tmp_path, "cell").read_bytes()
+        claim_file(tmp_path, "cell").write_bytes(b"")
+        monkeypatch.setattr(claims.time, "sleep", lambda _: claim_file(tmp_path, "cell").write_bytes(whole))
+        assert folder.holds("cell")
+        monkeypatch.setattr(claims.time, "sleep", lambda _: None)
+        claim_file(tmp_path, "cell").write_bytes(b"")
+        assert not folder.holds("cell")
+
+
+def test_the_time_is_that_of_the_file_server_also_for_a_second_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_mine(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with claims.Folder(tmp_path).claimed("cell"):
+        monkeypatch.setattr(Path, "touch", not_mine)
+        real = time.time()
+        monkeypatch.setattr(claims.time, "time", lambda: real + 3600)  # this machine's clock
+        seen = claims.Folder(tmp_path).look("cell")
+        assert seen is not None and seen.silent < 60
+    assert [path.name for path in (tmp_path / claims.FOLDER).iterdir()] == [".clock"], "nothing else is left"
 
 
 def taken_over(runs: Path, cell: str) -> dict[str, str]:
@@ -464,3 +495,24 @@ def test_the_plan_says_what_runs_where_and_what_failed(
     assert "failed" in printed and re.search(r"\brunning\b", printed)
     assert f"Running: {first} on {platform.node()}, process {other.pid}," in " ".join(printed.split())
     assert "2 cells to run, 1 done." in printed
+    assert "Failed: closed_book on test-2-1 (stream): m" in printed
+
+
+def test_four_shells_with_a_shard_each_make_the_board_of_one_run(llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sharded.yaml"
+    methods = ["closed_book", {"name": "uniform", "space": {"learning_rate": [1e-3, 1e-2]}}]
+    plan = make_experiment(make_dataset(tmp_path / "keepers"), llama, methods)
+    file.write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+
+    def shell(folder: str, *options: str) -> subprocess.Popen[str]:
+        places = ["--runs", str(tmp_path / folder), "--out", str(tmp_path / folder / "out"), "--jobs", "1"]
+        command = [sys.executable, str(ROOT / "run_bench.py"), "run", str(file), *places, *options]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    for shells in ([shell("whole")], [shell("parts", "--shard", f"{number}/4") for number in range(1, 5)]):
+        printed = [process.communicate(timeout=300)[0] for process in shells]
+        assert [process.returncode for process in shells] == [0] * len(shells), printed
+    whole, parts = (
+        json.loads((tmp_path / name / "out" / "leaderboard.json").read_text()) for name in ("whole", "parts")
+    )
+    assert unmeasured(whole["rows"]) == unmeasured(parts["rows"]) and whole["rows"]

@@ -55,6 +55,14 @@ def elsewhere(node, log):  # never ends on that node of a Ray cluster, and not b
     if here == node:
         time.sleep(600)
     return here
+def picky(node, log):  # raises on that node of a Ray cluster, or on all
+    import ray
+    here = ray.get_runtime_context().get_node_id()
+    with open(log, "a") as file:
+        file.write(here + "\\n")
+    if node in here:
+        raise BufferError("not here")
+    return here
 def leave_node(log, tries=3, after=0):  # of a Ray cluster
     import ray
     here = ray.get_runtime_context().get_node_id()

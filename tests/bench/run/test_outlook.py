@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
+from bench.records.schema import Failure
+from bench.records.store import read_run, write_run
 from bench.run.executor import Outcome, Task
 from bench.run.experiment import Experiment
 from bench.run.outlook import Outlook
@@ -73,6 +75,20 @@ def test_a_run_that_was_interrupted_goes_on_from_the_cells_that_are_there(
     (tuned,) = ahead(experiment, tmp_path)
     assert [len(loads) for loads in tuned.rounds] == [1, 4, 2], "what comes after a gap is not known to be there"
     assert cells(tuned) == (7, 7, 2, 0)
+
+
+def test_a_trial_that_failed_does_not_hide_what_came_after_it(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = plan(TUNED, tuning=BY_F1)
+    Runner(experiment, tmp_path).run(executor := Inline())
+    chosen = {read_run(tmp_path / key).spec.config["learning_rate"] for key in executor.keys[-2:]}
+    trials = [read_run(tmp_path / key) for key in executor.keys]
+    worst = next(one for one in trials if one.spec.arm == "stream" and one.spec.config["learning_rate"] not in chosen)
+    failure = Failure(kind="out_of_memory", message="No room", traceback="", position=3)
+    changes = {"status": "failed", "failure": failure, "summary": None, "costs": None}
+    write_run(tmp_path, worst.model_copy(update=changes))
+    (tuned,) = ahead(experiment, tmp_path)
+    assert (tuned.tuning, len(tuned.board), tuned.cached_board) == (1, 0, 2)
+    assert tuned.failed == (f"uniform on {worst.spec.stream} (stream, document 4): No room",)
 
 
 def test_methods_without_trained_weights_are_named_and_not_run(plan: Callable[..., Experiment], tmp_path: Path) -> None:

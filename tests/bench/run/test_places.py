@@ -273,6 +273,28 @@ def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Buc
     assert read_run(second.path / cell).status == "complete"
 
 
+def test_a_record_of_another_version_stops_no_command_on_its_bucket(
+    machine: Callable[[str], Bucket], experiment: Experiment
+) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    manifest = json.loads(first.fs.cat_file(f"{first.root}/{cell}/{MANIFEST}"))
+    older = json_bytes({**manifest, "schema_version": 1})
+    for name in (cell, "of-another-experiment-1234"):
+        first.fs.pipe_file(f"{first.root}/{name}/{MANIFEST}", older)
+    second = machine("second")
+    for _ in range(2):
+        second.fetch()
+    assert not (second.path / cell).exists() and not (second.path / "of-another-experiment-1234").exists()
+    executor = Inline()
+    Runner(experiment, second.path).run(executor)
+    assert executor.keys == [cell], "the experiment's own is run again"
+    assert json.loads(first.fs.cat_file(f"{first.root}/{cell}/{MANIFEST}"))["schema_version"] > 1
+    (second.path / cell / MANIFEST).write_bytes(older)  # damaged here
+    second.fetch()
+    assert read_run(second.path / cell).status == "complete"
+
+
 def test_a_claim_holds_for_all_machines_until_it_is_silent_for_long(
     machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +340,34 @@ def test_where_no_file_is_created_exclusively_the_last_writer_holds_the_claim(
     with first.claimed("cell") as own:
         assert not own
     assert first.fs.cat_file(CLAIM) == b"another's"
+
+
+def test_where_a_file_is_created_but_not_written_the_claim_is_written_afterwards(
+    machine: Callable[[str], Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFTP, by way of paramiko, opens with mode x for creation alone."""
+    first = machine("first")
+    open_file, write = first.fs.open, first.fs.pipe_file
+
+    def create(path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "xb":
+            write(path, b"")
+            raise OSError("File not open for writing")
+        return open_file(path, mode, **options)
+
+    monkeypatch.setattr(first.fs, "open", create)
+    with first.claimed("cell") as own:
+        assert own and machine("second").is_claimed("cell")
+    assert not first.fs.exists(CLAIM)
+
+
+def test_a_place_that_does_not_tell_the_time_of_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timeless(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "timeless"
+
+    fsspec.register_implementation("timeless", Timeless, clobber=True)
+    with pytest.raises(BenchError, match="timeless does not tell when a file was written"):
+        place("timeless://runs")
 
 
 def test_the_copy_of_a_bucket_stands_for_it_and_a_folder_for_itself(

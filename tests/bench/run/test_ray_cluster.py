@@ -80,6 +80,17 @@ def test_a_task_whose_worker_dies_is_tried_again_and_then_given_up(pool: RayClus
     assert found["lives"].value == 2
 
 
+def test_a_task_that_one_node_cannot_run_is_tried_on_the_others(pool: RayCluster, nodes: Any, tmp_path: Path) -> None:
+    first = nodes.head_node.node_id
+    found = outcomes(pool, [task("picky", "picky", node=first, log=str(tmp_path / "log"))])
+    assert found["picky"].value != first
+    tried = (tmp_path / "log").read_text().split()
+    assert len(set(tried)) == len(tried) <= 2 and tried[-1] == found["picky"].value
+    found = outcomes(pool, [task("everywhere", "picky", node="", log=str(tmp_path / "all"))], failing={"everywhere"})
+    assert found["everywhere"].error.kind == "raised"  # type: ignore[union-attr]
+    assert len(set((tmp_path / "all").read_text().split())) == 2, "both nodes tried it, once each"
+
+
 def test_a_worker_that_exceeds_its_limit_is_ended(pool: RayCluster) -> None:
     pool._ray.kill(pool._mail, no_restart=False)  # it comes back
     error = outcomes(pool, [task("hangs", "hang", limit=1.0)], failing={"hangs"})["hangs"].error

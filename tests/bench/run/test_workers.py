@@ -70,6 +70,13 @@ def test_each_gpu_has_a_worker_on_however_few_cores(
     assert Workers(jobs=1).plan(on_gpu, weights) == Plan(1, "", ("0",))
 
 
+def test_workers_with_stated_threads_fill_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 16)
+    experiment = load("default")
+    assert [Workers(threads=threads).plan(experiment, 10).jobs for threads in (None, 1, 8, 32)] == [16, 16, 2, 1]
+    assert Workers(jobs=3, threads=8).plan(experiment, 10).jobs == 3
+
+
 def test_a_setting_of_slurm_needs_a_value(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="--slurm takes KEY=VALUE, as in partition=gpu, got 'partition' without"):
         Workers("slurm", shards=4, slurm=("partition",)).submit([], tmp_path)
