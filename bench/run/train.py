@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
 import shutil
@@ -43,6 +44,7 @@ from bench.run.places import Bucket, place
 from bench.run.planner import source
 from bench.run.roles import overlaps, uses_of
 from bench.run.workers import Workers
+from bench.seeds import seed_for
 from bench.settings import merged
 
 EMBEDDED_MODEL = "nano"
@@ -392,12 +394,29 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
+    others = loss_with_other_documents(trainer)
+    say(f"Validation loss {_best_loss(trainer):.4g}; with other documents in place of the questions' own {others:.4g}.")
     if problem := _problem(trainer):
         shutil.rmtree(file.parent, ignore_errors=True)
         raise RunError(f"The training of {kind.name} {problem}: correct the method. Nothing was kept.")
-    path = artifacts.write(out, key, trainer, card(kind, key, trainer, options))
+    path = artifacts.write(out, key, trainer, card(kind, key, trainer, others, options))
     shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
     return path
+
+
+def loss_with_other_documents(trainer: Trainer) -> float:
+    """The validation loss with documents of the train split in place of the questions' own.
+
+    A learner that has learned which answers are common, and reads nothing, has the same loss with them.
+    """
+    others = (episode.document for episode in itertools.cycle(trainer.train))
+    swapped = [replace(episode, document=other) for episode, other in zip(trainer.validation, others, strict=False)]
+    torch.manual_seed(seed_for(trainer.method.seed, "validation"))
+    return trainer.method.validate(swapped)["loss"]
+
+
+def _best_loss(trainer: Trainer) -> float:
+    return min(row["validation_loss"] for row in trainer.curve)
 
 
 def _problem(trainer: Trainer) -> str:
@@ -449,8 +468,13 @@ def check_prompts(method: MetaTrained, episodes: Sequence[Episode]) -> None:
         )
 
 
-def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, options: Sequence[str] = ()) -> str:
-    """The artifact's card: what it is, what it was made from, and the loss during training."""
+def card(
+    kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, others: float, options: Sequence[str] = ()
+) -> str:
+    """The artifact's card: what it is, what it was made from, and the loss during training.
+
+    ``others`` is :func:`loss_with_other_documents`.
+    """
     command = " ".join(["python run_bench.py train", key.method, *options, f"--seed {key.seed}"])
     minutes = trainer.seconds / 60
     processor = machine.cpu_name() if trainer.method.lm.device.type == "cpu" else "GPU"
@@ -477,6 +501,10 @@ def card(kind: type[MetaTrained], key: ArtifactKey, trainer: Trainer, options: S
             "The `validation` columns are the outer loss and its parts on the validation documents. The `train` "
             "columns are means over the steps since the previous validation. `curve.csv` has all rows. Step 0 is the "
             "untrained learner.",
+            "",
+            f"The lowest validation loss is {_best_loss(trainer):.4g}. With documents of the train split in place of "
+            f"the questions' own it is {others:.4g}: where it is the loss of answers, the difference is what the "
+            "learner reads; the rest is which answers are common.",
             "",
             *curve_table(trainer.curve),
             "",

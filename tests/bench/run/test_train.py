@@ -12,7 +12,8 @@ from torch import nn
 
 from bench import Conditioning, Document, Episode, MethodConfig, Question
 from bench.answering.prompts import answer_ids, build_prompts
-from bench.contract.meta_training import MetaTrained, TrainingConfig
+from bench.conformance.fixtures import base_model
+from bench.contract.meta_training import MetaTrained, Trainer, TrainingConfig
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError
 from bench.paths import MODELS
@@ -20,7 +21,7 @@ from bench.run import artifacts
 from bench.run.experiment import Experiment
 from bench.run.overrides import Overrides
 from bench.run.places import place
-from bench.run.train import check_prompts, train, train_target
+from bench.run.train import check_prompts, loss_with_other_documents, train, train_target
 from bench.run.workers import Workers
 from tests.tiny_tokenizers import CHATS, CORPUS, chat_base
 from tests.world import make_experiment
@@ -61,7 +62,8 @@ def test_the_card_names_the_base_and_the_data_of_another_training_than_that_of_t
     overrides = Overrides(model=str(llama), dataset=str(keepers), seed=0, assignments=assignments)
     (folder,) = train_target("cmt", "default", overrides, tmp_path / "runs")
     command = f"`python run_bench.py train cmt --dataset {keepers} --model {llama} --seed 0`, with the settings below,"
-    assert command in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert command in text and "With documents of the train split in place of the questions' own it is " in text
 
 
 @pytest.mark.parametrize(("out", "work", "option"), [("file", "work", "--out"), ("out", "file/work", "--work")])
@@ -177,3 +179,24 @@ def test_a_method_that_learns_from_bare_questions_is_refused_if_they_are_asked_o
             check_prompts(method, episodes)
     else:
         check_prompts(method, episodes)
+
+
+class Reader(Answers):
+    """Its loss is 1 where the documents have the answers, else 3."""
+
+    name = "reader"
+
+    def validate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        text = " ".join(episode.document.text for episode in episodes)
+        losses = [1.0 if golds[0] in text else 3.0 for episode in episodes for golds in episode.answers]
+        return {"loss": sum(losses) / len(losses)}
+
+
+def test_what_a_learner_reads_is_told_from_what_it_knows_by_documents_that_are_not_the_questions_own() -> None:
+    def about(name: str, answer: str) -> Episode:
+        return Episode(Document(name, f"{answer} built it."), (Question(name, f"Who built {name}?"),), ((answer,),))
+
+    validation = [about("the mill", "Anna"), about("the bridge", "Ben"), about("the well", "Cora")]
+    trainer = Trainer(Reader(base_model()), [about("the barn", "Dora"), about("the inn", "Ben")], validation)
+    assert trainer.method.validate(trainer.validation) == {"loss": 1.0}
+    assert loss_with_other_documents(trainer) == (3 + 1 + 3) / 3, "another text with the answer counts as reading it"
