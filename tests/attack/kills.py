@@ -28,6 +28,8 @@ GRACE = 60.0
 """Seconds that the processes of a killed one have to end."""
 LOOK_SECONDS = 0.1
 
+ERRORS = "errors"
+"""File with what the runs print on errors."""
 INTERNAL = "inside the benchmark itself"
 """Words with which a run ends after an error that is neither the method's nor the user's."""
 
@@ -76,7 +78,7 @@ class Kills:
     def __init__(self, folder: Path, runs: int = 1, times: int = 1) -> None:
         self.runs, self.times = runs, times
         self.where, self._file, self._plugin = folder / "attacked", folder / "keepers.yaml", folder / "logged.py"
-        self._log, self._errors = self.where / "log", self.where / "errors"
+        self._log = self.where / "log"
         self._plugin.write_text(PLUGIN.format(log=str(self._log)))
         methods = ["closed_book", {"name": "logged", "space": {"learning_rate": [1e-3, 3e-3, 1e-2]}}]
         streams = {"split": "test", "documents": 5, "count": 3}
@@ -102,7 +104,7 @@ class Kills:
         """Start a run of the experiment."""
         command = [sys.executable, str(ROOT / "run_bench.py"), "run", str(self._file), "--plugin", str(self._plugin)]
         folders = ["--runs", str(self.where / "runs"), "--out", str(self.where / "out")]
-        with self._errors.open("ab") as errors:
+        with (self.where / ERRORS).open("ab") as errors:
             return psutil.Popen([*command, *folders, *options], stdout=subprocess.DEVNULL, stderr=errors)
 
     def start(self) -> list[psutil.Popen]:
@@ -174,7 +176,8 @@ class Kills:
             return f"processes outlived the one that was killed: {alive}"
         if running := claims.Folder(self.where / "runs").running():
             return f"{len(running)} cells are claimed after the end of all runs"
-        errors = " ".join(self._errors.read_text(errors="replace").split())
+        printed = self.where / ERRORS
+        errors = " ".join(printed.read_text(errors="replace").split()) if printed.exists() else ""
         codes = [run.returncode for run in started if run not in dying and run.returncode not in self.codes]
         if codes:
             return f"runs that were not killed ended with the exit codes {codes}: {errors}"
