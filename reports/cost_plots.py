@@ -174,7 +174,8 @@ def _is_static(board: Board, row: Row) -> bool:
 def _broken(board: Board, rows: Sequence[Row]) -> set[str]:
     """Labels of rows with more than twice the lowest bits per byte: an axis that reaches them flattens the others."""
     means = {row.label: score(board, row, "bits_per_byte").mean for row in rows}
-    return {label for label, mean in means.items() if mean > 2 * min(means.values())}
+    lowest = min(means.values(), default=0.0)
+    return {label for label, mean in means.items() if mean > 2 * lowest}
 
 
 def _all_points(boards: Sequence[Board], total: str) -> list[Point]:

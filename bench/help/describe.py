@@ -36,7 +36,7 @@ def describe(name: str, plugins: Sequence[str] = ()) -> RenderableType:
     Raises:
         BenchError: there is nothing of that name, with the nearest names; or what is there cannot be used.
     """
-    methods = [info.name for info in registry.list_methods(plugins)]
+    methods = method_names(plugins)
     if name in methods:
         return _method(registry.find_method(name, plugins))
     if name in paths.datasets():

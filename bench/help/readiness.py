@@ -15,8 +15,9 @@ import torch
 
 from bench.answering.retune import Retune
 from bench.contract import registry
+from bench.contract.config import MethodConfig
 from bench.contract.meta_training import MetaTrained, TrainingConfig, training_of
-from bench.contract.method import validate_config
+from bench.contract.method import Method, validate_config
 from bench.data import recipe
 from bench.data.arms import Arm, documents_per_reset
 from bench.data.reader import MissingSplit, split_entries
@@ -30,7 +31,7 @@ from bench.run.display import duration
 from bench.run.executor import Executor, Outcome, Task, worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
-from bench.run.roles import uses_of
+from bench.run.roles import uses_in
 from bench.run.runner import Runner
 from bench.run.search import explore
 from bench.run.train import name_of_training, train
@@ -87,7 +88,9 @@ def _data(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:
     data = recipe.find(experiment.dataset)
     yield Finding("ok", data.name, f"{data.title}; licence: {data.licence}")
     needed, told = {experiment.streams.split, *(["qa_train"] if experiment.retune else [])}, set[str]()
-    used = needed | _used(experiment, data, plugins)
+    anchor = data.anchor.split if data.anchor else None
+    uses = uses_in(experiment, _configured(experiment, plugins), anchor, is_tuned=True)
+    used = {use.split for use in uses if use.dataset is None}
     for split in SPLITS:
         if split not in used:  # not read: the train split of PG-19 has 13 GB
             yield Finding("note", split, "is not used")
@@ -108,16 +111,11 @@ def _data(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:
             yield Finding("ok", split, f"{len(entries):,} documents, {questions:,} questions")
 
 
-def _used(experiment: Experiment, data: recipe.Recipe, plugins: Sequence[str]) -> set[str]:
-    """The splits that choices, the anchor set and methods use beside the streams, if they are there."""
-    used = {experiment.tuning.split} if experiment.tuning else set[str]()
-    if data.anchor:
-        used.add(data.anchor.split)
+def _configured(experiment: Experiment, plugins: Sequence[str]) -> Iterator[tuple[type[Method], MethodConfig]]:
+    """Each method with its config, with no setting tuned."""
     for plan in experiment.methods:
         kind = registry.load_method(plan.name, plugins)
-        uses = uses_of(kind, validate_config(kind, plan.config))
-        used |= {use.split for use in uses if use.dataset is None}
-    return used
+        yield kind, validate_config(kind, plan.config)
 
 
 def _base(experiment: Experiment) -> Iterator[Finding]:
@@ -145,13 +143,12 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
 def _models(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:
     """The models, other than the base, that settings of training name."""
     named: dict[str, str] = {}
-    for plan in experiment.methods:
-        kind = registry.load_method(plan.name, plugins)
+    for kind, config in _configured(experiment, plugins):
         if issubclass(kind, MetaTrained):
-            training = training_of(validate_config(kind, plan.config))
+            training = training_of(config)
             for setting, name in {"base": training.base, **training.models()}.items():
                 if name is not None:
-                    named.setdefault(name, f"{plan.name}.training.{setting}")
+                    named.setdefault(name, f"{kind.name}.training.{setting}")
     for name, setting in named.items():
         try:
             checkpoint.locate(name, setting, download=False)

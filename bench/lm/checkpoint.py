@@ -45,6 +45,7 @@ def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) ->
     if os.path.isdir(name):
         raise BenchError(f"{name} is a folder without config.json. Give a folder written by save_pretrained.")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     repository, _, revision = name.partition("@")
     try:
@@ -55,7 +56,7 @@ def _locate(name: str, setting: str, above: tuple[Path, ...], download: bool) ->
         )
     except Exception as error:  # of many types: bad id, no network, no such repository, gated
         reason = f"the hub did not provide it ({type(error).__name__}). Give"
-        if type(error).__name__ == "GatedRepoError":
+        if isinstance(error, GatedRepoError):
             page = f"huggingface.co/{repository}"
             reason = f"the hub asks for consent to its licence. Give that on {page} and run hf auth login, or give"
         if not download:

@@ -93,6 +93,7 @@ class Forecaster:
             rounds, chosen = self._planned(plan, tuning), None
         cells = None if chosen is None or problem else list(self.planner.cells(plan, chosen))[part]
         missing = self._missing(cells) if cells is not None else self._expected_on_board(plan)[part]
+        failed = (cell for cell in self._missed if cell not in self._claimed and self._has_record(cell))
         return Outlook(
             label=self.tuner.label(plan),
             learning=self._learning(plan, bool(problem)),
@@ -100,7 +101,7 @@ class Forecaster:
             board=tuple(missing),
             cached_tuning=cached,
             cached_board=0 if cells is None else len({cell.id for cell in cells}) - len(missing),
-            failed=tuple(failure_line(read_run(self.runs / cell)) for cell in self._missed if self._has_failed(cell)),
+            failed=tuple(failure_line(read_run(self.runs / cell)) for cell in failed),
             running=len(self._missed.keys() & self._claimed),
             problem=problem,
         )
@@ -110,16 +111,15 @@ class Forecaster:
 
         A cell that failed is to run again, but the search has gone on without its score.
         """
-        planned, cells, again, index = self._planned(plan, tuning), dict[str, Cell](), set[str](), -1
-        for index, batch in enumerate(tuning.rounds()):
-            cells |= {cell.id: cell for cell in batch}
-            again |= {cell.id for cell in batch if not cell.is_done(self.runs)}
-            planned[index : index + 1] = [self._missing(batch)]
-            if any(not (self.runs / cell.id / MANIFEST).exists() for cell in batch):
-                return planned, len(cells) - len(again), None
+        rounds, cells = list[list[Load]](), set[str]()
+        for batch in tuning.rounds():
+            cells |= {cell.id for cell in batch}
+            rounds.append(self._missing(batch))
+            if not all(self._has_record(cell.id) for cell in batch):
+                return [*rounds, *self._planned(plan, tuning)[len(rounds) :]], len(cells - self._missed.keys()), None
         best = tuning.best()
         chosen = {**plan.config, **({} if best is None else best.settings)}
-        return planned[: index + 1], len(cells) - len(again), chosen
+        return rounds, len(cells - self._missed.keys()), chosen
 
     def _planned(self, plan: MethodPlan, tuning: Tuning) -> list[list[Load]]:
         """The cells of each round of tuning, before anything is known of the scores."""
@@ -151,8 +151,8 @@ class Forecaster:
         self._missed |= missing
         return [load(cell) for cell in missing.values()]
 
-    def _has_failed(self, cell: str) -> bool:
-        return cell not in self._claimed and (self.runs / cell / MANIFEST).exists()
+    def _has_record(self, cell: str) -> bool:
+        return (self.runs / cell / MANIFEST).exists()
 
     def _learning(self, plan: MethodPlan, untrained: bool) -> str:
         method = self.planner.methods[plan.name]

@@ -186,7 +186,7 @@ class Bucket(Place):
         except FileNotFoundError:
             return
         here = self.path / cell / MANIFEST
-        if self._is_good(cell) or (here.is_file() and here.read_bytes() == manifest) or not is_record(manifest, here):
+        if (here.is_file() and here.read_bytes() == manifest) or self._is_good(cell) or not is_record(manifest, here):
             return
         try:
             hashes: Mapping[str, str] = json.loads(manifest)["files"]
@@ -243,13 +243,13 @@ class InBucket(Claims):
         try:
             with self.fs.open(path, "xb") as file:
                 file.write(content)
-        except OSError as error:  # if there is a claim already, its kind depends on the place
-            if not isinstance(error, FileExistsError):
-                found = self.look(name)
-                if found is None:
-                    raise
-                if not found.content:  # SFTP creates the file but cannot write to it
-                    self.fs.pipe_file(path, content)
+        except FileExistsError:
+            pass  # it may be our own, by a request that was sent again
+        except OSError:  # other kinds, too, may say that there is a claim already
+            if (found := self.look(name)) is None:
+                raise
+            if not found.content:  # SFTP creates the file but cannot write to it
+                self.fs.pipe_file(path, content)
         except (ValueError, NotImplementedError):  # no exclusive creation there: the last of two writers has it
             self.fs.pipe_file(path, content)
         return self._has(name, content)

@@ -197,10 +197,12 @@ class RayCluster(Pool["_Actor"]):
 
     def _shipped(self, task: Task) -> list[Parcel]:
         """The files that the task reads, put into the object store the first time, if there are other machines."""
-        for path in () if self._is_here else task.files:
+        if self._is_here:
+            return []
+        for path in task.files:
             if path not in self._parcels:
                 self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self._ray.put(pack(Path(path))))
-        return [self._parcels[path] for path in task.files if path in self._parcels]
+        return [self._parcels[path] for path in task.files]
 
 
 class Parcel(NamedTuple):

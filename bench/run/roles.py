@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from bench.data.documents import text_key
 from bench.data.reader import DataFiles, MissingSplit, split_entries
 from bench.errors import BenchError
 from bench.lm import checkpoint
+from bench.run.experiment import Experiment
 
 Role = Literal["streams", "learned", "selected", "anchor", "base"]
 """What a split is for: the streams of the board, learning offline, choices (tuning, the best state), the anchor set,
@@ -56,6 +57,25 @@ def uses_of(method: type[Method], config: MethodConfig) -> Iterator[Use]:
             yield Use("validation", "selected", words, dataset)
     elif method.learns_offline(config):
         yield Use(method.learns_from, "learned", f"that {method.name} learns from offline")
+
+
+def uses_in(
+    experiment: Experiment, methods: Iterable[tuple[type[Method], MethodConfig]], anchor: str | None, is_tuned: bool
+) -> list[Use]:
+    """The uses of splits in an experiment with these methods, each once.
+
+    ``anchor`` is the split that its dataset has for the anchor set; ``is_tuned`` says whether a method is tuned.
+    """
+    uses = [Use(experiment.streams.split, "streams", "of the streams"), *uses_of_base(experiment.model)]
+    for method, config in methods:
+        uses += uses_of(method, config)
+    if experiment.retune is not None:
+        uses.append(Use("qa_train", "learned", "on which every method is retuned"))
+    if experiment.tuning and is_tuned:
+        uses.append(Use(experiment.tuning.split, "selected", "on which methods are tuned"))
+    if anchor and (experiment.anchor.questions or experiment.anchor.documents):
+        uses.append(Use(anchor, "anchor", "of the anchor set"))
+    return list(dict.fromkeys(uses))
 
 
 def uses_of_base(model: str) -> Iterator[Use]:

@@ -37,7 +37,7 @@ from bench.run.pace import Load
 from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.progress import Job, Progress, Purpose
-from bench.run.roles import Use, overlaps, uses_of, uses_of_base
+from bench.run.roles import overlaps, uses_in
 from bench.run.tuner import Tuner
 from bench.run.tuning import Tuning
 from bench.settings import dotted
@@ -194,17 +194,10 @@ class Runner:
             BenchError: they share documents, and the experiment does not allow it.
         """
         experiment = self.experiment
-        uses = [Use(experiment.streams.split, "streams", "of the streams"), *uses_of_base(experiment.model)]
-        for plan in experiment.methods:
-            for config in self._configs(plan):
-                uses += uses_of(self.methods[plan.name], config)
-        if experiment.retune is not None:
-            uses.append(Use("qa_train", "learned", "on which every method is retuned"))
-        if experiment.tuning and any(map(self.tuner.stated_space, experiment.methods)):
-            uses.append(Use(experiment.tuning.split, "selected", "on which methods are tuned"))
-        if self.recipe.anchor and (experiment.anchor.questions or experiment.anchor.documents):
-            uses.append(Use(self.recipe.anchor.split, "anchor", "of the anchor set"))
-        return overlaps(experiment.dataset, experiment.data_files, list(dict.fromkeys(uses)), experiment.allow_overlap)
+        methods = ((self.methods[plan.name], one) for plan in experiment.methods for one in self._configs(plan))
+        anchor = self.recipe.anchor.split if self.recipe.anchor else None
+        uses = uses_in(experiment, methods, anchor, any(map(self.tuner.stated_space, experiment.methods)))
+        return overlaps(experiment.dataset, experiment.data_files, uses, experiment.allow_overlap)
 
     def _remarks_on_data(self) -> list[str]:
         """Remarks of the reader on the splits of the board and of tuning, and on what is not measured, or badly."""

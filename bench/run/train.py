@@ -394,11 +394,11 @@ def _train(
     trainer = Trainer(method, episodes(splits[0]), episodes(splits[1]), file, key.digest)
     check_prompts(method, trainer.validation[:1])
     trainer.run(say)
-    others = loss_with_other_documents(trainer)
-    say(f"Validation loss {_best_loss(trainer):.4g}; with other documents in place of the questions' own {others:.4g}.")
     if problem := _problem(trainer):
         shutil.rmtree(file.parent, ignore_errors=True)
         raise RunError(f"The training of {kind.name} {problem}: correct the method. Nothing was kept.")
+    others = loss_with_other_documents(trainer)
+    say(f"Validation loss {_best_loss(trainer):.4g}; with other documents in place of the questions' own {others:.4g}.")
     path = artifacts.write(out, key, trainer, card(kind, key, trainer, others, options))
     shutil.rmtree(file.parent, ignore_errors=True)  # who deletes the weights trains anew
     return path

@@ -361,7 +361,7 @@ def test_where_a_file_is_created_but_not_written_the_claim_is_written_afterwards
     assert not first.fs.exists(CLAIM)
 
 
-def test_a_place_that_does_not_tell_the_time_of_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_does_not_tell_the_time_of_a_file_is_refused() -> None:
     class Timeless(fsspec.AbstractFileSystem):  # type: ignore[misc]
         protocol = "timeless"
 
