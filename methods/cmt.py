@@ -114,13 +114,17 @@ class Cmt(MemoryMethod):
         """The prefix of each question from its best matches among the memories (N, m, hidden size); N may be 0."""
         question_rows = self.encode(*self.question_ids(questions))
         scores = matching_scores(question_rows, rows)
-        return self.aggregate(question_rows, rows, scores, scores, self.config.k)
+        vectors, best = self.aggregate(question_rows, rows, scores, scores, self.config.k)
+        return replace(self.network.prefix(vectors), entries=best.tolist())
 
-    def aggregate(self, question_rows: Tensor, rows: Tensor, scores: Tensor, order: Tensor, k: int | None) -> Prefix:
+    def aggregate(
+        self, question_rows: Tensor, rows: Tensor, scores: Tensor, order: Tensor, k: int | None
+    ) -> tuple[Tensor, Tensor]:
         """Aggregate, for each question (B, m, width), the ``k`` memories (N, m, width) that are highest in ``order``.
 
-        ``scores`` and ``order`` are (B, N). The maps to keys and values cost most. If the bank is large, they are
-        applied to the selected rows only; otherwise once to the whole bank, and the other rows are hidden.
+        Returns what the questions read, (B, m, width), and the indices of the memories, best first, (B, k). ``scores``
+        and ``order`` are (B, N). The maps to keys and values cost most. If the bank is large, they are applied to the
+        selected rows only; otherwise once to the whole bank, and the other rows are hidden.
         """
         training = self.config.training
         best = order.topk(min(k or len(rows), len(rows)), dim=1).indices  # (B, k)
@@ -131,7 +135,7 @@ class Cmt(MemoryMethod):
             hidden = torch.full_like(bias, -math.inf).scatter(1, best, 0.0)  # (B, N)
             inputs, bias = rows.flatten(0, 1)[None], bias + hidden  # (1, N * m, width), (B, N)
         bias = bias.repeat_interleave(rows.shape[1], 1)[:, None, None]  # (B, 1, 1, k * m or N * m)
-        return replace(self.network.aggregate(question_rows, inputs, bias), entries=best.tolist())
+        return self.network.aggregate(question_rows, inputs, bias), best
 
     def outer_step(self, episodes: Sequence[Episode], others: Sequence[Episode]) -> dict[str, float]:
         """Add the gradient of L_qa + lambda_ma L_ma + lambda_m L_match, or with ``replace`` of that without L_qa.
@@ -160,23 +164,39 @@ class Cmt(MemoryMethod):
             own = own_document[:, None] == torch.cat([owners, earlier_owners])  # (B, N)
             forced = torch.rand(len(questions), 1, device=own.device) < training.force_gold * (1 - self.progress)
             order = scores.detach().masked_fill(own & forced, math.inf)
-            prefix = self.aggregate(question_rows, bank, scores, order, training.k)
-            prompts, endings = answer_tokens(self.lm, texts, answers, prefix.length)
-            logits, targets, answer_mask = answer_logits(self.lm, prompts, endings, prefix)
-            nll = mean_nll(logits, targets, answer_mask).mean()
-            loss, parts = nll, {"answer_nll": nll}
-            if training.memory_aware_weight:
-                with torch.no_grad():
-                    logits_without = answer_logits(self.lm, prompts, endings, Prefix())[0]
-                parts["memory_aware"] = self.memory_aware_loss(logits, logits_without, targets, answer_mask)
-                weighted = training.memory_aware_weight * parts["memory_aware"]
-                loss = weighted if training.memory_aware_use == "replace" else loss + weighted
+            vectors, _ = self.aggregate(question_rows, bank, scores, order, training.k)
+            loss, parts = self.answer_loss(texts, answers, vectors)
+            if training.align:
+                parts["alignment"] = self.alignment(vectors, texts, answers, windows)
+                loss = loss + training.align * parts["alignment"]
             if training.matching_weight:
                 parts["matching"] = self.matching_loss(scores, bank, own)
                 loss = loss + training.matching_weight * parts["matching"]
             loss.backward()
         self.network.enqueue(fresh, owners)
         return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+
+    def answer_loss(
+        self, questions: Sequence[str], answers: Sequence[str], vectors: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_qa and L_ma (nats) from what the questions read, (B, m, width): their weighted sum, and the two.
+
+        While the alignment is trained alone, the base is not read and there are none.
+        """
+        training, parts = self.config.training, {}
+        if self.progress < training.aligned_first:
+            return vectors.new_zeros(()), {}
+        prefix = self.network.prefix(vectors)
+        prompts, endings = answer_tokens(self.lm, questions, answers, prefix.length)
+        logits, targets, answer_mask = answer_logits(self.lm, prompts, endings, prefix)
+        loss = parts["answer_nll"] = mean_nll(logits, targets, answer_mask).mean()
+        if training.memory_aware_weight:
+            with torch.no_grad():
+                logits_without = answer_logits(self.lm, prompts, endings, Prefix())[0]
+            parts["memory_aware"] = self.memory_aware_loss(logits, logits_without, targets, answer_mask)
+            weighted = training.memory_aware_weight * parts["memory_aware"]
+            loss = weighted if training.memory_aware_use == "replace" else loss + weighted
+        return loss, parts
 
     def matching_loss(self, scores: Tensor, bank: Tensor, own: Tensor) -> Tensor:
         """L_match from scores (B, N) and bank (N, m, width); ``own`` (B, N) is True for a question's own document."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pydantic
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import T5Config, T5Model
 
 from bench.contract.config import MethodConfig
@@ -22,7 +23,7 @@ from bench.lm import checkpoint
 from bench.lm.base_model import BaseModel
 from bench.lm.probe import Ability
 from bench.seeds import seed_for
-from methods.parts.cross_attention import Aggregator, PrefixHead
+from methods.parts.cross_attention import Aggregator, AlignmentHead, PrefixHead
 from methods.parts.memory_bank import MemoryMethod, Prefix, answer_nll, pad_texts, question_answer_pairs
 from methods.parts.text_encoder import (
     FIT_TOKENS,
@@ -74,12 +75,15 @@ class AmortizedMemory(MemoryMethod):
         self.documents = self._amortizer("amortizer")
         self.questions = self.documents if training.shared else self._amortizer("question_encoder")
         self.aggregator = Aggregator(training.blocks, width, training.heads, training.head_width, training.hidden)
-        self.prefix = PrefixHead(
-            self.lm.key_value_shape, training.tokens, width, training.prefix_hidden, training.prefix_positions
-        )
+        shape, hidden = self.lm.key_value_shape, training.prefix_hidden
+        self.prefix: PrefixHead | AlignmentHead
+        if training.prefix_positions is None:
+            self.prefix = AlignmentHead(shape, width, hidden)
+        else:
+            self.prefix = PrefixHead(shape, training.tokens, width, hidden, training.prefix_positions)
         nets = self.prefix.nets
         if training.prefix_start != "identity" and nets.skip is None:  # the fit needs a map, the identity so far
-            nets.skip = nn.Parameter(torch.eye(width).repeat(len(self.prefix.source), 1, 1))
+            nets.skip = nn.Parameter(torch.eye(width).repeat(len(nets.scale), 1, 1))
         networks = {"documents": self.documents, "aggregator": self.aggregator, "prefix": self.prefix}
         networks |= {} if training.shared else {"questions": self.questions}
         networks |= {} if training.width is None else {"projection": self.projection}
@@ -116,7 +120,7 @@ class AmortizedMemory(MemoryMethod):
         """Fit the prefix head, which takes seconds with a pretrained base, if it starts from the base."""
         if (start := self.config.training.prefix_start) != "identity":
             ids = self._fit_ids.to(self.lm.device)
-            fit_prefix_head(self.prefix, self.lm, self.projection, ids, intercept=start == "base_affine")
+            fit_prefix_head(self.prefix, self.lm, self.projection, ids, affine=start == "base_affine")
 
     @property
     def row_shape(self) -> tuple[int, int]:
@@ -157,7 +161,16 @@ class AmortizedMemory(MemoryMethod):
 
     def recall(self, questions: Sequence[str], rows: Tensor) -> Prefix:
         """The key/value prefix of each question."""
-        return Prefix(key_values=self.prefix(self.aggregate(self.queries(questions), rows)))
+        return self.prefixes(self.aggregate(self.queries(questions), rows))
+
+    def prefixes(self, vectors: Tensor) -> Prefix:
+        """The prefixes of questions from what they have read, (B, T, width).
+
+        If these were trained to point to embeddings, they get the size of embeddings.
+        """
+        if self.config.training.align:
+            vectors = functional.rms_norm(vectors, vectors.shape[-1:])
+        return Prefix(key_values=self.prefix(vectors))
 
     def queries(self, questions: Sequence[str]) -> Tensor:
         """The questions as vectors (B, T, width)."""
@@ -192,9 +205,10 @@ class AmortizedMemory(MemoryMethod):
         return mean_of(parts)
 
     def bank_step(self, episodes: Sequence[Episode], banks: int) -> dict[str, float]:
-        """Add the gradient of the answer NLL over the bank of these documents, divided by the number of ``banks``.
+        """Add the gradient of the loss over the bank of these documents, divided by the number of ``banks``.
 
-        Only the first ``backprop_ratio`` of the documents get gradients and count with their questions
+        It is the answer NLL, the alignment, which can come alone at first, and the terms of ``focus`` and
+        :meth:`penalty`. Only the first ``backprop_ratio`` of the documents get gradients and count with their questions
         (backpropagation dropout); the gradients are not rescaled.
         """
         training = self.config.training
@@ -202,8 +216,8 @@ class AmortizedMemory(MemoryMethod):
         if training.questions_per_document is not None:
             episodes = [_with_some_questions(episode, training.questions_per_document) for episode in episodes]
         renaming: AbstractContextManager[None] = nullcontext()
+        windows = [self.windows(episode.document) for episode in episodes]
         if training.rename:
-            windows = [self.windows(episode.document) for episode in episodes]
             texts = [(i, question.text) for i, episode in enumerate(episodes) for question in episode.questions]
             renaming = self.renaming(windows, texts)
         with self.lm.frozen(), renaming:
@@ -218,14 +232,19 @@ class AmortizedMemory(MemoryMethod):
             )
             queries = self.queries(questions)  # (questions, T, width)
             outputs = self.aggregate(queries, bank, self.curriculum_bias(own, owners, len(episodes)))
-            nll = answer_nll(self.lm, questions, answers, Prefix(key_values=self.prefix(outputs))).mean()
-            loss = nll + self.penalty(rows, codes[: len(rows)])
+            parts = {}
+            if self.progress >= training.aligned_first:
+                parts["answer_nll"] = answer_nll(self.lm, questions, answers, self.prefixes(outputs)).mean()
+            if training.align:
+                parts["alignment"] = self.alignment(outputs, questions, answers, windows)
+            loss = self.penalty(rows, codes[: len(rows)]) + parts.get("answer_nll", 0.0)
+            loss = loss + training.align * parts.get("alignment", 0.0)
             if training.focus:
                 answer_queries = self.queries([f" {answer}" for answer in answers])  # (questions, T, width)
                 focus_loss = self.focus_loss(queries, answer_queries, bank, owners == own[:, None])
                 loss = loss + training.focus * focus_loss
             (loss / banks).backward()
-        return {"loss": loss.item(), "answer_nll": nll.item()}
+        return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
 
     def focus_loss(self, queries: Tensor, answer_queries: Tensor, bank: Tensor, own: Tensor) -> Tensor:
         """Mean -log of the probability that question and answer attend to the same row of the question's document.

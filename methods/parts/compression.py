@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.contract.meta_training import TrainingConfig
 from bench.lm.base_model import BaseModel
 from methods.parts.adapters import target_modules
-from methods.parts.cross_attention import Aggregator, CrossBlock, KeyValues, PerPositionNets, PrefixHead
+from methods.parts.cross_attention import Aggregator, AlignmentHead, CrossBlock, PrefixHead
 from methods.parts.hooked_lora import HookedLora, Target
-from methods.parts.memory_bank import Prefix
+from methods.parts.memory_bank import BankTraining, Prefix
 
 
-class CompressionTraining(TrainingConfig):
+class CompressionTraining(BankTraining):
     """Architecture and training of compressor and aggregator; every default is a choice made here, not the paper's."""
 
     body: Literal["xattn", "decoder"] = pydantic.Field(
@@ -170,26 +169,6 @@ class DecoderCompressor(nn.Module):
         return states[:, -length:].float()
 
 
-class AlignmentHead(nn.Module):
-    """Key/value prefixes from m vectors: each makes one position of every layer.
-
-    Each (layer, key or value) has a net of its own. ``base_shape`` is :attr:`BaseModel.key_value_shape`.
-    """
-
-    def __init__(self, base_shape: tuple[int, int, int], width: int, hidden: int) -> None:
-        super().__init__()
-        layers, heads, head_size = base_shape
-        self.shape = (layers, 2, heads, head_size)
-        self.nets = PerPositionNets(layers * 2, width, hidden, heads * head_size, functional.gelu)
-
-    def forward(self, vectors: Tensor) -> KeyValues:
-        """(B, m, width) -> the prefix of every layer, with m positions."""
-        inputs = vectors.flatten(0, 1)[:, None].expand(-1, self.shape[0] * 2, -1)  # (B * m, layers * 2, width)
-        outputs = self.nets(inputs).view(*vectors.shape[:2], *self.shape)  # (B, m, layers, 2, heads, head size)
-        layers = outputs.permute(2, 3, 0, 4, 1, 5)  # (layers, key or value, B, heads, m, head size)
-        return [(layer[0], layer[1]) for layer in layers]
-
-
 class CmtNetwork(nn.Module):
     """The learner: compressor, aggregator, the map into the base, and the queue of earlier memories."""
 
@@ -235,9 +214,13 @@ class CmtNetwork(nn.Module):
         self.queue = torch.cat([memories.detach(), self.queue])[:size]
         self.queue_owners = torch.cat([owners, self.queue_owners])[:size]
 
-    def aggregate(self, questions: Tensor, rows: Tensor, bias: Tensor | None = None) -> Prefix:
-        """The prefixes of questions (B, m, width) that attend to rows (B or 1, R, width)."""
-        vectors = self.norm(self.aggregator(questions, rows, bias))  # (B, m, width)
+    def aggregate(self, questions: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What questions (B, m, width) read in rows (B or 1, R, width): (B, m, width)."""
+        vectors: Tensor = self.norm(self.aggregator(questions, rows, bias))
+        return vectors
+
+    def prefix(self, vectors: Tensor) -> Prefix:
+        """The prefixes of questions from what they have read, (B, m, width)."""
         if isinstance(self.inject, nn.Linear):
             return Prefix(embeddings=self.inject(vectors) * self.scale)
         return Prefix(key_values=self.inject(vectors))

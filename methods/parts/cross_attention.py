@@ -142,3 +142,23 @@ class PrefixHead(nn.Module):
         slots = slots.unflatten(-1, self.shape[-2:]).unflatten(1, self.shape[:3])
         layers = slots.permute(1, 2, 0, 4, 3, 5)  # (layers, key or value, B, heads, positions, head size)
         return [(layer[0], layer[1]) for layer in layers]
+
+
+class AlignmentHead(nn.Module):
+    """Key/value prefixes from m vectors: each makes one position of every layer.
+
+    Each (layer, key or value) has a net of its own. ``base_shape`` is :attr:`BaseModel.key_value_shape`.
+    """
+
+    def __init__(self, base_shape: tuple[int, int, int], width: int, hidden: int) -> None:
+        super().__init__()
+        layers, heads, head_size = base_shape
+        self.shape = (layers, 2, heads, head_size)
+        self.nets = PerPositionNets(layers * 2, width, hidden, heads * head_size, functional.gelu)
+
+    def forward(self, vectors: Tensor) -> KeyValues:
+        """(B, m, width) -> the prefix of every layer, with m positions."""
+        inputs = vectors.flatten(0, 1)[:, None].expand(-1, self.shape[0] * 2, -1)  # (B * m, layers * 2, width)
+        outputs = self.nets(inputs).view(*vectors.shape[:2], *self.shape)  # (B, m, layers, 2, heads, head size)
+        layers = outputs.permute(2, 3, 0, 4, 1, 5)  # (layers, key or value, B, heads, m, head size)
+        return [(layer[0], layer[1]) for layer in layers]

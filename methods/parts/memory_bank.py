@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 import torch
@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from bench.answering.metrics import shortest
 from bench.answering.prompts import Prompt, answer_ids, make_room_for_answer, question_ids
 from bench.contract.config import MethodConfig
-from bench.contract.meta_training import MetaTrained
+from bench.contract.meta_training import MetaTrained, TrainingConfig
 from bench.contract.method import Conditioning, packed, unpacked
 from bench.contract.search import Range, SearchSpace
 from bench.data.documents import Document, Episode, Question, document_id
@@ -33,6 +33,8 @@ from methods.parts.cross_attention import KeyValues
 
 QUESTION_BATCH = 128
 """Questions that read the bank at a time."""
+ALIGNMENT_TEMPERATURE = 0.1
+"""Divides the cosines of the alignment."""
 _ENTRIES = "method.entries"
 
 
@@ -159,6 +161,29 @@ def _prepend_soft_prompt(prompt: Tensor, embedded: Tensor, mask: Tensor) -> tupl
     return torch.where(in_prompt[..., None], shifted, embedded), mask + in_prompt.long()
 
 
+class BankTraining(TrainingConfig):
+    """Training settings shared by these methods."""
+
+    align: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        description="weight of the alignment, added to the answers' loss: what a question reads in the bank should be, "
+        "vector by vector, the embeddings of the answer's tokens",
+    )
+    aligned_first: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps, at the start, that train the alignment alone, without the base",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if self.aligned_first and not self.align:
+            raise ValueError("aligned_first needs align")
+        return self
+
+
 class MemoryMethod(MetaTrained):
     """A bank of documents, each encoded once as a few rows; every question attends to it. The base is frozen.
 
@@ -260,6 +285,27 @@ class MemoryMethod(MetaTrained):
     def embeddings(self, ids: Tensor) -> Tensor:
         """Embeddings of tokens that are not replaced: by default the base's input embeddings."""
         return self.lm.embeddings(ids)
+
+    def alignment(
+        self,
+        vectors: Tensor,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        documents: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """Mean over questions of the -log p (nats) of the answer's tokens by the vectors (B, T, width) that they read.
+
+        The answer's t-th token is predicted from vector t: a softmax of the cosines with the embeddings of all tokens
+        of the ``documents``, given as their windows, and of the answers. An answer is cut after T tokens. The base is
+        not read: it is left to say the answer that the vectors spell.
+        """
+        endings = [ids[: vectors.shape[1]] for ids in answer_ids(self.lm, questions, answers)]
+        targets, mask = pad_texts(endings)  # (B, longest)
+        candidates = torch.unique(torch.cat([*(window for windows in documents for window in windows), *endings]))
+        embedded = functional.normalize(self.embed(candidates[None])[0].float(), dim=-1)  # (candidates, width)
+        read = functional.normalize(vectors[:, : targets.shape[1]], dim=-1)  # (B, longest, width)
+        logits = read @ embedded.T / ALIGNMENT_TEMPERATURE  # (B, longest, candidates)
+        return mean_nll(logits, torch.searchsorted(candidates, targets), mask).mean()
 
     def reset(self) -> None:
         """Empty the bank."""

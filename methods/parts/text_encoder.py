@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoTokenizer, T5Model
 
-from bench.contract.meta_training import TrainingConfig
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
-from methods.parts.cross_attention import PerPositionNets, PrefixHead
+from methods.parts.cross_attention import AlignmentHead, PerPositionNets, PrefixHead
+from methods.parts.memory_bank import BankTraining
 
 FIT_TOKENS = 4096
 """Most tokens of the vocabulary that a prefix head is fitted on."""
@@ -36,7 +36,7 @@ REFERENCE: Mapping[str, Any] = {
 39,893 rows of SQuAD's train split, 1 % of them as warm-up, and a validation on the whole validation split per epoch."""
 
 
-class AmortizedTraining(TrainingConfig):
+class AmortizedTraining(BankTraining):
     """Architecture of the networks around the frozen base, and settings of their training."""
 
     amortizer: str | None = pydantic.Field(
@@ -60,13 +60,18 @@ class AmortizedTraining(TrainingConfig):
     heads: int = pydantic.Field(default=8, ge=1, description="attention heads of the aggregator")
     head_width: int = pydantic.Field(default=96, ge=1, description="width of each of these heads")
     hidden: int = pydantic.Field(default=768, ge=1, description="feed-forward width of the aggregator")
-    prefix_positions: int = pydantic.Field(default=2, ge=1, description="key/value prefix positions per layer")
-    prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each slot of the prefix head")
+    prefix_positions: int | None = pydantic.Field(
+        default=2,
+        ge=1,
+        description="key/value prefix positions per layer, each filled from one vector by a net of its own; null: "
+        "every vector makes one position of every layer",
+    )
+    prefix_hidden: int = pydantic.Field(default=768, ge=1, description="hidden width of each of these nets")
     prefix_start: Literal["identity", "base", "base_affine"] = pydantic.Field(
         default="identity",
         description="initial prefix head: each slot is the vector itself (identity), or the base's keys and values of "
-        "a token whose embedding is the vector (base; fitted by least squares, base_affine with an intercept: most of "
-        "what a pretrained base keeps of the first token of a text is the same for all tokens)",
+        "a token whose embedding is the vector (fitted by least squares; base: as the only token, base_affine: after "
+        "the begin token and with an intercept: a pretrained base keeps much the same of the first token of any text)",
     )
     backprop_ratio: float = pydantic.Field(
         default=1.0,
@@ -160,28 +165,37 @@ def unit_embeddings(lm: BaseModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_prefix_head(prefix: PrefixHead, lm: BaseModel, project: nn.Module, ids: Tensor, intercept: bool) -> None:
+def fit_prefix_head(
+    prefix: PrefixHead | AlignmentHead, lm: BaseModel, project: nn.Module, ids: Tensor, affine: bool
+) -> None:
     """Initialise the prefix head as a linear map from unit embeddings to the base's keys and values of their tokens.
 
-    It is fitted on the tokens ``ids`` (tokens,). The embeddings pass through ``project`` first. With ``intercept`` the
-    map is affine. The head must have a map as its residual path.
+    It is fitted on the tokens ``ids`` (tokens,), each as the only token of a text, or with ``affine``, which adds an
+    intercept, after the begin token. The embeddings pass through ``project`` first. The head must have a map as its
+    residual path.
 
     The least squares are in float64: in float32 their last bits depend on where in memory the matrices happen to lie.
     """
-    layers, _, positions, heads, size = prefix.shape
+    positions = prefix.shape[2] if isinstance(prefix, PrefixHead) else 1
+    layers, _, *_, heads, size = prefix.shape
+    texts = ids[:, None]  # (tokens, 1 or 2)
+    if affine:
+        texts = functional.pad(texts, (1, 0), value=lm.bos_id)
     targets = torch.empty(layers, 2, positions, len(ids), heads * size, device=lm.device)
     for position in range(positions):
-        position_ids = torch.full((len(ids), 1), position, device=lm.device)
-        cache = lm.model(input_ids=ids[:, None], position_ids=position_ids, use_cache=True).past_key_values
+        position_ids = torch.tensor([[0, position + 1] if affine else [position]], device=lm.device)
+        cache = lm.model(
+            input_ids=texts, position_ids=position_ids.expand(len(ids), -1), use_cache=True
+        ).past_key_values
         for layer, layer_cache in enumerate(cache.layers):
-            for side, states in enumerate((layer_cache.keys, layer_cache.values)):  # (tokens, heads, 1, head size)
-                targets[layer, side, position] = states[:, :, 0].flatten(1).float()
+            for side, states in enumerate((layer_cache.keys, layer_cache.values)):  # (tokens, heads, 1 or 2, head size)
+                targets[layer, side, position] = states[:, :, -1].flatten(1).float()
     slots = targets.flatten(0, 2)  # (slots, tokens, heads * head size)
     embedded = project(unit_embeddings(lm, ids))  # (tokens, width)
-    inputs = functional.pad(embedded, (0, 1), value=1) if intercept else embedded  # (tokens, inputs)
+    inputs = functional.pad(embedded, (0, 1), value=1) if affine else embedded  # (tokens, inputs)
     inputs = inputs.expand(len(slots), -1, -1)
     solution = torch.linalg.lstsq(inputs.double(), slots.double()).solution  # (slots, inputs, heads * head size)
-    if intercept:
+    if affine:
         prefix.nets.second_bias.copy_(solution[:, -1])
         solution = solution[:, :-1]
     assert prefix.nets.skip is not None

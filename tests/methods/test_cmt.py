@@ -29,7 +29,6 @@ from methods.parts.compression import (
     mean_directions,
     self_matching_loss,
 )
-from methods.parts.memory_bank import Prefix
 from tests.conftest import ROOT, TEXT
 
 SMALL = {
@@ -92,7 +91,8 @@ def test_aggregating_at_least_all_documents_is_full_aggregation(lm: BaseModel) -
         with torch.no_grad():
             questions = method.encode(*method.question_ids(QUESTIONS))
             bias = (matching_scores(questions, rows) / 0.05).repeat_interleave(3, 1)[:, None, None]
-            full = method.network.aggregate(questions, rows.flatten(0, 1).expand(3, -1, -1), bias).embeddings
+            vectors = method.network.aggregate(questions, rows.flatten(0, 1).expand(3, -1, -1), bias)
+            full = method.network.prefix(vectors).embeddings
         torch.testing.assert_close(soft_prompts(method, QUESTIONS, rows), full)
 
 
@@ -112,9 +112,10 @@ def test_a_question_reads_only_its_best_matches_in_any_batch(lm: BaseModel, matc
                 if match_use == "filter"
                 else matching_scores(questions, rows)[0, best].repeat_interleave(3)[None] / 0.05
             )
-            expected = method.network.aggregate(
+            vectors = method.network.aggregate(
                 questions, rows[best].flatten(0, 1)[None], None if bias is None else bias[:, None, None]
             )
+            expected = method.network.prefix(vectors)
         assert alone.entries == [best.tolist()] == [list(together.entries[i])]
         for embeddings in (alone.embeddings, together.embeddings[i : i + 1]):
             torch.testing.assert_close(embeddings, expected.embeddings)
@@ -279,6 +280,17 @@ def test_the_outer_loss_is_the_sum_of_its_weighted_parts(lm: BaseModel) -> None:
     assert set(make(lm, memory_aware_weight=0).outer_step(EPISODES[:2], EPISODES)) == {"loss", "answer_nll"}
 
 
+def test_the_alignment_may_be_trained_alone_at_first(lm: BaseModel) -> None:
+    method = make(lm, align=0.5, aligned_first=0.5, matching_weight=2.0)
+    parts = method.outer_step(EPISODES[:2], [])
+    assert parts["loss"] == pytest.approx(0.5 * parts["alignment"] + 2 * parts["matching"], rel=1e-5)
+    assert all(p.grad is None for p in method.network.inject.parameters()), "the base was not read"
+    method.progress = 0.5
+    parts = method.outer_step(EPISODES[:2], [])
+    assert set(parts) == {"loss", "answer_nll", "memory_aware", "alignment", "matching"}
+    assert all(p.grad is not None for p in method.network.inject.parameters())
+
+
 def test_the_memory_aware_loss_may_take_the_place_of_the_answer_loss(lm: BaseModel) -> None:
     settings = {"memory_aware_use": "replace", "matching_weight": 2.0}
     parts = make(lm, memory_aware_weight=0.25, **settings).outer_step(EPISODES[:2], [])
@@ -315,11 +327,11 @@ def test_each_loss_of_the_preset_can_be_switched_off(lm: BaseModel, off: dict[st
 
 def test_the_preset_filters_after_training_alone(lm: BaseModel) -> None:
     method = make(lm, preset="paper")
-    prefixes: list[Prefix] = []
+    results: list[tuple[Tensor, Tensor]] = []
     aggregate = method.aggregate
-    method.aggregate = lambda *inputs: prefixes.append(aggregate(*inputs)) or prefixes[-1]  # type: ignore
+    method.aggregate = lambda *inputs: results.append(aggregate(*inputs)) or results[-1]  # type: ignore
     method.outer_step(EPISODES, [])
-    assert prefixes[0].entries is not None and [len(row) for row in prefixes[0].entries] == [6] * 6
+    assert results[0][1].shape == (6, 6)
     assert len(method.network.queue) == 0
     observed(method, TEXTS)
     matched = method.condition([Question("0", QUESTIONS[0])]).documents
@@ -333,7 +345,7 @@ def test_the_preset_without_a_filter_reads_the_whole_bank(lm: BaseModel) -> None
         method = make(lm, k=k, preset="paper")
         with torch.no_grad():
             questions = method.encode(*method.question_ids(QUESTIONS))
-            full = method.network.aggregate(questions, rows.flatten(0, 1)[None])
+            full = method.network.prefix(method.network.aggregate(questions, rows.flatten(0, 1)[None]))
             pair = [
                 torch.stack([torch.stack(layer) for layer in prefix.key_values or ()])
                 for prefix in (method.recall(QUESTIONS, rows), full)
@@ -363,7 +375,8 @@ def test_the_answer_loss_alone_trains_the_matching_if_it_weights_rows(lm: BaseMo
         rows = method.encode_documents([episode.document for episode in EPISODES]).detach()
         questions = method.encode(*method.question_ids(QUESTIONS)).detach()
         scores = matching_scores(questions, rows).requires_grad_()
-        prefix = method.aggregate(questions, rows, scores, scores.detach(), 4)
+        vectors, _ = method.aggregate(questions, rows, scores, scores.detach(), 4)
+        prefix = method.network.prefix(vectors)
         assert prefix.embeddings is not None
         prefix.embeddings.square().sum().backward()
         gradients.append(0.0 if scores.grad is None else scores.grad.abs().sum().item())
@@ -373,14 +386,14 @@ def test_the_answer_loss_alone_trains_the_matching_if_it_weights_rows(lm: BaseMo
 def test_the_own_document_is_forced_among_the_best_at_first(lm: BaseModel) -> None:
     method = make(lm, k=None, force_gold=1.0, queue=0)
     method.config.training.__dict__["k"] = 1
-    prefixes: list[Prefix] = []
+    results: list[tuple[Tensor, Tensor]] = []
     aggregate = method.aggregate
-    method.aggregate = lambda *inputs: prefixes.append(aggregate(*inputs)) or prefixes[-1]  # type: ignore
+    method.aggregate = lambda *inputs: results.append(aggregate(*inputs)) or results[-1]  # type: ignore
     method.outer_step(EPISODES, EPISODES)
-    assert prefixes[0].entries == [[i] for i in range(6)]
+    assert results[0][1].tolist() == [[i] for i in range(6)]
     method.progress = 1.0
     method.outer_step(EPISODES, EPISODES)
-    assert prefixes[1].entries != prefixes[0].entries
+    assert not torch.equal(results[1][1], results[0][1])
 
 
 def test_two_questions_of_a_document_share_its_entry(lm: BaseModel) -> None:

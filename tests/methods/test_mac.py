@@ -9,9 +9,11 @@ import pydantic
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoTokenizer, T5Config, T5Model
 
 from bench import Document, Episode, Question
+from bench.answering.prompts import answer_ids
 from bench.contract.meta_training import Trainer
 from bench.errors import BenchError
 from bench.lm.base_model import BaseModel
@@ -260,17 +262,56 @@ def test_an_empty_bank_gives_the_questions_own_prefix(llama_lm: BaseModel) -> No
     assert_same(empty, [pair[side][i] for i in range(len(QUESTIONS)) for pair in layers for side in (0, 1)])
 
 
+@pytest.mark.parametrize("positions", [2, None])
 @pytest.mark.parametrize("start", ["base", "base_affine"])
-def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(llama_lm: BaseModel, start: str) -> None:
-    method = make(llama_lm, prefix_start=start, tokens=1)
+def test_a_prefix_that_starts_from_the_base_is_that_of_the_token(
+    llama_lm: BaseModel, start: str, positions: int | None
+) -> None:
+    method = make(llama_lm, prefix_start=start, prefix_positions=positions, tokens=1)
     method.begin_training()
     ids = torch.tensor([17, 4])
+    text = ids[:, None]
+    if start == "base_affine":
+        text = functional.pad(text, (1, 0), value=llama_lm.bos_id)
     with torch.no_grad():
         layers = method.prefix(unit_embeddings(llama_lm, ids)[:, None])
-        cache = llama_lm.model(input_ids=ids[:, None], use_cache=True).past_key_values
-    # the first layer's keys and values are linear in the normed embedding; those of position 0 are not rotated
+        cache = llama_lm.model(input_ids=text, use_cache=True).past_key_values
+    # the first layer's keys and values are linear in the normed embedding, whatever comes before
     for prefix, states in zip(layers[0], (cache.layers[0].keys, cache.layers[0].values), strict=True):
-        torch.testing.assert_close(prefix[:, :, :1], states, rtol=1e-3, atol=1e-3)
+        assert prefix.shape[2] == (positions or 1)
+        torch.testing.assert_close(prefix[:, :, 0], states[:, :, -1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_alignment_finds_the_answer_vector_by_vector(llama_lm: BaseModel) -> None:
+    method, answers = make(llama_lm, tokens=3), ["the mill at the bridge", "noon"]
+    documents = [method.windows(Document("0", "the mill at Corvale")), method.windows(Document("1", "no ferry"))]
+    endings = answer_ids(llama_lm, ["Where?", "When?"], answers)
+    assert len(endings[0]) > 3 > len(endings[1]), "one answer is cut, and one leaves a vector over"
+    texts = [windows[0] for windows in documents] + [ending[:3] for ending in endings]
+    tokens = {token for text in texts for token in text.tolist()}
+    table = {t: unit_embeddings(llama_lm, torch.tensor([t]))[0].double() for t in tokens}
+    vectors = torch.randn(2, 3, method.row_shape[1], generator=torch.Generator().manual_seed(0))
+    means = []
+    for row, ending in zip(vectors.double(), endings, strict=True):
+        losses = []
+        for vector, target in zip(row, ending[:3].tolist(), strict=False):
+            logits = {t: math.exp(10 * float(functional.cosine_similarity(vector, e, dim=0))) for t, e in table.items()}
+            losses.append(math.log(sum(logits.values())) - math.log(logits[target]))
+        means.append(sum(losses) / len(losses))
+    found = method.alignment(vectors, ["Where?", "When?"], answers, documents)
+    assert found.item() == pytest.approx(sum(means) / 2, rel=1e-5)
+
+
+def test_the_alignment_alone_does_not_read_the_base(llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make(llama_lm, align=0.5, aligned_first=0.5)
+    parts = method.outer_step(EPISODES, [])
+    assert set(parts) == {"loss", "alignment"} and parts["loss"] == pytest.approx(0.5 * parts["alignment"])
+    assert all(p.grad is None for p in method.prefix.parameters())
+    assert all(p.grad is not None for p in method.aggregator.parameters())
+    method.progress = 0.5
+    parts = method.outer_step(EPISODES, [])
+    assert parts["loss"] == pytest.approx(parts["answer_nll"] + 0.5 * parts["alignment"])
+    assert all(p.grad is not None for p in method.prefix.parameters())
 
 
 @pytest.mark.parametrize("changes", [{"prefix_start": "base"}, {"prefix_start": "base_affine", "width": 12}])
@@ -293,7 +334,7 @@ def test_the_prefix_head_is_fitted_when_a_training_begins(llama_lm: BaseModel, c
     expected.build()  # the same draws, and then those of the fit
     ids = torch.randperm(len(llama_lm.tokenizer))[:FIT_TOKENS]
     affine = changes["prefix_start"] == "base_affine"
-    fit_prefix_head(expected.prefix, llama_lm, expected.projection, ids, intercept=affine)
+    fit_prefix_head(expected.prefix, llama_lm, expected.projection, ids, affine=affine)
     assert torch.equal(method._fit_ids, ids)
     torch.testing.assert_close(method.prefix.state_dict(), expected.prefix.state_dict())
     other = make(llama_lm, **changes)
@@ -404,6 +445,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         AmortizedTraining(shared=True, amortizer="t5")
     with pytest.raises(pydantic.ValidationError, match="own_until"):
         AmortizedTraining(own_until=0.5, all_from=0.3)
+    with pytest.raises(pydantic.ValidationError, match="aligned_first needs align"):
+        AmortizedTraining(aligned_first=0.5)
 
 
 def test_the_reference_preset_has_the_settings_of_the_authors_code() -> None:

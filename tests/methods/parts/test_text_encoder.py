@@ -19,7 +19,7 @@ def test_the_fit_of_a_prefix_head_does_not_depend_on_memory_layout() -> None:
         torch.manual_seed(0)
         head = PrefixHead(lm.key_value_shape, 4, 12, hidden=8, positions=2)
         project = torch.nn.Linear(lm.model.config.hidden_size, 12, bias=False)
-        fit_prefix_head(head, lm, project, torch.randperm(len(lm.tokenizer)), intercept=False)
+        fit_prefix_head(head, lm, project, torch.randperm(len(lm.tokenizer)), affine=False)
         assert head.nets.skip is not None and head.nets.skip.dtype == torch.float32
         fits.append(head.nets.skip)
     assert all(torch.equal(fit, fits[0]) for fit in fits)
