@@ -70,7 +70,7 @@ class AmortizedMemory(MemoryMethod):
         training, width = self.config.training, self.row_shape[1]
         self.projection: nn.Module = nn.Identity()
         if training.width is not None:
-            self.projection = nn.Linear(self.lm.model.config.hidden_size, width, bias=False)
+            self.projection = nn.Linear(self.embedding_width, width, bias=False)
             nn.init.orthogonal_(self.projection.weight)  # it keeps the angles between embeddings, about
         self.documents = self._amortizer("amortizer")
         self.questions = self.documents if training.shared else self._amortizer("question_encoder")
@@ -126,7 +126,13 @@ class AmortizedMemory(MemoryMethod):
     def row_shape(self) -> tuple[int, int]:
         """(T, width)."""
         training = self.config.training
-        return training.tokens, training.width or self.lm.model.config.hidden_size
+        return training.tokens, training.width or self.embedding_width
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the base's embeddings, which in some bases is less than that of its hidden states."""
+        width: int = self.lm.model.get_input_embeddings().embedding_dim
+        return width
 
     def windows(self, document: Document) -> list[Tensor]:
         """The document's token ids in windows, by the base's tokenizer or that of the amortiser's checkpoint."""

@@ -49,7 +49,7 @@ class AmortizedTraining(BankTraining):
         default=None,
         ge=1,
         description="width of the networks and of the vectors, to which a learned projection maps the base's "
-        "embeddings; null: the base's hidden size, without a projection",
+        "embeddings; null: the width of the embeddings, without a projection",
     )
     encoder_layers: int = pydantic.Field(default=6, ge=0, description="encoder layers of a T5 from scratch")
     decoder_layers: int = pydantic.Field(default=6, ge=1, description="decoder layers of a T5 from scratch")

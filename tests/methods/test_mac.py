@@ -24,6 +24,7 @@ from methods.mac import Mac
 from methods.parts.memory_bank import pad_texts
 from methods.parts.text_encoder import FIT_TOKENS, AmortizedTraining, fit_prefix_head, unit_embeddings
 from tests.conftest import TEXT, make_checkpoint
+from tests.tiny_models import tiny_base
 
 EPISODES = [
     Episode(Document(str(i), text), (Question(str(i), f"Who saw {text[:9]}?"),), ((f"an otter number {i}", f"no {i}"),))
@@ -364,6 +365,16 @@ def test_networks_may_be_narrower_than_the_base(llama_lm: BaseModel) -> None:
     sizes = [sum(p.numel() for p in method.learner.parameters()) for method in (narrow, wide)]
     assert sizes[0] < sizes[1]
     assert [t.shape for t in prefixes(narrow)] == [t.shape for t in prefixes(wide)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"width": 12}])
+def test_embeddings_may_be_narrower_than_hidden_states(changes: dict[str, object]) -> None:
+    method = make(tiny_base("opt", word_embed_proj_dim=16), prefix_start="base", **changes)
+    method.begin_training()
+    assert math.isfinite(method.outer_step(EPISODES, [])["loss"])
+    method.observe(EPISODES[0].document)
+    assert method.bank.shape == (1, SMALL["tokens"], changes.get("width", 16))
+    assert {tensor.shape for tensor in prefixes(method)} == {(2, 2, 16)}
 
 
 def test_only_some_questions_of_a_document_may_be_drawn(llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
