@@ -303,7 +303,7 @@ def test_the_alignment_finds_the_answer_vector_by_vector(llama_lm: BaseModel) ->
     assert found.item() == pytest.approx(sum(means) / 2, rel=1e-5)
 
 
-def test_the_alignment_alone_does_not_read_the_base(llama_lm: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alignment_alone_does_not_read_the_base(llama_lm: BaseModel) -> None:
     method = make(llama_lm, align=0.5, aligned_first=0.5)
     parts = method.outer_step(EPISODES, [])
     assert set(parts) == {"loss", "alignment"} and parts["loss"] == pytest.approx(0.5 * parts["alignment"])
