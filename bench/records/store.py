@@ -240,11 +240,25 @@ def _content(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
     """
     if (files := packed.unpacked(path.parents[1])) is None:
-        return path.read_bytes()
+        return current_bytes(path)
     name = f"{path.parent.name}/{path.name}"
     if name not in files:
         raise FileNotFoundError(path)
     return files[name]
+
+
+def current_bytes(path: Path) -> bytes:
+    """The content of a file that another machine may replace while it is read.
+
+    Raises:
+        OSError: it cannot be read, or there is no such file.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # of a file server: the file that was opened is gone
+            raise
+        return path.read_bytes()
 
 
 def _sha256(content: bytes) -> str:

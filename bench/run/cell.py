@@ -44,9 +44,9 @@ from bench.records.schema import (
     Tally,
     TokenEvent,
 )
-from bench.records.store import MANIFEST, MissingRecord, read_run, write_run
+from bench.records.store import MANIFEST, MissingRecord, current_bytes, read_run, write_run
 from bench.run import artifacts
-from bench.run.executor import TaskError, limit_time, retire, tell
+from bench.run.executor import TaskError, UnfitMachine, limit_time, may_move, retire, tell
 from bench.run.inputs import (
     CellInputs,
     Sources,
@@ -101,7 +101,7 @@ class Cell(pydantic.BaseModel):
 def written(runs: Path, cell: str) -> str:
     """A hash of the record of a cell, which tells it from an earlier one; "" if there is none."""
     try:
-        return hashing.digest((runs / cell / MANIFEST).read_text(encoding="utf-8"))
+        return hashing.digest(current_bytes(runs / cell / MANIFEST).decode())
     except FileNotFoundError:
         return ""
 
@@ -127,6 +127,7 @@ def run(
 
     Raises:
         BenchError: the data, the model or the method have changed since the spec was made.
+        UnfitMachine: the base could not be loaded here, or memory ran out, and another machine may try.
     """
     tell(Moment("starting"))
     own, where = Cell.model_validate(cell), place(runs)
@@ -142,6 +143,8 @@ def run(
         record, events = run_cell(own, folder, hook_timeout, abilities)
         if record.status != "complete":
             retire()
+        if record.failure is not None and record.failure.kind == "out_of_memory" and may_move():
+            raise UnfitMachine(record.failure.message)
         if not where.holds(own.id):
             return ELSEWHERE
         write_run(folder, record, *events)
@@ -162,6 +165,8 @@ def run_cell(
     try:  # before the method is imported, so that what its import changes is seen
         lm, fingerprint = load_base(cell, abilities)
     except Exception as error:
+        if may_move():
+            raise UnfitMachine(failure_of(error, None).message) from error
         kind = registry.load_method(spec.method, sources.plugins)
         return record_of(cell, kind, origin, failure=failure_of(error, None)), ()
     kind = registry.load_method(spec.method, sources.plugins)
@@ -360,8 +365,9 @@ def record_of(
 
 
 def dead_worker_record(cell: Cell, kind: type[Method], error: TaskError) -> RunRecord:
-    """The record of a cell whose worker process died, or was killed because a hook took too long."""
-    failure = Failure(kind="worker_died", message=error.message, traceback="", position=None)
+    """The record of a cell whose worker died, was killed because a hook took too long, or could not read or write."""
+    died = error.kind == "worker_died"
+    failure = Failure(kind="worker_died" if died else "failed", message=error.message, traceback="", position=None)
     if error.kind == "timed_out":
         hook, position = error.activity
         where = "" if position is None else f" at document {position + 1} of the stream"

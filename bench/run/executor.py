@@ -7,6 +7,7 @@ to another executor on other machines.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -15,14 +16,14 @@ import threading
 import time
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from bench import machine
-from bench.errors import BenchError
+from bench.errors import BenchError, RunError
 from bench.machine import usable_cores
 
 CHECK_SECONDS = 1.0
@@ -58,11 +59,16 @@ class Task:
 class TaskError:
     """The reason why a task has no value: it raised, its worker process died, or it exceeded a time limit."""
 
-    kind: Literal["raised", "io", "worker_died", "timed_out"]
-    """``io``: it raised an error of the system, such as one of a disk or file server, so that it may run elsewhere."""
+    kind: Literal["raised", "failed", "io", "worker_died", "timed_out"]
+    """``io``: it raised an error of the system (a file server's, say) or :class:`UnfitMachine`: it may run elsewhere.
+    ``failed``: it raised a RunError, as it would anywhere."""
     message: str
     activity: Any = None
     """What exceeded its time limit, as passed to :func:`limit_time`."""
+
+
+class UnfitMachine(Exception):
+    """This machine lacks what the task needs; another may have it."""
 
 
 @dataclass(frozen=True)
@@ -480,6 +486,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 _pipe: Channel | None = None
 _retiring = False
+_may_move = False
 
 
 def limit_time(seconds: float | None, activity: Any = None) -> None:
@@ -488,8 +495,7 @@ def limit_time(seconds: float | None, activity: Any = None) -> None:
     The outcome is then an error with this ``activity`` (picklable). None lifts the limit. It holds during calls into C
     too. Outside a pool's worker nothing is done.
     """
-    if _pipe is not None:
-        _pipe.send(Limit(seconds, activity))
+    _send(Limit(seconds, activity))
 
 
 def tell(content: Any) -> None:
@@ -497,8 +503,16 @@ def tell(content: Any) -> None:
 
     Outside a pool's worker nothing is done.
     """
-    if _pipe is not None:
-        _pipe.send(Told(content))
+    _send(Told(content))
+
+
+def _send(message: Limit | Told) -> None:
+    if _pipe is None:
+        return
+    try:
+        _pipe.send(message)
+    except BrokenPipeError:  # the parent has died: this is no error of the task, which must not record it
+        os._exit(1)
 
 
 def retire() -> None:
@@ -508,6 +522,11 @@ def retire() -> None:
     """
     global _retiring
     _retiring = _pipe is not None
+
+
+def may_move() -> bool:
+    """True if the pool would give the present task to another machine if it raised :class:`UnfitMachine`."""
+    return _may_move
 
 
 def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
@@ -529,14 +548,26 @@ def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> Non
             return
 
 
-def perform(task: Task, threads: int) -> tuple[Outcome, bool]:
-    """Run a task in this worker: its outcome, and False if the worker is not fit for another one."""
+def perform(
+    task: Task, threads: int, may_move: bool = False, prepare: Callable[[Task], Task] = lambda task: task
+) -> tuple[Outcome, bool]:
+    """Run a task in this worker, as ``prepare`` returns it; its outcome, and False if the worker is to end with it."""
+    global _may_move
+    _may_move = may_move
     try:
-        outcome = Outcome(task.key, value=_call(task, threads))
+        outcome = Outcome(task.key, value=_call(prepare(task), threads))
+    except UnfitMachine as error:
+        outcome = Outcome(task.key, error=TaskError("io", str(error)))
     except Exception as error:
-        kind: Literal["raised", "io"] = "io" if isinstance(error, OSError) else "raised"
-        outcome = Outcome(task.key, error=TaskError(kind, f"{type(error).__name__}: {error}"))
+        outcome = Outcome(task.key, error=TaskError(_kind(error), f"{type(error).__name__}: {error}"))
     return outcome, not _retiring
+
+
+def _kind(error: Exception) -> Literal["raised", "failed", "io"]:
+    """The kind of a task's error. A full disk would stop other tasks of this machine too."""
+    if isinstance(error, RunError):
+        return "failed"
+    return "io" if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT) else "raised"
 
 
 class Channel(Protocol):

@@ -14,7 +14,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,13 +98,14 @@ class RayCluster(Pool["_Actor"]):
         memory: int = 0,
     ) -> None:
         super().__init__()
-        self._ray, self._is_own = start(address, machine.usable_cores())
+        self.ray, self._is_own = start(address, machine.usable_cores())
         self._is_here = self._is_own and not address
         """True if the cluster is this machine alone."""
         self.threads, self.gpus = max(1, threads or 1), gpus
-        nodes = self._nodes()
-        self.memory = min(memory, max((int(node.get("memory", 0)) for node in nodes.values()), default=0))
-        room = sum(map(self._room, nodes.values()))
+        self.memory = 0
+        able = [node for node in self._nodes().values() if self._room(node)]  # with the cores and GPUs
+        self.memory = min(memory, max((int(node.get("memory", 0)) for node in able), default=0))
+        room = sum(map(self._room, able))
         if room < 1:
             problem = self._no_room()
             self.close()
@@ -113,10 +114,10 @@ class RayCluster(Pool["_Actor"]):
         self._since = time.monotonic()
         """When a worker was last seen to have begun."""
         self._parcels: dict[str, Parcel] = {}
-        here = self._ray.get_runtime_context().get_node_id()
-        affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        here = self.ray.get_runtime_context().get_node_id()
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         lasting = {"max_restarts": -1, "max_task_retries": -1}
-        self._mail = self._ray.remote(num_cpus=0, scheduling_strategy=affinity, **lasting)(_Mailbox).remote()
+        self._mail = self.ray.remote(num_cpus=0, scheduling_strategy=affinity, **lasting)(_Mailbox).remote()
 
     def _room(self, resources: Mapping[str, float]) -> int:
         """How many workers fit on a node."""
@@ -125,7 +126,7 @@ class RayCluster(Pool["_Actor"]):
 
     def _nodes(self) -> dict[str, Mapping[str, float]]:
         """The resources of each node that is alive, by its id."""
-        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
 
     def _is_room_beside(self, nodes: Set[str]) -> bool:
         """True if there is room for a worker on another node than these, or will be once those there have ended."""
@@ -133,17 +134,19 @@ class RayCluster(Pool["_Actor"]):
 
     def _no_room(self) -> str:
         nodes = self._nodes().values()
-        cores, cards = (max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU"))
+        cores, cards, memory = (
+            max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU", "memory")
+        )
         return (
-            f"A worker with {self.threads} cores and {self.gpus:g} GPUs fits on no node of the Ray cluster: the "
-            f"largest have {cores:g} cores and {cards:g} GPUs."
+            f"A worker with {self.threads} cores, {self.gpus:g} GPUs and {self.memory / 1e9:.1f} GB fits on no node of "
+            f"the Ray cluster: the largest have {cores:g} cores, {cards:g} GPUs and {memory / 1e9:.1f} GB."
         )
 
     def close(self) -> None:
         """End all workers and leave the cluster, which ends if it was started here."""
         super().close()
         if self._is_own:
-            self._ray.shutdown()
+            self.ray.shutdown()
 
     def _new(self, task: Task) -> _Actor:
         environment = {**start_environment(self.threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -152,9 +155,9 @@ class RayCluster(Pool["_Actor"]):
         if not self._is_room_beside(avoided):
             avoided = set()
         if avoided:
-            strategies = self._ray.util.scheduling_strategies
+            strategies = self.ray.util.scheduling_strategies
             strategy = strategies.NodeLabelSchedulingStrategy({"ray.io/node-id": strategies.NotIn(*avoided)})
-        kind = self._ray.remote(
+        kind = self.ray.remote(
             num_cpus=self.threads,
             num_gpus=self.gpus,
             memory=self.memory,
@@ -164,7 +167,7 @@ class RayCluster(Pool["_Actor"]):
         )(_Worker)
         name = f"{time.monotonic_ns()}"
         handle = kind.remote(name, self._mail, self.threads, sys.argv)
-        worker = _Actor(self._ray, name, handle, avoided, self._shipped)
+        worker = _Actor(self, name, handle, avoided)
         worker.assign(task)
         return worker
 
@@ -179,9 +182,9 @@ class RayCluster(Pool["_Actor"]):
         for worker, has_begun in zip(workers, begun, strict=True):
             if worker.avoided and not has_begun and not self._is_room_beside(worker.avoided):
                 worker.recall()  # all other nodes were lost since: its task is tried anywhere
-        self._ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
+        self.ray.wait([worker.result for worker in workers], timeout=CHECK_SECONDS)
         by_name = {worker.name: worker for worker in workers}
-        for name, message in self._ray.get(self._mail.take.remote()):
+        for name, message in self.ray.get(self._mail.take.remote()):
             if name in by_name:
                 by_name[name].hear(message)
 
@@ -190,18 +193,24 @@ class RayCluster(Pool["_Actor"]):
             return False
         lost = self.lost.setdefault(outcome.key, [])
         if outcome.error.kind == "raised" and not self._is_room_beside({*lost, worker.node()}):
-            return False  # another node may have the code or the base that this one lacks, but there is none
+            return False  # another node may have the code that this one lacks, but there is none
         if not worker.is_recalled:
             lost.append(worker.node())
         return len(lost) <= RETRIES
 
-    def _shipped(self, task: Task) -> list[Parcel]:
+    def may_move(self, task: Task) -> bool:
+        """True if a task that the next worker is unfit for would go to another node."""
+        lost = self.lost.get(task.key, [])
+        left = [node for node, resources in self._nodes().items() if node not in lost and self._room(resources)]
+        return len(lost) < RETRIES and len(left) > 1
+
+    def shipped(self, task: Task) -> list[Parcel]:
         """The files that the task reads, put into the object store the first time, if there are other machines."""
         if self._is_here:
             return []
         for path in task.files:
             if path not in self._parcels:
-                self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self._ray.put(pack(Path(path))))
+                self._parcels[path] = Parcel(path, hashing.path_hash(Path(path)), self.ray.put(pack(Path(path))))
         return [self._parcels[path] for path in task.files]
 
 
@@ -250,18 +259,13 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 class _Actor(Assignee):
-    """An actor, seen from the driver. It begins on no node that is avoided.
-
-    ``ship`` puts the files of a task into the object store.
-    """
+    """An actor of a pool, seen from the driver. It begins on no node that is avoided."""
 
     result: Any
     is_recalled = False
 
-    def __init__(
-        self, ray: Any, name: str, handle: Any, avoided: Set[str], ship: Callable[[Task], list[Parcel]]
-    ) -> None:
-        self._ray, self.name, self._handle, self.avoided, self._ship = ray, name, handle, avoided, ship
+    def __init__(self, pool: RayCluster, name: str, handle: Any, avoided: Set[str]) -> None:
+        self._pool, self._ray, self.name, self._handle, self.avoided = pool, pool.ray, name, handle, avoided
         self._node = handle.node.remote()
 
     def has_begun(self) -> bool:
@@ -271,13 +275,13 @@ class _Actor(Assignee):
     def node(self) -> str:
         """The id of the node that it runs on, or ran on; "" if it never began."""
         try:
-            return str(self._ray.get(self._node, timeout=0))
+            return str(self._ray.get(self._node, timeout=CHECK_SECONDS))  # it may be on its way
         except self._ray.exceptions.RayError:
             return ""
 
     def assign(self, task: Task) -> None:
         self.accept(task)
-        self.result = self._handle.work.remote(task, self._ship(task))
+        self.result = self._handle.work.remote(task, self._pool.shipped(task), self._pool.may_move(task))
 
     def outcome(self) -> Outcome | None:
         ready, _ = self._ray.wait([self.result], timeout=0)
@@ -332,10 +336,14 @@ class _Worker:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def work(self, task: Task, parcels: Sequence[Parcel]) -> tuple[Outcome, bool]:
-        """Run a task, with its files where this node has them."""
-        here = {parcel.path: str(unpacked(parcel)) for parcel in parcels}
-        return executor.perform(replace(task, payload=renamed(task.payload, here)), self.threads)
+    def work(self, task: Task, parcels: Sequence[Parcel], may_move: bool) -> tuple[Outcome, bool]:
+        """Run a task, with its files where this node has them; ``may_move`` if another node can take it."""
+
+        def with_files(task: Task) -> Task:
+            here = {parcel.path: str(unpacked(parcel)) for parcel in parcels}
+            return replace(task, payload=renamed(task.payload, here))
+
+        return executor.perform(task, self.threads, may_move, with_files)
 
 
 class _Letters:

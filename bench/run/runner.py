@@ -471,7 +471,7 @@ class Runner:
     def _tasks(self, batches: Iterable[_Batch], progress: Progress) -> list[Task]:
         """Tasks for the cells of the batches that are to run here, the longest first."""
         batches = list(batches)
-        missing: dict[str, Cell] = {}
+        missing: dict[str, tuple[Cell, str]] = {}
         jobs: dict[str, Job] = {}
         place, shards = self.shard
         own: set[str] = set()
@@ -481,11 +481,14 @@ class Runner:
             for number, cell in enumerate(cells, first):
                 if number % shards == place - 1:
                     own.add(cell.id)
-                if (cell.id in own or purpose == "tuning") and self.is_ahead(cell):
-                    missing[cell.id] = cell
+                if cell.id in self._attempts or not (cell.id in own or purpose == "tuning"):
+                    continue
+                before = written(self.runs, cell.id)  # first: what another process writes from now on is new
+                if self.is_ahead(cell):
+                    missing[cell.id] = cell, before
                     jobs[cell.id] = Job(purpose, self.tuner.label(plan), cell.spec.arm, cell.spec.stream, load(cell))
         self._attempts |= missing.keys()
-        self._running |= {key: (cell, written(self.runs, key)) for key, cell in missing.items()}
+        self._running |= missing
         # the longest first, so that no worker begins a long one when all others are done
         costs = {
             key: progress.pace.seconds(job.load) or progress.pace.guess(job.load) or 0.0 for key, job in jobs.items()
@@ -501,12 +504,12 @@ class Runner:
                     "runs": self.place.name,
                     "hook_timeout": self.hook_timeout,
                     "abilities": self.abilities,
-                    "planned": self._running[key][1],
+                    "planned": before,
                 },
                 cell.group,
                 cell.sources.files,
             )
-            for key, cell in sorted(missing.items(), key=lambda item: (item[0] not in own, -costs[item[0]]))
+            for key, (cell, before) in sorted(missing.items(), key=lambda item: (item[0] not in own, -costs[item[0]]))
         ]
 
     def is_ahead(self, cell: Cell) -> bool:
@@ -524,8 +527,8 @@ class Runner:
                 progress.note(outcome.key, outcome.content)
                 continue
             task = next(task for task in tasks if task.key == outcome.key)
-            if outcome.error is not None and outcome.error.kind in ("raised", "io"):
-                raise RunError(f"{outcome.key} could not be run: {outcome.error.message}")
+            if outcome.error is not None and outcome.error.kind in ("raised", "failed"):
+                raise RunError(f"{outcome.key} ended without a record: {outcome.error.message}")
             if outcome.error is not None:
                 self._deaths[outcome.key] = outcome.error
             if outcome.value == ELSEWHERE or (outcome.error is not None and not self._bury(outcome.key)):
@@ -542,9 +545,9 @@ class Runner:
             yield task, True
 
     def _bury(self, key: str) -> bool:
-        """Record the death of a cell's worker, unless another process has run the cell since.
+        """Record that a cell's worker died or lost its disk, unless another process has run the cell since.
 
-        False if its worker did not die here, or if another process holds its claim: it runs the cell, or it is the dead
+        False if its worker did neither here, or if another process holds its claim: it runs the cell, or it is the dead
         worker, on another machine.
         """
         if key not in self._deaths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -349,16 +350,27 @@ def train(
         experiment.prompt,
         experiment.dtype,
     ).model_copy(update={"model": Path(name_of_base).name})
-    with claims.Folder(work).claimed(key.folder_name) as free:
+    places = claims.Folder(work)
+
+    def say_if_held(line: str) -> None:
+        say(line)
+        if not places.holds(key.folder_name):
+            raise TakenOver
+
+    with places.claimed(key.folder_name) as free, contextlib.suppress(TakenOver):
         if free and artifacts.is_there(path := out / key.folder_name):
             say(f"{path} is there already. Delete it to train it again.")
             return path
         if free:
             file = work / key.folder_name / "checkpoint.safetensors"
-            return _train(kind, experiment, config, base, key, out, file, options, say)
-    owner = claims.Folder(work).holder(key.folder_name)
+            return _train(kind, experiment, config, base, key, out, file, options, say_if_held)
+    owner = places.holder(key.folder_name)
     say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
     return None
+
+
+class TakenOver(Exception):
+    """Another process has taken over the training, since this one stood still."""
 
 
 def _meta_trained(name: str, plugins: Sequence[str]) -> type[MetaTrained]:

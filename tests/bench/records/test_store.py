@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -92,6 +93,23 @@ def test_a_failed_write_leaves_the_earlier_run(runs: Path, monkeypatch: pytest.M
         store.write_run(runs, RUN, DOCUMENTS[:1])
     assert store.read_documents(runs, RUN.id) == DOCUMENTS
     assert [path.name for path in runs.iterdir()] == [RUN.id]
+
+
+def test_a_record_that_another_machine_replaces_while_it_is_read_is_read_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, stale = Path.read_bytes, [errno.ESTALE, errno.EIO]
+
+    def replaced(self: Path) -> bytes:
+        if stale:
+            raise OSError(stale.pop(0), "no such file handle")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    with pytest.raises(OSError, match="no such file handle"):
+        store.current_bytes(runs / RUN.id / store.MANIFEST)
+    stale.append(errno.ESTALE)
+    assert store.read_run(runs / RUN.id).id == RUN.id
 
 
 def test_a_run_that_cannot_take_its_place_leaves_the_earlier_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

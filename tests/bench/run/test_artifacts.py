@@ -425,6 +425,24 @@ def test_what_another_process_trains_is_left_to_it(
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_a_training_that_was_taken_over_leaves_the_rest_to_the_other_process(
+    plan: Callable[..., Experiment], tmp_path: Path, plugin: str
+) -> None:
+    lines: list[str] = []
+    work = claims.Folder(tmp_path / "train")
+
+    def stand_still(line: str) -> None:
+        lines.append(line)
+        [name] = work.names()
+        other = claims.own_claim(name)._replace(process="0badcafe-1")
+        work.replace(name, json.dumps(other._asdict()).encode())
+
+    nothing = training.train("shifts", plan(), 0, tmp_path / "out", tmp_path / "train", [plugin], say=stand_still)
+    assert nothing is None and lines[0].startswith("step 1/") and "Another process" in lines[1]
+    [checkpoint] = (tmp_path / "train").rglob("checkpoint.safetensors")
+    assert checkpoint.is_file() and not list((tmp_path / "out").iterdir())
+
+
 def test_an_artifact_that_is_there_stays_since_a_cell_may_be_reading_it(
     plan: Callable[..., Experiment], tmp_path: Path, plugin: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from bench.records.schema import RunRecord
 from bench.records.store import read_answers, read_documents, read_run
-from bench.run.cell import failure_of
-from bench.run.executor import LocalPool
+from bench.run.cell import failure_of, run
+from bench.run.executor import LocalPool, UnfitMachine
 from bench.run.runner import Runner
 from tests.conftest import ROOT
 from tests.world import Inline, make_experiment
@@ -116,6 +117,26 @@ def test_only_deterministic_algorithms_are_used_if_asked_for(keepers: Path, llam
     assert free.comparability_key == bound.comparability_key
     assert free_puts.status == "complete" and bound_puts.failure is not None
     assert "put_ does not have a deterministic implementation" in bound_puts.failure.message
+
+
+def test_what_this_machine_lacks_is_left_to_another_one_if_there_is_one(
+    keepers: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    [cell] = runner(keepers, llama, tmp_path, "closed_book").run(Inline()).cells
+    shutil.rmtree(tmp_path / cell.id)
+    for function in ("load_base", "build_loop"):
+        with monkeypatch.context() as patch:
+            patch.setattr("bench.run.cell." + function, no_room)
+            patch.setattr("bench.run.cell.may_move", lambda: True)
+            with pytest.raises(UnfitMachine, match="CUDA out of memory"):
+                run(cell.model_dump(mode="json"), str(tmp_path))
+            assert not (tmp_path / cell.id).exists()
+            patch.setattr("bench.run.cell.may_move", lambda: False)
+            assert run(cell.model_dump(mode="json"), str(tmp_path)) == "failed"
+        shutil.rmtree(tmp_path / cell.id)
 
 
 def error_of(statement: str) -> BaseException:

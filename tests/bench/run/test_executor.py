@@ -1,5 +1,6 @@
 """The pool runs every task once, whatever happens to the workers."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench import machine
-from bench.errors import BenchError
+from bench.errors import BenchError, Diverged
 from bench.machine import available_memory
 from bench.run import executor
-from bench.run.executor import Executor, Limit, LocalPool, Note, Outcome, Task, affordable_jobs
+from bench.run.executor import Executor, Limit, LocalPool, Note, Outcome, Task, UnfitMachine, affordable_jobs
 from tests.conftest import ROOT
 from tests.world import started, wait_until
 
@@ -25,6 +26,7 @@ def double(number): return 2 * number
 def process(): return os.getpid()
 def environment(): return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 def fail(): raise ValueError("no such luck")
+def raise_(error): raise error
 def leave(code, log=os.devnull):
     with open(log, "a") as file:
         file.write("tried\\n")
@@ -63,6 +65,14 @@ def picky(node, log):  # raises on that node of a Ray cluster, or on all
     if node in here:
         raise BufferError("not here")
     return here
+def unfit(log):  # on the first node of a Ray cluster that tries it, as long as there is another one
+    import ray
+    from bench.run.executor import UnfitMachine, may_move
+    with open(log, "a") as file:
+        file.write(ray.get_runtime_context().get_node_id() + "\\n")
+    if may_move():
+        raise UnfitMachine("no room")
+    return "done"
 def leave_node(log, tries=3, after=0):  # of a Ray cluster
     import ray
     here = ray.get_runtime_context().get_node_id()
@@ -364,11 +374,18 @@ def test_a_quota_of_a_container_limits_the_cores(tmp_path: Path, monkeypatch: py
         assert machine.usable_cores() == expected
 
 
-def test_an_error_of_the_system_is_told_from_others(tmp_path: Path) -> None:
+def test_errors_are_told_apart_by_where_they_would_occur_again(jobs: Path) -> None:
+    errors = {
+        "here": (FileNotFoundError("gone"), "io", "FileNotFoundError: gone"),
+        "on this machine": (UnfitMachine("no room"), "io", "no room"),
+        "in all tasks": (OSError(errno.ENOSPC, "full"), "raised", "OSError: [Errno 28] full"),
+        "anywhere": (Diverged("NaN"), "failed", "Diverged: NaN"),
+    }
+    tasks = [task(key, "raise_", error=error) for key, (error, *_) in errors.items()]
     with LocalPool(1, 1) as pool:
-        [outcome] = pool.run([Task("1", "os:listdir", {"path": str(tmp_path / "gone")}, "")])
-    assert isinstance(outcome, Outcome) and outcome.error is not None
-    assert outcome.error.kind == "io" and outcome.error.message.startswith("FileNotFoundError")
+        found = outcomes(pool, tasks, failing=errors)
+    told = {key: (outcome.error.kind, outcome.error.message) for key, outcome in found.items() if outcome.error}
+    assert told == {key: (kind, message) for key, (_, kind, message) in errors.items()}
 
 
 def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:

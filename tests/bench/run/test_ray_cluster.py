@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench.errors import BenchError
+from bench.errors import BenchError, Diverged
 from bench.records.store import read_board, read_run
-from bench.run import claims, ray_cluster
+from bench.run import claims, executor, ray_cluster
 from bench.run.executor import Task
 from bench.run.ray_cluster import Parcel, RayCluster, pack, renamed, unpacked
 from bench.run.runner import Runner
@@ -91,8 +91,29 @@ def test_a_task_that_one_node_cannot_run_is_tried_on_the_others(pool: RayCluster
     assert len(set((tmp_path / "all").read_text().split())) == 2, "both nodes tried it, once each"
 
 
+def test_what_does_not_fit_on_one_node_is_tried_on_another(pool: RayCluster, tmp_path: Path) -> None:
+    found = outcomes(pool, [task("large", "unfit", log=str(tmp_path / "log"))])
+    assert found["large"].value == "done", "the last one may not pass it on"
+    assert len(set((tmp_path / "log").read_text().split())) == 2
+
+
+def test_an_error_that_would_occur_anywhere_is_not_tried_again(pool: RayCluster) -> None:
+    error = outcomes(pool, [task("diverges", "raise_", error=Diverged("NaN"))], failing={"diverges"})["diverges"].error
+    assert error is not None and error.kind == "failed" and "diverges" not in pool.lost
+
+
+def test_files_that_a_node_cannot_take_are_an_error_of_that_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(parcel: Parcel) -> Path:
+        raise OSError("no room for it")
+
+    monkeypatch.setattr(ray_cluster, "unpacked", full)
+    outcome, _ = ray_cluster._Worker("w", None, 1, sys.argv).work(Task("t", "m:f", {}), [Parcel("p", "", None)], False)
+    executor.connect(None)
+    assert outcome.error is not None and outcome.error.kind == "io" and "no room for it" in outcome.error.message
+
+
 def test_a_worker_that_exceeds_its_limit_is_ended(pool: RayCluster) -> None:
-    pool._ray.kill(pool._mail, no_restart=False)  # it comes back
+    pool.ray.kill(pool._mail, no_restart=False)  # it comes back
     error = outcomes(pool, [task("hangs", "hang", limit=1.0)], failing={"hangs"})["hangs"].error
     assert error is not None and (error.kind, error.activity) == ("timed_out", ("hang", 1))
 
@@ -104,6 +125,10 @@ def test_a_lost_node_costs_time_and_no_task(nodes: Any, tmp_path: Path) -> None:
         assert pool.jobs == 3, "the third node has cores for two, but memory for one"
     with RayCluster(nodes.address, memory=10**12) as pool:
         assert (pool.jobs, pool.memory) == (1, 3 * 10**9), "one worker may do with what there is"
+    large = nodes.add_node(num_cpus=0, memory=9 * 10**9)
+    with RayCluster(nodes.address, memory=10**12) as pool:
+        assert pool.memory == 3 * 10**9, "a node without cores does not count"
+    nodes.remove_node(large)
 
     def lose() -> None:
         try:
@@ -137,7 +162,7 @@ def test_a_task_waits_for_another_node_as_long_as_there_is_one(nodes: Any, tmp_p
             nodes.remove_node(extra.pop(kept), allow_graceful=False)
 
     with RayCluster(nodes.address, memory=3 * 10**9) as pool, ThreadPoolExecutor(1) as thread:
-        actors = pool._ray._private.state.actors
+        actors = pool.ray._private.state.actors
         losing = thread.submit(lose, pool)
         tasks = [task("stays", "leave_node", log=str(stays), tries=1, after=600)]
         tasks += [task("leaves", "leave_node", log=str(leaves), tries=1)]
@@ -186,7 +211,7 @@ def test_files_reach_a_node_that_lacks_them_once(nodes: Any, tmp_path: Path, mon
     (folder / "deep" / "weights").write_bytes(bytes(range(256)))
     file.write_text("text")
     with RayCluster(nodes.address) as pool:
-        parcels = pool._shipped(Task("t", "m:f", {}, files=[str(folder), str(file)]))
+        parcels = pool.shipped(Task("t", "m:f", {}, files=[str(folder), str(file)]))
         assert unpacked(parcels[0]) == folder, "it is here"
         for path in (folder, file):
             path.rename(path.with_suffix(".moved"))
@@ -212,7 +237,9 @@ def test_what_is_packed_are_the_bytes_of_every_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_or_is_not_there_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    with pytest.raises(BenchError, match="A worker with 2 cores and 0 GPUs fits on no node of the Ray cluster: the la"):
+    with pytest.raises(
+        BenchError, match=r"A worker with 2 cores, 0 GPUs and .* fits on no node of the Ray cluster: the"
+    ):
         RayCluster(nodes.address, threads=2)  # two nodes have two cores, but none has both
     assert not ray.is_initialized()
     ray.init(nodes.address)

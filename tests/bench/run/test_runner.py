@@ -29,7 +29,7 @@ from bench.records.store import (
     read_tuning,
     write_run,
 )
-from bench.run.cell import load_base
+from bench.run.cell import Cell, load_base
 from bench.run.executor import LocalPool, Outcome, Task, TaskError
 from bench.run.experiment import Experiment
 from bench.run.inputs import inputs_of
@@ -612,6 +612,40 @@ def test_a_worker_that_dies_leaves_a_failed_record(plan: Callable[..., Experimen
     failure = read_run(tmp_path / result.cells[0].id).failure
     assert failure is not None
     assert (failure.kind, failure.message) == ("worker_died", "ended by SIGKILL")
+
+
+def test_a_cell_whose_disk_fails_leaves_a_failed_record_and_the_run_goes_on(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    class Unlucky(Inline):
+        def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+            yield Outcome(tasks[0].key, error=TaskError("io", "OSError: [Errno 5] Input/output error"))
+            yield from super().run(tasks[1:])
+
+    result = Runner(plan("closed_book"), tmp_path).run(Unlucky())
+    records = [read_run(tmp_path / cell.id) for cell in result.cells]
+    assert [record.status for record in records] == ["failed", "complete"]
+    failure = records[0].failure
+    assert failure is not None and (failure.kind, "Input/output error" in failure.message) == ("failed", True)
+
+
+def test_a_cell_that_ends_elsewhere_while_tasks_are_made_is_not_run_again(
+    plan: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Runner(plan("closed_book"), tmp_path / "elsewhere").run(Inline())
+    here, written = tmp_path / "here", {}
+
+    def is_ahead(self: Runner, cell: Cell) -> bool:
+        if is_new := not cell.is_done(here):
+            shutil.copytree(tmp_path / "elsewhere" / cell.id, here / cell.id)
+            written[cell.id] = (here / cell.id / "run.json").stat().st_mtime_ns
+        return is_new
+
+    monkeypatch.setattr(Runner, "is_ahead", is_ahead)
+    executor = Inline()
+    Runner(plan("closed_book"), here).run(executor)
+    assert len(executor.keys) == len(written) == 2
+    assert {cell: (here / cell / "run.json").stat().st_mtime_ns for cell in written} == written
 
 
 def test_worker_processes_give_the_same_numbers_as_this_process(
