@@ -126,7 +126,8 @@ class MethodPlan(_Part):
     An ``optional`` method is left out, with a remark, if the split that it learns from offline is missing, or its
     trained weights are. ``like`` names an experiment whose first entry of this method is the base of this one:
     ``config`` is merged into the config of that entry, and the other fields that are set here replace those of that
-    entry. Experiments that share cells or trained weights thus state them once.
+    entry. Experiments that share cells or trained weights thus state them once. An entry with ``bases`` runs on the
+    experiment's base models of these names alone. On a base that no entry of its method names, the first one runs.
     """
 
     name: str
@@ -136,6 +137,7 @@ class MethodPlan(_Part):
     seeds: Seeds | None = None
     arms: list[Arm] = pydantic.Field(default=["stream"], min_length=1)
     optional: bool = False
+    bases: list[str] = []
 
     def start_from(self, experiment: Experiment) -> None:
         """Complete this entry from the first entry of the same method in the experiment that ``like`` names.
@@ -174,7 +176,7 @@ class Experiment(_Part):
     data_files: dict[str, list[str]] = pydantic.Field(
         default={}, description="by split, or by DATASET.SPLIT: files in place of the dataset's own"
     )
-    model: str = "nano"
+    model: str = pydantic.Field(default="nano", description="base model; {dataset} in it stands for the dataset's name")
     models: Places = pydantic.Field(
         default=[], description="base models, in place of one: the same methods run on each, with a board for each"
     )
@@ -256,7 +258,7 @@ class Experiment(_Part):
         return value
 
     def on_each_pair(self) -> list[Experiment]:
-        """The experiment on each pair of its datasets and base models, with the files of that dataset.
+        """The experiment on each pair of its datasets and base models, with the files and entries of that pair.
 
         The first one keeps the name. Those of the others end in the dataset and the base, as far as there are several.
 
@@ -266,7 +268,8 @@ class Experiment(_Part):
         datasets, models = self.datasets or [self.dataset], self.models or [self.model]
         check_files(self.name, self.data_files, datasets)
         pairs: list[Experiment] = []
-        for dataset, model in itertools.product(datasets, models):
+        for dataset, template in itertools.product(datasets, models):
+            model = template.replace("{dataset}", Path(dataset).name)
             parts = itertools.compress((dataset, model), (len(datasets) > 1, len(models) > 1))
             changes = {
                 "name": "-".join([self.name, *(Path(part).name for part in parts)]),
@@ -277,6 +280,7 @@ class Experiment(_Part):
                 },
                 "model": model,
                 "models": [],
+                "methods": self._entries_on(model),
             }
             pairs.append(self.model_copy(update=changes, deep=True))
         names = [pair.name for pair in pairs]
@@ -285,6 +289,13 @@ class Experiment(_Part):
                 f"Two pairs of dataset and base would share the board {twice}: rename one of their folders."
             )
         return [pairs[0].model_copy(update={"name": self.name}), *pairs[1:]]
+
+    def _entries_on(self, model: str) -> list[MethodPlan]:
+        base = _base_name(model)
+        own = [plan for plan in self.methods if not plan.bases or base in plan.bases]
+        names = {plan.name for plan in own}
+        first = {plan.name: plan for plan in reversed(self.methods)}
+        return [plan for plan in self.methods if plan in own or (plan.name not in names and plan is first[plan.name])]
 
     def select(self, names: Iterable[str]) -> None:
         """Keep only these methods, in this order. A method that the experiment lacks is added with its defaults."""
@@ -349,10 +360,18 @@ def load(name: str, scale: str | None = None) -> Experiment:
     """
     experiment = _read(name, scale)
     bases = {base: _read(base) for base in {plan.like for plan in experiment.methods} if base is not None}
+    known = [_base_name(model) for model in experiment.models or [experiment.model]]
     for plan in experiment.methods:
         if plan.like is not None:
             plan.start_from(bases[plan.like])
+        if wrong := next((base for base in plan.bases if base not in known), None):
+            raise BenchError(f"{plan.name}.bases: {experiment.name} has no base {wrong!r}.{nearest(wrong, known)}")
     return experiment
+
+
+def _base_name(model: str) -> str:
+    """The name of a base model, from its path or hub id, without a revision."""
+    return Path(model).name.partition("@")[0]
 
 
 def _read(name: str, scale: str | None = None) -> Experiment:

@@ -152,6 +152,33 @@ class TestPairs:
         assert all(one.on_each_pair() == [one] for one in experiment.on_each_pair())
         assert [one.name for one in load(write("single", "[closed_book]")).on_each_pair()] == ["single"]
 
+    def test_a_base_can_depend_on_the_data_set(self, grid: str) -> None:
+        varied = Overrides(model="tuned/{dataset}/base").vary(load(grid), "t")
+        assert [(one.name, one.model) for one in varied.on_each_pair()] == [
+            ("grid+t", "tuned/newsworld/base"),
+            ("grid+t-squad", "tuned/squad/base"),
+        ]
+
+    def test_an_entry_for_some_bases_runs_on_no_other_if_its_method_has_entries_for_these(self, tmp_path: Path) -> None:
+        path = tmp_path / "sized.yaml"
+        entries = "[{name: mac, bases: [nano, large]}, {name: mac, bases: [xl], config: {k: 1}}, closed_book]"
+        path.write_text(
+            "dataset: squad\nmodels: [nano, hub/large@1234, hub/xl, hub/other]\n"
+            f"streams: {{split: test, count: 1}}\nmethods: {entries}"
+        )
+        experiment = load(str(path))
+        found = {one.model: [(plan.name, plan.config) for plan in one.methods] for one in experiment.on_each_pair()}
+        first, second, control = ("mac", {}), ("mac", {"k": 1}), ("closed_book", {})
+        assert found == {
+            "nano": [first, control],
+            "hub/large@1234": [first, control],
+            "hub/xl": [second, control],
+            "hub/other": [first, control],
+        }
+        path.write_text(path.read_text().replace("[xl]", "[nan]"))
+        with pytest.raises(BenchError, match=r"mac\.bases: sized has no base 'nan'\. Did you mean nano\?"):
+            load(str(path))
+
     def test_two_pairs_whose_names_join_alike_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "alike.yaml"
         lines = "datasets: [squad, a, a-b]\nmodels: [nano, b-c, c]"
