@@ -86,7 +86,8 @@ Track = Annotated[str | None, typer.Option(help="log the board to tensorboard or
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would run and what it would take; run nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="worker processes (default: one per core)")]
 Scale = Annotated[
-    str | None, typer.Option(help="tiny or small: the size of an experiment of a paper (default: its own)")
+    str | None,
+    typer.Option(help="tiny, small or paper: the size of an experiment of a paper (default: paper, its own)"),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of each worker")]
 RayAddress = Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")]

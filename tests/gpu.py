@@ -8,6 +8,7 @@ memory; and whether records of the embedded model on the GPU agree with those on
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,11 +25,15 @@ from bench.data import recipe, streams
 from bench.data.documents import Document, Entry, Question, Stream
 from bench.errors import BenchError
 from bench.harness.loop import Loop
+from bench.help.shapes import PRODUCT_SIZE, matrix_rate
 from bench.lm.base_model import BaseModel
 from bench.lm.flops import FlopCounter
+from bench.lm.precision import DTYPES
 from bench.paths import MODELS
 
 DOCUMENTS, QUESTIONS = 20, 48
+TOLERANCE = 1e-4
+"""Nats a token by which scores of the embedded model may differ between GPU and CPU."""
 SHAPES: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "GPT-2 XL": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257}),
     "Llama-2-7B": (
@@ -75,12 +80,6 @@ def base(kind: str, sizes: Mapping[str, int], device: str, dtype: str) -> BaseMo
         ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **ids, **sizes))
     return BaseModel(model, tokenizer, device, dtype)
-
-
-def ceiling(device: str, dtype: torch.dtype, size: int) -> float:
-    """Operations per second of a product of square matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -134,8 +133,9 @@ def agreement(stream: Stream) -> str:
         loop = Loop(kind(lm, kind.Config(learning_rate=1e-4)), entries, [entry.document for entry in entries])
         loop.run()
         summaries.append(loop.summary())
+    gap = abs(summaries[0].token_nll - summaries[1].token_nll)
     here, there = (f"{one.token_nll:.6f} nats a token and F1 {one.f1:.4f}" for one in summaries)
-    return f"nano: {here} on the CPU, {there} on the GPU"
+    return f"nano: {here} on the CPU, {there} on the GPU: {'as they should' if gap < TOLERANCE else 'TOO FAR APART'}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     tiny = options.tiny or device == "cpu"
     dtype = "float32" if device == "cpu" else "bfloat16"
     stream = streams.load(recipe.find("newsworld"), "test", 100, 0, {})
-    peak = ceiling(device, getattr(torch, dtype), 512 if tiny else 8192)
+    peak = matrix_rate(device, DTYPES[dtype], 512 if tiny else PRODUCT_SIZE[device])
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}, {dtype}, matrix products at {peak / 1e12:.2f} TFLOP/s")
     for title, (kind, sizes) in (TINY if tiny else SHAPES).items():
@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
             except (BenchError, torch.cuda.OutOfMemoryError) as error:
                 print(f"{method} | {str(error).splitlines()[0]}", flush=True)
         del lm
+        gc.collect()  # its wrapped functions refer to it
+        if device == "cuda":
+            torch.cuda.empty_cache()
     if device == "cuda":
         print(f"\n{agreement(stream)}")
 

@@ -24,6 +24,7 @@ from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
 from bench.harness.ledger import peak, reset_peak
+from bench.help import shapes
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
 from bench.run import artifacts
@@ -126,18 +127,35 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
         checkpoint.check(folder, experiment.device)
     except BenchError as error:
         yield Finding("missing", "base", str(error))
+        yield from _by_shape(experiment)
         return
     weights, parameters = checkpoint.weight_count(folder), checkpoint.parameter_count(folder)
     yield Finding("ok", "base", f"{Path(name).name}, {parameters / 1e6:,.0f} million weights, on {experiment.device}")
+    yield _memory(experiment, weights, parameters)
+
+
+def _by_shape(experiment: Experiment) -> Iterator[Finding]:
+    """What a base that is not there will take, if its shape is known and the device is there."""
+    weights = shapes.weight_count(experiment.model)
+    if weights is None:
+        return
+    yield Finding("note", "size", f"{weights / 1e6:,.0f} million weights, {2e-9 * weights:.1f} GB in 16 bits")
+    with suppress(BenchError):
+        checkpoint.check_device(experiment.device)
+        yield _memory(experiment, weights, weights)
+        yield Finding("note", "time", shapes.least_times(weights, experiment.device, experiment.dtype))
+
+
+def _memory(experiment: Experiment, weights: int, parameters: int) -> Finding:
+    """The memory of a worker, and whether it is there."""
     try:
         plan = Workers().plan(experiment, weights)
     except BenchError as error:
-        yield Finding("missing", "memory", str(error))
-        return
+        return Finding("missing", "memory", str(error))
     least, most = (size / 1e9 for size in worker_bytes(weights, on_gpu=experiment.device != "cpu"))
     learning = f", up to {most:.1f} GB to fine-tune it" if weights == parameters else ""  # what is quantized is not
     text = f"{least:.1f} GB a worker to read the base{learning}; {plan.jobs} fit"
-    yield Finding("note" if plan.remark else "ok", "memory", text)
+    return Finding("note" if plan.remark else "ok", "memory", text)
 
 
 def _models(experiment: Experiment, plugins: Sequence[str]) -> Iterator[Finding]:

@@ -100,6 +100,8 @@ class AnchorPlan(_Part):
 SHORTEST_WINDOW = 64
 """Smallest window that an experiment can state: shorter ones leave no room for a question and its answer."""
 
+OWN_SCALE = "paper"
+
 Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidator(_different)]
 """Random seeds, each once."""
 
@@ -200,7 +202,9 @@ class Experiment(_Part):
         description="go on, with a mark on every row, if a split in use shares documents with another one",
     )
     methods: list[MethodPlan] = pydantic.Field(min_length=1)
-    probes: tuple[float, ...] = (1.0,)
+    probes: tuple[float, ...] = pydantic.Field(
+        default=(1.0,), description="fractions of the stream after which questions are asked; n: after each n-th part"
+    )
     questions: Asked = pydantic.Field(
         default="seen",
         description="at a probe: those on all documents seen so far, or at every probe those of the first probe",
@@ -239,6 +243,13 @@ class Experiment(_Part):
         if not isinstance(value, list):
             raise ValueError("methods is a list of names, or of mappings with a name")
         return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @pydantic.field_validator("probes", mode="before")
+    @classmethod
+    def _at_even_places(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return [place / value for place in range(1, value + 1)]
+        return value
 
     @pydantic.field_validator("probes")
     @classmethod
@@ -352,7 +363,8 @@ def files_of(datasets: Iterable[str], data_files: Mapping[str, list[str]]) -> di
 def load(name: str, scale: str | None = None) -> Experiment:
     """An experiment by name or from a YAML file, as it is or at one of the ``scales`` that the file states.
 
-    A scale is a mapping of settings that replace those of the file; its board has a name of its own.
+    A scale is a mapping of settings that replace those of the file; its board has a name of its own. The file itself
+    has the scale ``paper``, if it states others.
 
     Raises:
         BenchError: there is no such experiment or scale, its YAML cannot be read, a key is unknown or a value out of
@@ -378,10 +390,10 @@ def _read(name: str, scale: str | None = None) -> Experiment:
     """An experiment as its file states it, with the ``like`` of its methods not yet resolved."""
     file, values = _values(name)
     stem, scales = Path(file).stem, values.pop("scales", {})
-    if scale is not None:
+    if scale is not None and not (scale == OWN_SCALE and scales):
         scales = scales if isinstance(scales, dict) else {}
         if not isinstance(scales.get(scale), dict):
-            hint = nearest(scale, map(str, scales)) or " It has one size only."
+            hint = nearest(scale, [*map(str, scales), *([OWN_SCALE] if scales else [])]) or " It has one size only."
             raise BenchError(f"{stem} has no scale {scale!r}.{hint}")
         values = {**_onto(values, scales[scale]), "name": f"{values.get('name', stem)}-{scale}"}
     if (like := values.pop("like", None)) is not None:

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from bench.contract.registry import load_method
 from bench.data.recipe import SPLITS
+from bench.help import shapes
 from bench.help.readiness import _tried, measure, readiness
+from bench.paths import experiments
 from bench.run.executor import Outcome, TaskError
 from bench.run.experiment import MethodPlan, load
 from bench.run.runner import Runner
@@ -43,6 +46,44 @@ def test_a_base_of_the_hub_is_looked_at_if_it_is_cached_and_is_missing_if_not(
     assert bases[0].level == "ok" and bases[0].text.startswith("tiny, 0 million weights")
     assert bases[2].level == "missing"
     assert 'cache lacks it. Download it (hf download someone/huge --exclude "*.bin")' in bases[2].text
+
+
+def test_what_a_base_will_take_is_known_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "matrix_rate", lambda *_: 1e12)
+    monkeypatch.setattr("bench.run.workers.available_memory", lambda: 30 * 10**9)
+    experiment = load("paper-cmt").model_copy(update={"models": ["gpt2-xl", "meta-llama/Llama-2-7b-hf@main", "a/b"]})
+    found = [(one.level, one.subject, one.text) for one in readiness(experiment)]
+    found = [one for one in found if one[1] in ("base", "size", "memory", "time")]
+    assert [one[:2] for one in found] == [
+        ("missing", "base"), ("note", "size"), ("note", "memory"), ("note", "time"),
+        ("missing", "base"), ("note", "size"), ("missing", "memory"), ("note", "time"),
+        ("missing", "base"),
+    ]  # fmt: skip
+    assert found[1][2] == "1,558 million weights, 3.1 GB in 16 bits"
+    assert "up to 44.0 GB to fine-tune it" in found[2][2] and "needs 67.8 GB of memory" in found[6][2]
+    # 2 x 1,557,611,200 weights x 512 tokens at 1e12 a second, and three times that
+    assert found[3][2].startswith("1.6 s or more to read a document of 512 tokens, 4.8 s or more for a step")
+
+
+PUBLISHED_COUNTS = {
+    "distilgpt2": 81_912_576,
+    "gpt2-xl": 1_557_611_200,
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
+    "EleutherAI/pythia-160m": 162_322_944,
+    "EleutherAI/pythia-410m": 405_334_016,
+    "EleutherAI/pythia-1b": 1_011_781_632,
+}
+
+
+def test_the_bases_of_the_papers_have_their_number_of_weights() -> None:
+    assert {name: shapes.weight_count(name) for name in PUBLISHED_COUNTS} == PUBLISHED_COUNTS
+    named = {model for name in experiments() if name.startswith("paper-") for model in load(name).models}
+    assert named <= shapes.SHAPES.keys()
+
+
+def test_the_rate_of_matrix_products_is_positive() -> None:
+    assert shapes.matrix_rate("cpu", torch.float32, 64) > 0
 
 
 def test_a_method_is_tried_on_its_arm_that_holds_the_most_documents() -> None:

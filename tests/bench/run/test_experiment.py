@@ -392,22 +392,33 @@ def test_experiments_on_dynamic_evaluation_score_text_alone_and_tune_the_rate(na
 PAPERS = [name for name in experiments() if name.startswith("paper-")]
 
 
-@pytest.mark.parametrize("scale", [None, "tiny", "small"])
+@pytest.mark.parametrize("scale", [None, "paper", "tiny", "small"])
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_experiments_of_papers_have_valid_settings_at_every_scale(name: str, scale: str | None) -> None:
     experiment = load(name, scale)
-    assert experiment.name == (name if scale is None else f"{name}-{scale}")
+    assert experiment.name == (name if scale in (None, "paper") else f"{name}-{scale}")
     for plan in experiment.methods:
         validate_config(load_method(plan.name), plan.config)
     rows = {plan.name for plan in experiment.methods}
     assert rows <= {plan.name for plan in load(name).methods} | {"closed_book", "gold_in_prompt"}
 
 
+def test_a_number_of_probes_is_of_evenly_spaced_ones(tmp_path: Path) -> None:
+    path = tmp_path / "even.yaml"
+    for probes, expected in (("4", (0.25, 0.5, 0.75, 1.0)), ("1", (1.0,)), ("[0, 1]", (0.0, 1.0))):
+        path.write_text(f"dataset: squad\nstreams: {{split: test, count: 1}}\nmethods: [closed_book]\nprobes: {probes}")
+        assert load(str(path)).probes == expected
+    for wrong in ("0", "true", "-2"):
+        path.write_text(path.read_text().rpartition(":")[0] + f": {wrong}")
+        with pytest.raises(BenchError, match="probes"):
+            load(str(path))
+
+
 def test_a_scale_that_an_experiment_lacks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("dataset: squad\nmodel: nano\nscales: 3\n")
     for name, scale, sentence in (
         ("paper-mac", "tini", "paper-mac has no scale 'tini'. Did you mean tiny?"),
-        ("paper-mac", "zzz", "paper-mac has no scale 'zzz'. Known: small, tiny."),
+        ("paper-mac", "zzz", "paper-mac has no scale 'zzz'. Known: paper, small, tiny."),
         ("default", "tiny", "default has no scale 'tiny'. It has one size only."),
         (str(tmp_path / "odd.yaml"), "tiny", "odd has no scale 'tiny'. It has one size only."),
     ):
