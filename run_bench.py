@@ -254,7 +254,7 @@ def run(
     planned = [plan.name for plan in varied.methods]
     if reference is not None and reference.partition(" ")[0] not in planned:
         raise BenchError(f"--reference {reference}: {varied.name} has no such method.{nearest(reference, planned)}")
-    if planned.count(str(reference)) > 1:
+    if any([plan.name for plan in one.methods].count(str(reference)) > 1 for one in varied.on_each_pair()):
         raise BenchError(
             f"--reference {reference}: {varied.name} has several rows of this method. Leave the option out, and name "
             f"one of them in report --reference, by its label on the board."

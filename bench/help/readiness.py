@@ -79,8 +79,9 @@ def readiness(experiment: Experiment, plugins: Sequence[str] = ()) -> list[Findi
     """
     pairs = experiment.on_each_pair()
     data, bases = {pair.dataset: pair for pair in pairs}, {pair.model: pair for pair in pairs}
-    read = (_data(pair, plugins) for pair in data.values())
-    found = [*read, *map(_base, bases.values()), _models(experiment, plugins)]
+    methods = [plan for plan in experiment.methods if any(plan in pair.methods for pair in pairs)]
+    read = (_data(pair.model_copy(update={"methods": methods}), plugins) for pair in data.values())
+    found = [*read, *map(_base, bases.values()), _models(experiment.model_copy(update={"methods": methods}), plugins)]
     return list(chain.from_iterable(found))
 
 
@@ -136,14 +137,15 @@ def _base(experiment: Experiment) -> Iterator[Finding]:
 
 def _by_shape(experiment: Experiment) -> Iterator[Finding]:
     """What a base that is not there will take, if its shape is known and the device is there."""
-    weights = shapes.weight_count(experiment.model)
-    if weights is None:
+    size = shapes.size_of(experiment.model)
+    if size is None:
         return
+    weights = size.weights
     yield Finding("note", "size", f"{weights / 1e6:,.0f} million weights, {2e-9 * weights:.1f} GB in 16 bits")
-    with suppress(BenchError):
+    with suppress(BenchError, torch.OutOfMemoryError):
         checkpoint.check_device(experiment.device)
         yield _memory(experiment, weights, weights)
-        yield Finding("note", "time", shapes.least_times(weights, experiment.device, experiment.dtype))
+        yield Finding("note", "time", shapes.least_times(size, experiment.device, experiment.dtype))
 
 
 def _memory(experiment: Experiment, weights: int, parameters: int) -> Finding:

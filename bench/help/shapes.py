@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -50,15 +50,23 @@ PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 """Rows of the matrices that are multiplied to measure a device's rate."""
 
 
-def weight_count(name: str) -> int | None:
-    """Number of weights of a base of the hub, tied ones counted once; None if its shape is not known here."""
+class Size(NamedTuple):
+    """The number of weights of a base, tied ones counted once, and of those that a pass multiplies with."""
+
+    weights: int
+    multiplied: int
+
+
+def size_of(name: str) -> Size | None:
+    """The size of a base of the hub; None if its shape is not known here."""
     shape = SHAPES.get(name.partition("@")[0])
     if shape is None:
         return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
-    count: int = sum(parameter.numel() for parameter in model.parameters())
-    return count
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    looked_up = 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    return Size(weights, weights - looked_up)
 
 
 @functools.cache
@@ -74,13 +82,14 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / min(seconds() for _ in range(5))
 
 
-def least_times(weights: int, device: str, dtype: str) -> str:
-    """The least that a document can take on this device, with a base of so many weights.
+def least_times(size: Size, device: str, dtype: str) -> str:
+    """The least that a document can take on this device, with a base of this size.
 
-    A pass over T tokens takes 2 N T operations, a step of fine-tuning 6 N T, with N weights (docs/scale.md).
+    A pass over T tokens takes 2 N T operations, a step of fine-tuning 6 N T, with N weights that are multiplied
+    (docs/scale.md).
     """
     rate = matrix_rate(device, DTYPES[dtype], PRODUCT_SIZE[device])
-    read, learn = (_time(operations * weights * TOKENS / rate) for operations in (2, 6))
+    read, learn = (_time(operations * size.multiplied * TOKENS / rate) for operations in (2, 6))
     return (
         f"{read} or more to read a document of {TOKENS} tokens, {learn} or more for a step of fine-tuning on it, at "
         f"the {rate / 1e12:.2g} TFLOP/s of matrix products in {dtype} here"

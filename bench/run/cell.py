@@ -101,7 +101,7 @@ class Cell(pydantic.BaseModel):
 def written(runs: Path, cell: str) -> str:
     """A hash of the record of a cell, which tells it from an earlier one; "" if there is none."""
     try:
-        return hashing.digest(current_bytes(runs / cell / MANIFEST).decode())
+        return hashing.digest(current_bytes(runs / cell / MANIFEST).decode(errors="replace"))
     except FileNotFoundError:
         return ""
 

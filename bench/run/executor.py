@@ -60,7 +60,7 @@ class TaskError:
     """The reason why a task has no value: it raised, its worker process died, or it exceeded a time limit."""
 
     kind: Literal["raised", "failed", "io", "worker_died", "timed_out"]
-    """``io``: it raised an error of the system (a file server's, say) or :class:`UnfitMachine`: it may run elsewhere.
+    """``io``: it raised an error of the system, but not of a full disk, or :class:`UnfitMachine`: it may run elsewhere.
     ``failed``: it raised a RunError, as it would anywhere."""
     message: str
     activity: Any = None
@@ -557,9 +557,12 @@ def perform(
     try:
         outcome = Outcome(task.key, value=_call(prepare(task), threads))
     except UnfitMachine as error:
+        retire()  # a new process holds no memory, and no file that is lost
         outcome = Outcome(task.key, error=TaskError("io", str(error)))
     except Exception as error:
-        outcome = Outcome(task.key, error=TaskError(_kind(error), f"{type(error).__name__}: {error}"))
+        if (kind := _kind(error)) == "io":
+            retire()
+        outcome = Outcome(task.key, error=TaskError(kind, f"{type(error).__name__}: {error}"))
     return outcome, not _retiring
 
 

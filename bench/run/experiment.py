@@ -101,6 +101,7 @@ SHORTEST_WINDOW = 64
 """Smallest window that an experiment can state: shorter ones leave no room for a question and its answer."""
 
 OWN_SCALE = "paper"
+"""The scale of a file's own settings, if it states others."""
 
 Seeds = Annotated[list[int], pydantic.Field(min_length=1), pydantic.AfterValidator(_different)]
 """Random seeds, each once."""
@@ -153,7 +154,7 @@ class MethodPlan(_Part):
                 f"like: {experiment.name}: {experiment.name} has no entry of {self.name} that states its settings. "
                 f"Name an experiment that has one, or write the settings here."
             )
-        fields = {**base.model_dump(exclude_unset=True), **self.model_dump(exclude_unset=True)}
+        fields = {**base.model_dump(exclude_unset=True, exclude={"bases"}), **self.model_dump(exclude_unset=True)}
         self.override({**fields, "config": merged(base.config, self.config)})
 
 
@@ -203,7 +204,8 @@ class Experiment(_Part):
     )
     methods: list[MethodPlan] = pydantic.Field(min_length=1)
     probes: tuple[float, ...] = pydantic.Field(
-        default=(1.0,), description="fractions of the stream after which questions are asked; n: after each n-th part"
+        default=(1.0,),
+        description="fractions of the stream after which questions are asked, or n: after each of n parts",
     )
     questions: Asked = pydantic.Field(
         default="seen",
@@ -248,7 +250,7 @@ class Experiment(_Part):
     @classmethod
     def _at_even_places(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return [place / value for place in range(1, value + 1)]
+            return [place * 10**12 // value / 10**12 for place in range(1, value + 1)]  # rounded up it is one too late
         return value
 
     @pydantic.field_validator("probes")
@@ -372,12 +374,9 @@ def load(name: str, scale: str | None = None) -> Experiment:
     """
     experiment = _read(name, scale)
     bases = {base: _read(base) for base in {plan.like for plan in experiment.methods} if base is not None}
-    known = [_base_name(model) for model in experiment.models or [experiment.model]]
     for plan in experiment.methods:
         if plan.like is not None:
             plan.start_from(bases[plan.like])
-        if wrong := next((base for base in plan.bases if base not in known), None):
-            raise BenchError(f"{plan.name}.bases: {experiment.name} has no base {wrong!r}.{nearest(wrong, known)}")
     return experiment
 
 
@@ -390,8 +389,8 @@ def _read(name: str, scale: str | None = None) -> Experiment:
     """An experiment as its file states it, with the ``like`` of its methods not yet resolved."""
     file, values = _values(name)
     stem, scales = Path(file).stem, values.pop("scales", {})
-    if scale is not None and not (scale == OWN_SCALE and scales):
-        scales = scales if isinstance(scales, dict) else {}
+    scales = scales if isinstance(scales, dict) else {}
+    if scale is not None and not (scale == OWN_SCALE and scales and scale not in scales):
         if not isinstance(scales.get(scale), dict):
             hint = nearest(scale, [*map(str, scales), *([OWN_SCALE] if scales else [])]) or " It has one size only."
             raise BenchError(f"{stem} has no scale {scale!r}.{hint}")
@@ -406,9 +405,14 @@ def _read(name: str, scale: str | None = None) -> Experiment:
             base.pop(own, None)
         values = _onto(base, values)
     try:
-        return Experiment.model_validate({"name": stem, **values})
+        experiment = Experiment.model_validate({"name": stem, **values})
     except pydantic.ValidationError as error:
         raise BenchError(f"{file}: {first_problem(error, Experiment)}") from None
+    known = [_base_name(model) for model in experiment.models or [experiment.model]]
+    for plan in experiment.methods if like is None else ():  # else it may be of the other file, which has other bases
+        if wrong := next((base for base in plan.bases if base not in known), None):
+            raise BenchError(f"{file}: {plan.name}.bases: there is no base {wrong!r}.{nearest(wrong, known)}")
+    return experiment
 
 
 def _onto(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,10 +137,9 @@ class RayCluster(Pool["_Actor"]):
         cores, cards, memory = (
             max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU", "memory")
         )
-        return (
-            f"A worker with {self.threads} cores, {self.gpus:g} GPUs and {self.memory / 1e9:.1f} GB fits on no node of "
-            f"the Ray cluster: the largest have {cores:g} cores, {cards:g} GPUs and {memory / 1e9:.1f} GB."
-        )
+        needed = f"{self.threads} cores, {self.gpus:g} GPUs and {self.memory / 1e9:.1f} GB"
+        largest = f"{cores:g} cores, {cards:g} GPUs and {memory / 1e9:.1f} GB"
+        return f"A worker with {needed} fits on no node of the Ray cluster: the largest have {largest}."
 
     def close(self) -> None:
         """End all workers and leave the cluster, which ends if it was started here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
 import math
@@ -357,13 +356,20 @@ def train(
         if not places.holds(key.folder_name):
             raise TakenOver
 
-    with places.claimed(key.folder_name) as free, contextlib.suppress(TakenOver):
-        if free and artifacts.is_there(path := out / key.folder_name):
-            say(f"{path} is there already. Delete it to train it again.")
+    path = out / key.folder_name
+    try:
+        with places.claimed(key.folder_name) as free:
+            if free and artifacts.is_there(path):
+                say(f"{path} is there already. Delete it to train it again.")
+                return path
+            if free:
+                file = work / key.folder_name / "checkpoint.safetensors"
+                return _train(kind, experiment, config, base, key, out, file, options, say_if_held)
+    except TakenOver:
+        if artifacts.is_there(path):  # the other process has finished
             return path
-        if free:
-            file = work / key.folder_name / "checkpoint.safetensors"
-            return _train(kind, experiment, config, base, key, out, file, options, say_if_held)
+        if not places.is_claimed(key.folder_name):
+            raise RunError(f"The claim to {key.folder_name} was lost. The same command resumes.") from None
     owner = places.holder(key.folder_name)
     say(f"Another process{f' ({owner.pid} on {owner.host})' if owner else ''} trains {key.folder_name}.")
     return None

@@ -61,12 +61,14 @@ def test_what_a_base_will_take_is_known_before_it_is_there(monkeypatch: pytest.M
     ]  # fmt: skip
     assert found[1][2] == "1,558 million weights, 3.1 GB in 16 bits"
     assert "up to 44.0 GB to fine-tune it" in found[2][2] and "needs 67.8 GB of memory" in found[6][2]
-    # 2 x 1,557,611,200 weights x 512 tokens at 1e12 a second, and three times that
+    # 2 x 1,557,611,200 weights x 512 tokens at 1e12 a second, and three times that; without Llama's input embeddings
     assert found[3][2].startswith("1.6 s or more to read a document of 512 tokens, 4.8 s or more for a step")
+    assert found[7][2].startswith("6.8 s or more to read"), "2 x (6,738,415,616 - 32,000 x 4,096) x 512"
 
 
 PUBLISHED_COUNTS = {
     "distilgpt2": 81_912_576,
+    "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
@@ -77,9 +79,15 @@ PUBLISHED_COUNTS = {
 
 
 def test_the_bases_of_the_papers_have_their_number_of_weights() -> None:
-    assert {name: shapes.weight_count(name) for name in PUBLISHED_COUNTS} == PUBLISHED_COUNTS
+    assert {name: size.weights for name in PUBLISHED_COUNTS if (size := shapes.size_of(name))} == PUBLISHED_COUNTS
     named = {model for name in experiments() if name.startswith("paper-") for model in load(name).models}
     assert named <= shapes.SHAPES.keys()
+
+
+def test_what_only_another_base_needs_is_not_asked_for() -> None:
+    experiment = load("paper-mac").model_copy(update={"models": ["distilgpt2"]})
+    subjects = {finding.subject for finding in readiness(experiment)}
+    assert "t5-base" in subjects and "t5-large" not in subjects
 
 
 def test_the_rate_of_matrix_products_is_positive() -> None:

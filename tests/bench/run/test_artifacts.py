@@ -437,10 +437,15 @@ def test_a_training_that_was_taken_over_leaves_the_rest_to_the_other_process(
         other = claims.own_claim(name)._replace(process="0badcafe-1")
         work.replace(name, json.dumps(other._asdict()).encode())
 
-    nothing = training.train("shifts", plan(), 0, tmp_path / "out", tmp_path / "train", [plugin], say=stand_still)
+    out = tmp_path / "out"
+    nothing = training.train("shifts", plan(), 0, out, tmp_path / "train", [plugin], say=stand_still)
     assert nothing is None and lines[0].startswith("step 1/") and "Another process" in lines[1]
     [checkpoint] = (tmp_path / "train").rglob("checkpoint.safetensors")
-    assert checkpoint.is_file() and not list((tmp_path / "out").iterdir())
+    assert checkpoint.is_file() and not list(out.iterdir())
+    (name,) = work.names()
+    work.remove(name)
+    with pytest.raises(RunError, match=r"The claim to shifts-\w+ was lost\. The same command resumes\."):
+        training.train("shifts", plan(), 0, out, tmp_path / "train", [plugin], say=lambda _: work.remove(name))
 
 
 def test_an_artifact_that_is_there_stays_since_a_cell_may_be_reading_it(

@@ -388,6 +388,14 @@ def test_errors_are_told_apart_by_where_they_would_occur_again(jobs: Path) -> No
     assert told == {key: (kind, message) for key, (_, kind, message) in errors.items()}
 
 
+def test_a_worker_that_lacks_a_file_or_memory_is_replaced(jobs: Path) -> None:
+    tasks = [task("first", "process"), task("lost", "raise_", error=OSError("stale")), task("second", "process")]
+    tasks += [task("full", "raise_", error=UnfitMachine("no room")), task("third", "process")]
+    with LocalPool(1, 1) as pool:
+        found = outcomes(pool, tasks, failing=["lost", "full"])
+    assert len({found[key].value for key in ("first", "second", "third")}) == 3
+
+
 def test_the_last_note_of_a_task_comes_before_its_outcome(jobs: Path) -> None:
     tasks = [task(str(number), "last_words", words=f"word {number}") for number in range(20)]
     with LocalPool(1, 1) as pool:

@@ -13,6 +13,7 @@ from bench.contract.registry import load_method
 from bench.contract.search import Range
 from bench.errors import BenchError
 from bench.paths import experiments
+from bench.records.schema import documents_seen
 from bench.run.experiment import EqualCompute, load
 from bench.run.overrides import Overrides
 from tests.conftest import ROOT
@@ -175,8 +176,16 @@ class TestPairs:
             "hub/xl": [second, control],
             "hub/other": [first, control],
         }
+        for like in (f"like: {path}\nmodel: nano", f"{{name: mac, like: {path}}}"):
+            (tmp_path / "other.yaml").write_text(
+                like
+                if like.startswith("like")
+                else f"dataset: squad\nmodel: nano\nstreams: {{split: test, count: 1}}\nmethods: [{like}]"
+            )
+            [other] = load(str(tmp_path / "other.yaml")).on_each_pair()
+            assert other.methods[0].config == {}
         path.write_text(path.read_text().replace("[xl]", "[nan]"))
-        with pytest.raises(BenchError, match=r"mac\.bases: sized has no base 'nan'\. Did you mean nano\?"):
+        with pytest.raises(BenchError, match=r"sized.yaml: mac\.bases: there is no base 'nan'\. Did you mean nano\?"):
             load(str(path))
 
     def test_two_pairs_whose_names_join_alike_are_refused(self, tmp_path: Path) -> None:
@@ -408,6 +417,10 @@ def test_a_number_of_probes_is_of_evenly_spaced_ones(tmp_path: Path) -> None:
     for probes, expected in (("4", (0.25, 0.5, 0.75, 1.0)), ("1", (1.0,)), ("[0, 1]", (0.0, 1.0))):
         path.write_text(f"dataset: squad\nstreams: {{split: test, count: 1}}\nmethods: [closed_book]\nprobes: {probes}")
         assert load(str(path)).probes == expected
+    for number in (6, 11, 60):
+        path.write_text(path.read_text().rpartition(":")[0] + f": {number}")
+        places = [documents_seen(probe, 10 * number) for probe in load(str(path)).probes]
+        assert places == [10 * place for place in range(1, number + 1)]
     for wrong in ("0", "true", "-2"):
         path.write_text(path.read_text().rpartition(":")[0] + f": {wrong}")
         with pytest.raises(BenchError, match="probes"):
