@@ -51,6 +51,9 @@ LABELS = {
 
 BEYOND = "triangle: beyond the axis"
 
+Place = tuple[float, float]
+"""A place in a figure, in pixels."""
+
 NEAR = 12
 """Points from a dot to the end of its label up to which no line joins them."""
 MOST_FAR = 4
@@ -311,7 +314,7 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         dots.append(around((x, mean), (x, mean), 3))
         taken += [around((x, mean - half), (x, mean + half), 1), dots[-1]]
     texts: list[Bbox] = []
-    far = 0
+    leaders: list[tuple[Place, Place]] = []
     for point, x, dot in zip(methods, places, dots, strict=True):
         label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 24)
         colour = GREY if point.control else "black"
@@ -333,6 +336,7 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
                 covered += width * height * sum(any(other.contains(*at) for at in along) for other in others)
                 covered += sum(_overlap(box, other.expanded(4, 1)) for other in others)
                 covered += height * sum(other.contains(*at) for at in along for other in texts)
+                covered += width * height * sum(_cross((at_x, at_y), along[-1], *other) for other in leaders)
             candidates.append((covered, box, dx, dy, along))
             if candidates[-1][0] == 0:
                 break
@@ -345,8 +349,8 @@ def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps:
         text.set_horizontalalignment("left" if dx >= 0 else "right")
         if math.hypot(dx, dy) > NEAR:
             axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.7, zorder=0)
-            far += 1
-    return far
+            leaders.append(((at_x, at_y), along[-1]))
+    return len(leaders)
 
 
 _OFFSETS = sorted(
@@ -354,6 +358,15 @@ _OFFSETS = sorted(
     key=lambda offset: (math.hypot(offset[0], 1.5 * offset[1]), -offset[0], offset[1]),
 )
 """Where a label can be, in points right of the dot (or left of it, if negative) and above it: the nearest first."""
+
+
+def _cross(a: Place, b: Place, c: Place, d: Place) -> bool:
+    """True if the line from a to b crosses the one from c to d."""
+
+    def side(start: Place, end: Place, at: Place) -> bool:
+        return (end[0] - start[0]) * (at[1] - start[1]) > (end[1] - start[1]) * (at[0] - start[0])
+
+    return side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
 
 
 def _overlap(a: Any, b: Any) -> float:
