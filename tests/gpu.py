@@ -8,7 +8,6 @@ memory; and whether records of the embedded model on the GPU agree with those on
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,42 +24,32 @@ from bench.data import recipe, streams
 from bench.data.documents import Document, Entry, Question, Stream
 from bench.errors import BenchError
 from bench.harness.loop import Loop
+from bench.help import shapes
 from bench.help.shapes import PRODUCT_SIZE, matrix_rate
 from bench.lm.base_model import BaseModel
 from bench.lm.flops import FlopCounter
 from bench.lm.precision import DTYPES
+from bench.machine import release_gpu_memory
 from bench.paths import MODELS
 
 DOCUMENTS, QUESTIONS = 20, 48
 TOLERANCE = 1e-4
 """Nats a token by which scores of the embedded model may differ between GPU and CPU."""
-SHAPES: Mapping[str, tuple[str, Mapping[str, int]]] = {
-    "GPT-2 XL": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257}),
-    "Llama-2-7B": (
-        "llama",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "vocab_size": 32000,
-            "max_position_embeddings": 4096,
-        },
-    ),
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "GPT-2 XL": shapes.SHAPES["gpt2-xl"],
+    "Llama-2-7B": {**shapes.SHAPES["meta-llama/Llama-2-7b-hf"], "max_position_embeddings": 4096},
 }
-TINY: Mapping[str, tuple[str, Mapping[str, int]]] = {
-    "tiny GPT-2": ("gpt2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 8192}),
-    "tiny Llama": (
-        "llama",
-        {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "vocab_size": 8192,
-            "max_position_embeddings": 512,
-        },
-    ),
+TINY: Mapping[str, Mapping[str, Any]] = {
+    "tiny GPT-2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 8192},
+    "tiny Llama": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "vocab_size": 8192,
+        "max_position_embeddings": 512,
+    },
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "uniform": {"optimizer": "adamw"},
@@ -73,12 +62,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 trained offline stays random, since that does not change what it takes."""
 
 
-def base(kind: str, sizes: Mapping[str, int], device: str, dtype: str) -> BaseModel:
+def base(shape: Mapping[str, Any], device: str, dtype: str) -> BaseModel:
     """A random model of a shape, with the tokenizer of the embedded one."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "nano")
     with torch.device(device):
         ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **ids, **sizes))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**ids, **shape))
     return BaseModel(model, tokenizer, device, dtype)
 
 
@@ -150,18 +139,16 @@ def main(arguments: list[str] | None = None) -> None:
     peak = matrix_rate(device, DTYPES[dtype], 512 if tiny else PRODUCT_SIZE[device])
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}, {dtype}, matrix products at {peak / 1e12:.2f} TFLOP/s")
-    for title, (kind, sizes) in (TINY if tiny else SHAPES).items():
+    for title, shape in (TINY if tiny else SHAPES).items():
         print(f"\n{title}\nmethod | documents/s | of the ceiling | questions/s | GB")
-        lm = base(kind, sizes, device, dtype)
+        lm = base(shape, device, dtype)
         for method in METHODS:
             try:
                 print(measure(method, lm, stream.entries[: 2 if tiny else DOCUMENTS], device, peak), flush=True)
             except (BenchError, torch.cuda.OutOfMemoryError) as error:
                 print(f"{method} | {str(error).splitlines()[0]}", flush=True)
         del lm
-        gc.collect()  # its wrapped functions refer to it
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        release_gpu_memory()  # its wrapped functions refer to it
     if device == "cuda":
         print(f"\n{agreement(stream)}")
 

@@ -556,13 +556,11 @@ def perform(
     _may_move = may_move
     try:
         outcome = Outcome(task.key, value=_call(prepare(task), threads))
-    except UnfitMachine as error:
-        retire()  # a new process holds no memory, and no file that is lost
-        outcome = Outcome(task.key, error=TaskError("io", str(error)))
     except Exception as error:
         if (kind := _kind(error)) == "io":
-            retire()
-        outcome = Outcome(task.key, error=TaskError(kind, f"{type(error).__name__}: {error}"))
+            retire()  # a new process holds no memory, and no file that is lost
+        text = str(error) if isinstance(error, UnfitMachine) else f"{type(error).__name__}: {error}"
+        outcome = Outcome(task.key, error=TaskError(kind, text))
     return outcome, not _retiring
 
 
@@ -570,7 +568,8 @@ def _kind(error: Exception) -> Literal["raised", "failed", "io"]:
     """The kind of a task's error. A full disk would stop other tasks of this machine too."""
     if isinstance(error, RunError):
         return "failed"
-    return "io" if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT) else "raised"
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "io" if isinstance(error, OSError | UnfitMachine) and not is_full else "raised"
 
 
 class Channel(Protocol):

@@ -130,7 +130,8 @@ class MethodPlan(_Part):
     trained weights are. ``like`` names an experiment whose first entry of this method is the base of this one:
     ``config`` is merged into the config of that entry, and the other fields that are set here replace those of that
     entry. Experiments that share cells or trained weights thus state them once. An entry with ``bases`` runs on the
-    experiment's base models of these names alone. On a base that no entry of its method names, the first one runs.
+    experiment's base models of these names alone, and is like an entry with the same ones, if there is one. On a base
+    that no entry of its method names, the first one runs.
     """
 
     name: str
@@ -148,7 +149,8 @@ class MethodPlan(_Part):
         Raises:
             BenchError: the experiment has no entry of this method, or only entries that use ``like`` themselves.
         """
-        base = next((plan for plan in experiment.methods if plan.name == self.name and plan.like is None), None)
+        entries = [plan for plan in experiment.methods if plan.name == self.name and plan.like is None]
+        base = next((plan for plan in entries if plan.bases == self.bases), next(iter(entries), None))
         if base is None:
             raise BenchError(
                 f"like: {experiment.name}: {experiment.name} has no entry of {self.name} that states its settings. "

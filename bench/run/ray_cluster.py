@@ -103,7 +103,7 @@ class RayCluster(Pool["_Actor"]):
         """True if the cluster is this machine alone."""
         self.threads, self.gpus = max(1, threads or 1), gpus
         self.memory = 0
-        able = [node for node in self._nodes().values() if self._room(node)]  # with the cores and GPUs
+        able = self._able().values()  # with the cores and GPUs
         self.memory = min(memory, max((int(node.get("memory", 0)) for node in able), default=0))
         room = sum(map(self._room, able))
         if room < 1:
@@ -130,7 +130,11 @@ class RayCluster(Pool["_Actor"]):
 
     def _is_room_beside(self, nodes: Set[str]) -> bool:
         """True if there is room for a worker on another node than these, or will be once those there have ended."""
-        return any(self._room(resources) for node, resources in self._nodes().items() if node not in nodes)
+        return bool(self._able(nodes))
+
+    def _able(self, beside: Set[str] = frozenset()) -> dict[str, Mapping[str, float]]:
+        """The resources of each node that has room for a worker, without those ``beside`` which one is looked for."""
+        return {node: found for node, found in self._nodes().items() if node not in beside and self._room(found)}
 
     def _no_room(self) -> str:
         nodes = self._nodes().values()
@@ -200,8 +204,7 @@ class RayCluster(Pool["_Actor"]):
     def may_move(self, task: Task) -> bool:
         """True if a task that the next worker is unfit for would go to another node."""
         lost = self.lost.get(task.key, [])
-        left = [node for node, resources in self._nodes().items() if node not in lost and self._room(resources)]
-        return len(lost) < RETRIES and len(left) > 1
+        return len(lost) < RETRIES and len(self._able({*lost})) > 1
 
     def shipped(self, task: Task) -> list[Parcel]:
         """The files that the task reads, put into the object store the first time, if there are other machines."""

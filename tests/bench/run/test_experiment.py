@@ -176,14 +176,15 @@ class TestPairs:
             "hub/xl": [second, control],
             "hub/other": [first, control],
         }
-        for like in (f"like: {path}\nmodel: nano", f"{{name: mac, like: {path}}}"):
-            (tmp_path / "other.yaml").write_text(
-                like
-                if like.startswith("like")
-                else f"dataset: squad\nmodel: nano\nstreams: {{split: test, count: 1}}\nmethods: [{like}]"
-            )
+        alone = "dataset: squad\nmodel: xl\nstreams: {split: test, count: 1}\nmethods: "
+        for text, config in (
+            (f"like: {path}\nmodel: nano", {}),
+            (f"{alone}[{{name: mac, like: {path}}}]", {}),
+            (f"{alone}[{{name: mac, like: {path}, bases: [xl]}}]", {"k": 1}),
+        ):
+            (tmp_path / "other.yaml").write_text(text)
             [other] = load(str(tmp_path / "other.yaml")).on_each_pair()
-            assert other.methods[0].config == {}
+            assert other.methods[0].config == config
         path.write_text(path.read_text().replace("[xl]", "[nan]"))
         with pytest.raises(BenchError, match=r"sized.yaml: mac\.bases: there is no base 'nan'\. Did you mean nano\?"):
             load(str(path))
