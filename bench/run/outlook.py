@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
-from bench.records.schema import RunRecord
+from bench.data.arms import Arm
+from bench.harness.loop import due_questions
+from bench.lm import checkpoint
+from bench.records.schema import Asked, RunRecord, documents_seen, first_probe
 from bench.records.store import MANIFEST, read_run
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
-from bench.run.inputs import inputs_of
+from bench.run.inputs import Sources, inputs_of
 from bench.run.pace import Load, base_of, load_of
 from bench.run.places import place
 from bench.run.planner import Planner
@@ -55,7 +60,28 @@ class Outlook:
 
 def load(cell: Cell) -> Load:
     """The load of a cell."""
-    return load_of(cell.spec, len(inputs_of(cell.sources, cell.spec.arm).stream.entries))
+    return load_of(cell.spec, *_size(cell.sources, cell.spec.arm, cell.spec.probes, cell.spec.questions))
+
+
+def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: Asked) -> tuple[int, int]:
+    """Tokens of the documents that are observed on a stream, and number of questions at the last probe."""
+    inputs = inputs_of(sources, arm)
+    entries = inputs.stream.entries
+    last = len(entries) if asked == "seen" else documents_seen(first_probe(probes), len(entries))
+    questions = sum(question.position < last for question in due_questions(entries))
+    return sum(_tokens(sources.model, document.text) for document in inputs.documents), questions
+
+
+@lru_cache(maxsize=20_000)
+def _tokens(model: str, text: str) -> int:
+    """Number of tokens of a text for a base."""
+    encoded = _tokenizer(model)(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return len(encoded["input_ids"])
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str) -> Any:
+    return checkpoint.load_tokenizer(checkpoint.locate(model))
 
 
 def failure_line(record: RunRecord) -> str:
@@ -140,11 +166,12 @@ class Forecaster:
 
     def _expected(self, plan: MethodPlan, on: StreamPlan, arm: str, prefix: int | None = None) -> list[Load]:
         """The load on each stream, with settings that are not chosen yet."""
-        base = base_of(self.planner.model_hash, self.experiment.device, self.experiment.dtype)
-        sources = (self.planner.sources(on, index) for index in range(on.count))
-        sizes = [prefix or len(inputs_of(source, "stream").stream.entries) for source in sources]
-        dataset = self.planner.recipe.name
-        return [Load(base, plan.name, dataset, on.split, arm, None, size) for size in sizes]
+        experiment = self.experiment
+        base = base_of(self.planner.model_hash, experiment.device, experiment.dtype)
+        sources = (self.planner.sources(on, i).model_copy(update={"prefix": prefix}) for i in range(on.count))
+        asked: Asked = "seen" if on is experiment.tuning else experiment.questions
+        sizes = [_size(source, arm, experiment.probes, asked) for source in sources]
+        return [Load(base, plan.name, self.planner.recipe.name, on.split, arm, None, *size) for size in sizes]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Load]:
         missing = {cell.id: cell for cell in cells if not cell.is_done(self.runs)}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.hashing import content
-from bench.records.schema import CellSpec, RunRecord
-from bench.records.store import read_run
+from bench.records.schema import CellSpec, Costs
+from bench.records.store import read_documents, read_run
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,14 @@ class Load:
     arm: str
     config: str | None
     """The settings as JSON; None if they are not chosen yet."""
-    documents: int
+    tokens: int
+    """Those of the documents that are observed."""
+    questions: int
+    """Number of questions at the last probe."""
 
     @property
     def kinds(self) -> Iterator[tuple[str, ...]]:
-        """What cells of about the same cost for each document have in common, the most alike first."""
+        """What cells of about the same cost for each token and question have in common, the most alike first."""
         method = (self.base, self.method)
         of_split = (*method, self.dataset, self.split)
         if self.config is not None:
@@ -41,17 +44,17 @@ class Load:
         yield method
 
 
-def load_of(spec: CellSpec, documents: int = 1) -> Load:
-    """The load of a cell on a stream of so many ``documents``, if the name of the stream does not state the number."""
-    split, size, _ = spec.stream.rsplit("-", 2)
+def load_of(spec: CellSpec, tokens: int, questions: int) -> Load:
+    """The load of a cell that observes so many tokens and is asked so many questions."""
     return Load(
         base=base_of(spec.model_hash, spec.device, spec.dtype),
         method=spec.method,
         dataset=spec.dataset,
-        split=split,
+        split=spec.stream.rsplit("-", 2)[0],
         arm=spec.arm,
         config=content(spec.config),
-        documents=spec.prefix or (int(size) if size.isdigit() else documents),
+        tokens=tokens,
+        questions=questions,
     )
 
 
@@ -62,17 +65,33 @@ def base_of(model_hash: str, device: str, dtype: str) -> str:
 
 @dataclass
 class _Costs:
-    """Sums over cells: seconds before the stream, and seconds for each document."""
+    """Sums over cells: seconds before the stream, on documents and on questions, and how much there was of these."""
 
     cells: int = 0
     before: float = 0.0
-    each: float = 0.0
+    reading: float = 0.0
+    tokens: int = 0
+    answering: float = 0.0
+    questions: int = 0
 
-    def add(self, before: float, each: float) -> None:
-        self.cells, self.before, self.each = self.cells + 1, self.before + before, self.each + each
+    def add(self, load: Load, costs: Costs) -> None:
+        """Add a cell."""
+        self.cells += 1
+        self.before += costs.fit.seconds
+        self.reading += costs.score.seconds + costs.observe.seconds
+        self.tokens += load.tokens
+        self.answering += costs.answer.seconds
+        self.questions += load.questions
 
-    def mean(self, documents: int) -> float:
-        return (self.before + documents * self.each) / self.cells
+    def knows(self, load: Load) -> bool:
+        """Whether some cell had documents, if this one has any, and questions, if this one has any."""
+        return bool(self.cells and (self.tokens or not load.tokens) and (self.questions or not load.questions))
+
+    def seconds(self, load: Load) -> float:
+        """Seconds of a cell, at the mean rates of those that were added."""
+        reading = self.reading / self.tokens * load.tokens if load.tokens else 0.0
+        answering = self.answering / self.questions * load.questions if load.questions else 0.0
+        return self.before / self.cells + reading + answering
 
 
 class Pace:
@@ -88,30 +107,31 @@ class Pace:
         for method in methods:
             for path in sorted(runs.glob(f"{method}-*/run.json")):
                 try:
-                    self.learn(read_run(path.parent))
+                    record = read_run(path.parent)
+                    if record.summary is not None:
+                        tokens = sum(event.tokens for event in read_documents(runs, record.id))
+                        self.learn(load_of(record.spec, tokens, record.summary.questions), record.costs)
                 except (BenchError, OSError):  # it is refused where its scores are used
                     continue
 
-    def learn(self, record: RunRecord) -> None:
+    def learn(self, load: Load, costs: Costs | None) -> None:
         """Learn from the costs of a cell, if it has results."""
-        costs, summary = record.costs, record.summary
-        if costs is None or summary is None:
+        if costs is None:
             return
-        load = load_of(record.spec, max(1, summary.documents))
-        seconds = (costs.score.seconds + costs.observe.seconds + costs.answer.seconds) / load.documents
         for kind in (*load.kinds, ()):
-            self._costs[kind].add(costs.fit.seconds, seconds)
+            self._costs[kind].add(load, costs)
         phases = (costs.fit, costs.score, costs.observe, costs.answer)
         of = load.base, load.method
         self._peaks[of] = max(self._peaks.get(of, 0), *(phase.peak_bytes for phase in phases))
 
     def seconds(self, load: Load) -> float | None:
         """Seconds of a cell, by the cells that are most alike; None without any of its method on its base."""
-        return next((self._costs[kind].mean(load.documents) for kind in load.kinds if kind in self._costs), None)
+        known = (self._costs[kind] for kind in load.kinds if kind in self._costs)
+        return next((costs.seconds(load) for costs in known if costs.knows(load)), None)
 
     def guess(self, load: Load) -> float | None:
         """Seconds of a cell by the mean of all cells; None without any."""
-        return self._costs[()].mean(load.documents) if self._costs else None
+        return self._costs[()].seconds(load) if self._costs[()].knows(load) else None
 
     def peak(self, load: Load) -> int | None:
         """Most bytes that a cell of the method on this base has used; None without any."""

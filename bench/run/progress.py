@@ -90,7 +90,7 @@ class Progress:
         self._running.pop(key, None)
         self._done += 1
         estimate = self.pace.seconds(load)
-        self.pace.learn(record)
+        self.pace.learn(load, record.costs)
         self._work += self._seconds(load) or 0.0 if estimate is None else estimate
         self._update()
 

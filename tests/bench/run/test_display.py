@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
-from bench.records.store import read_run
 from bench.run import display
 from bench.run.cell import Moment
 from bench.run.display import Lines, duration, line, screen
@@ -17,9 +15,9 @@ from bench.run.experiment import load
 from bench.run.outlook import Outlook
 from bench.run.pace import Pace, load_of
 from bench.run.progress import Job, State
-from tests.reports.records_factory import record, spec
+from tests.reports.records_factory import costs, spec
 
-LOAD = load_of(spec("uniform", "test-10-0"))
+LOAD = load_of(spec("uniform", "test-10-0"), tokens=100, questions=10)
 TUNING = Job("tuning", "uniform (learn=embeddings)", "empty", "validation-100-1", LOAD), Moment("answering", 40, 100)
 RUNNING = Job("running", "cmt", "stream", "test-100-3", LOAD), Moment("reading", 34, 100)
 STATE = State(3, 36, False, (TUNING, RUNNING), 65.0, 700.0, 0.1)
@@ -86,15 +84,15 @@ def test_durations_are_rounded(seconds: float, words: str) -> None:
 
 class TestPlan:
     @pytest.fixture
-    def pace(self, tmp_path: Path) -> Pace:
+    def pace(self) -> Pace:
         """Cells of ``uniform`` on ten documents that took 5 s to fit and 0.6 s for each document."""
         pace = Pace()
-        pace.learn(read_run(tmp_path / record(tmp_path, spec("uniform", "test-10-0"), [[0.5]] * 10)))
+        pace.learn(LOAD, costs())
         return pace
 
     @pytest.fixture
     def outlooks(self) -> list[Outlook]:
-        missing = load_of(spec("mac", "test-10-0"))
+        missing = replace(LOAD, method="mac")
         return [
             Outlook("uniform", "fits on train", ((LOAD, LOAD), (LOAD,)), (LOAD,) * 8, 4, 2),
             Outlook("mac\x1b[2J", "weights missing", (), (missing,), 0, 0, "mac has no trained weights. Train them."),

@@ -10,10 +10,10 @@ import pytest
 
 from bench.errors import BenchError
 from bench.records.schema import Failure
-from bench.records.store import read_run, write_run
+from bench.records.store import read_documents, read_run, write_run
 from bench.run.executor import Outcome, Task
 from bench.run.experiment import Experiment
-from bench.run.outlook import Outlook
+from bench.run.outlook import Outlook, load
 from bench.run.progress import Progress, State
 from bench.run.runner import Runner
 from tests.world import Inline
@@ -40,11 +40,30 @@ def test_nothing_is_there_before_the_first_run_and_nothing_is_written(
     assert (closed.label, cells(closed)) == ("closed_book", (0, 0, 2, 0))
     # three trials and the floor on 2 of 4 documents of two streams, the best of them and the floor on all, one trial
     assert [len(loads) for loads in tuned.rounds] == [(3 + 1) * 2, (1 + 1) * 2, 1 * 2]
-    assert [sorted({load.documents for load in loads}) for loads in tuned.rounds] == [[2], [4], [4]]
+    assert [sorted({load.questions for load in loads}) for loads in tuned.rounds] == [[2], [4], [4]]
+    assert all((load.tokens == 0) == (load.arm == "empty") for loads in tuned.rounds for load in loads)
     assert cells(tuned) == (14, 0, 2 * 2 * 2, 0)
-    assert {(load.split, load.documents) for load in tuned.board} == {("test", 5)}
+    assert {(load.split, load.questions) for load in tuned.board} == {("test", 5)}
     assert len(tuned.after(1)) == 6 + 8 and len(tuned.after(3)) == 8
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("questions", "number", "arms"),
+    [("first", 2, ["stream", "placebo", "empty", "every_2"]), ("seen", 5, ["stream", "irrelevant_20"])],
+)
+def test_the_size_of_a_cell_is_that_of_its_record(
+    plan: Callable[..., Experiment], tmp_path: Path, questions: str, number: int, arms: list[str]
+) -> None:
+    experiment = plan({"name": "uniform", "space": {}, "arms": arms}, probes=(0.4, 1.0), questions=questions)
+    (expected,) = ahead(experiment, tmp_path)
+    result = Runner(experiment, tmp_path).run(Inline())
+    records = [read_run(tmp_path / cell.id) for cell in result.cells]
+    read = [sum(event.tokens for event in read_documents(tmp_path, record.id)) for record in records]
+    asked = [record.summary.questions for record in records if record.summary is not None]
+    assert [(load.tokens, load.questions) for load in map(load, result.cells)] == list(zip(read, asked, strict=True))
+    assert sorted((load.tokens, load.questions) for load in expected.board) == sorted(zip(read, asked, strict=True))
+    assert set(asked) == {number} and (0 in read) == ("empty" in arms)
 
 
 def test_entries_of_a_method_are_told_apart_by_the_settings_that_differ(

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.store import read_run
-from bench.run.pace import Pace, load_of
+from bench.run.pace import Load, Pace, load_of
 from tests.reports.records_factory import costs, record, spec
 
+TOKENS = 10
+"""Tokens of a document of the records here. Each has one question."""
 
-def seconds(pace: Pace, **changes: object) -> float | None:
-    """Seconds of a cell of ``lora``, by default with ``rate`` 1 on a test stream of four documents."""
-    return pace.seconds(load_of(spec(**{"method": "lora", "stream": "test-4-0", "config": {"rate": 1}, **changes})))  # type: ignore[arg-type]
+
+def load(documents: int = 4, **changes: object) -> Load:
+    """A cell of ``lora``, by default with ``rate`` 1 on a test stream."""
+    cell = spec(**{"method": "lora", "stream": f"test-{documents}-0", "config": {"rate": 1}, **changes})  # type: ignore[arg-type]
+    return load_of(cell, documents * TOKENS, documents)
+
+
+def seconds(pace: Pace, documents: int = 4, **changes: object) -> float | None:
+    return pace.seconds(load(documents, **changes))
 
 
 @pytest.fixture
@@ -33,47 +40,52 @@ def pace(tmp_path: Path) -> Pace:
 def test_seconds_are_those_of_the_cells_that_are_most_alike(pace: Pace) -> None:
     assert seconds(pace) == pytest.approx(5 + 4 * 6 / 2)
     assert seconds(pace, config={"rate": 2}) == pytest.approx(5 + 4 * 12 / 4)
-    assert seconds(pace, config={"rate": 3}) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4) / 2), "other settings"
-    assert seconds(pace, stream="validation-2-0") == pytest.approx(5 + 2 * 20 / 2), "cells of tuning"
-    assert seconds(pace, arm="placebo", config={"rate": 1}) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4) / 2), "any arm"
+    assert seconds(pace, config={"rate": 3}) == pytest.approx(5 + 4 * (6 + 12) / 6), "other settings"
+    assert seconds(pace, 2, stream="validation-2-0") == pytest.approx(5 + 2 * 20 / 2), "cells of tuning"
+    assert seconds(pace, arm="placebo") == pytest.approx(5 + 4 * (6 + 12) / 6), "any arm"
 
 
-def test_documents_of_another_data_set_may_be_longer(pace: Pace, tmp_path: Path) -> None:
-    run = record(
-        tmp_path, spec("lora", "test-4-1", dataset="novels", config={"rate": 1}), [[0.5]] * 4, costs=costs(80.0)
-    )
-    pace.learn(read_run(tmp_path / run))
+def test_another_data_set_has_rates_of_its_own(pace: Pace) -> None:
+    novels = load(dataset="novels")
+    pace.learn(novels, costs(80.0))
     assert seconds(pace) == pytest.approx(5 + 4 * 6 / 2), "as without it"
-    assert seconds(pace, dataset="novels") == pytest.approx(5 + 4 * 84 / 4)
+    assert pace.seconds(novels) == pytest.approx(5 + 4 * 84 / 4)
+
+
+def test_another_data_set_without_records_has_the_rates_for_each_token_and_question(pace: Pace) -> None:
+    reading, answering = (3 + 9 + 17) / (8 * TOKENS), (3 + 3 + 3) / 8
+    novel = replace(load(dataset="novels"), tokens=100_000, questions=0)
+    assert pace.seconds(novel) == pytest.approx(5 + 100_000 * reading)
+    assert pace.seconds(replace(novel, questions=6)) == pytest.approx(5 + 100_000 * reading + 6 * answering)
+
+
+def test_cells_without_documents_say_nothing_about_reading_nor_those_without_questions_about_answering() -> None:
+    pace, both = Pace(), load()
+    pace.learn(replace(both, arm="empty", tokens=0), costs())
+    assert pace.seconds(both) is None and pace.guess(both) is None
+    assert pace.seconds(replace(both, tokens=0, questions=8)) == pytest.approx(5 + 6)
+    pace.learn(replace(both, questions=0), costs())
+    assert pace.seconds(both) == pytest.approx(5 + (1 + 2) * 2 + 3 * 2), "the first one says how long an answer takes"
 
 
 def test_a_load_without_settings_counts_all_settings(pace: Pace) -> None:
-    load = load_of(spec("lora", "test-4-0", config={"rate": 1}))
-    assert pace.seconds(replace(load, config=None)) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4) / 2)
+    assert pace.seconds(replace(load(), config=None)) == pytest.approx(5 + 4 * (6 + 12) / 6)
 
 
 def test_the_first_documents_of_a_stream_cost_their_share(pace: Pace) -> None:
-    assert seconds(pace, prefix=3) == pytest.approx(5 + 3 * 6 / 2)
+    assert pace.seconds(replace(load(), tokens=3 * TOKENS, questions=3)) == pytest.approx(5 + 3 * 6 / 2)
 
 
 def test_other_methods_bases_and_devices_are_unknown_and_only_guessed(pace: Pace) -> None:
     for changes in ({"method": "lora_fit"}, {"model_hash": "another"}, {"device": "cuda"}, {"dtype": "bfloat16"}):
         assert seconds(pace, **changes) is None
-    load = load_of(spec("mac", "test-4-0"))
-    assert pace.guess(load) == pytest.approx(5 + 4 * (6 / 2 + 12 / 4 + 20 / 2) / 3)
-    assert Pace().guess(load) is None
+    assert pace.guess(load(method="mac")) == pytest.approx(5 + 4 * (6 + 12 + 20) / 8)
+    assert Pace().guess(load()) is None
 
 
 def test_memory_is_the_most_of_any_phase(pace: Pace) -> None:
-    assert pace.peak(load_of(spec("lora", "test-9-0"))) == 3000
-    assert pace.peak(load_of(spec("mac", "test-9-0"))) is None
-
-
-def test_a_whole_split_has_as_many_documents_as_were_read(tmp_path: Path) -> None:
-    run = record(tmp_path, spec("lora", "test-all-0"), [[0.5]] * 3)
-    pace = Pace()
-    pace.learn(read_run(tmp_path / run))
-    assert pace.seconds(load_of(spec("lora", "test-all-0"), 3)) == pytest.approx(5 + 6)
+    assert pace.peak(load(9)) == 3000
+    assert pace.peak(load(9, method="mac")) is None
 
 
 def test_records_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
@@ -83,4 +95,4 @@ def test_records_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     damaged.write_text("{")
     pace = Pace()
     pace.read(tmp_path, ["lora"])
-    assert pace.seconds(load_of(spec("lora", "test-2-0"))) == pytest.approx(5 + 6)
+    assert seconds(pace, 2) == pytest.approx(5 + 6)

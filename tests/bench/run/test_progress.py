@@ -26,7 +26,7 @@ class Follower:
 
 
 def load(method: str = "lora", documents: int = 10) -> Load:
-    return load_of(spec(method, f"test-{documents}-0"))
+    return load_of(spec(method, f"test-{documents}-0"), 10 * documents, documents)
 
 
 def job(method: str = "lora", documents: int = 10) -> Job:
@@ -42,7 +42,7 @@ def ran(tmp_path: Path) -> RunRecord:
 @pytest.fixture
 def known(ran: RunRecord) -> Pace:
     pace = Pace()
-    pace.learn(ran)
+    pace.learn(load(), ran.costs)
     return pace
 
 
