@@ -67,7 +67,7 @@ def write_run(
     """
     runs.mkdir(parents=True, exist_ok=True)
     folder = runs / record.id
-    partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
+    partial = partial_folder(runs)
     old = runs / f"{partial.name}-old"
     partial.mkdir()
     try:
@@ -86,6 +86,11 @@ def write_run(
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
     return folder
+
+
+def partial_folder(folder: Path) -> Path:
+    """A new path under ``folder`` for what this process writes there before it gives it its name."""
+    return folder / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
 
 
 def run_files(
@@ -107,12 +112,12 @@ def manifest(record: Manifest) -> bytes:
     return json_bytes({**content, "digest": digest(content)})
 
 
-def sweep(runs: Path) -> None:
-    """Remove the incomplete folders of killed runs, and leave those of processes that may still be writing.
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left incomplete in a folder, and leave that of those that may be writing.
 
     Whether those of another machine are, cannot be seen: theirs are removed after :data:`ABANDONED_SECONDS`.
     """
-    for leftover in runs.glob(f"{PARTIAL}*"):
+    for leftover in folder.glob(f"{PARTIAL}*"):
         writer = re.match(rf"{re.escape(PARTIAL)}([0-9a-f]{{8}}-\d+)-", leftover.name)
         with contextlib.suppress(FileNotFoundError):  # another process sweeps, or has finished
             silent = time.time() - leftover.stat().st_mtime

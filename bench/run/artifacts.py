@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from bench.files import csv_text, read_tensors, write_bytes, write_json, write_t
 from bench.lm import adapters, checkpoint
 from bench.paths import ROOT
 from bench.records.schema import Tally
+from bench.records.store import partial_folder, sweep
 
 COMMITTED = ROOT / "methods" / "trained"
 FOLDER = paths.ARTIFACTS
@@ -231,8 +231,9 @@ def write(folder: Path, key: ArtifactKey, trainer: Trainer, card: str) -> Path:
     other keys with the same method, seed, dataset, base and settings.
     """
     path = folder / key.folder_name
-    partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
+    partial = partial_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     partial.mkdir()
     try:
         write_tensors(partial / WEIGHTS, {name: _compact(value) for name, value in trainer.best.items()})

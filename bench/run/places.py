@@ -127,11 +127,14 @@ class Bucket(Place):
 
         What is only here was left behind by a process that was killed before it had sent it.
         """
-        names = set(self._names())
+        names = self._sizes()
         for name in sorted(names):
             folder, _, file = name.partition("/")
-            if file == MANIFEST and not self._is_good(folder):
-                self.fetch_record(folder)
+            if file == MANIFEST:
+                if not self._is_good(folder):
+                    self.fetch_record(folder)
+                elif names[name] != (self.path / name).stat().st_size and self._has_failed(name):
+                    self.send(folder)  # the process that has run the cell again was killed before it had sent this
             elif name.startswith(REWRITTEN):
                 self._take_newest(name)
         self._fetch_files(name for name in names if name.startswith(WEIGHTS))
@@ -146,7 +149,7 @@ class Bucket(Place):
 
     def fetch_weights(self) -> None:
         """Take over trained weights that others have made."""
-        self._fetch_files(self._names(WEIGHTS))
+        self._fetch_files(self._sizes(WEIGHTS))
 
     def _is_good(self, cell: str) -> bool:
         """True if there is a record here that can be read, and it is not a failed one."""
@@ -154,6 +157,11 @@ class Bucket(Place):
             return read_run(self.path / cell).status != "failed"
         except BenchError:
             return False
+
+    def _has_failed(self, name: str) -> bool:
+        """True if a manifest in the bucket is that of a cell that failed."""
+        manifest = self.fs.cat_file(f"{self.root}/{name}")
+        return is_record(manifest, self.path / name) and json.loads(manifest)["status"] == "failed"
 
     def _fetch_files(self, names: Iterable[str]) -> None:
         for name in sorted(names, key=lambda name: _as_sent(Path(name))):
@@ -208,12 +216,15 @@ class Bucket(Place):
             self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)  # only some places have folders
             self.fs.pipe_file(path, file.read_bytes())
 
-    def _names(self, folder: str = "") -> list[str]:
-        """All files in the bucket, or in a folder of it, by their names under the root."""
+    def _sizes(self, folder: str = "") -> dict[str, int]:
+        """The sizes of all files in the bucket, or in a folder of it, by their names under the root."""
         self.fs.invalidate_cache()
         found: Mapping[str, Any] = self.fs.find(f"{self.root}/{folder}".rstrip("/"), detail=True)
-        whole = [path for path, facts in found.items() if facts["size"] or not path.endswith(f"/{MANIFEST}")]
-        return sorted(path.removeprefix(self.root).lstrip("/") for path in whole)
+        return {
+            path.removeprefix(self.root).lstrip("/"): facts["size"]
+            for path, facts in found.items()
+            if facts["size"] or not path.endswith(f"/{MANIFEST}")
+        }
 
 
 class InBucket(Claims):

@@ -15,7 +15,7 @@ import pytest
 from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError, RunError
 from bench.lm import pretrained
-from bench.records.store import read_run
+from bench.records.store import PARTIAL, read_run
 from bench.run import artifacts, claims
 from bench.run import train as training
 from bench.run.experiment import Experiment, load
@@ -458,6 +458,7 @@ def test_an_artifact_that_is_there_stays_since_a_cell_may_be_reading_it(
     made_elsewhere: Any = SimpleNamespace(
         best={}, step=1, best_step=1, seconds=1.0, flops=1.0, train=[], validation=[], curve=[{"step": 1.0}]
     )
+    (folder.parent / f"{PARTIAL}of-a-killed-process").mkdir()
     assert artifacts.write(folder.parent, artifacts.read_key(folder), made_elsewhere, "card") == folder
     assert {path: path.stat().st_ino for path in folder.iterdir()} == files
     assert list(folder.parent.iterdir()) == [folder]

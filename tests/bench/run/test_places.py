@@ -19,7 +19,7 @@ from bench.files import json_bytes, write_bytes
 from bench.machine import process_name
 from bench.paths import ARTIFACT
 from bench.records.schema import Failure
-from bench.records.store import MANIFEST, board_paths, read_answers, read_board, read_run, write_run
+from bench.records.store import MANIFEST, board_paths, manifest, read_answers, read_board, read_run, write_run
 from bench.run import claims, places
 from bench.run.experiment import Experiment
 from bench.run.places import Bucket, InBucket, Place, place
@@ -271,6 +271,30 @@ def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Buc
     write_run(second.path, read_run(second.path / cell).model_copy(update=changes))
     second.fetch()
     assert read_run(second.path / cell).status == "complete"
+
+
+def test_a_record_that_replaces_a_failed_one_and_was_not_sent_before_a_kill_is_sent(
+    machine: Callable[[str], Bucket], experiment: Experiment
+) -> None:
+    first = machine("first")
+    cell = Runner(experiment, first.path).run(Inline()).cells[0].id
+    good = read_run(first.path / cell)
+    failure = Failure(kind="failed", message="m", traceback="", position=None)
+    write_run(
+        first.path, good.model_copy(update={"status": "failed", "failure": failure, "summary": None, "costs": None})
+    )
+    first.send(cell)
+    write_run(first.path, good)
+    first.fetch()
+    second = machine("second")
+    second.fetch()
+    assert read_run(second.path / cell).status == read_run(first.path / cell).status == "complete"
+    assert good.costs is not None
+    larger = good.costs.model_copy(update={"state_bytes": 10**9})
+    there = manifest(good.model_copy(update={"costs": larger}))  # of another one that is good
+    first.fs.pipe_file(f"{first.root}/{cell}/{MANIFEST}", there)
+    first.fetch()
+    assert first.fs.cat_file(f"{first.root}/{cell}/{MANIFEST}") == there
 
 
 def test_a_record_of_another_version_stops_no_command_on_its_bucket(

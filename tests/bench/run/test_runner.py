@@ -117,7 +117,8 @@ def test_cells_that_took_long_begin_first(plan: Callable[..., Experiment], tmp_p
         assert record.costs is not None
         seconds = {"closed_book": 1.0, "uniform": 9.0}[cell.spec.method]
         costs = record.costs.model_copy(update={"observe": Tally(seconds=seconds, flops=1, peak_bytes=1)})
-        write_run(tmp_path, record.model_copy(update={"costs": costs}))
+        events = read_documents(tmp_path, cell.id), read_answers(tmp_path, cell.id)
+        write_run(tmp_path, record.model_copy(update={"costs": costs}), *events)
         if cell.spec.stream.endswith("1"):
             shutil.rmtree(tmp_path / cell.id)
     runner, executor, progress = Runner(experiment, tmp_path), Inline(), Progress()
