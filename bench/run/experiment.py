@@ -13,12 +13,12 @@ from bench import declared, paths
 from bench.answering.decoding import Decoding
 from bench.answering.retune import Retune
 from bench.contract.search import Range
-from bench.data.arms import Arm
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError, first_problem, nearest
 from bench.files import parse_yaml
 from bench.records import boards
 from bench.records.schema import NOTED_DOCUMENTS, Asked
+from bench.run.lengths import PlannedArm
 from bench.settings import merged, nested
 
 
@@ -139,7 +139,7 @@ class MethodPlan(_Part):
     config: dict[str, Any] = {}
     space: dict[str, Values] | None = None
     seeds: Seeds | None = None
-    arms: list[Arm] = pydantic.Field(default=["stream"], min_length=1)
+    arms: list[PlannedArm] = pydantic.Field(default=["stream"], min_length=1)
     optional: bool = False
     bases: list[str] = []
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.data.arms import Arm
 from bench.harness.loop import due_questions
-from bench.lm import checkpoint
 from bench.records.schema import Asked, RunRecord, documents_seen, first_probe
 from bench.records.store import MANIFEST, read_run
+from bench.run import lengths
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import Sources, inputs_of
@@ -69,19 +67,7 @@ def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: Asked) -> 
     entries = inputs.stream.entries
     last = len(entries) if asked == "seen" else documents_seen(first_probe(probes), len(entries))
     questions = sum(question.position < last for question in due_questions(entries))
-    return sum(_tokens(sources.model, document.text) for document in inputs.documents), questions
-
-
-@lru_cache(maxsize=20_000)
-def _tokens(model: str, text: str) -> int:
-    """Number of tokens of a text for a base."""
-    encoded = _tokenizer(model)(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return len(encoded["input_ids"])
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(model: str) -> Any:
-    return checkpoint.load_tokenizer(checkpoint.locate(model))
+    return sum(lengths.count(sources.model, document.text) for document in inputs.documents), questions
 
 
 def failure_line(record: RunRecord) -> str:

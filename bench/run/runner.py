@@ -27,6 +27,7 @@ from bench.lm.base_model import BaseModel
 from bench.lm.probe import Abilities
 from bench.records.schema import BoardEntry, BoardRecord, TuningRecord, documents_seen, first_probe
 from bench.records.store import read_run, sweep, write_board, write_run
+from bench.run import lengths
 from bench.run.artifacts import MissingWeights
 from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
 from bench.run.executor import Executor, Note, Task, TaskError, affordable_jobs
@@ -104,6 +105,7 @@ class Runner:
         self._check_plugins()
         for plan in filter(None, (experiment.streams, experiment.tuning)):
             self._join_few_files(plan)
+        self._state_arms_in_documents()
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
         self.overlaps = self._overlaps()
         self._check_retuning()
@@ -124,6 +126,18 @@ class Runner:
         self.remarks += self._remarks_on_data()
         for arm in dict.fromkeys(arm for entry in experiment.methods for arm in entry.arms):
             self._check_arm(arm)
+
+    def _state_arms_in_documents(self) -> None:
+        """Replace arms that are stated in tokens, with a remark, as the base and the test streams are known now."""
+        stated = [arm for plan in self.experiment.methods for arm in plan.arms if arm.startswith(lengths.TOKENS)]
+        if not stated:
+            return
+        on = self.experiment.streams
+        streams = [inputs_of(self.planner.sources(on, index), "stream").documents for index in range(on.count)]
+        arms = {arm: lengths.in_documents(arm, self.experiment.model, streams) for arm in dict.fromkeys(stated)}
+        for plan in self.experiment.methods:
+            plan.arms = list(dict.fromkeys(arms.get(arm, arm) for arm in plan.arms))
+        self.remarks.append(f"In documents: {', '.join(f'{arm} is {meant}' for arm, meant in arms.items())}.")
 
     def _check_base(self, look_only: bool) -> None:
         """Load the base, and check that it knows the texts and that every method can run on it."""
