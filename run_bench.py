@@ -1007,6 +1007,7 @@ def _split_files(folder: Path) -> dict[str, str]:
     from bench.data.recipe import SPLITS
     from bench.data.tables import TABLES, suffix
 
+    like_a_split = re.compile(rf"(qa_)?(val|valid|dev|{'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
     files: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         split = path.name.partition(".")[0]
@@ -1016,14 +1017,17 @@ def _split_files(folder: Path) -> dict[str, str]:
             raise BenchError(f"--data-files {folder}: {path.name} is a second file of the {split} split: keep one.")
         if split in SPLITS:
             files[split] = str(path)
-        elif suffix(path) in TABLES and split.lower().removeprefix("qa_") in ("val", "valid", "dev", *SPLITS):
+        elif suffix(path) in TABLES and like_a_split.match(path.name):
             raise BenchError(
                 f"--data-files {folder}: {path.name} is not named after a split ({', '.join(SPLITS)}). Rename it, or "
-                f"name the files one by one (SPLIT=FILE)."
+                f"name the files one by one (SPLIT=FILE,FILE)."
             )
     if not files:
+        weekly = any(folder.rglob("*_qa.jsonl"))
+        hint = " The weekly files of RealTimeQA are read as they are: --dataset realtimeqa_weekly, for each split with "
         raise BenchError(
             f"--data-files {folder}: no file is named after a split ({', '.join(SPLITS)}), as in test.json."
+            f"{f'{hint}--data-files SPLIT={folder}.' if weekly else ''}"
         )
     return files
 

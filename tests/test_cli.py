@@ -679,6 +679,9 @@ def test_files_of_a_split_are_named_in_a_list_or_by_a_folder(
         (["test.json", "test.csv"], "a second file of the test"),
         (["test.json", "test.json.bak", "val.csv"], r"val\.csv is not named after a split .* Rename it"),
         (["test.json", "Validation.jsonl.gz"], r"Validation\.jsonl\.gz is not named after a split"),
+        (["test.json", "test_2.json"], r"test_2\.json is not named after a split .* \(SPLIT=FILE,FILE\)"),
+        (["test.json", "qa_train.json", "train-v1.1.json"], r"train-v1\.1\.json is not named after a split"),
+        (["20240705_qa.jsonl"], r"no file is named after .* --dataset realtimeqa_weekly, .* --data-files SPLIT="),
     ],
 )
 def test_a_folder_needs_one_file_for_a_split(tmp_path: Path, names: list[str], message: str) -> None:

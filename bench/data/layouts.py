@@ -13,57 +13,114 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.data import tables
 from bench.data.tables import Row
 from bench.errors import BenchError
 
-Layout = Callable[[Sequence[Path], str], Iterator[Row]]
-"""The rows of files or folders for a split of ours."""
+Layout = Callable[[Sequence[Path], str, list[str]], Iterator[Row]]
+"""The rows of files or folders for a split of ours; remarks on what is left out are appended to the list at the end."""
 
 _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
-_QUOTATION = "\"'\u201c\u201d\u2018\u2019"
-"""Marks around an answer, which its evidence may write otherwise."""
+_WEEKLY = re.compile(r"[^.].*_qa\.jsonl?(\.gz)?", re.IGNORECASE)
+"""Names of the weekly files of RealTimeQA, and not what macOS packs beside them."""
+_QUOTED = re.compile(
+    r"""["\u201c\u201d]([^"\u201c\u201d]*)["\u201c\u201d]|(?<!\w)['\u2018]([^'\u2018\u2019]*)['\u2019](?!\w)"""
+)
+"""What is in quotation marks in an answer, whose evidence may write them otherwise; an apostrophe is none."""
 _WEEK_AND_A_HALF = timedelta(days=10)
 """Most days between a question of a weekly quiz and the quiz."""
-_BLOCKS = frozenset({"br", "div", "li", "p", "td", "tr"})
-"""Tags of HTML that divide words."""
+_INLINE = frozenset({"a", "abbr", "b", "cite", "code", "em", "font", "i", "mark", "small", "span", "strong", "sub"})
+_INLINE |= {"sup", "u", "wbr"}
+"""Tags of HTML that do not divide words."""
+_HIDDEN = frozenset({"script", "style"})
+"""Tags of HTML whose content is no text."""
 
 
-def realtimeqa(paths: Sequence[Path], split: str) -> Iterator[Row]:
+def realtimeqa(paths: Sequence[Path], split: str, remarks: list[str]) -> Iterator[Row]:
     """RealTimeQA: weekly JSON lines with ``question_sentence``, ``choices``, ``answer`` and ``evidence``.
 
     Of a folder, all files ``*_qa.jsonl`` in it count. A question is kept if its answer stands in its evidence, in whole
-    words and without HTML and quotation marks, which is the document. An answer in such marks may also be given without
-    them. What a later quiz repeats, with the same evidence, is of the first one's date and week. A week is that of the
-    quiz, with questions of several dates; a date far from it is a slip, and the quiz's day counts.
+    words and without HTML and quotation marks, which is the document. An answer with such marks may also be given
+    without them. What a later quiz repeats, with the same evidence, is of the first one's date and week. A week is that
+    of the quiz, with questions of several dates; a date far from it is a slip, and the quiz's day counts.
     """
-    found_files = (path.rglob("*_qa.jsonl") if path.is_dir() else [path] for path in paths)
-    files = sorted(itertools.chain.from_iterable(found_files), key=lambda file: file.name)
     weeks: dict[str, tuple[str, str]] = {}
     asked: set[tuple[str, str]] = set()
-    for where, row in itertools.chain.from_iterable(tables.rows(file, split) for file in files):
-        with _fields(where, "RealTimeQA"):
-            text, question = plain(row["evidence"]), plain(row["question_sentence"])
-            answers = [plain(row["choices"][int(index)]) for index in row["answer"]]
-            date, week = row["question_date"].replace("/", "-"), row["question_id"].partition("_")[0]
-            date = _not_far_from(week, date)
-            bare = [answer.strip(_QUOTATION) for answer in answers]
-            item = {"id": row["question_id"], "question": question, "answers": list(dict.fromkeys([*answers, *bare]))}
-        found = (re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in bare)
-        if any(found) and (text, question) not in asked:
-            asked.add((text, question))
-            date, week = weeks.setdefault(text, (date, week))
-            yield where, {"text": text, "timestamp": date, "group": week, "questions": [item]}
+    rows = list(_weekly_rows(paths, split))
+    if rows and not any("evidence" in row for _, row in rows):
+        raise BenchError(f"{rows[0][0]} has no 'evidence', which a row of RealTimeQA has, and nor has any other one.")
+    questions = sorted(map(_question_of_quiz, rows), key=lambda one: (one.week, one.date))
+    without_evidence = unanswered = 0
+    for one in questions:
+        if not one.text:
+            without_evidence += 1
+        elif not any(re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", one.text, re.IGNORECASE) for bare in one.bare):
+            unanswered += 1
+        elif (one.text, one.question) not in asked:
+            asked.add((one.text, one.question))
+            date, week = weeks.setdefault(one.text, (one.date, one.week))
+            item = {"id": one.id, "question": one.question, "answers": list(dict.fromkeys([*one.answers, *one.bare]))}
+            yield one.where, {"text": one.text, "timestamp": date, "group": week, "questions": [item]}
+    again = len(questions) - len(asked) - without_evidence - unanswered
+    if len(asked) < len(questions):
+        remarks.append(
+            f"Of the {len(questions):,} questions in the files of {split}, {without_evidence:,} have no evidence, "
+            f"{unanswered:,} an answer that does not stand in it, and {again:,} were asked before: they are left out."
+        )
+    if moved := sum(one.is_moved for one in questions):
+        remarks.append(f"{moved:,} question(s) in the files of {split} with a date far from their quiz have its date.")
+
+
+class _OfQuiz(NamedTuple):
+    """A question of a weekly quiz, with its right answers as they are and without quotation marks."""
+
+    where: str
+    id: str
+    week: str
+    date: str
+    is_moved: bool
+    text: str
+    question: str
+    answers: list[str]
+    bare: list[str]
+
+
+def _weekly_rows(paths: Sequence[Path], split: str) -> Iterator[Row]:
+    files: list[Path] = []
+    for path in paths:
+        found = [file for file in path.rglob("*") if _WEEKLY.fullmatch(file.name)] if path.is_dir() else [path]
+        if not found:
+            raise BenchError(f"{path} has no weekly file of RealTimeQA, as in 20240705_qa.jsonl: name another folder.")
+        files += found
+    files.sort(key=lambda file: file.name)
+    return itertools.chain.from_iterable(tables.rows(file, split) for file in files)
+
+
+def _question_of_quiz(row_of_file: Row) -> _OfQuiz:
+    where, row = row_of_file
+    with _fields(where, "RealTimeQA"):
+        places = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+        if any(int(place) < 0 for place in places):
+            raise ValueError(f"there is no choice {places}")
+        answers = list(filter(None, (plain(row["choices"][int(place)]) for place in places)))
+        bare = [_QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", answer).strip() for answer in answers]
+        stated = "-".join(part and part.zfill(2) for part in (row["question_date"] or "").split("/"))
+        week = row["question_id"].partition("_")[0]
+        date = _not_far_from(week, stated)
+        text, question = plain(row.get("evidence") or ""), plain(row["question_sentence"])
+        return _OfQuiz(
+            where, row["question_id"], week, date, date != stated, text, question, answers, list(filter(None, bare))
+        )
 
 
 def _not_far_from(quiz: str, date: str) -> str:
     """The date of a question, or the day of its quiz (``20240209``) if that is far from it."""
     try:
         day = datetime.strptime(quiz, "%Y%m%d")
-        is_far = abs(datetime.fromisoformat(date) - day) > _WEEK_AND_A_HALF
+        is_far = abs(datetime.fromisoformat(date).date() - day.date()) > _WEEK_AND_A_HALF
     except ValueError:  # an id of another form; what is wrong with a date is said later
         return date
     return f"{day:%Y-%m-%d}" if is_far else date
@@ -160,13 +217,13 @@ def oaks(path: Path, split: str) -> Iterator[Row]:
     """
     for where, row in tables.rows(path, split):
         with _fields(where, "OAKS"):
-            name, chunks = row["meta"]["bid"], row["data"]["chunks"]
+            name, chunks = row["meta"]["bid"], dict(row["data"]["chunks"])
             asked: dict[str, list[dict[str, Any]]] = {chunk: [] for chunk in chunks}
             for text, question in row["data"]["qas"].items():
                 before: Any = None
                 for chunk in chunks:
                     answer = question["chunk_to_answer"].get(chunk)
-                    if not answer or (before is not None and answer == before["answers"]):
+                    if not answer or (before is not None and _set(answer) == _set(before["answers"])):
                         continue
                     after = {"revises": before["id"]} if before else {}
                     identity = f"{question['question_id']}@{chunk}"
@@ -174,6 +231,10 @@ def oaks(path: Path, split: str) -> Iterator[Row]:
                     asked[chunk].append(before)
         for chunk, text in chunks.items():
             yield f"{where}, chunk {chunk}", {"text": text, "group": name, "questions": asked[chunk]}
+
+
+def _set(answer: str | list[str]) -> set[str]:
+    return {answer} if isinstance(answer, str) else set(answer)
 
 
 def wikitext(path: Path, split: str) -> Iterator[Row]:
@@ -196,7 +257,7 @@ def wikitext(path: Path, split: str) -> Iterator[Row]:
 
 def _one_by_one(layout: Callable[[Path, str], Iterator[Row]]) -> Layout:
     """A layout whose files do not depend on one another."""
-    return lambda paths, split: itertools.chain.from_iterable(layout(path, split) for path in paths)
+    return lambda paths, split, _: itertools.chain.from_iterable(layout(path, split) for path in paths)
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -211,15 +272,18 @@ class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = []
+        self._hidden = False
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.parts.append(" " * (tag in _BLOCKS))
+        self._hidden = tag in _HIDDEN
+        self.parts.append(" " * (tag not in _INLINE))
 
     def handle_endtag(self, tag: str) -> None:
-        self.handle_starttag(tag, None)
+        self._hidden = False
+        self.parts.append(" " * (tag not in _INLINE))
 
     def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+        self.parts.append(data * (not self._hidden))
 
 
 def plain(html: str) -> str:
@@ -237,5 +301,5 @@ def _fields(where: str, layout: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise BenchError(f"{where} has no {error.args[0]!r}, which a row of {layout} has.") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:  # the last of html.parser
         raise BenchError(f"{where} is not a row of {layout}: {error}.") from None

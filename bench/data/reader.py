@@ -68,8 +68,9 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     for name in {split, *data_files}:
         if name not in SPLITS:
             raise BenchError(f"There is no split {name!r}.{nearest(name, SPLITS)}")
+    of_layout: list[str] = []
     if split in data_files:
-        rows = _file_rows(recipe, split, [Path(file) for file in data_files[split]])
+        rows = _file_rows(recipe, split, [Path(file) for file in data_files[split]], of_layout)
     elif not data_files and recipe.source and split in recipe.declared:
         place = recipe.declared[split]
         if recipe.source.hub:
@@ -77,7 +78,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
         else:
             source, span = rows_of(place)
             paths = [recipe.folder / name for name in (recipe.source.files or {})[source]]
-            rows = itertools.islice(_file_rows(recipe, source, paths), span.start, span.stop)
+            rows = itertools.islice(_file_rows(recipe, source, paths, of_layout), span.start, span.stop)
     else:
         limit = f" (--data-files names {', '.join(data_files)} only)" if data_files else ""
         remedy = f"provide it with --data-files {split}=FILE"
@@ -88,7 +89,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     data = _merge(recipe, split, rows)
     if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
         raise BenchError(f"{difference} The source has changed, or was not read whole: read it again.")
-    return replace(data, remarks=(*data.remarks, *filter(None, [left_out, difference])))
+    return replace(data, remarks=(*of_layout, *data.remarks, *filter(None, [left_out, difference])))
 
 
 def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[Row], str]:
@@ -100,7 +101,7 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[R
     assert recipe.join is not None
     on, key, column = recipe.join.question, recipe.join.document, recipe.column("question")
     asked: list[tuple[str, str, Mapping[str, Any]]] = []
-    documents: dict[str, Mapping[str, Any] | None] = {}
+    documents: dict[str, Row | None] = {}
     is_document = False
     for where, row in rows:
         name = on if column in row else key
@@ -114,7 +115,7 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[R
             continue
         is_document = True
         if documents.get(value, row) is None:
-            documents[value] = row
+            documents[value] = where, row
     if not asked:
         raise BenchError(f"No row of {split} has the column {column!r}, a question. {_questions_first(split)}")
     lost = [(where, value) for where, value, _ in asked if documents[value] is None]
@@ -126,7 +127,11 @@ def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[R
             f"are missing). {_questions_first(split)}"
         )
     remark = f"{len(lost)} of {len(asked)} questions of {split} are left out: their documents are not in the files."
-    joined = ((where, {**document, **row}) for where, value, row in asked if (document := documents[value]) is not None)
+    joined = (
+        (f"{where} with {document[0]}", {**document[1], **row})
+        for where, value, row in asked
+        if (document := documents[value]) is not None
+    )
     return joined, remark if lost else ""
 
 
@@ -185,7 +190,7 @@ def _hub_rows(recipe: Recipe, hub: Hub, split: str, place: str) -> Iterator[Row]
     return ((f"{hub.id} {place}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Row]:
+def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path], remarks: list[str]) -> Iterator[Row]:
     for path in paths:
         if not os.path.exists(path):  # False for a name that is too long, too
             raise BenchError(
@@ -193,7 +198,7 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
                 f"(one --data-files SPLIT=FILE for each file whose name contains a comma)."
             )
     if recipe.format in LAYOUTS:
-        yield from LAYOUTS[recipe.format](paths, split)
+        yield from LAYOUTS[recipe.format](paths, split, remarks)
         return
     for path in paths:
         if recipe.format == "text":
@@ -207,9 +212,9 @@ def _file_rows(recipe: Recipe, split: str, paths: Sequence[Path]) -> Iterator[Ro
 
 
 def _squad_rows(recipe: Recipe, path: Path, split: str) -> Iterator[Row]:
-    """Flat rows as they are; the nested JSON of SQuAD as one row per paragraph, numbered across all articles."""
+    """Flat rows as they are; the nested JSON of SQuAD, or its articles, as one row per paragraph."""
     for where, row in tables.rows(path, split):
-        if "data" not in row or recipe.column("text") in row:
+        if not row.keys() & {"data", "paragraphs"} or recipe.column("text") in row:
             yield where, row
             continue
         try:
@@ -219,12 +224,13 @@ def _squad_rows(recipe: Recipe, path: Path, split: str) -> Iterator[Row]:
                     **({"title": article["title"]} if "title" in article else {}),
                     **paragraph,
                 }
-                for article in row["data"]
+                for article in row.get("data", [row])
                 for paragraph in article["paragraphs"]
             ]
         except (TypeError, KeyError):
             raise BenchError(f"{path} is not SQuAD JSON: it needs data[*].paragraphs[*], each a mapping.") from None
-        yield from ((f"{path}, paragraph {number}", paragraph) for number, paragraph in enumerate(paragraphs, 1))
+        within = path if "data" in row else where
+        yield from ((f"{within}, paragraph {number}", paragraph) for number, paragraph in enumerate(paragraphs, 1))
 
 
 def _entry(recipe: Recipe, where: str, row: Mapping[str, Any]) -> Entry:
@@ -390,6 +396,8 @@ def _no_column(recipe: Recipe, where: str, row: Mapping[str, Any], name: Column)
     column = recipe.column(name)
     nested = isinstance(row.get("data"), list) and recipe.format != "squad"
     hint = " The file is nested like SQuAD: use format: squad." if nested else nearest(column, row)
+    if "question_sentence" in row:
+        hint = " This is a weekly file of RealTimeQA: use --dataset realtimeqa_weekly."
     return BenchError(f"{where} has no column {column!r} (our {name!r}).{hint}")
 
 
@@ -416,7 +424,7 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     documents: dict[str, Entry] = {}
     golds: dict[str, tuple[str, GoldQuestion]] = {}  # by question id, with the document's id
     places: dict[str, str] = {}
-    differing = 0
+    differing = repeated = 0
     for where, row in rows:
         entry = _entry(recipe, where, row)
         if not _within(recipe, split, where, entry.document.timestamp):
@@ -426,6 +434,7 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
         for gold in entry.questions:
             gold = gold if gold.question.id else _with_id(gold, entry.document.id, golds)
             item = (entry.document.id, gold)
+            repeated += gold.question.id in golds
             if golds.setdefault(gold.question.id, item) != item:
                 raise BenchError(
                     f"{where}: another question already has the id {gold.question.id!r}. Ids are unique in a split: "
@@ -446,7 +455,7 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
         for entry in entries
     )
     left_out = sum(not gold.answers for _, gold in golds.values())
-    return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing)))
+    return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing, repeated)))
 
 
 def _within(recipe: Recipe, split: str, where: str, timestamp: str) -> bool:
@@ -503,8 +512,12 @@ def _check_revisions(recipe: Recipe, entries: Sequence[Entry], places: Mapping[s
         earlier.add(gold.question.id)
 
 
-def _remarks(recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int, differing: int) -> Iterator[str]:
+def _remarks(
+    recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int, differing: int, repeated: int
+) -> Iterator[str]:
     golds = [gold for entry in entries for gold in entry.questions]
+    if repeated:
+        yield f"{repeated} question(s) of {split} are there again, with equal document and answers: each counts once."
     if left_out:
         yield (
             f"{left_out} question(s) of {split} without an answer are left out "
@@ -513,10 +526,8 @@ def _remarks(recipe: Recipe, split: str, entries: Sequence[Entry], left_out: int
     if unanswerable := sum(gold.answers == NO_ANSWER for gold in golds):
         yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: the right answer is none."
     asked = {(entry.document.id, g.question.text, g.answers, g.revises) for entry in entries for g in entry.questions}
-    if repeated := len(golds) - len(asked):
-        yield (
-            f"{repeated} question(s) of {split} are asked again about the same document, under another id: all count."
-        )
+    if others := len(golds) - len(asked):
+        yield (f"{others} question(s) of {split} are asked again about the same document, under another id: all count.")
     if recipe.stream.group and (alone := sum(not entry.group for entry in entries)):
         yield (
             f"{alone} document(s) of {split} have no {recipe.column('group')}, by which streams are drawn: each is a "

@@ -132,6 +132,8 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
             start = file.read(4)
             file.seek(0)
             is_utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:] != b"\0\0"
+            if start[:2] == b"\x1f\x8b":
+                raise BenchError(f"{path} is packed by gzip: add .gz to its name.")
             if b"\0" in start and not is_utf16:
                 raise UnicodeError
             yield io.TextIOWrapper(file, "utf-16" if is_utf16 else "utf-8-sig", newline=newline)

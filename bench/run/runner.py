@@ -147,7 +147,8 @@ class Runner:
         tokenizer, self.abilities, self.weights = _base(
             self.planner.base, self.planner.model_hash, device, experiment.dtype, device != experiment.device
         )
-        for streams in filter(None, (experiment.streams, experiment.tuning)):
+        is_tuned = any(self.spaces.values())  # else validation may be too small for its streams
+        for streams in filter(None, (experiment.streams, experiment.tuning if is_tuned else None)):
             self._check_coverage(tokenizer, streams)
         if self.abilities is None:  # the workers try them, and refuse then
             return

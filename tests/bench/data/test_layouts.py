@@ -120,6 +120,110 @@ def test_realtimeqa_keeps_questions_whose_evidence_has_the_answer_in_the_period_
         read("realtimeqa_weekly", "validation", weeks)
 
 
+QUIZ = {
+    "question_id": "20240705_1",
+    "question_date": "2024/07/04",
+    "question_sentence": "Who won?",
+    "choices": ["Alder", "Birch", ""],
+    "answer": ["0"],
+    "evidence": "Alder won.",
+}
+
+
+def quiz(tmp_path: Path, *changes: Mapping[str, Any], name: str = "20240705_qa.jsonl") -> Path:
+    return lines(tmp_path / name, *({**QUIZ, "question_id": f"20240705_{n}", **one} for n, one in enumerate(changes)))
+
+
+def test_what_realtimeqa_leaves_out_is_counted(tmp_path: Path) -> None:
+    path = quiz(
+        tmp_path,
+        {},
+        {},
+        {"evidence": None},
+        {"evidence": ""},
+        {"answer": ["1"]},
+        {"answer": ["2"]},
+        {"question_sentence": "Who else?", "question_date": "2019/07/04"},
+    )
+    data = read_split(recipe.find("realtimeqa_weekly"), "test", {"test": [str(path)]})
+    assert [list(asked(entry)) for entry in data.entries] == [["Who won?", "Who else?"]]
+    assert data.remarks[:2] == (
+        "Of the 7 questions in the files of test, 2 have no evidence, 2 an answer that does not stand in it, and 1 "
+        "were asked before: they are left out.",
+        "1 question(s) in the files of test with a date far from their quiz have its date.",
+    )
+
+
+@pytest.mark.parametrize("names", [("a_qa.jsonl", "b_qa.jsonl"), ("b_qa.jsonl", "a_qa.jsonl")])
+def test_what_several_quizzes_ask_is_of_the_first_quiz_in_whatever_file_that_is(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name, week in zip(names, ("20240705", "20250704"), strict=True):
+        date = f"{week[:4]}/{week[4:6]}/{int(week[6:])}"  # without a zero
+        quiz(tmp_path, {"question_id": f"{week}_0", "question_date": date}, name=name)
+    [entry] = read("realtimeqa_weekly", "test", tmp_path)
+    assert (entry.document.timestamp, entry.group) == ("2024-07-05", "20240705")
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        ('"Alder"', "Alder"),
+        ("\u201cAlder\u201d and \u201cBirch\u201d", "Alder and Birch"),
+        ("\u2018Alder\u2019 the musical", "Alder the musical"),
+        ("'Alder'", "Alder"),
+        ("the Alders'", None),
+        ("Don't Look", None),
+        ("5 o\u2019clock \u2019til 6", None),
+    ],
+)
+def test_an_answer_of_realtimeqa_is_also_given_without_quotation_marks(
+    tmp_path: Path, answer: str, bare: str | None
+) -> None:
+    path = quiz(tmp_path, {"choices": [answer], "evidence": f"It was {bare or answer}."})
+    [entry] = read("realtimeqa_weekly", "test", path)
+    assert entry.questions[0].answers == ((answer, bare) if bare else (answer,))
+
+
+def test_a_block_of_html_divides_words_and_scripts_are_no_text(tmp_path: Path) -> None:
+    html = "<script>if (a < b) x()</script><h2>Alder</h2>They <i>w</i>on.<table><tr><th>Birch<th>9</table>"
+    [entry] = read("realtimeqa_weekly", "test", quiz(tmp_path, {"evidence": html}))
+    assert entry.document.text == "Alder They won. Birch 9"
+
+
+def test_all_weekly_files_of_a_folder_count_and_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    packed = tmp_path / "20240712_QA.jsonl.gz"
+    again = quiz(tmp_path, {"question_id": "20240712_1", "evidence": "Alder again."}, name="20240719_qa.json")
+    packed.write_bytes(gzip.compress(again.read_bytes()))
+    quiz(tmp_path, {"question_id": "20240719_1"}, name="20240719_qa.json")
+    (tmp_path / "._20240719_qa.jsonl").write_bytes(b"\0\xff of macOS")
+    assert len(read("realtimeqa_weekly", "test", tmp_path)) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BenchError, match=r"empty has no weekly file of RealTimeQA, as in 20240705_qa\.jsonl"):
+        read("realtimeqa_weekly", "test", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": ["-1"]}, "there is no choice"),
+        ({"answer": ["3"]}, "is not a row of RealTimeQA"),
+        ({"evidence": "Alder <![foo won."}, "is not a row of RealTimeQA"),
+        ({"question_date": None}, "has no timestamp, by which realtimeqa_weekly is cut"),
+        ({"question_date": "5 July"}, "5 July"),
+    ],
+)
+def test_a_row_of_realtimeqa_that_is_wrong_is_named(tmp_path: Path, change: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=f"20240705_qa.jsonl, row 1.*{message}"):
+        read("realtimeqa_weekly", "test", quiz(tmp_path, {"question_id": "1", **change}))
+
+
+def test_an_index_of_realtimeqa_may_stand_alone_and_a_time_may_have_a_zone(tmp_path: Path) -> None:
+    row = {"answer": "0", "question_date": "2024-07-04T10:00:00Z"}
+    [entry] = read("realtimeqa_weekly", "test", quiz(tmp_path, row))
+    assert (entry.questions[0].answers, entry.document.timestamp[:10]) == (("Alder",), "2024-07-04")
+
+
 def test_counterfact_asks_the_edit_and_keeps_its_neighbourhood_for_the_anchor_set(tmp_path: Path) -> None:
     case = {
         "case_id": 7,

@@ -750,6 +750,50 @@ def test_rows_that_contradict_each_other_about_a_document_are_counted() -> None:
     assert remark.startswith("1 row(s) of test repeat a document with another title, timestamp or group")
 
 
+def test_questions_that_are_there_again_count_once_and_are_counted(make: Make) -> None:
+    question = {"question": "Who?", "answers": ["Li"]}
+    rows = [
+        {"text": "Li.", "questions": [{**question, "id": "a"}, {**question, "id": "a"}, question]},
+        {"text": "Li.", "questions": [question, {**question, "answers": ["li"]}]},
+    ]
+    data = read_split(make({"test.jsonl": rows}, format="documents"), "test")
+    assert [len(entry.questions) for entry in data.entries] == [3]
+    repeated, _ = data.remarks
+    assert repeated == "2 question(s) of test are there again, with equal document and answers: each counts once."
+
+
+def test_articles_of_squad_are_read_as_those_of_its_file_are(make: Make) -> None:
+    paragraph = {"context": "Li won.", "qas": [{"id": "a", "question": "Who?", "answers": [{"text": "Li"}]}]}
+    articles = [
+        {"title": "Li", "paragraphs": [paragraph]},
+        {"title": "Bo", "paragraphs": [{"context": "Bo.", "qas": []}]},
+    ]
+    whole, bare = ({"data": articles}, articles)
+    files = {"test.json": [whole], "train.jsonl": bare}
+    squad = make(files, format="squad", source={"files": {name.partition(".")[0]: [name] for name in files}})
+    assert load_split(squad, "test") == load_split(squad, "train")
+    broken = make({"test.jsonl": [{"paragraphs": [{"context": ""}]}]}, format="squad")
+    with pytest.raises(BenchError, match=r"test\.jsonl, row 1, paragraph 1, column context: the document is empty"):
+        load_split(broken, "test")
+
+
+def test_a_weekly_file_of_realtimeqa_among_prepared_ones_is_pointed_to_its_dataset(make: Make) -> None:
+    weekly = make({"test.jsonl": [{"question_sentence": "Who?", "evidence": "Li."}]}, format="documents")
+    with pytest.raises(BenchError, match=r"no column 'text' .* use --dataset realtimeqa_weekly"):
+        load_split(weekly, "test")
+
+
+def test_what_is_wrong_with_a_joined_document_is_said_with_its_place(make: Make) -> None:
+    files = {
+        "asked.jsonl": [{"question": "Where from?", "answers": ["Pier 4"], "at": 5}],
+        "documents.jsonl": [{"key": 4, "text": "Pier 3."}, {"key": 5, "text": ""}],
+    }
+    source = {"files": {"test": list(files)}}
+    harbour = make(files, format="rows", join={"question": "at", "document": "key"}, source=source)
+    with pytest.raises(BenchError, match=r"asked\.jsonl, row 1 with .*documents\.jsonl, row 2, column text: .* empty"):
+        load_split(harbour, "test")
+
+
 def test_questions_that_are_asked_again_and_documents_without_a_group_are_counted(make: Make) -> None:
     again = [{"id": identity, "question": "Who?", "answers": ["Li"]} for identity in ("a", "b", "c")]
     other = {"text": "Li, too.", "group": "Li", "questions": [{**again[0], "id": "d"}]}

@@ -794,6 +794,15 @@ def test_a_plan_that_cannot_be_run_is_an_error_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_tuned_runs_on_a_validation_split_that_is_too_small(
+    plan: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    small = {"documents": 9, "count": 1}
+    assert Runner(plan("closed_book", {"name": "uniform", "space": {}}, tuning=small), tmp_path).spaces
+    with pytest.raises(BenchError, match="too few for 1"):
+        Runner(plan("closed_book", {"name": "uniform", "space": {"learning_rate": [1e-3]}}, tuning=small), tmp_path)
+
+
 @pytest.mark.parametrize("method", ["closed_book", {"name": "bm25", "space": {}, "arms": ["empty"]}])
 def test_an_arm_with_nothing_to_score_is_an_error(llama: Path, tmp_path: Path, method: Any) -> None:
     (tmp_path / "one.txt").write_text("The lighthouse opened in 1983.")
