@@ -109,7 +109,8 @@ def _csv_in(text: str) -> Counts:
 
 def _squad_in(text: str) -> Counts:
     def pairs() -> Iterator[tuple[Any, Any]]:
-        for article in json.loads(text.removeprefix("\ufeff"))["data"]:
+        content = json.loads(text.removeprefix("\ufeff"))
+        for article in content if isinstance(content, list) else content.get("data", [content]):
             for paragraph in article["paragraphs"]:
                 yield paragraph["context"], None
                 for question in paragraph["qas"]:
