@@ -335,11 +335,12 @@ def _run_cells(
 
 
 def _earlier_pace(runners: Sequence[Runner], runs: Path) -> Pace:
-    """The pace of the methods of all runners, by the records that are there: each record is read once."""
+    """The pace of the methods of all runners on their bases, by the records that are there."""
     from bench.run.pace import Pace
 
     pace = Pace()
-    pace.read(runs, dict.fromkeys(plan.name for runner in runners for plan in runner.experiment.methods))
+    methods = dict.fromkeys(plan.name for runner in runners for plan in runner.experiment.methods)
+    pace.read(runs, methods, {runner.planner.base_in_use for runner in runners})
     return pace
 
 
@@ -1007,7 +1008,7 @@ def _split_files(folder: Path) -> dict[str, str]:
     from bench.data.recipe import SPLITS
     from bench.data.tables import TABLES, suffix
 
-    like_a_split = re.compile(rf"(qa_)?(val|valid|dev|{'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
+    like_a_split = re.compile(rf"(qa_)?(val|valid|dev|{'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)  # train-v1.1
     files: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         split = path.name.partition(".")[0]
@@ -1019,15 +1020,13 @@ def _split_files(folder: Path) -> dict[str, str]:
             files[split] = str(path)
         elif suffix(path) in TABLES and like_a_split.match(path.name):
             raise BenchError(
-                f"--data-files {folder}: {path.name} is not named after a split ({', '.join(SPLITS)}). Rename it, or "
-                f"name the files one by one (SPLIT=FILE,FILE)."
+                f"--data-files {folder}: {path.name} is not named after a split ({', '.join(SPLITS)}). Rename it or "
+                f"move it away, or name the files one by one (SPLIT=FILE,FILE)."
             )
     if not files:
-        weekly = any(folder.rglob("*_qa.jsonl"))
-        hint = " The weekly files of RealTimeQA are read as they are: --dataset realtimeqa_weekly, for each split with "
         raise BenchError(
-            f"--data-files {folder}: no file is named after a split ({', '.join(SPLITS)}), as in test.json."
-            f"{f'{hint}--data-files SPLIT={folder}.' if weekly else ''}"
+            f"--data-files {folder}: no file is named after a split ({', '.join(SPLITS)}), as in test.json. Folders of "
+            f"other files, as those of realtimeqa_weekly and pg19, are given to each split: test={folder}."
         )
     return files
 

@@ -93,8 +93,9 @@ def board(out: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if not any(name in k for name in measured)} for row in rows]
 
 
-def test_list_names_what_there_is_and_imports_no_slow_package() -> None:
-    code = "import sys, run_bench\nrun_bench.app(['list'], standalone_mode=False)\n"
+def test_list_and_describe_name_what_there_is_and_import_no_slow_package() -> None:
+    code = "import sys, run_bench\nfor command in (['list'], ['describe', 'default']):\n"
+    code += "    run_bench.app(command, standalone_mode=False)\n"
     code += "assert not {'torch', 'transformers', 'datasets', 'pandas'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in ("closed_book", "gold_in_prompt", "uniform", "newsworld", "squad", "text", "default", "nano-lm"):
@@ -681,7 +682,7 @@ def test_files_of_a_split_are_named_in_a_list_or_by_a_folder(
         (["test.json", "Validation.jsonl.gz"], r"Validation\.jsonl\.gz is not named after a split"),
         (["test.json", "test_2.json"], r"test_2\.json is not named after a split .* \(SPLIT=FILE,FILE\)"),
         (["test.json", "qa_train.json", "train-v1.1.json"], r"train-v1\.1\.json is not named after a split"),
-        (["20240705_qa.jsonl"], r"no file is named after .* --dataset realtimeqa_weekly, .* --data-files SPLIT="),
+        (["20240705_qa.jsonl"], r"no file is named after .*, as those of realtimeqa_weekly and pg19, .*: test="),
     ],
 )
 def test_a_folder_needs_one_file_for_a_split(tmp_path: Path, names: list[str], message: str) -> None:

@@ -20,7 +20,7 @@ from bench.data.tables import Row
 from bench.errors import BenchError
 
 Layout = Callable[[Sequence[Path], str, list[str]], Iterator[Row]]
-"""The rows of files or folders for a split of ours; remarks on what is left out are appended to the list at the end."""
+"""The rows of files or folders for a split of ours; remarks on what is left out are appended to the list."""
 
 _HEADING = re.compile(r" = (?P<title>[^=].*?) = ")
 """The line above an article in WikiText."""
@@ -32,8 +32,10 @@ _QUOTED = re.compile(
 """What is in quotation marks in an answer, whose evidence may write them otherwise; an apostrophe is none."""
 _WEEK_AND_A_HALF = timedelta(days=10)
 """Most days between a question of a weekly quiz and the quiz."""
-_INLINE = frozenset({"a", "abbr", "b", "cite", "code", "em", "font", "i", "mark", "small", "span", "strong", "sub"})
-_INLINE |= {"sup", "u", "wbr"}
+_INLINE = frozenset(
+    "a abbr b bdi bdo big cite code del dfn em font i ins kbd label mark nobr q s samp small span strike strong sub sup"
+    " time tt u var wbr".split()
+)
 """Tags of HTML that do not divide words."""
 _HIDDEN = frozenset({"script", "style"})
 """Tags of HTML whose content is no text."""
@@ -53,25 +55,28 @@ def realtimeqa(paths: Sequence[Path], split: str, remarks: list[str]) -> Iterato
     if rows and not any("evidence" in row for _, row in rows):
         raise BenchError(f"{rows[0][0]} has no 'evidence', which a row of RealTimeQA has, and nor has any other one.")
     questions = sorted(map(_question_of_quiz, rows), key=lambda one: (one.week, one.date))
+    kept: list[Row] = []
     without_evidence = unanswered = 0
     for one in questions:
         if not one.text:
             without_evidence += 1
-        elif not any(re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", one.text, re.IGNORECASE) for bare in one.bare):
+        elif not one.is_answered:
             unanswered += 1
         elif (one.text, one.question) not in asked:
             asked.add((one.text, one.question))
             date, week = weeks.setdefault(one.text, (one.date, one.week))
             item = {"id": one.id, "question": one.question, "answers": list(dict.fromkeys([*one.answers, *one.bare]))}
-            yield one.where, {"text": one.text, "timestamp": date, "group": week, "questions": [item]}
-    again = len(questions) - len(asked) - without_evidence - unanswered
-    if len(asked) < len(questions):
+            kept.append((one.where, {"text": one.text, "timestamp": date, "group": week, "questions": [item]}))
+    again = len(questions) - len(kept) - without_evidence - unanswered
+    files = f"the files of {split}, of whatever period"
+    if len(kept) < len(questions):
         remarks.append(
-            f"Of the {len(questions):,} questions in the files of {split}, {without_evidence:,} have no evidence, "
+            f"Of the {len(questions):,} questions in {files}, {without_evidence:,} have no evidence, "
             f"{unanswered:,} an answer that does not stand in it, and {again:,} were asked before: they are left out."
         )
     if moved := sum(one.is_moved for one in questions):
-        remarks.append(f"{moved:,} question(s) in the files of {split} with a date far from their quiz have its date.")
+        remarks.append(f"{moved:,} question(s) in {files}, with a date far from their quiz have its date.")
+    return iter(kept)
 
 
 class _OfQuiz(NamedTuple):
@@ -86,6 +91,18 @@ class _OfQuiz(NamedTuple):
     question: str
     answers: list[str]
     bare: list[str]
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether an answer stands in the evidence, with or without quotation marks in either."""
+        texts = self.text, _without_marks(self.text)
+        wanted = (re.compile(rf"(?<!\w){re.escape(one)}(?!\w)", re.IGNORECASE) for one in (*self.answers, *self.bare))
+        return any(pattern.search(text) for pattern in wanted for text in texts)
+
+
+def _without_marks(text: str) -> str:
+    """A text whose quotations have no marks."""
+    return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", text).strip()
 
 
 def _weekly_rows(paths: Sequence[Path], split: str) -> Iterator[Row]:
@@ -106,14 +123,12 @@ def _question_of_quiz(row_of_file: Row) -> _OfQuiz:
         if any(int(place) < 0 for place in places):
             raise ValueError(f"there is no choice {places}")
         answers = list(filter(None, (plain(row["choices"][int(place)]) for place in places)))
-        bare = [_QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", answer).strip() for answer in answers]
+        bare = list(filter(None, map(_without_marks, answers)))
         stated = "-".join(part and part.zfill(2) for part in (row["question_date"] or "").split("/"))
         week = row["question_id"].partition("_")[0]
         date = _not_far_from(week, stated)
         text, question = plain(row.get("evidence") or ""), plain(row["question_sentence"])
-        return _OfQuiz(
-            where, row["question_id"], week, date, date != stated, text, question, answers, list(filter(None, bare))
-        )
+        return _OfQuiz(where, row["question_id"], week, date, date != stated, text, question, answers, bare)
 
 
 def _not_far_from(quiz: str, date: str) -> str:

@@ -86,7 +86,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
             remedy = f"add it to the recipe (--data-files {split}=FILE would take the place of all its splits)"
         raise MissingSplit(f"{recipe.name} has no split {split!r}{limit}: {remedy}.")
     rows, left_out = _joined(recipe, split, rows) if recipe.join else (rows, "")
-    data = _merge(recipe, split, rows)
+    data = _merge(recipe, split, rows, of_layout)
     if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
         raise BenchError(f"{difference} The source has changed, or was not read whole: read it again.")
     return replace(data, remarks=(*of_layout, *data.remarks, *filter(None, [left_out, difference])))
@@ -419,7 +419,7 @@ def _text(where: str, value: Any) -> str:
     return text
 
 
-def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
+def _merge(recipe: Recipe, split: str, rows: Iterable[Row], of_layout: Sequence[str]) -> SplitData:
     """Merge the entries of equal documents, in the order of their first rows."""
     documents: dict[str, Entry] = {}
     golds: dict[str, tuple[str, GoldQuestion]] = {}  # by question id, with the document's id
@@ -447,7 +447,8 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row]) -> SplitData:
     entries = tuple(replace(entry, questions=tuple(questions[document])) for document, entry in documents.items())
     if not entries:
         within = " of its period" if recipe.periods else ""
-        raise BenchError(f"The split {split!r} of {recipe.name} contains no documents{within}: name other files.")
+        none = f"The split {split!r} of {recipe.name} contains no documents{within}: name other files."
+        raise BenchError(" ".join([none, *of_layout]))
     _check_revisions(recipe, entries, places)
     revises = {identity: gold.revises for identity, (_, gold) in golds.items()}
     asked = tuple(
@@ -517,7 +518,7 @@ def _remarks(
 ) -> Iterator[str]:
     golds = [gold for entry in entries for gold in entry.questions]
     if repeated:
-        yield f"{repeated} question(s) of {split} are there again, with equal document and answers: each counts once."
+        yield f"{repeated} question(s) of {split} repeat an earlier one, with its document and answers: it counts once."
     if left_out:
         yield (
             f"{left_out} question(s) of {split} without an answer are left out "
@@ -527,7 +528,7 @@ def _remarks(
         yield f"{unanswerable} of {len(golds)} questions of {split} have no answer: the right answer is none."
     asked = {(entry.document.id, g.question.text, g.answers, g.revises) for entry in entries for g in entry.questions}
     if others := len(golds) - len(asked):
-        yield (f"{others} question(s) of {split} are asked again about the same document, under another id: all count.")
+        yield f"{others} question(s) of {split} are asked again about the same document, under another id: all count."
     if recipe.stream.group and (alone := sum(not entry.group for entry in entries)):
         yield (
             f"{alone} document(s) of {split} have no {recipe.column('group')}, by which streams are drawn: each is a "

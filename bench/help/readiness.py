@@ -220,7 +220,8 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
                 small.methods = methods
                 with workers.open(small, plan_of_workers) as executor:
                     failures += Runner(small, folder, plugins).run(executor).failures
-        pace.read(folder, dict.fromkeys(plan.name for planned in runners for plan in planned.experiment.methods))
+        tried_methods = dict.fromkeys(plan.name for planned in runners for plan in planned.experiment.methods)
+        pace.read(folder, tried_methods, {planned.planner.base_in_use for planned in runners})
     return Measured(pace, [*trainings.values()], failures)
 
 

@@ -113,7 +113,7 @@ def manifest(record: Manifest) -> bytes:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes have left incomplete in a folder, and leave that of those that may be writing.
+    """Remove what killed processes have left incomplete in a folder, but not what a process may still be writing.
 
     Whether those of another machine are, cannot be seen: theirs are removed after :data:`ABANDONED_SECONDS`.
     """

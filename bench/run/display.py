@@ -182,11 +182,11 @@ def totals(outlooks: Sequence[Outlook], pace: Pace, jobs: int, source: str = "ea
     about = "About " if any(one.tuning for one in outlooks) else ""  # a search may go further, or end earlier
     lines = [f"{about}{len(loads)} cell{'' if len(loads) == 1 else 's'} to run, {cached} done."]
     if loads and not known:
-        lines.append("Time and memory are unknown: there are no records of these methods on this base yet.")
+        lines.append("Time and memory are unknown: no records of these methods on this base tell them yet.")
     elif loads:
         workers = f"{jobs} worker{'s' if jobs > 1 else ''}"
         rest = len(loads) - len(known)
-        without = f", without {rest} cell(s) of methods of which there are no records" if rest else ""
+        without = f", without {rest} cell(s) of which no records tell it" if rest else ""
         lines.append(f"Time, by {source}: {duration(sum(known) / min(jobs, len(loads)))} on {workers}{without}.")
         peaks = [peak for one in outlooks if one.after(0) and (peak := _peak(one, pace)) is not None]
         if peaks:

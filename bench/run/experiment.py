@@ -295,9 +295,10 @@ class Experiment(_Part):
                 },
                 "model": model,
                 "models": [],
-                "methods": self._entries_on(model),
             }
-            pairs.append(self.model_copy(update=changes, deep=True))
+            pair = self.model_copy(update=changes, deep=True)
+            pair.methods = pair._entries_on(model)
+            pairs.append(pair)
         names = [pair.name for pair in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise BenchError(

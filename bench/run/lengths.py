@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import ceil
 from typing import Annotated, Any, get_args
 
@@ -11,7 +11,6 @@ import pydantic
 
 from bench.data.arms import Arm
 from bench.data.documents import Document
-from bench.lm import checkpoint
 
 TOKENS = "tokens_"
 _OF_DOCUMENTS = get_args(Arm)[1].pattern
@@ -29,19 +28,26 @@ def in_documents(arm: PlannedArm, model: str, streams: Sequence[Sequence[Documen
     """
     if not arm.startswith(TOKENS):
         return arm
-    tokens = sum(count(model, document.text) for documents in streams for document in documents) / len(streams)
+    tokens = sum(count(model, document) for documents in streams for document in documents) / len(streams)
     documents = max(map(len, streams))
     each = ceil(documents / max(1, round(tokens / int(arm.removeprefix(TOKENS)))))
     return "gold_only" if each <= 1 else "stream" if each >= documents else f"every_{each}"
 
 
-@lru_cache(maxsize=20_000)
-def count(model: str, text: str) -> int:
-    """Number of tokens of a text for a base, by its name or path."""
-    encoded = _tokenizer(model)(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return len(encoded["input_ids"])
+_counts: dict[tuple[str, str], int] = {}
 
 
-@lru_cache(maxsize=4)
+def count(model: str, document: Document) -> int:
+    """Number of tokens of a document for a base, by its name or path; each document is counted once."""
+    key = model, document.id
+    if key not in _counts:
+        encoded = _tokenizer(model)(document.text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        _counts[key] = len(encoded["input_ids"])
+    return _counts[key]
+
+
+@cache
 def _tokenizer(model: str) -> Any:
+    from bench.lm import checkpoint  # imports torch, which a look at an experiment need not wait for
+
     return checkpoint.load_tokenizer(checkpoint.locate(model))

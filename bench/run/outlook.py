@@ -11,13 +11,13 @@ from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.data.arms import Arm
 from bench.harness.loop import due_questions
-from bench.records.schema import Asked, RunRecord, documents_seen, first_probe
+from bench.records.schema import RunRecord, documents_seen, first_probe
 from bench.records.store import MANIFEST, read_run
 from bench.run import lengths
 from bench.run.cell import Cell
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import Sources, inputs_of
-from bench.run.pace import Load, base_of, load_of
+from bench.run.pace import Load, load_of
 from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.tuner import Tuner
@@ -61,13 +61,17 @@ def load(cell: Cell) -> Load:
     return load_of(cell.spec, *_size(cell.sources, cell.spec.arm, cell.spec.probes, cell.spec.questions))
 
 
-def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: Asked) -> tuple[int, int]:
+def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: str) -> tuple[int, int]:
     """Tokens of the documents that are observed on a stream, and number of questions at the last probe."""
     inputs = inputs_of(sources, arm)
     entries = inputs.stream.entries
-    last = len(entries) if asked == "seen" else documents_seen(first_probe(probes), len(entries))
-    questions = sum(question.position < last for question in due_questions(entries))
-    return sum(lengths.count(sources.model, document.text) for document in inputs.documents), questions
+    last = documents_seen(max(probes), len(entries))
+    if asked == "seen":
+        questions = len(due_questions(entries[:last]))
+    else:
+        first = documents_seen(first_probe(probes), len(entries))
+        questions = sum(question.position < first for question in due_questions(entries))
+    return sum(lengths.count(sources.model, document) for document in inputs.documents), questions
 
 
 def failure_line(record: RunRecord) -> str:
@@ -152,11 +156,11 @@ class Forecaster:
 
     def _expected(self, plan: MethodPlan, on: StreamPlan, arm: str, prefix: int | None = None) -> list[Load]:
         """The load on each stream, with settings that are not chosen yet."""
-        experiment = self.experiment
-        base = base_of(self.planner.model_hash, experiment.device, experiment.dtype)
+        experiment, base = self.experiment, self.planner.base_in_use
         sources = (self.planner.sources(on, i).model_copy(update={"prefix": prefix}) for i in range(on.count))
-        asked: Asked = "seen" if on is experiment.tuning else experiment.questions
-        sizes = [_size(source, arm, experiment.probes, asked) for source in sources]
+        trial = on is experiment.tuning
+        probes, asked = ((1.0,), "seen") if trial else (experiment.probes, experiment.questions)
+        sizes = [_size(source, arm, probes, asked) for source in sources]
         return [Load(base, plan.name, self.planner.recipe.name, on.split, arm, None, *size) for size in sizes]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Load]:

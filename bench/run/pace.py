@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,15 +102,19 @@ class Pace:
         """By what cells have in common; () has those of all."""
         self._peaks: dict[tuple[str, str], int] = {}
 
-    def read(self, runs: Path, methods: Iterable[str]) -> None:
-        """Learn from all records of these methods under ``runs``; those that cannot be read are left out."""
+    def read(self, runs: Path, methods: Iterable[str], bases: Collection[str]) -> None:
+        """Learn from all records under ``runs`` of these methods on these bases (:attr:`Load.base`).
+
+        Those that cannot be read are left out.
+        """
         for method in methods:
             for path in sorted(runs.glob(f"{method}-*/run.json")):
                 try:
                     record = read_run(path.parent)
-                    if record.summary is not None:
+                    spec = record.spec
+                    if record.summary is not None and base_of(spec.model_hash, spec.device, spec.dtype) in bases:
                         tokens = sum(event.tokens for event in read_documents(runs, record.id))
-                        self.learn(load_of(record.spec, tokens, record.summary.questions), record.costs)
+                        self.learn(load_of(spec, tokens, record.summary.questions), record.costs)
                 except (BenchError, OSError):  # it is refused where its scores are used
                     continue
 

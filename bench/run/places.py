@@ -125,7 +125,7 @@ class Bucket(Place):
     def fetch(self) -> None:
         """Take over records and files that are not here, failed records that are, and boards; send what is only here.
 
-        What is only here was left behind by a process that was killed before it had sent it.
+        What is only here, or has failed only there, was left behind by a process that was killed before it had sent it.
         """
         names = self._sizes()
         for name in sorted(names):
@@ -133,8 +133,8 @@ class Bucket(Place):
             if file == MANIFEST:
                 if not self._is_good(folder):
                     self.fetch_record(folder)
-                elif names[name] != (self.path / name).stat().st_size and self._has_failed(name):
-                    self.send(folder)  # the process that has run the cell again was killed before it had sent this
+                elif self._has_failed(name, names[name]):
+                    self.send(folder)
             elif name.startswith(REWRITTEN):
                 self._take_newest(name)
         self._fetch_files(name for name in names if name.startswith(WEIGHTS))
@@ -158,9 +158,14 @@ class Bucket(Place):
         except BenchError:
             return False
 
-    def _has_failed(self, name: str) -> bool:
-        """True if a manifest in the bucket is that of a cell that failed."""
-        manifest = self.fs.cat_file(f"{self.root}/{name}")
+    def _has_failed(self, name: str, size: int) -> bool:
+        """True if a manifest in the bucket, of this size, is that of a cell that failed, and the one here is not."""
+        try:
+            if size == (self.path / name).stat().st_size:
+                return False
+            manifest = self.fs.cat_file(f"{self.root}/{name}")
+        except FileNotFoundError:  # it is being replaced
+            return False
         return is_record(manifest, self.path / name) and json.loads(manifest)["status"] == "failed"
 
     def _fetch_files(self, names: Iterable[str]) -> None:

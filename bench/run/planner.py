@@ -20,6 +20,7 @@ from bench.records.schema import CellSpec
 from bench.run.cell import Cell
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
 from bench.run.inputs import Sources, dependencies, inputs_of, qa_train_hash, train_hash
+from bench.run.pace import base_of
 
 
 class Planner:
@@ -37,6 +38,7 @@ class Planner:
         checkpoint.check(self.base)  # the device may be on other machines
         prompt_frame.check(experiment.prompt, self.base)
         self.model_hash = checkpoint.identity(self.base)
+        self.base_in_use = base_of(self.model_hash, experiment.device, experiment.dtype)
         self.methods = {plan.name: registry.load_method(plan.name, self.plugins) for plan in experiment.methods}
         hashing.check_current([hashing.LOOP, *(Path(inspect.getfile(kind)) for kind in self.methods.values())])
         self.harness_code = hashing.code_hash(hashing.LOOP)

@@ -103,7 +103,8 @@ class Runner:
         self.tuner = Tuner(self.planner, self.remarks)
         self.recipe, self.methods = self.planner.recipe, self.planner.methods
         self._check_plugins()
-        for plan in filter(None, (experiment.streams, experiment.tuning)):
+        is_tuned = any(map(self.tuner.stated_space, experiment.methods))
+        for plan in filter(None, (experiment.streams, experiment.tuning if is_tuned else None)):
             self._join_few_files(plan)
         self._state_arms_in_documents()
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
@@ -133,8 +134,9 @@ class Runner:
         if not stated:
             return
         on = self.experiment.streams
-        streams = [inputs_of(self.planner.sources(on, index), "stream").documents for index in range(on.count)]
-        arms = {arm: lengths.in_documents(arm, self.experiment.model, streams) for arm in dict.fromkeys(stated)}
+        sources = [self.planner.sources(on, index) for index in range(on.count)]
+        streams = [inputs_of(one, "stream").documents for one in sources]
+        arms = {arm: lengths.in_documents(arm, sources[0].model, streams) for arm in dict.fromkeys(stated)}
         for plan in self.experiment.methods:
             plan.arms = list(dict.fromkeys(arms.get(arm, arm) for arm in plan.arms))
         self.remarks.append(f"In documents: {', '.join(f'{arm} is {meant}' for arm, meant in arms.items())}.")

@@ -148,10 +148,12 @@ def test_what_realtimeqa_leaves_out_is_counted(tmp_path: Path) -> None:
     data = read_split(recipe.find("realtimeqa_weekly"), "test", {"test": [str(path)]})
     assert [list(asked(entry)) for entry in data.entries] == [["Who won?", "Who else?"]]
     assert data.remarks[:2] == (
-        "Of the 7 questions in the files of test, 2 have no evidence, 2 an answer that does not stand in it, and 1 "
-        "were asked before: they are left out.",
-        "1 question(s) in the files of test with a date far from their quiz have its date.",
+        "Of the 7 questions in the files of test, of whatever period, 2 have no evidence, 2 an answer that does not "
+        "stand in it, and 1 were asked before: they are left out.",
+        "1 question(s) in the files of test, of whatever period, with a date far from their quiz have its date.",
     )
+    with pytest.raises(BenchError, match=r"no documents of its period: name other files\. Of the 7 questions in the"):
+        read("realtimeqa_weekly", "qa_train", path)
 
 
 @pytest.mark.parametrize("names", [("a_qa.jsonl", "b_qa.jsonl"), ("b_qa.jsonl", "a_qa.jsonl")])
@@ -166,23 +168,26 @@ def test_what_several_quizzes_ask_is_of_the_first_quiz_in_whatever_file_that_is(
 
 
 @pytest.mark.parametrize(
-    ("answer", "bare"),
+    ("answer", "bare", "elsewhere"),
     [
-        ('"Alder"', "Alder"),
-        ("\u201cAlder\u201d and \u201cBirch\u201d", "Alder and Birch"),
-        ("\u2018Alder\u2019 the musical", "Alder the musical"),
-        ("'Alder'", "Alder"),
-        ("the Alders'", None),
-        ("Don't Look", None),
-        ("5 o\u2019clock \u2019til 6", None),
+        ('"Alder"', "Alder", "\u201cAlder\u201d"),
+        ("\u201cAlder\u201d and \u201cBirch\u201d", "Alder and Birch", '"Alder" and "Birch"'),
+        ("\u2018Alder\u2019 the musical", "Alder the musical", '"Alder" the musical'),
+        ("'Alder'", "Alder", "Alder"),
+        ("rock 'n' roll", "rock n roll", "Rock \u2018n\u2019 roll"),
+        ("the Alders'", None, "the Alders'"),
+        ("Don't Look", None, "\u201cDon't Look\u201d"),
+        ("5 o\u2019clock \u2019til 6", None, "5 o\u2019clock \u2019til 6"),
     ],
 )
 def test_an_answer_of_realtimeqa_is_also_given_without_quotation_marks(
-    tmp_path: Path, answer: str, bare: str | None
+    tmp_path: Path, answer: str, bare: str | None, elsewhere: str
 ) -> None:
-    path = quiz(tmp_path, {"choices": [answer], "evidence": f"It was {bare or answer}."})
-    [entry] = read("realtimeqa_weekly", "test", path)
-    assert entry.questions[0].answers == ((answer, bare) if bare else (answer,))
+    for evidence in (answer, bare or answer, elsewhere):
+        path = quiz(tmp_path, {"choices": [answer], "evidence": f"They saw {evidence}, all of them."})
+        [entry] = read("realtimeqa_weekly", "test", path)
+        assert entry.questions[0].answers == ((answer, bare) if bare else (answer,))
+        assert evidence in entry.document.text
 
 
 def test_a_block_of_html_divides_words_and_scripts_are_no_text(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_all_weekly_files_of_a_folder_count_and_a_folder_without_one_is_refused(
     [
         ({"answer": ["-1"]}, "there is no choice"),
         ({"answer": ["3"]}, "is not a row of RealTimeQA"),
-        ({"evidence": "Alder <![foo won."}, "is not a row of RealTimeQA"),
+        ({"evidence": ["Alder won."]}, "is not a row of RealTimeQA"),
         ({"question_date": None}, "has no timestamp, by which realtimeqa_weekly is cut"),
         ({"question_date": "5 July"}, "5 July"),
     ],

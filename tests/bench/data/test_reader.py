@@ -759,7 +759,7 @@ def test_questions_that_are_there_again_count_once_and_are_counted(make: Make) -
     data = read_split(make({"test.jsonl": rows}, format="documents"), "test")
     assert [len(entry.questions) for entry in data.entries] == [3]
     repeated, _ = data.remarks
-    assert repeated == "2 question(s) of test are there again, with equal document and answers: each counts once."
+    assert repeated == "2 question(s) of test repeat an earlier one, with its document and answers: it counts once."
 
 
 def test_articles_of_squad_are_read_as_those_of_its_file_are(make: Make) -> None:

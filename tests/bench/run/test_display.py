@@ -113,8 +113,7 @@ class TestPlan:
     ) -> None:
         assert display.totals(outlooks, pace, jobs=2) == [
             "About 12 cells to run, 6 done.",
-            "Time, by earlier records: about 1 min on 2 workers, without 1 cell(s) of methods of which there are no "
-            "records.",
+            "Time, by earlier records: about 1 min on 2 workers, without 1 cell(s) of which no records tell it.",
             "Memory, by earlier records: up to 0.0 GB a worker.",
             "Train first: mac has no trained weights. Train them.",
         ]

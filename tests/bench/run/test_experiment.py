@@ -151,6 +151,8 @@ class TestPairs:
             ("grid-squad-large-1.5", "squad", "hub/large-1.5"),
         ]
         assert all(one.on_each_pair() == [one] for one in experiment.on_each_pair())
+        entries = [plan for one in (experiment, *experiment.on_each_pair()) for plan in one.methods]
+        assert len({id(plan) for plan in entries}) == len(entries), "what one of them changes, the others keep"
         assert [one.name for one in load(write("single", "[closed_book]")).on_each_pair()] == ["single"]
 
     def test_a_base_can_depend_on_the_data_set(self, grid: str) -> None:

@@ -11,10 +11,10 @@ import pytest
 from bench.data.documents import Document
 from bench.records.store import read_run
 from bench.run import lengths
-from bench.run.experiment import Experiment, MethodPlan
+from bench.run.experiment import Experiment, MethodPlan, load
 from bench.run.lengths import in_documents
 from bench.run.runner import Runner
-from tests.world import Inline
+from tests.world import Inline, make_dataset
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tests.world import Inline
 def test_a_length_in_tokens_is_the_arm_with_as_many_groups(
     monkeypatch: pytest.MonkeyPatch, tokens: int, arm: str
 ) -> None:
-    monkeypatch.setattr(lengths, "count", lambda _, text: len(text.split()))
+    monkeypatch.setattr(lengths, "count", lambda _, document: len(document.text.split()))
     streams = [[Document(f"{k}-{i}", "word " * length) for i in range(12)] for k, length in enumerate((8, 12))]
     assert in_documents(f"tokens_{tokens}", "nano", streams) == arm
     assert in_documents("every_7", "nano", streams) == "every_7"
@@ -48,6 +48,26 @@ def test_a_run_states_arms_in_documents_and_a_remark_says_so(plan: Callable[...,
     result = runner.run(Inline())
     assert {read_run(tmp_path / cell.id).spec.arm for cell in result.cells} == {"gold_only", "stream", "placebo"}
     assert len(result.cells) == 3 * 2
+
+
+def test_each_data_set_has_its_own_arms(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    longer = make_dataset(tmp_path / "longer")
+    for file in longer.glob("*.jsonl"):
+        file.write_text(file.read_text().replace("opened in", f"{'opened and closed and ' * 30} opened in"))
+    several = plan({"name": "uniform", "space": {}, "arms": ["tokens_60"]})
+    several.datasets = [several.dataset, str(longer)]
+    first, second = several.on_each_pair()
+    arms = [plan.arms for pair in (first, second) for plan in Runner(pair, tmp_path / "runs").experiment.methods]
+    assert arms[0] != arms[1] == ["gold_only"]
+    assert [plan.arms for plan in several.methods] == [["tokens_60"]]
+
+
+def test_the_contexts_of_the_paper_are_groups_that_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "count", lambda *_: 140)
+    stream = [Document(str(i), "") for i in range(256)]
+    arms = next(plan.arms for plan in load("paper-generative-adapter").methods if plan.name == "full_context")
+    groups = ["every_4", "every_8", "every_15", "every_29", "every_64", "every_128", "stream"]
+    assert [in_documents(arm, "nano", [stream]) for arm in arms] == groups
 
 
 @pytest.mark.parametrize("arm", ["tokens_0", "tokens_", "tokens_5x", "a tokens_5"])

@@ -49,13 +49,24 @@ def test_nothing_is_there_before_the_first_run_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("questions", "number", "arms"),
-    [("first", 2, ["stream", "placebo", "empty", "every_2"]), ("seen", 5, ["stream", "irrelevant_20"])],
+    ("questions", "probes", "number", "arms"),
+    [
+        ("first", (0.4, 1.0), 2, ["stream", "placebo", "empty", "every_2"]),
+        ("seen", (0.4, 1.0), 5, ["stream", "irrelevant_20"]),
+        ("seen", (0.2, 0.5), 3, ["stream", "placebo"]),
+        ("seen", (0.0,), 0, ["stream"]),
+    ],
 )
 def test_the_size_of_a_cell_is_that_of_its_record(
-    plan: Callable[..., Experiment], tmp_path: Path, questions: str, number: int, arms: list[str]
+    plan: Callable[..., Experiment],
+    tmp_path: Path,
+    questions: str,
+    probes: tuple[float, ...],
+    number: int,
+    arms: list[str],
 ) -> None:
-    experiment = plan({"name": "uniform", "space": {}, "arms": arms}, probes=(0.4, 1.0), questions=questions)
+    method = {"name": "uniform", "space": {}, "arms": arms}
+    experiment = plan(method, probes=probes, questions=questions, scoring=True)
     (expected,) = ahead(experiment, tmp_path)
     result = Runner(experiment, tmp_path).run(Inline())
     records = [read_run(tmp_path / cell.id) for cell in result.cells]

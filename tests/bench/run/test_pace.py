@@ -14,6 +14,9 @@ TOKENS = 10
 """Tokens of a document of the records here. Each has one question."""
 
 
+BASES = {load_of(spec("lora", "test-2-0"), 0, 0).base}
+
+
 def load(documents: int = 4, **changes: object) -> Load:
     """A cell of ``lora``, by default with ``rate`` 1 on a test stream."""
     cell = spec(**{"method": "lora", "stream": f"test-{documents}-0", "config": {"rate": 1}, **changes})  # type: ignore[arg-type]
@@ -33,7 +36,7 @@ def pace(tmp_path: Path) -> Pace:
     record(tmp_path, spec("lora_fit", "test-4-0"), [[0.5]] * 4, costs=costs(100.0))
     record(tmp_path, spec("lora", "test-2-1", config={"rate": 1}), status="diverged")
     pace = Pace()
-    pace.read(tmp_path, ["lora"])
+    pace.read(tmp_path, ["lora"], BASES)
     return pace
 
 
@@ -94,5 +97,8 @@ def test_records_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     damaged, _ = sorted(tmp_path.glob("lora-*/run.json"))
     damaged.write_text("{")
     pace = Pace()
-    pace.read(tmp_path, ["lora"])
+    pace.read(tmp_path, ["lora"], BASES)
     assert seconds(pace, 2) == pytest.approx(5 + 6)
+    pace = Pace()
+    pace.read(tmp_path, ["lora"], {"another base"})
+    assert seconds(pace, 2) is None
