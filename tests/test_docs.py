@@ -322,7 +322,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["real-squad+float32", "real-news"])
+@pytest.mark.parametrize("name", ["real-squad+float32", "real-news", "real-newsworld"])
 def test_the_readme_shows_the_published_boards(name: str) -> None:
     board = build(ROOT / "reports" / "results" / name, name, "closed_book")
     rows = [tables.fields(row, board) for row in board.rows]
