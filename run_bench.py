@@ -305,7 +305,7 @@ def _run_cells(
     from bench.files import check_writable
     from bench.run import display
     from bench.run.progress import Progress
-    from bench.run.runner import Runner
+    from bench.run.runner import Runner, earlier_pace
     from reports import tracking
 
     with console.status("reading the data and the model's identity") if console.is_terminal else nullcontext():
@@ -315,7 +315,7 @@ def _run_cells(
     if plan.remark:
         _print_line(plan.remark)
     if dry_run:
-        _print_plan(runners, plan.jobs, _earlier_pace(runners, runs), "earlier records")
+        _print_plan(runners, plan.jobs, earlier_pace(runners, runs), "earlier records")
         _print_line("Nothing was run.")
         return []
     check_writable(runs, "--runs")
@@ -327,21 +327,11 @@ def _run_cells(
         _print_line(f"Array job {job} of {workers.shards} shards is submitted. Its logs are in {runs / 'slurm'}/.")
         return []
     with workers.open(experiment, plan) as executor, display.following(console) as show:
-        progress = Progress(show, executor.jobs, _earlier_pace(runners, runs))
+        progress = Progress(show, executor.jobs, earlier_pace(runners, runs))
         for runner in runners:
             runner.expect(progress)
         # the experiment's own board is the last
         return [runner.run(executor, progress) for runner in reversed(runners)]
-
-
-def _earlier_pace(runners: Sequence[Runner], runs: Path) -> Pace:
-    """The pace of the methods of all runners on their bases, by the records that are there."""
-    from bench.run.pace import Pace
-
-    pace = Pace()
-    methods = dict.fromkeys(plan.name for runner in runners for plan in runner.experiment.methods)
-    pace.read(runs, methods, {runner.planner.base_in_use for runner in runners})
-    return pace
 
 
 def _raise(results: Sequence[Result], runs: Path) -> None:

@@ -89,7 +89,7 @@ def read_split(recipe: Recipe, split: str, data_files: DataFiles = NO_FILES) -> 
     data = _merge(recipe, split, rows, of_layout)
     if (difference := _unexpected(recipe, split, data.entries)) and split not in data_files:
         raise BenchError(f"{difference} The source has changed, or was not read whole: read it again.")
-    return replace(data, remarks=(*of_layout, *data.remarks, *filter(None, [left_out, difference])))
+    return replace(data, remarks=(*data.remarks, *filter(None, [left_out, difference])))
 
 
 def _joined(recipe: Recipe, split: str, rows: Iterable[Row]) -> tuple[Iterator[Row], str]:
@@ -420,7 +420,7 @@ def _text(where: str, value: Any) -> str:
 
 
 def _merge(recipe: Recipe, split: str, rows: Iterable[Row], of_layout: Sequence[str]) -> SplitData:
-    """Merge the entries of equal documents, in the order of their first rows."""
+    """Merge the entries of equal documents, in the order of their first rows; remarks ``of_layout`` come first."""
     documents: dict[str, Entry] = {}
     golds: dict[str, tuple[str, GoldQuestion]] = {}  # by question id, with the document's id
     places: dict[str, str] = {}
@@ -456,7 +456,7 @@ def _merge(recipe: Recipe, split: str, rows: Iterable[Row], of_layout: Sequence[
         for entry in entries
     )
     left_out = sum(not gold.answers for _, gold in golds.values())
-    return SplitData(asked, tuple(_remarks(recipe, split, asked, left_out, differing, repeated)))
+    return SplitData(asked, (*of_layout, *_remarks(recipe, split, asked, left_out, differing, repeated)))
 
 
 def _within(recipe: Recipe, split: str, where: str, timestamp: str) -> bool:

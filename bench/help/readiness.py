@@ -33,7 +33,7 @@ from bench.run.executor import Executor, Outcome, Task, worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.roles import uses_in
-from bench.run.runner import Runner
+from bench.run.runner import Runner, earlier_pace
 from bench.run.search import explore
 from bench.run.train import name_of_training, train
 from bench.run.workers import Workers
@@ -188,7 +188,7 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
     Raises:
         BenchError: the experiment cannot run here.
     """
-    pace, failures, tried = Pace(), list[str](), dict[str, Outcome]()
+    failures, tried = list[str](), dict[str, Outcome]()
     trainings: dict[str, Training] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -220,8 +220,7 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
                 small.methods = methods
                 with workers.open(small, plan_of_workers) as executor:
                     failures += Runner(small, folder, plugins).run(executor).failures
-        tried_methods = dict.fromkeys(plan.name for planned in runners for plan in planned.experiment.methods)
-        pace.read(folder, tried_methods, {planned.planner.base_in_use for planned in runners})
+        pace = earlier_pace(runners, folder)
     return Measured(pace, [*trainings.values()], failures)
 
 

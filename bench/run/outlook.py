@@ -65,9 +65,8 @@ def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: str) -> tu
     """Tokens of the documents that are observed on a stream, and number of questions at the last probe."""
     inputs = inputs_of(sources, arm)
     entries = inputs.stream.entries
-    last = documents_seen(max(probes), len(entries))
     if asked == "seen":
-        questions = len(due_questions(entries[:last]))
+        questions = len(due_questions(entries[: documents_seen(max(probes), len(entries))]))
     else:
         first = documents_seen(first_probe(probes), len(entries))
         questions = sum(question.position < first for question in due_questions(entries))

@@ -34,7 +34,7 @@ from bench.run.executor import Executor, Note, Task, TaskError, affordable_jobs
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
 from bench.run.outlook import Forecaster, Outlook, failure_line, load
-from bench.run.pace import Load
+from bench.run.pace import Load, Pace
 from bench.run.places import place
 from bench.run.planner import Planner
 from bench.run.progress import Job, Progress, Purpose
@@ -103,8 +103,7 @@ class Runner:
         self.tuner = Tuner(self.planner, self.remarks)
         self.recipe, self.methods = self.planner.recipe, self.planner.methods
         self._check_plugins()
-        is_tuned = any(map(self.tuner.stated_space, experiment.methods))
-        for plan in filter(None, (experiment.streams, experiment.tuning if is_tuned else None)):
+        for plan in filter(None, (experiment.streams, experiment.tuning if self.tuner.has_spaces else None)):
             self._join_few_files(plan)
         self._state_arms_in_documents()
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
@@ -141,6 +140,11 @@ class Runner:
             plan.arms = list(dict.fromkeys(arms.get(arm, arm) for arm in plan.arms))
         self.remarks.append(f"In documents: {', '.join(f'{arm} is {meant}' for arm, meant in arms.items())}.")
 
+    @property
+    def _is_tuned(self) -> bool:
+        """True if a method is tuned. Those that are left out do not count."""
+        return any(self.spaces[id(plan)] for plan in self.experiment.methods)
+
     def _check_base(self, look_only: bool) -> None:
         """Load the base, and check that it knows the texts and that every method can run on it."""
         experiment = self.experiment
@@ -149,8 +153,8 @@ class Runner:
         tokenizer, self.abilities, self.weights = _base(
             self.planner.base, self.planner.model_hash, device, experiment.dtype, device != experiment.device
         )
-        is_tuned = any(self.spaces.values())  # else validation may be too small for its streams
-        for streams in filter(None, (experiment.streams, experiment.tuning if is_tuned else None)):
+        # what is not tuned may have a validation split that is too small for its streams
+        for streams in filter(None, (experiment.streams, experiment.tuning if self._is_tuned else None)):
             self._check_coverage(tokenizer, streams)
         if self.abilities is None:  # the workers try them, and refuse then
             return
@@ -169,10 +173,7 @@ class Runner:
 
     def _check_coverage(self, tokenizer: Any, streams: StreamPlan) -> None:
         """Check that the tokenizer knows the characters of the first documents and questions of a split."""
-        try:
-            entries = inputs_of(self.planner.sources(streams, 0), "stream").stream.entries[:COVERAGE_DOCUMENTS]
-        except MissingSplit:  # of validation: methods run untuned
-            return
+        entries = inputs_of(self.planner.sources(streams, 0), "stream").stream.entries[:COVERAGE_DOCUMENTS]
         golds = [gold for entry in entries for gold in entry.questions]
         texts = [entry.document.text for entry in entries] + [gold.question.text for gold in golds]
         known = coverage.coverage(tokenizer, [*texts, *(answer for gold in golds for answer in gold.answers)])
@@ -213,14 +214,13 @@ class Runner:
         experiment = self.experiment
         methods = ((self.methods[plan.name], one) for plan in experiment.methods for one in self._configs(plan))
         anchor = self.recipe.anchor.split if self.recipe.anchor else None
-        uses = uses_in(experiment, methods, anchor, any(map(self.tuner.stated_space, experiment.methods)))
+        uses = uses_in(experiment, methods, anchor, self.tuner.has_spaces)
         return overlaps(experiment.dataset, experiment.data_files, uses, experiment.allow_overlap)
 
     def _remarks_on_data(self) -> list[str]:
         """Remarks of the reader on the splits of the board and of tuning, and on what is not measured, or badly."""
         experiment = self.experiment
-        is_tuned = any(self.spaces[id(plan)] for plan in experiment.methods)  # others are left out
-        tuned = [experiment.tuning.split] if experiment.tuning and is_tuned else []
+        tuned = [experiment.tuning.split] if experiment.tuning and self._is_tuned else []
         splits = dict.fromkeys([experiment.streams.split, *tuned])
         data = (split_data(experiment.dataset, split, experiment.data_files) for split in splits)
         remarks = list(dict.fromkeys(remark for one in data for remark in one.remarks))
@@ -654,6 +654,14 @@ class _Batch(NamedTuple):
     cells: Sequence[Cell]
     ahead: Sequence[Load]
     """The cells of the method that are to come after these."""
+
+
+def earlier_pace(runners: Sequence[Runner], runs: Path) -> Pace:
+    """The pace of the methods of all runners on their bases, by the records that are there."""
+    pace = Pace()
+    methods = dict.fromkeys(plan.name for runner in runners for plan in runner.experiment.methods)
+    pace.read(runs, methods, {runner.planner.base_in_use for runner in runners})
+    return pace
 
 
 @lru_cache(maxsize=8)

@@ -46,6 +46,11 @@ class Tuner:
         space = method.search_space(validate_config(method, plan.config)) if plan.space is None else plan.space
         return {key: values for key, values in space.items() if key not in plan.config}
 
+    @property
+    def has_spaces(self) -> bool:
+        """True if a method has settings to tune, whether it can be tuned here or not."""
+        return any(map(self.stated_space, self.experiment.methods))
+
     def search_space(self, plan: MethodPlan) -> SearchSpace:
         """The settings of a method to tune, with their choices as its config has them, or {} if nothing is tuned.
 

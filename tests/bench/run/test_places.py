@@ -18,7 +18,7 @@ from bench.errors import BenchError
 from bench.files import json_bytes, write_bytes
 from bench.machine import process_name
 from bench.paths import ARTIFACT
-from bench.records.schema import Failure
+from bench.records.schema import Failure, RunRecord
 from bench.records.store import MANIFEST, board_paths, manifest, read_answers, read_board, read_run, write_run
 from bench.run import claims, places
 from bench.run.experiment import Experiment
@@ -261,14 +261,18 @@ def test_a_claim_may_be_refused_with_any_error_of_the_system(
         pass
 
 
+def failed(record: RunRecord) -> RunRecord:
+    """The record of the same cell if it had failed."""
+    failure = Failure(kind="failed", message="m", traceback="", position=None)
+    return record.model_copy(update={"status": "failed", "failure": failure, "summary": None, "costs": None})
+
+
 def test_a_failed_record_is_replaced_by_a_later_one(machine: Callable[[str], Bucket], experiment: Experiment) -> None:
     first = machine("first")
     cell = Runner(experiment, first.path).run(Inline()).cells[0].id
     second = machine("second")
     second.fetch()
-    failure = Failure(kind="failed", message="m", traceback="", position=None)
-    changes = {"status": "failed", "failure": failure, "summary": None, "costs": None}
-    write_run(second.path, read_run(second.path / cell).model_copy(update=changes))
+    write_run(second.path, failed(read_run(second.path / cell)))
     second.fetch()
     assert read_run(second.path / cell).status == "complete"
 
@@ -279,10 +283,7 @@ def test_a_record_that_replaces_a_failed_one_and_was_not_sent_before_a_kill_is_s
     first = machine("first")
     cell = Runner(experiment, first.path).run(Inline()).cells[0].id
     good = read_run(first.path / cell)
-    failure = Failure(kind="failed", message="m", traceback="", position=None)
-    write_run(
-        first.path, good.model_copy(update={"status": "failed", "failure": failure, "summary": None, "costs": None})
-    )
+    write_run(first.path, failed(good))
     first.send(cell)
     write_run(first.path, good)
     first.fetch()
