@@ -41,6 +41,7 @@ from bench.data.documents import Document, Entry, document_id
 from bench.errors import first_problem
 from bench.harness.integrity import Fingerprint
 from bench.harness.loop import due_questions, question_for_method
+from bench.lm.base_model import BaseModel
 from bench.lm.mixing import head_inputs, mixed
 
 ODD_TEXTS = {
@@ -122,22 +123,24 @@ def condition_fits_the_questions(kind: type[Method]) -> None:
                 f"{field.name} has {len(value)} entries for {len(questions)} questions: give one per question.",
             )
             for item in value:
-                _check_item(field.name, item, document_ids)
+                _check_item(field.name, item, document_ids, method.lm)
 
 
-def _check_item(field: str, item: Any, document_ids: set[str]) -> None:
+def _check_item(field: str, item: Any, document_ids: set[str], lm: BaseModel) -> None:
     if field == "documents":
         good = not isinstance(item, str) and len(set(item)) == len(item) and document_ids.issuperset(item)
         require(good, f"documents holds {item!r:.60}: each entry must list ids of observed documents, each id once.")
     elif field == "text":
         require(isinstance(item, str), f"text holds a {type(item).__name__}: each entry must be a string.")
     elif field == "prefix_embeddings":
-        good = isinstance(item, Tensor) and item.ndim == 2 and item.shape[-1] == fixtures.HIDDEN
-        require(good, f"prefix_embeddings must be tensors of shape (length, hidden size = {fixtures.HIDDEN}).")
+        width = lm.model.get_input_embeddings().embedding_dim
+        good = isinstance(item, Tensor) and item.ndim == 2 and item.shape[-1] == width
+        require(good, f"prefix_embeddings must be tensors of shape (length, hidden size = {width}).")
     else:
-        good = len(item) == fixtures.LAYERS and all(
+        layers, heads, size = lm.key_value_shape
+        good = len(item) == layers and all(
             pair[side].ndim == 3
-            and (pair[side].shape[0], pair[side].shape[2]) == (fixtures.HEADS, fixtures.HIDDEN // fixtures.HEADS)
+            and (pair[side].shape[0], pair[side].shape[2]) == (heads, size)
             and pair[side].shape[1] == item[0][0].shape[1]
             for pair in item
             for side in (0, 1)

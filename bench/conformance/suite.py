@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.conformance import fixtures
 from bench.conformance.checks import CHECKS
-from bench.conformance.fixtures import Skip, Violation, first_fingerprint
+from bench.conformance.fixtures import Skip, Violation
 from bench.conformance.verdict import Verdict
 from bench.contract import registry
 from bench.errors import BenchError, RunError, text_of
@@ -54,7 +55,7 @@ def check_method(info: registry.MethodInfo) -> Iterator[Verdict]:
 
 def examine(info: registry.MethodInfo, name: str) -> Verdict:
     """The verdict of one check on one method."""
-    first_fingerprint()  # before a method is imported
+    fixtures.first_fingerprint()  # before a method is imported
     try:
         kind = registry.load(info)
         if kind.name != info.name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from bench.answering.answers import answer, answer_nll
 from bench.answering.decoding import Decoding
 from bench.answering.prompts import build_prompts
-from bench.conformance import fixtures
+from bench.conformance import fixtures, suite
 from bench.contract import registry
 from bench.contract.method import Conditioning
 from bench.harness.loop import Loop
@@ -68,11 +69,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
+    return checkpoint(request.param, tmp_path)
+
+
+def checkpoint(family: str, folder: Path) -> BaseModel:
     """A checkpoint of a family, saved and read again."""
-    architecture = FORMATS.get(request.param, request.param)
-    tiny_model(architecture, **FAMILIES[request.param]).save_pretrained(tmp_path)
-    fixtures.base_model().tokenizer.save_pretrained(tmp_path)
-    return BaseModel.load(str(tmp_path))
+    tiny_model(FORMATS.get(family, family), **FAMILIES[family]).save_pretrained(folder)
+    fixtures.base_model().tokenizer.save_pretrained(folder)
+    return BaseModel.load(str(folder))
 
 
 def test_a_checkpoint_of_the_family_runs_every_kind_of_method(base: BaseModel) -> None:
@@ -91,6 +95,26 @@ def test_a_checkpoint_of_the_family_runs_every_kind_of_method(base: BaseModel) -
         assert (summary.token_nll != losses["closed_book"]) == learns, name
         loop.method.reset()
         base.restore()
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Two methods for each family, so that each method meets several families; all pairs would take ten minutes."""
+    names = list(METHODS)
+    return [(family, names[k % len(names)]) for i, family in enumerate(FAMILIES) for k in (i, i + 3)]
+
+
+@pytest.mark.parametrize(("family", "name"), pairs())
+def test_methods_keep_the_contract_on_a_checkpoint_of_the_family(
+    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = checkpoint(family, tmp_path)
+    monkeypatch.setattr(fixtures, "_template", lambda: (base.model, base.tokenizer))
+    for made_from_it in (fixtures._abilities, fixtures.first_fingerprint, fixtures.learner):
+        monkeypatch.setattr(fixtures, made_from_it.__name__, functools.cache(made_from_it.__wrapped__))
+    (info,) = (info for info in registry.list_methods() if info.name == name)
+    verdicts = list(suite.check_method(info))
+    assert [verdict.line() for verdict in verdicts if verdict.skipped or not verdict.passed] == []
+    assert len(verdicts) == len(suite.NAMES)
 
 
 def test_the_local_layers_of_gpt_neo_read_no_padding_beyond_the_window(tmp_path: Path) -> None:
