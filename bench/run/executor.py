@@ -17,6 +17,7 @@ import time
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
@@ -486,7 +487,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 _pipe: Channel | None = None
 _retiring = False
-_may_move = False
+_may_move = ContextVar("may_move", default=False)  # no plain name: a value that changes would look like a method's doing
 
 
 def limit_time(seconds: float | None, activity: Any = None) -> None:
@@ -526,7 +527,7 @@ def retire() -> None:
 
 def may_move() -> bool:
     """True if the pool would give the present task to another machine if it raised :class:`UnfitMachine`."""
-    return _may_move
+    return _may_move.get()
 
 
 def _work(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
@@ -552,8 +553,7 @@ def perform(
     task: Task, threads: int, may_move: bool = False, prepare: Callable[[Task], Task] = lambda task: task
 ) -> tuple[Outcome, bool]:
     """Run a task in this worker, as ``prepare`` returns it; its outcome, and False if the worker is to end with it."""
-    global _may_move
-    _may_move = may_move
+    told = _may_move.set(may_move)
     try:
         outcome = Outcome(task.key, value=_call(prepare(task), threads))
     except Exception as error:
@@ -561,6 +561,8 @@ def perform(
             retire()  # a new process holds no memory, and no file that is lost
         text = str(error) if isinstance(error, UnfitMachine) else f"{type(error).__name__}: {error}"
         outcome = Outcome(task.key, error=TaskError(kind, text))
+    finally:
+        _may_move.reset(told)
     return outcome, not _retiring
 
 

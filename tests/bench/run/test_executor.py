@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench import machine
+from bench.conformance import fixtures
 from bench.errors import BenchError, Diverged
+from bench.harness.integrity import Fingerprint
 from bench.machine import available_memory
 from bench.run import executor
 from bench.run.executor import Executor, Limit, LocalPool, Note, Outcome, Task, UnfitMachine, affordable_jobs
@@ -23,6 +25,9 @@ import ctypes, os, signal, sys, time
 from pathlib import Path
 
 def double(number): return 2 * number
+def moves():
+    from bench.run.executor import may_move
+    return may_move()
 def process(): return os.getpid()
 def environment(): return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 def fail(): raise ValueError("no such luck")
@@ -195,6 +200,15 @@ def test_a_process_serves_one_group_and_groups_change_seldom(jobs: Path, jobs_: 
 def test_free_workers_help_with_the_last_group(jobs: Path) -> None:
     results = outcomes(LocalPool(jobs=2), in_groups("aa"))
     assert results["0"].value != results["1"].value
+
+
+def test_what_a_pool_tells_a_worker_is_not_taken_for_a_change_by_a_method(jobs: Path) -> None:
+    base = fixtures.base_model()
+    stayed, _ = executor.perform(task("a", "moves"), 1, may_move=False)
+    before = Fingerprint(base)
+    moved, _ = executor.perform(task("b", "moves"), 1, may_move=True)
+    assert (stayed.value, moved.value) == (False, True)
+    assert before.difference(base) is None
 
 
 def test_retiring_outside_a_worker_does_nothing() -> None:
