@@ -482,7 +482,7 @@ def _break_even(row: Row, reference: Row | None) -> dict[str, float]:
     """
     if reference is None or row.label == reference.label:
         return {}
-    is_clear = is_resolved(row.records, reference.records)
+    is_clear = is_resolved((row.runs, row.records), (reference.runs, reference.records))
     return break_even(row.costs, reference.costs) if is_clear else {"break_even_unclear": 1.0}
 
 

@@ -153,7 +153,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     else:
         yield (
             f"The interval and p are by paired t tests over {units_of(comparison)}; p (Holm) is adjusted for "
-            f"{len(comparison.pairs)} rows. p (perm.) is not; it swaps the two in whole documents, and misses what a "
+            f"{sum(p is not None for p in comparison.adjusted())} rows. p (perm.) is not; it swaps the two in whole documents, and misses what a "
             f"whole stream has in common. better on: "
             f"{_scored(first.score)} on which {comparison.a} is better, and those on which {comparison.b} is."
         )

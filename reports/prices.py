@@ -34,6 +34,8 @@ COSTS = (
     "peak_bytes",
 )
 """All prices that a row can have; missing ones are null in the tables."""
+Records = tuple[Path, Sequence[RunRecord]]
+"""The folder of a row's records, and the records."""
 
 
 def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None) -> dict[str, float]:
@@ -109,13 +111,13 @@ def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> di
     return {"break_even_until": float(last)} if last > 0 else {}
 
 
-def is_resolved(records: Sequence[RunRecord], reference: Sequence[RunRecord]) -> bool:
-    """True if it is clear which of two rows costs more for a document, observing it and answering.
+def is_resolved(one: Records, other: Records) -> bool:
+    """True if it is clear which of two rows costs more for a document: observing it, and answering its questions.
 
     The 95 % interval of the difference in seconds over the streams of both excludes 0, and the operations have the same
     sign: seconds depend on what else the machine does. On a single stream the operations do not matter either.
     """
-    seconds, flops = ([_by_stream(of, unit) for of in (records, reference)] for unit in UNITS)
+    seconds, flops = ([_by_stream(*of, unit) for of in (one, other)] for unit in UNITS)
     both = sorted(seconds[0].keys() & seconds[1].keys())
     if len(both) < 2:
         return True
@@ -124,14 +126,16 @@ def is_resolved(records: Sequence[RunRecord], reference: Sequence[RunRecord]) ->
     return interval is not None and (interval[0] > 0 < more or interval[1] < 0 > more)
 
 
-def _by_stream(records: Sequence[RunRecord], unit: str) -> dict[str, float]:
-    """What observing and answering cost on each stream for a document."""
+def _by_stream(runs: Path, records: Sequence[RunRecord], unit: str) -> dict[str, float]:
+    """What a further document of each stream costs with its questions, as ``marginal_seconds`` counts them."""
     found: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        if documents := summary_of(record).documents:
-            cost = costs_of(record)
-            price = getattr(cost.observe, unit) + getattr(cost.answer, unit)
-            found[record.spec.stream].append(price / documents)
+        summary, cost = summary_of(record), costs_of(record)
+        if summary.documents:
+            price = getattr(cost.observe, unit)
+            if answers := len(read_answers(runs, record.id)):  # to all probes and anchors
+                price += getattr(cost.answer, unit) / answers * summary.questions
+            found[record.spec.stream].append(price / summary.documents)
     return {stream: sum(of) / len(of) for stream, of in found.items()}
 
 

@@ -315,6 +315,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         label = f"*{row['label']}*" if row["control"] else row["label"]
+        label += f" [{row['note']}]" if row["note"] else ""
         shares = [f"{row[key]:.3f}" for key in ("em", "em_prefix", "ended")]
         cells = [label, mean(row, "f1"), mean(row, "f1_vs_reference"), *shares]
         lines.append(f"| {' | '.join(cells)} | {row['answer_nll']:.2f} | {row['seconds_per_document']:.2f} |")

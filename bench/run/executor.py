@@ -487,7 +487,8 @@ def _interrupts_blocked() -> Iterator[None]:
 
 _pipe: Channel | None = None
 _retiring = False
-_may_move = ContextVar("may_move", default=False)  # no plain name: a value that changes would look like a method's doing
+_may_move = ContextVar("may_move", default=False)
+"""No plain flag: a value that changes between two cells would look like the doing of the method."""
 
 
 def limit_time(seconds: float | None, activity: Any = None) -> None:

@@ -91,11 +91,24 @@ def test_a_break_even_needs_a_resolved_price_of_a_document(tmp_path, seconds, fl
             observe = cost.observe.model_copy(update={"flops": operations})
             cost = cost.model_copy(update={"observe": observe})
             records.append(read_run(tmp_path / record(tmp_path, spec(method, f"test-1-{k}"), [[0.5]], costs=cost)))
-        return records
+        return tmp_path, records
 
     reference = runs("uniform", (4.0, 4.0), 4.0)
     assert is_resolved(runs("camels", seconds, flops), reference) == is_clear
     assert is_resolved(reference, runs("camels", seconds, flops)) == is_clear
+
+
+@pytest.mark.parametrize(("answering", "is_clear"), [(3.0, False), (0.3, True), (12.0, True)])
+def test_a_document_pays_for_its_own_questions_alone(tmp_path, answering, is_clear):
+    """Three seconds to observe it, and a third of the answering, the rest of which is for the anchors; or 4 +- 0.1."""
+    asked = {"anchor_before": 0.5, "anchor_after": 0.5}
+    rows = []
+    for method, answer, observed in (("camels", answering, (3.0, 3.0)), ("uniform", 0.0, (3.99, 4.01))):
+        rows.append((tmp_path, []))
+        for k, observe in enumerate(observed):
+            cell, cost = spec(method, f"test-1-{k}"), costs(observe=observe, answer=answer)
+            rows[-1][1].append(read_run(tmp_path / record(tmp_path, cell, [[0.5]], costs=cost, **asked)))
+    assert is_resolved(*rows) == is_clear
 
 
 @pytest.mark.parametrize(
