@@ -151,9 +151,10 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         if streams > 1 and (least := 2 / 2**streams) > LEVEL:
             yield f"With {streams} streams, the smallest p that swaps of whole streams can give is {p_text(least)}."
     else:
+        tests = sum(p is not None for p in comparison.adjusted())
         yield (
-            f"The interval and p are by paired t tests over {units_of(comparison)}; p (Holm) is adjusted for "
-            f"{sum(p is not None for p in comparison.adjusted())} rows. p (perm.) is not; it swaps the two in whole documents, and misses what a "
+            f"The interval and p are by paired t tests over {units_of(comparison)}; p (Holm) is adjusted for {tests} "
+            f"rows. p (perm.) is not; it swaps the two in whole documents, and misses what a "
             f"whole stream has in common. better on: "
             f"{_scored(first.score)} on which {comparison.a} is better, and those on which {comparison.b} is."
         )

@@ -16,7 +16,7 @@ from bench.errors import BenchError, nearest
 from bench.records.schema import mean
 from bench.settings import dotted
 from reports.board import Board
-from reports.probes import answers_of
+from reports.probes import curves_of
 from reports.rows import Row, read_segments, token_nll
 
 TRACKERS = ("tensorboard", "wandb")
@@ -58,17 +58,14 @@ def track(board: Board, out: Path, tracker: str) -> str:
 
 
 def _curves(row: Row) -> dict[str, Curve]:
-    """Means over the runs of a row: token NLL of each document, and F1 at each probe."""
+    """Means of a row: token NLL of each document over its runs, and F1 at each probe over its streams, as on boards."""
     nll: dict[int, list[float]] = defaultdict(list)
-    f1: dict[int, list[float]] = defaultdict(list)
     for record in row.records:
         for segments in read_segments(row.runs, record):
             if (of_document := token_nll(segments)) is not None:
                 nll[segments[0].position + 1].append(of_document)
-    for answer in answers_of(row):
-        f1[answer.seen].append(answer.event.f1)
-    curves = {"token_nll": nll, "f1_at_probe": f1}
-    return {name: [(step, mean(of[step]) or 0.0) for step in sorted(of)] for name, of in curves.items()}
+    f1 = [(int(seen), estimate.mean) for seen, estimate in curves_of(row, ("f1",))["f1"]]
+    return {"token_nll": [(step, mean(nll[step]) or 0.0) for step in sorted(nll)], "f1_at_probe": f1}
 
 
 def _values(row: Row) -> dict[str, float]:

@@ -172,7 +172,7 @@ def test_two_folders_are_compared_row_by_row_with_adjusted_p_values(tmp_path: Pa
     assert comparison.adjusted() == [two, None, two], "the same cells with the same scores are no test"
     shown = text_of(comparison)
     assert f"Only in {tmp_path / 'old'}: old." in shown and f"Only in {tmp_path / 'new'}: new." in shown
-    assert "3 of 3 rows have the same cells in both" in shown
+    assert "3 of 3 rows have the same cells in both" in shown and "adjusted for 2 rows" in shown
 
 
 def test_rows_without_results_are_left_out_and_named(tmp_path: Path) -> None:
