@@ -71,9 +71,9 @@ def _every(board: Board) -> list[Column]:
     """The columns of :data:`NAMES`, with the headline score first."""
     reference, kind = board.reference, board.error
     nll = "nats per token, scored before any update on the token"
-    difference = (
-        f"paired difference from {reference}, each interval by itself, not corrected for the number of rows; see rank"
-    )
+    difference = f"paired difference from {reference}, each interval by itself, not corrected for the number of rows"
+    if any(row.label == reference and row.standing is not None for row in board.rows):
+        difference += "; see rank"
     spread = [_error(board.headline, kind), _RANK]
     answers = [
         _score(board.f1_name, "f1", kind),
@@ -201,6 +201,8 @@ def _errors(board: Board, shows_interval: bool, shows_se: bool) -> list[str]:
     if board.error == "SE_stream":
         covered = 1 - 2 * float(stdtr(count - 1, -1.0))
         interval = f"± is the half-width of the 95 % t interval over {count} streams of {name}."
+        if any(0 < row.streams < count for row in board.rows):
+            interval += " Rows with a note in brackets have fewer."
         se = f"SE is the standard error over streams (SE_stream); ± 1 SE would cover only {100 * covered:.0f} %."
     else:
         interval = (

@@ -182,6 +182,18 @@ def test_errors_are_named_and_explained(built):
     assert "untuned" not in text
 
 
+def test_the_caption_says_what_a_reader_cannot_look_up(tmp_path):
+    """A control has no rank, and a row may have fewer streams than the board."""
+    ids = [record(tmp_path, spec(name, f"test-1-{k}"), [[0.5]]) for name in ("closed_book", "lora") for k in range(3)]
+    ids += [record(tmp_path, spec("a", f"test-1-{k}"), [[0.5]], status="diverged" if k else "complete") for k in (0, 1)]
+    ids += [record(tmp_path, spec("a", "test-1-2"), [[0.5]])]
+    board(tmp_path, ids)
+    shown = {name: " ".join(printed(build(tmp_path, reference=name), 250).split()) for name in ("lora", "closed_book")}
+    assert "3 streams of test-1. Rows with a note in brackets have fewer." in shown["lora"]
+    assert "not corrected for the number of rows; see rank." in shown["lora"]
+    assert "not corrected for the number of rows." in shown["closed_book"]
+
+
 def test_no_error_is_shown_as_zero(built, tmp_path):
     tables.write(built, tmp_path)
     for name in ("leaderboard.md", "leaderboard.tex"):
