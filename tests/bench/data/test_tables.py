@@ -126,7 +126,7 @@ def test_json_lines_and_arrays_agree_on_any_text(tmp_path_factory: pytest.TempPa
         ("x.tsv", b'a\tb\n1\t"2\n', r"x\.tsv, row 1 is not valid CSV"),
         ("x.csv", "a,b\né,2\n".encode("latin-1"), r"x\.csv is not UTF-8 text: convert it first \(Excel"),
         ("x.csv", "a,b\n".encode("utf-16-le"), r"x\.csv is not UTF-8 text"),
-        ("x.csv", gzip.compress(b"a,b\n"), r"x\.csv is packed by gzip: add \.gz to its name"),
+        ("x.csv", gzip.compress(b"a,b\n", mtime=0), r"x\.csv is packed by gzip: add \.gz to its name"),
         ("x.csv", "a,b\n".encode("utf-32"), r"x\.csv is not UTF-8 text"),
         ("x.csv", "a,b\n1,2\n".encode("utf-16")[:-1], r"x\.csv is not UTF-8 text"),
         ("x.jsonl.gz", b'{"a": 1}', r"x\.jsonl\.gz is cut short, damaged or not a gzip file"),
