@@ -62,13 +62,14 @@ def git_state(root: Path) -> tuple[str | None, str | None]:
 
 def redact(arguments: Sequence[str]) -> list[str]:
     """A command line without absolute paths, which become relative to the project or the working folder, or their last
-    part, and without the address of a cluster.
+    part, and without the addresses of a cluster and of URLs, which may hold user names and paths.
 
     Relative paths that leave the working folder lose all but their last part, too. Paths after "=", "," or ":" within
     an argument are included.
     """
-    path = re.compile(r"(?:(?<=[=,:])|^)(?:~|/(?!/)|\.\./)[^=,:]*")
-    shown = [path.sub(lambda match: _short(match[0]), text) for text in arguments]
+    url = re.compile(r"(\w[\w+.-]*://)\S*")
+    path = re.compile(r"(?:(?<=[=,:])|^)(?:~|/(?!/)|(?=[^=,:]*\.\./))[^=,:]*")
+    shown = [path.sub(lambda match: _short(match[0]), url.sub(r"\1ADDRESS", text)) for text in arguments]
     for i, (before, text) in enumerate(itertools.pairwise(["", *shown])):
         if before == ADDRESS_OPTION:
             shown[i] = "ADDRESS"

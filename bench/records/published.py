@@ -37,8 +37,8 @@ from bench.records.store import (
 )
 from bench.records.tuning import runs_of
 
-ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+)""")
-"""A path that is absolute or in a home folder, within a text."""
+ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+|file:///\S+|\w+://[^/\s]*@\S+)""")
+"""A path that is absolute or in a home folder, or a URL with such a path or a user's name, within a text."""
 
 Kind = TypeVar("Kind", bound=Manifest)
 
@@ -102,10 +102,16 @@ def _runs(runs: Path, boards: list[BoardRecord]) -> dict[str, bytes]:
 
 
 def _without_texts(record: RunRecord) -> RunRecord:
-    changes: dict[str, Any] = {"notes": {name: of for name, of in record.notes.items() if name == "remarks"}}
-    if record.failure is not None:
-        changes["failure"] = record.failure.model_copy(update={"message": "", "traceback": ""})
-    return _without_paths(record.model_copy(update=changes), record.id)
+    notes = {name: of for name, of in record.notes.items() if name == "remarks"}
+    return _without_paths(without_error(record).model_copy(update={"notes": notes}), record.id)
+
+
+def without_error(record: RunRecord) -> RunRecord:
+    """A record without the texts of its failure, which may hold anything; kind, stream and document stay."""
+    if record.failure is None:
+        return record
+    silent = record.failure.model_copy(update={"message": "", "traceback": ""})
+    return record.model_copy(update={"failure": silent})
 
 
 def _without_gold(event: AnswerEvent) -> AnswerEvent:

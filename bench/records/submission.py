@@ -33,6 +33,7 @@ from bench.records import imported
 from bench.records.boards import names
 from bench.records.check import check_board
 from bench.records.comparability import OF_TRIALS, differences, listed
+from bench.records.published import without_error
 from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord
 from bench.records.store import (
     MANIFEST,
@@ -126,7 +127,7 @@ def _files(runs: Path, board: BoardRecord) -> Iterator[tuple[str, bytes]]:
     for run_id in dict.fromkeys([*board.runs, *trials]):
         tokens = [event.model_copy(update={"pieces": ()}) for event in read_tokens(runs, run_id)]
         events = read_documents(runs, run_id), read_answers(runs, run_id), tokens
-        for name, content in run_files(read_run(runs / run_id), *events).items():
+        for name, content in run_files(without_error(read_run(runs / run_id)), *events).items():
             yield f"{run_id}/{name}", content
     for record in tuning:
         name = tuning_path(Path(), record.key).as_posix()

@@ -107,20 +107,14 @@ class Runner:
             self._join_few_files(plan)
         self._state_arms_in_documents()
         self.spaces = {id(entry): self.tuner.search_space(entry) for entry in experiment.methods}
-        self.overlaps = self._overlaps()
         self._check_retuning()
         self._planned = experiment.methods
         self._untrained: dict[int, str] = {}
-        for entry in list(experiment.methods):
-            config = validate_config(self.methods[entry.name], entry.config)
-            self._check_retuned_once(entry, config)
-            try:
-                self._check_offline_data(entry, config)
-            except MissingWeights as error:
-                if not look_only:
-                    raise
-                self._untrained[id(entry)] = str(error)
-            dependencies(self.methods[entry.name], config)  # raises if one is missing
+        for entry in [one for one in experiment.methods if one.optional]:
+            self._check_method(entry, look_only)
+        self.overlaps = self._overlaps()  # of those that are not left out, before anybody trains the others
+        for entry in [one for one in experiment.methods if not one.optional]:
+            self._check_method(entry, look_only)
         self.tuner.check_limit()
         self._check_base(look_only)
         self.remarks += self._remarks_on_data()
@@ -312,6 +306,19 @@ class Runner:
                 "experiment. Name the method without that setting, which is then the same, or set retune: null in the "
                 "experiment."
             )
+
+    def _check_method(self, entry: MethodPlan, look_only: bool) -> None:
+        """Check that a method has what it needs, and leave it out if it lacks that and is optional."""
+        config = validate_config(self.methods[entry.name], entry.config)
+        self._check_retuned_once(entry, config)
+        try:
+            self._check_offline_data(entry, config)
+        except MissingWeights as error:
+            if not look_only:
+                raise
+            self._untrained[id(entry)] = str(error)
+        if any(entry is planned for planned in self.experiment.methods):
+            dependencies(self.methods[entry.name], config)  # raises if one is missing
 
     def _check_offline_data(self, plan: MethodPlan, config: MethodConfig) -> None:
         """Check that the method's trained weights, or the data that it learns from offline, exist.

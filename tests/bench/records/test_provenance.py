@@ -84,10 +84,13 @@ def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_
         "test=../data/d.json",
         "org/model",
         "runs/a",
-        "https://a/b",
+        "runs/../../somebody/b",
+        "--runs=sftp://somebody:secret@host/home/somebody/runs",
+        "file:///home/somebody/runs",
     ]
     assert provenance.redact(command) == [
-        "run_bench.py", "runs", "--set", "a.b=c.json", "test=d.json", "org/model", "runs/a", "https://a/b",
+        "run_bench.py", "runs", "--set", "a.b=c.json", "test=d.json", "org/model", "runs/a", "b",
+        "--runs=sftp://ADDRESS", "file://ADDRESS",
     ]  # fmt: skip
 
 

@@ -188,6 +188,11 @@ def test_wrong_scores_are_not_published(tmp_path: Path) -> None:
         ({"status": "failed"}, r"has failed: run the same experiment again"),
         ({"notes": {"remarks": ["Words are in /data/somebody/words.txt."]}}, r"notes\.remarks\.0 holds the path /data"),
         ({"provenance": {"command": ["run", "--words=~/words"]}}, r"provenance\.command\.1 holds the path ~/words"),
+        (
+            {"notes": {"remarks": ["From sftp://me@host/runs."]}},
+            r"notes\.remarks\.0 holds the path sftp://me@host/runs",
+        ),
+        ({"notes": {"remarks": ["From file:///home/me."]}}, r"notes\.remarks\.0 holds the path file:///home/me"),
     ],
 )
 def test_failed_runs_and_absolute_paths_are_not_published(

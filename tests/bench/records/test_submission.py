@@ -176,6 +176,14 @@ def test_equal_records_are_exported_as_equal_bytes(file: Path, theirs: Path, tmp
         run_bench.export("fresh", tmp_path, "demo", theirs)
 
 
+def test_texts_of_failures_which_may_hold_anything_are_not_exported(file: Path, theirs: Path, ours: Path) -> None:
+    failures = [json.loads(text)["failure"] for name, text in contents(file).items() if name.endswith("/run.json")]
+    texts = {(one["kind"], one["message"], one["traceback"]) for one in failures if one}
+    assert texts == {("diverged", "", "")}
+    assert "NaN" in {one.failure.message for one in map(store.read_run, theirs.glob("fresh-*")) if one.failure}
+    assert submission.add(file, ours).mark
+
+
 def test_an_arm_is_exported_with_the_row_that_it_belongs_to(theirs: Path, file: Path, tmp_path: Path) -> None:
     run_bench.export("fresh on placebo", tmp_path / "arm.zip", None, theirs)
     arm, row = (contents(path) for path in (tmp_path / "arm.zip", file))

@@ -86,6 +86,7 @@ def test_a_document_in_two_splits_stops_the_run_and_is_named(
         ("test", "train", ["closed_book", UNIFORM]),  # nobody learns from it
         ("train", "qa_train", ["trained"]),  # the anchor set is held out
         ("test", "qa_validation", ["closed_book", UNIFORM]),
+        ("test", "train", ["closed_book", {"name": "camels", "optional": True}]),  # left out, without weights
     ],
 )
 def test_splits_that_are_not_in_use_may_share_documents(
