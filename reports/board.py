@@ -26,7 +26,7 @@ from bench.records.schema import (
 from bench.records.store import read_board, read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
-from reports.prices import break_even, is_resolved
+from reports.prices import OfDocument, break_even, is_resolved, of_document
 from reports.ranks import Standing, compare
 from reports.rows import (
     CEILING,
@@ -205,6 +205,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
     headline: Headline = "f1" if any("f1" in row.scores for row, _ in entries) else "token_nll"
     standings = _standings(entries, headline, error_kind(len(streams)))
     reference_row, replaced = _reference([row for row, _ in entries], reference, record.experiment, is_required)
+    of_reference = of_document(reference_row.runs, reference_row.records) if reference_row is not None else {}
     rows = [
         replace(
             row,
@@ -216,7 +217,7 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
                 **_gain(row, items, entries),
                 **_relative(row, items, entries),
             },
-            costs={**row.costs, **_break_even(row, reference_row)},
+            costs={**row.costs, **_break_even(row, reference_row, of_reference)},
         )
         for row, items in entries
     ]
@@ -475,14 +476,14 @@ def _standings(entries: Entries, headline: Headline, kind: ErrorKind) -> dict[st
     return compare(scored, kind, sign=1 if headline == "f1" else -1)
 
 
-def _break_even(row: Row, reference: Row | None) -> dict[str, float]:
+def _break_even(row: Row, reference: Row | None, of_reference: OfDocument) -> dict[str, float]:
     """The number of documents from which on, or up to which, the row is cheaper than the reference, if there is one.
 
     ``break_even_unclear`` stands for it if it is not clear which of the two costs more for a document.
     """
     if reference is None or row.label == reference.label:
         return {}
-    is_clear = is_resolved((row.runs, row.records), (reference.runs, reference.records))
+    is_clear = is_resolved(of_document(row.runs, row.records), of_reference)
     return break_even(row.costs, reference.costs) if is_clear else {"break_even_unclear": 1.0}
 
 

@@ -34,8 +34,9 @@ COSTS = (
     "peak_bytes",
 )
 """All prices that a row can have; missing ones are null in the tables."""
-Records = tuple[Path, Sequence[RunRecord]]
-"""The folder of a row's records, and the records."""
+UNITS = ("seconds", "flops")
+OfDocument = Mapping[str, Mapping[str, float]]
+"""Prices of a document by unit and stream."""
 
 
 def prices(runs: Path, records: Sequence[RunRecord], tuning: TuningRecord | None) -> dict[str, float]:
@@ -111,13 +112,13 @@ def break_even(costs: Mapping[str, float], reference: Mapping[str, float]) -> di
     return {"break_even_until": float(last)} if last > 0 else {}
 
 
-def is_resolved(one: Records, other: Records) -> bool:
+def is_resolved(one: OfDocument, other: OfDocument) -> bool:
     """True if it is clear which of two rows costs more for a document: observing it, and answering its questions.
 
     The 95 % interval of the difference in seconds over the streams of both excludes 0, and the operations have the same
     sign: seconds depend on what else the machine does. On a single stream the operations do not matter either.
     """
-    seconds, flops = ([_by_stream(*of, unit) for of in (one, other)] for unit in UNITS)
+    seconds, flops = ([of[unit] for of in (one, other)] for unit in UNITS)
     both = sorted(seconds[0].keys() & seconds[1].keys())
     if len(both) < 2:
         return True
@@ -126,20 +127,18 @@ def is_resolved(one: Records, other: Records) -> bool:
     return interval is not None and (interval[0] > 0 < more or interval[1] < 0 > more)
 
 
-def _by_stream(runs: Path, records: Sequence[RunRecord], unit: str) -> dict[str, float]:
+def of_document(runs: Path, records: Sequence[RunRecord]) -> OfDocument:
     """What a further document of each stream costs with its questions, as ``marginal_seconds`` counts them."""
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, dict[str, list[float]]] = {unit: defaultdict(list) for unit in UNITS}
     for record in records:
         summary, cost = summary_of(record), costs_of(record)
         if summary.documents:
-            price = getattr(cost.observe, unit)
-            if answers := len(read_answers(runs, record.id)):  # to all probes and anchors
-                price += getattr(cost.answer, unit) / answers * summary.questions
-            found[record.spec.stream].append(price / summary.documents)
-    return {stream: sum(of) / len(of) for stream, of in found.items()}
-
-
-UNITS = ("seconds", "flops")
+            answers = len(read_answers(runs, record.id))  # to all probes and anchors
+            share = summary.questions / answers if answers else 0.0
+            for unit, prices_of in found.items():
+                price = getattr(cost.observe, unit) + getattr(cost.answer, unit) * share
+                prices_of[record.spec.stream].append(price / summary.documents)
+    return {unit: {stream: sum(of) / len(of) for stream, of in streams.items()} for unit, streams in found.items()}
 
 
 def _tallies(runs: Path, tuning: TuningRecord) -> Iterable[Tally]:

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.schema import Costs, Tally
 from bench.records.store import read_run, read_tuning
-from reports.prices import COSTS, break_even, is_resolved, prices
+from reports.prices import COSTS, break_even, is_resolved, of_document, prices
 from tests.reports.records_factory import record, spec, tuning_record
 
 
@@ -91,7 +91,7 @@ def test_a_break_even_needs_a_resolved_price_of_a_document(tmp_path, seconds, fl
             observe = cost.observe.model_copy(update={"flops": operations})
             cost = cost.model_copy(update={"observe": observe})
             records.append(read_run(tmp_path / record(tmp_path, spec(method, f"test-1-{k}"), [[0.5]], costs=cost)))
-        return tmp_path, records
+        return of_document(tmp_path, records)
 
     reference = runs("uniform", (4.0, 4.0), 4.0)
     assert is_resolved(runs("camels", seconds, flops), reference) == is_clear
@@ -104,10 +104,11 @@ def test_a_document_pays_for_its_own_questions_alone(tmp_path, answering, is_cle
     asked = {"anchor_before": 0.5, "anchor_after": 0.5}
     rows = []
     for method, answer, observed in (("camels", answering, (3.0, 3.0)), ("uniform", 0.0, (3.99, 4.01))):
-        rows.append((tmp_path, []))
+        records = []
         for k, observe in enumerate(observed):
             cell, cost = spec(method, f"test-1-{k}"), costs(observe=observe, answer=answer)
-            rows[-1][1].append(read_run(tmp_path / record(tmp_path, cell, [[0.5]], costs=cost, **asked)))
+            records.append(read_run(tmp_path / record(tmp_path, cell, [[0.5]], costs=cost, **asked)))
+        rows.append(of_document(tmp_path, records))
     assert is_resolved(*rows) == is_clear
 
 
