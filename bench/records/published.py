@@ -37,7 +37,7 @@ from bench.records.store import (
 )
 from bench.records.tuning import runs_of
 
-ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+|file:///\S+|\w+://[^/\s]*@\S+)""")
+ABSOLUTE = re.compile(r"""(?:^|[\s"'=:,(\[])(~/\S+|/[^\s/]+/\S+|file:/{3}\S+|\w+://[^/\s]*@\S+)""")
 """A path that is absolute or in a home folder, or a URL with such a path or a user's name, within a text."""
 
 Kind = TypeVar("Kind", bound=Manifest)

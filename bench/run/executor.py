@@ -294,21 +294,23 @@ class Pool(ABC, Generic[W]):
                         yield note
                     if outcome is None:
                         continue
-                    if self._is_retried(worker, outcome):
+                    is_retried = self._is_retried(worker, outcome)
+                    if not worker.reusable:  # ended first: while its process lives, its claims hold
+                        workers.remove(worker)
+                        self._end(worker)
+                    if is_retried:
                         again.append(worker.task)
                     else:
                         yield outcome
                         waiting += tasks[seen:]
                         seen = len(tasks)
-                    task = take(waiting, {worker.task.group}) if worker.reusable else None
-                    if task is not None:
+                    if not worker.reusable:
+                        continue
+                    if (task := take(waiting, {worker.task.group})) is not None:
                         worker.assign(task)
                     else:
                         workers.remove(worker)
-                        if worker.reusable:
-                            self._idle.append(worker)
-                        else:
-                            self._end(worker)
+                        self._idle.append(worker)
         finally:
             for worker in workers:
                 worker.interrupt()

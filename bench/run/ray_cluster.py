@@ -38,6 +38,8 @@ from bench.run.executor import (
 RETRIES = 2
 """How often a task is given to another worker when its worker, or its node, was lost."""
 CONNECT_SECONDS = 5.0
+EXIT_SECONDS = 0.1
+"""How long a process that was busy may still live after the cluster has said that it is dead."""
 PATIENCE_SECONDS = 60.0
 """How long no worker may have begun before the room of the nodes is looked at again."""
 
@@ -283,7 +285,8 @@ class _Actor(Assignee):
 
     def assign(self, task: Task) -> None:
         self.accept(task)
-        self.result = self._handle.work.remote(task, self._pool.shipped(task), self._pool.may_move(task))
+        shipped, may_move = self._pool.shipped(task), self._pool.may_move(task)
+        self.result = self._handle.work.remote(task, shipped, may_move, self._node)
 
     def outcome(self) -> Outcome | None:
         ready, _ = self._ray.wait([self.result], timeout=0)
@@ -305,6 +308,9 @@ class _Actor(Assignee):
     def stop(self) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._handle)
+            if not self._ray.wait([self.result], timeout=0)[0]:
+                self._ray.wait([self.result], timeout=executor.GRACE_SECONDS)
+                time.sleep(EXIT_SECONDS)
 
 
 class _Mailbox:
@@ -338,8 +344,11 @@ class _Worker:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def work(self, task: Task, parcels: Sequence[Parcel], may_move: bool) -> tuple[Outcome, bool]:
-        """Run a task, with its files where this node has them; ``may_move`` if another node can take it."""
+    def work(self, task: Task, parcels: Sequence[Parcel], may_move: bool, node: str) -> tuple[Outcome, bool]:
+        """Run a task, with its files where this node has them; ``may_move`` if another node can take it.
+
+        The ``node`` is awaited for the driver: it knows the place before a task can end the process.
+        """
 
         def with_files(task: Task) -> Task:
             here = {parcel.path: str(unpacked(parcel)) for parcel in parcels}

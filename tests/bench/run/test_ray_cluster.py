@@ -17,7 +17,7 @@ from bench.run.executor import Task
 from bench.run.ray_cluster import Parcel, RayCluster, pack, renamed, unpacked
 from bench.run.runner import Runner
 from tests.bench.run.test_claims import PLUGIN, shared, together
-from tests.bench.run.test_executor import JOBS, outcomes, task
+from tests.bench.run.test_executor import JOBS, ended_at_its_limit, outcomes, task
 from tests.world import Inline, make_dataset, make_experiment, wait_until
 
 pytestmark = pytest.mark.slow
@@ -109,14 +109,15 @@ def test_files_that_a_node_cannot_take_are_an_error_of_that_node(monkeypatch: py
     monkeypatch.setattr(ray_cluster, "unpacked", full)
     monkeypatch.setattr(executor, "_pipe", None)
     monkeypatch.setattr(executor, "_retiring", False)
-    outcome, _ = ray_cluster._Worker("w", None, 1, sys.argv).work(Task("t", "m:f", {}), [Parcel("p", "", None)], False)
+    outcome, _ = ray_cluster._Worker("w", None, 1, sys.argv).work(
+        Task("t", "m:f", {}), [Parcel("p", "", None)], False, ""
+    )
     assert outcome.error is not None and outcome.error.kind == "io" and "no room for it" in outcome.error.message
 
 
 def test_a_worker_that_exceeds_its_limit_is_ended(pool: RayCluster) -> None:
     pool.ray.kill(pool._mail, no_restart=False)  # it comes back
-    error = outcomes(pool, [task("hangs", "hang", limit=1.0)], failing={"hangs"})["hangs"].error
-    assert error is not None and (error.kind, error.activity) == ("timed_out", ("hang", 1))
+    assert ended_at_its_limit(pool, 1.0).kind == "timed_out"
 
 
 def test_a_lost_node_costs_time_and_no_task(nodes: Any, tmp_path: Path) -> None:
