@@ -118,6 +118,12 @@ def _device(name: str | None, devices: str | None = None) -> str | None:
     return kind
 
 
+def _check_no_gpu_named(device: str | None, devices: str | None = None) -> None:
+    """Raise an error if an option numbers GPUs, which a cluster gives out."""
+    if devices is not None or ":" in (device or ""):
+        raise BenchError("A cluster gives each worker its GPU: name none with --devices or cuda:N, but --device cuda.")
+
+
 StreamCount = Annotated[int | None, typer.Option(min=1, help="number of test streams")]
 Documents = Annotated[int | None, typer.Option(min=1, help="documents in each test stream")]
 ValidationDocuments = Annotated[int | None, typer.Option(min=1, help="documents in each validation stream")]
@@ -228,8 +234,8 @@ def run(
     from reports.board import REFERENCE
     from reports.columns import check
 
-    if (executor == "slurm" or ray_address is not None) and (devices is not None or ":" in (device or "")):
-        raise BenchError("A cluster gives each worker its GPU: name none with --devices or cuda:N, but --device cuda.")
+    if executor == "slurm" or ray_address is not None:
+        _check_no_gpu_named(device, devices)
     methods, columns = _joined(methods), _joined(columns)
     data_files, set_, plugin, slurm = map(_several, (data_files, set_, plugin, slurm))
     chosen = _names(columns, "column")
@@ -414,6 +420,7 @@ def reproduce(
     from bench.records.store import is_packed
     from bench.run.experiment import EqualCompute, check_files, files_of, load
     from bench.run.overrides import Overrides
+    from bench.run.planner import plugins_of
     from bench.run.workers import Workers
     from reports import reproduction
     from reports.board import REFERENCE, build
@@ -424,8 +431,8 @@ def reproduce(
     loaded = [(run, load(run.experiment)) for run in spec.runs(scale)]
     datasets = [[run.dataset] if run.dataset else one.datasets or [one.dataset] for run, one in loaded]
     check_files(spec.name, files, itertools.chain(*datasets))
-    planned: list[tuple[Any, str]] = []
-    results: list[Result] = []
+    given = _paths(plugin)
+    planned: list[tuple[Any, Experiment, list[str], list[str]]] = []
     for (run, experiment), own in zip(loaded, datasets, strict=True):
         steps = None if run.equal_compute is None else EqualCompute(method=REFERENCE, steps=run.equal_compute)
         overrides = Overrides(
@@ -436,13 +443,24 @@ def reproduce(
             equal_compute=steps,
         )
         varied = overrides.vary(experiment)
-        remarks = overrides.remarks()
-        if not is_packed(runs):  # published records have all that they will have
-            results += _run_cells(varied, runs, out, Workers(jobs=jobs), _paths(plugin), remarks, dry_run=dry_run)
-        planned.append((run, varied.name))
+        plugins = plugins_of({one.name for one in varied.methods}, given)
+        planned.append((run, varied, plugins, overrides.remarks()))
+    if unused := set(given).difference(*(plugins for _, _, plugins, _ in planned)):
+        raise BenchError(f"{spec.name} uses no method of --plugin {', '.join(sorted(unused))}: leave it out.")
+    results: list[Result] = []
+    if not is_packed(runs):  # published records have all that they will have
+        for _, varied, plugins, remarks in planned:
+            results += _run_cells(varied, runs, out, Workers(jobs=jobs), plugins, remarks, dry_run=dry_run)
+    elif dry_run:
+        _print_line(f"Nothing was run: {runs} holds published records.")
     if dry_run:
         return
-    boards = [(run, one) for run, name in planned for board in [build(runs, name)] for one in (board, *board.others)]
+    boards = [
+        (run, one)
+        for run, varied, *_ in planned
+        for board in [build(runs, varied.name)]
+        for one in (board, *board.others)
+    ]
     try:
         compared, paths = reproduction.write(spec, scale, boards, out)
     except BenchError:
@@ -749,8 +767,9 @@ def train(
         raise BenchError(
             "train takes --executor local or ray. On Slurm, submit this command itself, as often as you like."
         )
+    if ray_address is not None:
+        _check_no_gpu_named(device)
     workers = Workers(executor, jobs, threads, ray_address)
-
     overrides = Overrides(
         model=model,
         dataset=dataset,
@@ -821,7 +840,7 @@ def streams_build(
     """Draw the streams that the dataset's recipe specifies, and freeze them."""
     from bench.data import recipe, streams
 
-    for path in streams.build_all(recipe.find(dataset), _data_files(data_files)):
+    for path in streams.build_all(recipe.find(dataset), _files_of(dataset, data_files)):
         _print_line(f"Wrote {path.name}")
 
 
@@ -830,8 +849,10 @@ def streams_verify(dataset: str, data_files: DataFiles = None) -> None:
     """Check that the frozen streams were drawn from these data."""
     from bench.data import recipe, streams
 
-    lines = streams.verify(recipe.find(dataset), _data_files(data_files))
-    for line in lines or [f"{dataset} has no frozen streams: they are drawn from its data at each run."]:
+    files = _files_of(dataset, data_files)
+    lines = streams.verify(recipe.find(dataset), files)
+    which = f" of {', '.join(files)}" if files else ""
+    for line in lines or [f"{dataset} has no frozen streams{which}: they are drawn from its data at each run."]:
         _print_line(line)
 
 
@@ -872,6 +893,9 @@ def doctor(
     from bench.help import doctor as diagnosis
 
     if name is None:
+        sizes = (streams, documents, validation_documents, trials, jobs)
+        if any((scale, methods, model, dataset, data_files, set_, device, dtype, plugin, *sizes)):
+            raise BenchError("Name the experiment that these options are for, such as doctor default.")
         for finding in diagnosis.diagnose(runs):
             _print_line(str(finding))
         return
@@ -991,6 +1015,15 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
             raise BenchError(f"--data-files {assignment}: there is no folder {value!r}, and no split {split!r}.{hint}")
         files.setdefault(split, []).extend(paths)
     return files
+
+
+def _files_of(dataset: str, option: list[str] | None) -> dict[str, list[str]]:
+    """The files of each split of the only dataset of a command, which the option may name."""
+    from bench.run.experiment import check_files
+
+    files = _data_files(option)
+    check_files(dataset, files, [dataset])
+    return {key.rpartition(".")[2]: paths for key, paths in files.items()}
 
 
 def _split_files(folder: Path) -> dict[str, str]:

@@ -209,6 +209,12 @@ def test_a_method_that_raises_fails_its_cells_and_the_command(experiment: Path, 
             ("run", "default", "--devices", "0", "--executor", "ray", "--ray-address", "a:1"),
             "A cluster gives each worker",
         ),
+        (
+            ("train", "cmt", "--executor", "ray", "--ray-address", "a:1", "--device", "cuda:1"),
+            "A cluster gives each worker",
+        ),
+        (("doctor", "--streams", "2"), "Name the experiment that these options are for"),
+        (("streams", "verify", "squad", "--data-files", "sqad=tests"), "squad has no dataset 'sqad'"),
         (("run", "default", "--device", "cuda:x"), "A GPU has a number, as in cuda:1 or --devices 0,1: 'x' is none."),
         (("run", "default", "--model", "tests"), "without config.json"),
         (("run", "default", "--streams", "99"), "too few for"),
@@ -424,6 +430,11 @@ def test_a_figure_runs_what_is_missing_and_sets_the_published_values_beside_ours
     planned = call(capsys, *arguments, "--dry-run")
     assert planned.returncode == 0 and "Nothing was run." in planned.stdout, planned.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]
+    plugin = tmp_path / "failures.py"
+    plugin.write_text(PLUGIN)
+    unused = call(capsys, *arguments, "--dry-run", "--plugin", str(plugin))
+    assert unused.returncode == 2 and f"mine uses no method of --plugin {plugin}: leave it out." in unused.stderr
+    plugin.unlink()
     drawn = bench(*arguments)
     assert drawn.returncode == 0, drawn.stderr
     assert "cells" in drawn.stdout and "cells" not in call(capsys, *arguments).stdout, "the second call only draws"
@@ -438,6 +449,8 @@ def test_a_figure_is_drawn_from_published_records_without_running_anything(
 ) -> None:
     in_published_order(tmp_path / "runs")
     packed = publish(tmp_path / "runs", "default", tmp_path / "published").parent
+    run_bench.reproduce("costs", runs=packed, out=tmp_path / "out", dry_run=True)
+    assert f"Nothing was run: {packed} holds published records." in capsys.readouterr().out.replace("\n", "")
     run_bench.reproduce("costs", runs=packed, out=tmp_path / "out")
     assert "Shapes of 2 published panels: not resolved at this size (2)." in capsys.readouterr().out
     assert (tmp_path / "out" / "figures" / "costs" / "observe_seconds.png").exists()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from bench import paths
 from bench.contract import registry
 from bench.contract.config import MethodConfig
+from bench.contract.method import validate_config
 from bench.contract.search import Range
 from bench.data import recipe
 from bench.errors import BenchError, nearest
@@ -60,7 +61,7 @@ def method_names(plugins: Sequence[str | Path] = ()) -> list[str]:
 
 def method_settings(name: str, plugins: Sequence[str | Path] = ()) -> list[str]:
     """The settings of a method, by their dotted names."""
-    return list(dotted(registry.load_method(name, plugins).Config().model_dump()))
+    return list(dotted(validate_config(registry.load_method(name, plugins), {}).model_dump()))
 
 
 def _at(path: Path, plugins: Sequence[str]) -> RenderableType:
@@ -120,16 +121,17 @@ def _method(info: registry.MethodInfo) -> RenderableType:
     if method.sees_evidence:
         parts.append("Control: with each question it receives the document that answers it.")
     if method.control:
-        parts.append("Control: it breaks a rule of the benchmark on purpose, as an upper bound or a check.")
+        parts.append("Control: it breaks a rule of the benchmark on purpose.")
     paragraphs = (inspect.getdoc(method) or "").split("\n\n")  # joined: their lines are as wide as the source
     parts.append(escape("\n\n".join(" ".join(text.split()) for text in paragraphs)))
     parts += [escape(citations.sentence(method.paper)), "", "Settings (change one with --set method.key=value):"]
-    space = method.search_space(method.Config())
-    for key, field, value in _settings(method.Config()):
+    config = validate_config(method, {})
+    space = method.search_space(config)
+    for key, field, value in _settings(config):
         default = "null" if value is None else str(value)
         parts.append(f"  [bold]{key}[/bold] = {escape(default)}   {escape(_range(field))}")
-        meaning = (field.description or "") + (f"; tuned over {_values(space[key])}" if key in space else "")
-        parts.append(Padding(escape(meaning), (0, 0, 0, 6)))
+        tuned = f"tuned over {_values(space[key])}" if key in space else ""
+        parts.append(Padding(escape("; ".join(filter(None, (field.description, tuned)))), (0, 0, 0, 6)))
     return Group(*parts) if method.Config.model_fields else Group(*parts[:-1], "It has no settings.")
 
 

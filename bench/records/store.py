@@ -102,7 +102,7 @@ def run_files(
     """The files of a run by name: its events and, last, the manifest with their digests."""
     events = {"documents.jsonl": documents, "answers.jsonl": answers, **({"tokens.jsonl": tokens} if tokens else {})}
     files = {name: "".join(event.model_dump_json() + "\n" for event in of).encode() for name, of in events.items()}
-    record = record.model_copy(update={"files": {name: _sha256(content) for name, content in files.items()}})
+    record = record.model_copy(update={"files": {name: sha256(content) for name, content in files.items()}})
     return {**files, MANIFEST: manifest(record)}
 
 
@@ -266,7 +266,8 @@ def current_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -319,7 +320,7 @@ def _read_events(kind: type[Event], path: Path) -> list[Event]:
         if written is None:
             return []
         refuse(path, "is missing.")
-    if _sha256(content) != written:
+    if sha256(content) != written:
         refuse(path, f"is not the file that was written with {MANIFEST}.")
     events = []
     for number, line in enumerate(content.splitlines(), 1):

@@ -13,11 +13,9 @@ board lacks, and what a method says about itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +26,6 @@ import pydantic
 
 from bench.errors import BenchError, first_problem
 from bench.files import json_bytes, replacing, write_bytes
-from bench.machine import process_name
 from bench.records import imported
 from bench.records.boards import names
 from bench.records.check import check_board
@@ -37,10 +34,10 @@ from bench.records.published import without_error
 from bench.records.schema import AnswerEvent, BoardRecord, CellSpec, DocumentEvent, RunRecord
 from bench.records.store import (
     MANIFEST,
-    PARTIAL,
     board_path,
     is_packed,
     manifest,
+    partial_folder,
     read_answers,
     read_board,
     read_documents,
@@ -48,6 +45,7 @@ from bench.records.store import (
     read_tokens,
     read_tuning,
     run_files,
+    sha256,
     tuning_path,
 )
 from bench.records.tuning import runs_of
@@ -98,7 +96,7 @@ def export(runs: Path, experiment: str, label: str, run_ids: Sequence[str], to: 
             raise BenchError(f"{label} is not exported: its run {run_id} has {status}. Run the experiment again.")
     files = dict(_files(runs, board))
     files[board_path(Path(), experiment).as_posix()] = manifest(board)
-    hashes = {name: _sha256(content) for name, content in files.items()}
+    hashes = {name: sha256(content) for name, content in files.items()}
     contents = Contents(experiment=experiment, row=label, files=hashes)
     with replacing(to) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {CONTENTS: json_bytes(contents.model_dump()), **files}.items():
@@ -155,7 +153,7 @@ def add(file: Path, runs: Path, experiment: str | None = None) -> imported.Impor
     own = read_board(runs, experiment or contents.experiment)
     place = runs / imported.FOLDER / own.experiment
     folder = place / f"{re.sub('[^a-zA-Z0-9]+', '_', contents.row)[:60].strip('_')}-{digest[:8]}"
-    partial = runs / f"{PARTIAL}{process_name()}-{uuid.uuid4().hex[:8]}"
+    partial = partial_folder(runs)
     try:
         for name, content in files.items():
             write_bytes(partial / name, content)
@@ -197,12 +195,12 @@ def _read(file: Path) -> tuple[Contents, Mapping[str, bytes], str]:
         contents = Contents.model_validate_json(files.pop(CONTENTS))
     except pydantic.ValidationError as error:
         _refuse(file, f"{CONTENTS} is not valid. {first_problem(error, Contents).rstrip('.')}")
-    hashes = {name: _sha256(content) for name, content in files.items()}
+    hashes = {name: sha256(content) for name, content in files.items()}
     for name in sorted({*hashes, *contents.files}):
         if hashes.get(name) != contents.files.get(name):
             found = "has been changed since it was exported" if name in hashes else "is missing"
             _refuse(file, f"{name} {found if name in contents.files else 'is not in its list'}")
-    return contents, files, _sha256(json.dumps(hashes, sort_keys=True).encode())
+    return contents, files, sha256(json.dumps(hashes, sort_keys=True).encode())
 
 
 def _check(folder: Path, runs: Path, own: BoardRecord) -> imported.ImportedRow:
@@ -340,7 +338,3 @@ def _check_new(row: imported.ImportedRow, runs: Path, own: BoardRecord, file: Pa
 
 def _refuse(file: Path, problem: str) -> NoReturn:
     raise BenchError(f"{file} is refused: {problem}. Ask for it to be exported again.")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -364,6 +364,16 @@ def record_of(
     )
 
 
+def failure_line(record: RunRecord) -> str:
+    """The record of a failed cell on one line: method, stream, document and reason."""
+    failure = record.failure
+    if failure is None:
+        return record.id
+    where = "" if failure.position is None else f", document {failure.position + 1}"
+    reason = failure.message.splitlines()[0][:300] if failure.message else failure.kind
+    return f"{record.spec.method} on {record.spec.stream} ({record.spec.arm}{where}): {reason}"
+
+
 def dead_worker_record(cell: Cell, kind: type[Method], error: TaskError) -> RunRecord:
     """The record of a cell whose worker died, was killed because a hook took too long, or could not read or write."""
     died = error.kind == "worker_died"

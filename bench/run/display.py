@@ -156,7 +156,7 @@ def plan(experiment: Experiment, outlooks: Sequence[Outlook], pace: Pace) -> Tab
             Text(visible(one.label)),
             *map(str, cells),
             "?" if seconds is None else duration(seconds).removeprefix("about ") if seconds else "0 s",
-            "?" if peak is None else f"{peak / 1e9:.1f} GB",
+            "–" if not one.after(0) else "?" if peak is None else f"{peak / 1e9:.1f} GB",
             *(str(of[number]) for of in counts.values()),
             one.learning,
         )

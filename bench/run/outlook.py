@@ -11,10 +11,10 @@ from bench.contract.meta_training import MetaTrained
 from bench.contract.method import validate_config
 from bench.data.arms import Arm
 from bench.harness.loop import due_questions
-from bench.records.schema import RunRecord, documents_seen, first_probe
+from bench.records.schema import documents_seen, first_probe
 from bench.records.store import MANIFEST, read_run
 from bench.run import lengths
-from bench.run.cell import Cell
+from bench.run.cell import Cell, failure_line
 from bench.run.experiment import MethodPlan, StreamPlan
 from bench.run.inputs import Sources, inputs_of
 from bench.run.pace import Load, load_of
@@ -71,16 +71,6 @@ def _size(sources: Sources, arm: Arm, probes: Sequence[float], asked: str) -> tu
         first = documents_seen(first_probe(probes), len(entries))
         questions = sum(question.position < first for question in due_questions(entries))
     return sum(lengths.count(sources.model, document) for document in inputs.documents), questions
-
-
-def failure_line(record: RunRecord) -> str:
-    """The record of a failed cell on one line: method, stream, document and reason."""
-    failure = record.failure
-    if failure is None:
-        return record.id
-    where = "" if failure.position is None else f", document {failure.position + 1}"
-    reason = failure.message.splitlines()[0][:300] if failure.message else failure.kind
-    return f"{record.spec.method} on {record.spec.stream} ({record.spec.arm}{where}): {reason}"
 
 
 class Forecaster:

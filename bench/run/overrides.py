@@ -14,7 +14,7 @@ from bench.hashing import digest
 from bench.records import boards
 from bench.run.experiment import EqualCompute, Experiment
 
-HASH_LENGTH = 4
+HASH_LENGTH = 8
 """Characters of the hash in the name of a variation."""
 
 

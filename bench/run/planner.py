@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from bench.run.cell import Cell
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan, TuningPlan
 from bench.run.inputs import Sources, dependencies, inputs_of, qa_train_hash, train_hash
 from bench.run.pace import base_of
+
+
+def plugins_of(methods: Collection[str], plugins: Iterable[str]) -> list[str]:
+    """Those of the plug-in files that have one of the methods."""
+    return [file for file in plugins if any(info.name in methods for info in registry.methods_in(file))]
 
 
 class Planner:

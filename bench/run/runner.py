@@ -29,14 +29,14 @@ from bench.records.schema import BoardEntry, BoardRecord, TuningRecord, document
 from bench.records.store import read_run, sweep, write_board, write_run
 from bench.run import lengths
 from bench.run.artifacts import MissingWeights
-from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, written
+from bench.run.cell import ELSEWHERE, Cell, Moment, dead_worker_record, failure_line, written
 from bench.run.executor import Executor, Note, Task, TaskError, affordable_jobs
 from bench.run.experiment import Experiment, MethodPlan, StreamPlan
 from bench.run.inputs import artifact_folder, dependencies, inputs_of, offline_entries
-from bench.run.outlook import Forecaster, Outlook, failure_line, load
+from bench.run.outlook import Forecaster, Outlook, load
 from bench.run.pace import Load, Pace
 from bench.run.places import place
-from bench.run.planner import Planner
+from bench.run.planner import Planner, plugins_of
 from bench.run.progress import Job, Progress, Purpose
 from bench.run.roles import overlaps, uses_in
 from bench.run.tuner import Tuner
@@ -178,13 +178,13 @@ class Runner:
             self.remarks.append(f"{sentence}.")
 
     def _check_plugins(self) -> None:
-        for plugin in self.planner.plugins:
-            names = [info.name for info in registry.methods_in(plugin)]
-            if not self.methods.keys() & set(names):
-                raise BenchError(
-                    f"No method of --plugin {plugin} is in the experiment: name {' or '.join(names)} in --methods, or "
-                    f"leave the plug-in out."
-                )
+        plugins = self.planner.plugins
+        for plugin in set(plugins) - set(plugins_of(self.methods, plugins)):
+            names = " or ".join(info.name for info in registry.methods_in(plugin))
+            raise BenchError(
+                f"No method of --plugin {plugin} is in the experiment: name {names} in --methods, or leave the plug-in "
+                f"out."
+            )
 
     def _join_few_files(self, plan: StreamPlan) -> None:
         """Make one stream of plain text files, in their order, if there are fewer than planned: they are long."""

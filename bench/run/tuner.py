@@ -16,8 +16,8 @@ from bench.data.reader import MissingSplit
 from bench.errors import BenchError, RunError
 from bench.harness.loop import due_questions
 from bench.records.schema import TuningRecord
-from bench.records.store import write_tuning
-from bench.run.cell import Cell
+from bench.records.store import read_run, write_tuning
+from bench.run.cell import Cell, failure_line
 from bench.run.experiment import MethodPlan, TuningPlan
 from bench.run.inputs import inputs_of
 from bench.run.planner import Planner
@@ -149,9 +149,8 @@ class Tuner:
         """
         limit = operations_per_token(self.runs, cell)
         if limit is None:
-            raise RunError(
-                f"The limit on operations could not be measured: {cell.spec.method} on {cell.spec.stream} failed."
-            )
+            reason = failure_line(read_run(self.runs / cell.id))
+            raise RunError(f"The limit on operations could not be measured: {reason}")
         return limit
 
     def over_limit(self, cells: Mapping[int, Sequence[Cell]], limit: float | None) -> list[str]:

@@ -339,6 +339,13 @@ def test_a_record_that_was_written_where_it_is_not_seen_is_an_error(
         Runner(plan("closed_book"), tmp_path).run(Elsewhere())
 
 
+def test_without_a_limit_the_reason_is_that_of_its_cell(plan: Callable[..., Experiment], tmp_path: Path) -> None:
+    diverges = {"name": "uniform", "config": {"learning_rate": 1e30}, "space": {"steps_per_document": [1, 2]}}
+    experiment = plan(diverges, tuning=BY_F1, equal_compute={"method": "uniform", "steps": 2}, scoring=False, anchor={})
+    with pytest.raises(RunError, match=r"^The limit on .* measured: uniform on validation-\d+-0 \(stream, doc.*\): ."):
+        Runner(experiment, tmp_path).run(Inline())
+
+
 def test_shards_measure_the_limit_of_equal_compute_and_the_last_one_checks_it(
     plan: Callable[..., Experiment], tmp_path: Path
 ) -> None:
