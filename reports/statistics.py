@@ -1,10 +1,10 @@
 """Estimates: means with their errors, intervals and p-values, and paired differences.
 
-Every error has a name. ``SE_stream`` is the standard error over streams (each stream is one observation, the papers'
-convention). ``SE_doc`` is the standard error over questions, clustered by the document that answers them. Both belong
-to the same mean: the mean of the stream means. With several seeds both include what the seeds add
-(:mod:`reports.spread`). :mod:`reports.ranks` compares all methods, and :mod:`reports.agreement` two rankings of them.
-No other module computes errors or tests.
+Every error has a name. ``SE_stream`` is the standard error over streams (each stream is one observation). ``SE_doc``
+is the standard error over questions, clustered by the document that answers them. Both belong to the same mean: the
+mean of the stream means. With several seeds both include what the seeds add (:mod:`reports.spread`).
+:mod:`reports.ranks` compares all methods, and :mod:`reports.agreement` two rankings of them. No other module computes
+errors or tests.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ def drawings(board: Board) -> Drawings:
     if not methods:
         return {}
     caption = f"Validation {SCORES[methods[0].metric]} of every trial of tuning, by learning rate"
-    notes = [note for note in _notes(methods) if note]
-    return {NAMES[0]: Plot(lambda: _draw(methods, board.runs), caption, [*notes, ERROR])}
+    return {NAMES[0]: Plot(lambda: _draw(methods, board.runs), caption, _notes(methods, board.runs))}
 
 
 def sensitivities(board: Board) -> list[Sensitivity]:
@@ -97,9 +96,10 @@ def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
     return Sensitivity(label, record.metric, ordered, record.floor)
 
 
-def _notes(methods: Sequence[Sensitivity]) -> list[str]:
+def _notes(methods: Sequence[Sensitivity], runs: Path) -> list[str]:
     trials = [trial for sensitivity in methods for trial in sensitivity.trials]
-    return [
+    estimates = [over_streams(trial, of.metric, runs) for of in methods for trial in of.trials]
+    notes = [
         "a dot is a trial",
         "ring: chosen",
         "open, grey: first part of the streams only"
@@ -108,7 +108,9 @@ def _notes(methods: Sequence[Sensitivity]) -> list[str]:
         "×: no result" if any(trial.score is None for trial in trials) else "",
         "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
         "dashed: without documents" if any(sensitivity.floor is not None for sensitivity in methods) else "",
+        ERROR if any(estimate and estimate.se is not None for estimate in estimates) else "",
     ]
+    return [note for note in notes if note]
 
 
 def _draw(methods: Sequence[Sensitivity], runs: Path) -> Figure:
@@ -118,8 +120,8 @@ def _draw(methods: Sequence[Sensitivity], runs: Path) -> Figure:
         _dots(axes, sensitivity, runs)
     if any(sensitivity.floor is not None for sensitivity in methods):
         legend(figure, [("without documents", GREY, DASHED)])
-    notes = [note for note in _notes(methods) if not note.startswith("dashed")]
-    name_axes(figure, "learning rate", f"validation {SCORES[methods[0].metric]}", [*notes, ERROR])
+    notes = [note for note in _notes(methods, runs) if not note.startswith("dashed")]
+    name_axes(figure, "learning rate", f"validation {SCORES[methods[0].metric]}", notes)
     return figure
 
 
