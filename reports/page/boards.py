@@ -67,9 +67,11 @@ def _score(board: Board, row: Row) -> list[Any] | None:
 
 
 def _costs(board: Board, row: Row) -> dict[str, float]:
-    costs = {name: total_cost(board, row, key) for name, key in TOTALS.items() if key in row.costs}
+    totals = {name: total_cost(board, row, key) for name, key in TOTALS.items() if key in row.costs}
+    with_scoring = "" if board.headline == "f1" else ", with scoring"
+    costs = {f"{name}{with_scoring}": cost for name, cost in totals.items()}
     if (state := row.costs.get("state_bytes")) is not None:
         costs["bytes of state"] = state
-    if total := row.costs.get("total_seconds"):
+    if total := totals.get("total seconds"):
         costs["offline share of the seconds"] = row.costs["offline_seconds"] / total
     return costs

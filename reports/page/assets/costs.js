@@ -27,7 +27,7 @@ function ranked(board, points) {
 }
 
 function costSection(board, b) {
-  const names = ["total seconds", "total FLOP", "bytes of state", "offline share of the seconds"].filter((name) => new Set(costPoints(board, name).map((p) => p.cost)).size > 1);
+  const names = [...new Set(board.rows.flatMap((row) => Object.keys(row.costs)))].filter((name) => new Set(costPoints(board, name).map((p) => p.cost)).size > 1);
   if (!names.length) return null;
   let name = names[0];
   const drawing = el("div", { class: "chart" });

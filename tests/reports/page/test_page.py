@@ -17,7 +17,7 @@ from bench.records.schema import Tally
 from bench.records.store import read_answers
 from reports import plots, tables
 from reports.board import Board, build
-from reports.page import across, document, write
+from reports.page import across, boards, document, write
 from reports.page.texts import texts
 from tests.reports import records_factory as factory
 from tests.reports.page.parsing import Page
@@ -67,6 +67,16 @@ def test_the_table_has_the_cells_numbers_and_errors_of_the_other_formats(page: P
         assert (row["best"], row["control"], row["arm"]) == (facts["as_good_as_best"], facts["control"], facts["arm"])
         assert row["costs"]["total seconds"] == facts["total_seconds"]
         assert row["costs"]["offline share of the seconds"] == facts["offline_seconds"] / facts["total_seconds"]
+
+
+def test_where_text_alone_is_scored_the_totals_are_with_scoring_and_say_so(tmp_path: Path) -> None:
+    ids = [factory.record(tmp_path, factory.spec(method, "test-1-0"), nll=[2.0]) for method in ("closed_book", "lora")]
+    factory.board(tmp_path, ids)
+    own = build(tmp_path)
+    for row, shown in zip(own.rows, boards.facts(own)["rows"], strict=True):
+        seconds = row.costs["total_seconds"] + 1.0  # of scoring
+        assert shown["costs"]["total seconds, with scoring"] == seconds and "total seconds" not in shown["costs"]
+        assert shown["costs"]["offline share of the seconds"] == row.costs["offline_seconds"] / seconds
 
 
 def test_the_rows_that_are_worse_are_those_of_the_tests(page: Page, board: Board) -> None:
