@@ -169,7 +169,7 @@ def find(key: ArtifactKey, folders: Sequence[Path]) -> Path:
     raise MissingWeights(
         f"{key.method} has no trained weights for {key.model} on {key.dataset} with these settings and seed {key.seed}"
         f"{difference}. Train them: {paths.PROGRAM} train {key.method} --experiment EXPERIMENT, with this "
-        f"command's options on data, base, settings and seed."
+        f"command's options on data, base, settings, seed and --runs."
     )
 
 

@@ -22,8 +22,9 @@ PlannedArm = Annotated[str, pydantic.StringConstraints(pattern=rf"{_OF_DOCUMENTS
 def in_documents(arm: PlannedArm, model: str, streams: Sequence[Sequence[Document]]) -> Arm:
     """The arm itself, or for ``tokens_N`` that of as many documents as make contexts of about N tokens.
 
-    As Chen et al. 2024 do, the documents are divided into groups of equal numbers, of which only the last may have
-    fewer: round(T / N) groups, at least one, for streams of T tokens on average. With one document in each the arm is
+    As by Chen et al. 2024, the documents are divided into groups of equal numbers, of which only the last may have
+    fewer: round(T / N) groups, at least one, for streams of T tokens on average. Their code takes the ceiling of T / N;
+    with few groups the nearest number is nearer to contexts of N tokens. With one document in each the arm is
     ``gold_only``, and with all in one it is ``stream``.
     """
     if not arm.startswith(TOKENS):
