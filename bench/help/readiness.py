@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
 from bench.answering.retune import Retune
 from bench.contract import registry
@@ -23,10 +24,12 @@ from bench.data.arms import Arm, documents_per_reset
 from bench.data.reader import MissingSplit, split_entries
 from bench.data.recipe import SPLITS
 from bench.errors import BenchError
+from bench.files import read_yaml, write_bytes
 from bench.harness.ledger import peak, reset_peak
 from bench.help import shapes
 from bench.help.doctor import Finding
 from bench.lm import checkpoint
+from bench.paths import RECIPE
 from bench.run import artifacts
 from bench.run.display import duration
 from bench.run.executor import Executor, Outcome, Task, worker_bytes
@@ -41,6 +44,8 @@ from bench.settings import merged
 
 MEASURED_DOCUMENTS = 16
 """Documents of a stream on which each method is tried to learn what it takes."""
+MEASURED_CHARACTERS = 20_000
+"""Characters of a text file on which each method is tried: it may be a book."""
 MEASURED_SETTINGS = 3
 """Settings with which a method is tried that is tuned: its first ones may cost less than those that are chosen."""
 TRIED_STEPS = 3
@@ -197,6 +202,8 @@ def measure(runners: Sequence[Runner], runs: Path, plugins: Sequence[str], jobs:
             (folder / artifacts.FOLDER / trained.name).symlink_to(trained.resolve())
         for planned in runners:
             small, share = _cut_down(planned.experiment)
+            if planned.recipe.format == "text":
+                small.dataset = str(_with_openings(planned.recipe, folder))
             workers = Workers(jobs=jobs)
             plan_of_workers = workers.plan(small, planned.weights)
             lacking = {id(plan): _training_name(plan, planned) for plan in planned.untrained}
@@ -236,6 +243,17 @@ def _cut_down(experiment: Experiment) -> tuple[Experiment, float]:
     small.streams = StreamPlan(split=small.streams.split, documents=documents, count=1)
     small.tuning, small.equal_compute, small.seeds, small.orders = None, None, small.seeds[:1], 1
     return small, share
+
+
+def _with_openings(data: recipe.Recipe, folder: Path) -> Path:
+    """A dataset like this one, of the same name, that has no more than the openings of the texts."""
+    values = read_yaml(data.folder / RECIPE)
+    copy = folder / "openings" / data.name / RECIPE
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(
+        copy, yaml.safe_dump({**values, "characters": min(data.characters or inf, MEASURED_CHARACTERS)}).encode()
+    )
+    return copy.parent
 
 
 def _training_name(plan: MethodPlan, planned: Runner) -> str:

@@ -15,9 +15,10 @@ from bench.data.recipe import SPLITS
 from bench.help import shapes
 from bench.help.readiness import _tried, measure, readiness
 from bench.paths import experiments
+from bench.records.store import read_documents
 from bench.run.executor import Outcome, TaskError
 from bench.run.experiment import MethodPlan, load
-from bench.run.runner import Runner
+from bench.run.runner import Runner, earlier_pace
 from tests.world import make_dataset, make_experiment
 
 
@@ -143,6 +144,27 @@ def test_a_method_whose_training_fails_is_a_failure_and_not_tried(
     monkeypatch.setattr("bench.help.readiness._try_trainings", fail)
     measured = measure([Runner(experiment, tmp_path, look_only=True)], tmp_path, [], jobs=1)
     assert (measured.trainings, measured.failures) == ([], ["mac, in training: no room left"])
+
+
+def test_of_a_book_a_trial_reads_the_opening(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def spy(runners: Any, folder: Path) -> Any:
+        ids = [path.parent.name for path in folder.glob("*/run.json")]
+        read.extend([event.tokens for id in ids for event in read_documents(folder, id)])
+        return earlier_pace(runners, folder)
+
+    monkeypatch.setattr("bench.help.readiness.earlier_pace", spy)
+    book = tmp_path / "book.txt"
+    book.write_text("The lighthouse opened in 1983. " * 2000)
+    experiment = make_experiment(
+        Path("text"), llama, ["closed_book"], data_files={"test": [str(book)]}, tuning=None, anchor={}
+    )
+    runner = Runner(experiment, tmp_path / "runs", look_only=True)
+    measured = measure([runner], tmp_path / "runs", [], jobs=1)
+    [whole] = runner.look_ahead()[0].board
+    assert measured.failures == [] and measured.pace.seconds(whole)
+    assert read == [pytest.approx(whole.tokens * 20_000 / 62_000, rel=0.01)]
 
 
 def test_of_retuning_as_large_a_share_is_tried_as_of_the_documents() -> None:
