@@ -121,4 +121,4 @@ class TestPlan:
         done = replace(outlooks[0], rounds=(), board=(), cached_tuning=7, cached_board=10)
         assert display.totals([done], pace, jobs=1) == ["0 cells to run, 17 done."]
         (row,) = [row.split() for row in printed(display.plan(load("default"), [done], pace), 100) if "fits" in row]
-        assert row[:8] == ["uniform", "0", "7", "0", "10", "0", "s", "–"]
+        assert row[:8] == ["uniform", "7", "7", "10", "10", "0", "s", "–"]

@@ -99,7 +99,7 @@ class TestVariations:
         changes = [{"streams": 1}, {"streams": 2}, {"documents": 1}, {"methods": ["bm25"]}, {"seed": 5}, {"trials": 1}]
         names = [Overrides(**change).vary(load("default")).name for change in changes]  # type: ignore[arg-type]
         assert len(set(names)) == len(changes)
-        assert all(re.fullmatch(r"default\+[0-9a-f]{4}", name) for name in names)
+        assert all(re.fullmatch(r"default\+[0-9a-f]{8}", name) for name in names)
         assert names == [Overrides(**change).vary(load("default")).name for change in changes]  # type: ignore[arg-type]
 
     def test_files_are_a_change_if_they_replace_those_of_the_data_set(self) -> None:
