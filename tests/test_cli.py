@@ -376,7 +376,7 @@ def test_a_variation_leaves_the_board_of_its_experiment_as_it_is(
     assert hashed.returncode == named.returncode == 0, hashed.stderr + named.stderr
     assert (files("out"), {name: files("runs", "boards")[name] for name in before[1]}) == before
     (variation,) = (path.name for path in (tmp_path / "out").iterdir() if path.is_dir() and "mine" not in path.name)
-    assert re.fullmatch(r"keepers\+[0-9a-f]{4}", variation)
+    assert re.fullmatch(r"keepers\+[0-9a-f]{8}", variation)
     for name, process in ((variation, hashed), ("keepers+mine", named)):
         assert files("out", name).keys() >= {"leaderboard.md", "f1_by_method.png"}
         assert f"Tables and plots are in {tmp_path}/out/{name}/" in process.stdout

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from bench import paths
 from bench.contract import registry
 from bench.contract.config import MethodConfig
-from bench.contract.method import validate_config
 from bench.contract.search import Range
 from bench.data import recipe
 from bench.errors import BenchError, nearest
@@ -61,6 +60,8 @@ def method_names(plugins: Sequence[str | Path] = ()) -> list[str]:
 
 def method_settings(name: str, plugins: Sequence[str | Path] = ()) -> list[str]:
     """The settings of a method, by their dotted names."""
+    from bench.contract.method import validate_config
+
     return list(dotted(validate_config(registry.load_method(name, plugins), {}).model_dump()))
 
 
@@ -115,6 +116,8 @@ def _method(info: registry.MethodInfo) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
     from rich.padding import Padding
+
+    from bench.contract.method import validate_config
 
     method = registry.load(info)
     parts: list[RenderableType] = [f"[bold]{info.name}[/bold]  ({escape(info.source)})"]

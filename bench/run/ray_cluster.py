@@ -38,8 +38,7 @@ from bench.run.executor import (
 RETRIES = 2
 """How often a task is given to another worker when its worker, or its node, was lost."""
 CONNECT_SECONDS = 5.0
-EXIT_SECONDS = 0.1
-"""How long a process that was busy may still live after the cluster has said that it is dead."""
+POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 60.0
 """How long no worker may have begun before the room of the nodes is looked at again."""
 
@@ -197,10 +196,10 @@ class RayCluster(Pool["_Actor"]):
         if outcome.error is None or outcome.error.kind not in ("worker_died", "io", "raised"):
             return False
         lost = self.lost.setdefault(outcome.key, [])
-        if outcome.error.kind == "raised" and not self._is_room_beside({*lost, worker.node()}):
+        if outcome.error.kind == "raised" and not self._is_room_beside({*lost, worker.place()[0]}):
             return False  # another node may have the code that this one lacks, but there is none
         if not worker.is_recalled:
-            lost.append(worker.node())
+            lost.append(worker.place()[0])
         return len(lost) <= RETRIES
 
     def may_move(self, task: Task) -> bool:
@@ -270,23 +269,24 @@ class _Actor(Assignee):
 
     def __init__(self, pool: RayCluster, name: str, handle: Any, avoided: Set[str]) -> None:
         self._pool, self._ray, self.name, self._handle, self.avoided = pool, pool.ray, name, handle, avoided
-        self._node = handle.node.remote()
+        self._place = handle.place.remote()
 
     def has_begun(self) -> bool:
         """True once its process runs, on some node."""
-        return bool(self._ray.wait([self._node], timeout=0)[0])
+        return bool(self._ray.wait([self._place], timeout=0)[0])
 
-    def node(self) -> str:
-        """The id of the node that it runs on, or ran on; "" if it never began."""
+    def place(self) -> tuple[str, str]:
+        """The id of the node that it runs on, or ran on, and the name of its process; each is "" if it never began."""
         try:
-            return str(self._ray.get(self._node, timeout=CHECK_SECONDS))  # it may be on its way
+            node, process = self._ray.get(self._place, timeout=CHECK_SECONDS)  # they may be on their way
         except self._ray.exceptions.RayError:
-            return ""
+            return "", ""
+        return node, process
 
     def assign(self, task: Task) -> None:
         self.accept(task)
         shipped, may_move = self._pool.shipped(task), self._pool.may_move(task)
-        self.result = self._handle.work.remote(task, shipped, may_move, self._node)
+        self.result = self._handle.work.remote(task, shipped, may_move, self._place)
 
     def outcome(self) -> Outcome | None:
         ready, _ = self._ray.wait([self.result], timeout=0)
@@ -308,9 +308,17 @@ class _Actor(Assignee):
     def stop(self) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._handle)
-            if not self._ray.wait([self.result], timeout=0)[0]:
-                self._ray.wait([self.result], timeout=executor.GRACE_SECONDS)
-                time.sleep(EXIT_SECONDS)
+        if not self.has_begun():
+            return
+        _, process = self.place()
+        until = time.monotonic() + executor.GRACE_SECONDS
+        while _is_here(process) and machine.may_be_alive(process) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+
+
+def _is_here(process: str) -> bool:
+    """True if this is the name of a process of this machine."""
+    return process.rpartition("-")[0] == machine.process_name().rpartition("-")[0]
 
 
 class _Mailbox:
@@ -338,16 +346,18 @@ class _Worker:
         machine.keep_freed_memory()
         executor.connect(_Letters(name, mail))
 
-    def node(self) -> str:
-        """The id of its node."""
+    def place(self) -> tuple[str, str]:
+        """The id of its node and the name of its process."""
         import ray
 
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), machine.process_name()
 
-    def work(self, task: Task, parcels: Sequence[Parcel], may_move: bool, node: str) -> tuple[Outcome, bool]:
+    def work(
+        self, task: Task, parcels: Sequence[Parcel], may_move: bool, place: tuple[str, str]
+    ) -> tuple[Outcome, bool]:
         """Run a task, with its files where this node has them; ``may_move`` if another node can take it.
 
-        The ``node`` is awaited for the driver: it knows the place before a task can end the process.
+        The ``place`` is that of :meth:`place`: the driver has it before a task can end the process.
         """
 
         def with_files(task: Task) -> Task:

@@ -110,7 +110,7 @@ def test_files_that_a_node_cannot_take_are_an_error_of_that_node(monkeypatch: py
     monkeypatch.setattr(executor, "_pipe", None)
     monkeypatch.setattr(executor, "_retiring", False)
     outcome, _ = ray_cluster._Worker("w", None, 1, sys.argv).work(
-        Task("t", "m:f", {}), [Parcel("p", "", None)], False, ""
+        Task("t", "m:f", {}), [Parcel("p", "", None)], False, ("", "")
     )
     assert outcome.error is not None and outcome.error.kind == "io" and "no room for it" in outcome.error.message
 
