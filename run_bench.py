@@ -1019,11 +1019,11 @@ def _data_files(option: list[str] | None) -> dict[str, list[str]]:
 
 def _files_of(dataset: str, option: list[str] | None) -> dict[str, list[str]]:
     """The files of each split of the only dataset of a command, which the option may name."""
-    from bench.run.experiment import check_files
+    from bench.run.experiment import by_split, check_files
 
     files = _data_files(option)
     check_files(dataset, files, [dataset])
-    return {key.rpartition(".")[2]: paths for key, paths in files.items()}
+    return by_split(dataset, files)
 
 
 def _split_files(folder: Path) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.records import tuning
 from bench.records.schema import TuningRecord
@@ -38,8 +38,8 @@ class Trial:
     chosen: bool
     steps: int | None
     """Steps on each document, if they were tuned."""
-    runs: Sequence[str]
-    """Ids of its runs on validation streams, on whole ones if it ran on them."""
+    estimate: Estimate | None
+    """The score with its error over the validation streams; None if it diverged."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def drawings(board: Board) -> Drawings:
     if not methods:
         return {}
     caption = f"Validation {SCORES[methods[0].metric]} of every trial of tuning, by learning rate"
-    return {NAMES[0]: Plot(lambda: _draw(methods, board.runs), caption, _notes(methods, board.runs))}
+    return {NAMES[0]: Plot(lambda: _draw(methods), caption, _notes(methods))}
 
 
 def sensitivities(board: Board) -> list[Sensitivity]:
@@ -70,12 +70,12 @@ def sensitivities(board: Board) -> list[Sensitivity]:
         matches = (i for i, row in enumerate(rows) if (row.method, row.config) == (record.method, record.chosen))
         place = next(matches, len(rows))
         label = rows[place].label if place < len(rows) else record.method
-        if sensitivity := _sensitivity(record, label):
+        if sensitivity := _sensitivity(record, label, board.runs):
             entries.append((place, sensitivity))
     return [sensitivity for _, sensitivity in sorted(entries, key=lambda pair: pair[0])]
 
 
-def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
+def _sensitivity(record: TuningRecord, label: str, runs: Path) -> Sensitivity | None:
     chosen = tuning.best(record.metric, record.floor, record.trials)
     # a rate of 0 has no place on a logarithmic axis
     trials = [
@@ -85,7 +85,7 @@ def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
             whole=trial["whole"],
             chosen=index == chosen,
             steps=trial["config"].get(STEPS) if STEPS in record.space else None,
-            runs=trial["runs"],
+            estimate=_over_streams(trial, record.metric, runs),
         )
         for index, trial in enumerate(record.trials)
         if trial["config"].get(RATE)
@@ -96,9 +96,8 @@ def _sensitivity(record: TuningRecord, label: str) -> Sensitivity | None:
     return Sensitivity(label, record.metric, ordered, record.floor)
 
 
-def _notes(methods: Sequence[Sensitivity], runs: Path) -> list[str]:
+def _notes(methods: Sequence[Sensitivity]) -> list[str]:
     trials = [trial for sensitivity in methods for trial in sensitivity.trials]
-    estimates = [over_streams(trial, of.metric, runs) for of in methods for trial in of.trials]
     notes = [
         "a dot is a trial",
         "ring: chosen",
@@ -108,41 +107,40 @@ def _notes(methods: Sequence[Sensitivity], runs: Path) -> list[str]:
         "×: no result" if any(trial.score is None for trial in trials) else "",
         "number: steps per document" if any(trial.steps is not None for trial in trials) else "",
         "dashed: without documents" if any(sensitivity.floor is not None for sensitivity in methods) else "",
-        ERROR if any(estimate and estimate.se is not None for estimate in estimates) else "",
+        ERROR if any(trial.estimate and trial.estimate.se is not None for trial in trials) else "",
     ]
     return [note for note in notes if note]
 
 
-def _draw(methods: Sequence[Sensitivity], runs: Path) -> Figure:
+def _draw(methods: Sequence[Sensitivity]) -> Figure:
     """One small panel for each method with a dot for each trial."""
     figure, grid = panels([sensitivity.label for sensitivity in methods], sharex=False)
     for axes, sensitivity in zip(grid, methods, strict=True):
-        _dots(axes, sensitivity, runs)
+        _dots(axes, sensitivity)
     if any(sensitivity.floor is not None for sensitivity in methods):
         legend(figure, [("without documents", GREY, DASHED)])
-    notes = [note for note in _notes(methods, runs) if not note.startswith("dashed")]
+    notes = [note for note in _notes(methods) if not note.startswith("dashed")]
     name_axes(figure, "learning rate", f"validation {SCORES[methods[0].metric]}", notes)
     return figure
 
 
-def over_streams(trial: Trial, metric: str, runs: Path) -> Estimate | None:
-    """The score of a trial with its error over the validation streams; None if it diverged."""
-    records = [read_run(runs / run_id) for run_id in trial.runs]
+def _over_streams(trial: Mapping[str, Any], metric: str, runs: Path) -> Estimate | None:
+    records = [read_run(runs / run_id) for run_id in trial["runs"]]
     values = {
         run_of(record): value
         for record in records
-        if (record.spec.prefix is None) == trial.whole
+        if (record.spec.prefix is None) == trial["whole"]
         and record.summary is not None
         and (value := getattr(record.summary, metric)) is not None
     }
-    return mean_over_streams(run_items(values)) if values and trial.score is not None else None
+    return mean_over_streams(run_items(values)) if values and trial["score"] is not None else None
 
 
 _SIDES = ((4, 2), (-8, 2), (4, -7), (-8, -7))
 """Where the number of steps is, in points from the dot."""
 
 
-def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
+def _dots(axes: Axes, sensitivity: Sensitivity) -> None:
     rates = [trial.rate for trial in sensitivity.trials]
     _rate_axis(axes, min(rates), max(rates))
     axes.margins(y=0.12)
@@ -155,11 +153,10 @@ def _dots(axes: Axes, sensitivity: Sensitivity, runs: Path) -> None:
         if trial.score is None:
             axes.plot(trial.rate, 0.03, "x", color=GREY, markersize=4, transform=axes.get_xaxis_transform())
             continue
-        estimate = over_streams(trial, sensitivity.metric, runs)
         axes.errorbar(
             trial.rate,
             trial.score,
-            yerr=(estimate.se if estimate else None) or 0.0,
+            yerr=(trial.estimate.se if trial.estimate else None) or 0.0,
             fmt="o",
             color=BLUE if trial.whole else GREY,
             markersize=3.5,

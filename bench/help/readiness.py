@@ -248,11 +248,13 @@ def _cut_down(experiment: Experiment) -> tuple[Experiment, float]:
 def _with_openings(data: recipe.Recipe, folder: Path) -> Path:
     """A dataset like this one, of the same name, that has no more than the openings of the texts."""
     values = read_yaml(data.folder / RECIPE)
+    values["characters"] = min(data.characters or inf, MEASURED_CHARACTERS)
+    if data.source and data.source.files:  # they stay where they are
+        own = data.folder.resolve()
+        files = {split: [str(own / name) for name in names] for split, names in data.source.files.items()}
+        values["source"] = {**values["source"], "files": files}
     copy = folder / "openings" / data.name / RECIPE
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(
-        copy, yaml.safe_dump({**values, "characters": min(data.characters or inf, MEASURED_CHARACTERS)}).encode()
-    )
+    write_bytes(copy, yaml.safe_dump(values).encode())
     return copy.parent
 
 

@@ -290,9 +290,7 @@ class Experiment(_Part):
                 "name": "-".join([self.name, *(Path(part).name for part in parts)]),
                 "dataset": dataset,
                 "datasets": [],
-                "data_files": {
-                    key.rpartition(".")[2]: files for key, files in files_of([dataset], self.data_files).items()
-                },
+                "data_files": by_split(dataset, self.data_files),
                 "model": model,
                 "models": [],
             }
@@ -363,6 +361,11 @@ def files_of(datasets: Iterable[str], data_files: Mapping[str, list[str]]) -> di
     """The files of these datasets, and those that name none, from files by split or by ``<dataset>.<split>``."""
     known = {"", *(Path(dataset).name for dataset in datasets)}
     return {key: files for key, files in data_files.items() if Path(key.rpartition(".")[0]).name in known}
+
+
+def by_split(dataset: str, data_files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The files of one dataset, by split alone."""
+    return {key.rpartition(".")[2]: files for key, files in files_of([dataset], data_files).items()}
 
 
 def load(name: str, scale: str | None = None) -> Experiment:

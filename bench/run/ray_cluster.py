@@ -308,12 +308,10 @@ class _Actor(Assignee):
     def stop(self) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._handle)
-        if not self.has_begun():
-            return
-        _, process = self.place()
-        until = time.monotonic() + executor.GRACE_SECONDS
-        while _is_here(process) and machine.may_be_alive(process) and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
+        if self.has_begun() and _is_here(process := self.place()[1]):
+            until = time.monotonic() + executor.GRACE_SECONDS
+            while machine.may_be_alive(process) and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
 
 
 def _is_here(process: str) -> bool:

@@ -178,13 +178,13 @@ class Runner:
             self.remarks.append(f"{sentence}.")
 
     def _check_plugins(self) -> None:
-        plugins = self.planner.plugins
-        for plugin in set(plugins) - set(plugins_of(self.methods, plugins)):
-            names = " or ".join(info.name for info in registry.methods_in(plugin))
-            raise BenchError(
-                f"No method of --plugin {plugin} is in the experiment: name {names} in --methods, or leave the plug-in "
-                f"out."
-            )
+        for plugin in self.planner.plugins:
+            if not plugins_of(self.methods, [plugin]):
+                names = " or ".join(info.name for info in registry.methods_in(plugin))
+                raise BenchError(
+                    f"No method of --plugin {plugin} is in the experiment: name {names} in --methods, or leave the "
+                    f"plug-in out."
+                )
 
     def _join_few_files(self, plan: StreamPlan) -> None:
         """Make one stream of plain text files, in their order, if there are fewer than planned: they are long."""

@@ -146,7 +146,10 @@ def test_a_method_whose_training_fails_is_a_failure_and_not_tried(
     assert (measured.trainings, measured.failures) == ([], ["mac, in training: no room left"])
 
 
-def test_of_a_book_a_trial_reads_the_opening(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_own", [False, True])
+def test_of_a_book_a_trial_reads_the_opening(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
     read = []
 
     def spy(runners: Any, folder: Path) -> Any:
@@ -155,11 +158,18 @@ def test_of_a_book_a_trial_reads_the_opening(llama: Path, tmp_path: Path, monkey
         return earlier_pace(runners, folder)
 
     monkeypatch.setattr("bench.help.readiness.earlier_pace", spy)
-    book = tmp_path / "book.txt"
+    dataset, book = tmp_path / "mine", tmp_path / "mine" / "book.txt"
+    dataset.mkdir()
     book.write_text("The lighthouse opened in 1983. " * 2000)
-    experiment = make_experiment(
-        Path("text"), llama, ["closed_book"], data_files={"test": [str(book)]}, tuning=None, anchor={}
+    (dataset / "dataset.yaml").write_text(
+        "{name: mine, title: Mine, description: Mine., language: en, licence: none, citation: none, format: text, "
+        "source: {files: {test: [book.txt]}}}"
     )
+    files = {} if is_own else {"test": [str(book)]}
+    experiment = make_experiment(
+        dataset if is_own else Path("text"), llama, ["closed_book"], data_files=files, tuning=None, anchor={},
+        streams={"split": "test", "count": 1},
+    )  # fmt: skip
     runner = Runner(experiment, tmp_path / "runs", look_only=True)
     measured = measure([runner], tmp_path / "runs", [], jobs=1)
     [whole] = runner.look_ahead()[0].board
