@@ -159,12 +159,12 @@ def notes(board: Board, selection: Sequence[Column]) -> list[str]:
         *_errors(board, interval, any(column.name == "se" for column in selection)),
         *(f"{column.heading}: {column.explanation}." for column in selection if column.explanation),
     ]
-    if any(row.as_good_as_best for row in board.rows):
+    if sum(row.standing is not None for row in board.rows) > 1:
+        meaning = "Bold: not distinguishable from the best, since no method is significantly better"
+        if not any(row.is_bold for row in board.rows):
+            meaning = "No row is bold, since no method is significantly better than another"
         units = "streams" if board.error == "SE_stream" else "documents"
-        sentences.append(
-            f"Bold: not distinguishable from the best, since no method is significantly better (paired t tests of all "
-            f"pairs over {units}, Holm correction, 5 %)."
-        )
+        sentences.append(f"{meaning} (paired t tests of all pairs over {units}, Holm correction, 5 %).")
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")
     return sentences

@@ -107,13 +107,13 @@ def _table(board: Board, with_ranks: bool) -> Table:
         cells = [Text(visible(line.label))]
         for one, row in _pairs(board, line):
             texts = [_score_cell(one, row, one.headline), *([_rank_cell(one, row)] if with_ranks else [])]
-            cells += [Text(visible(text), "bold" if _is_best(row) else "") for text in texts]
+            cells += [Text(visible(text), "bold" if _is_bold(row) else "") for text in texts]
         table.add_row(*cells, style="dim" if line.control else "")
     return table
 
 
-def _is_best(row: Row | None) -> bool:
-    return row is not None and row.as_good_as_best
+def _is_bold(row: Row | None) -> bool:
+    return row is not None and row.is_bold
 
 
 def _fields(board: Board, line: Line) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _cells(board: Board, line: Line, shown: Callable[[Board], Shown]) -> Iterato
     """The scores and the rank on each board, as text, and True for the headline of a method as good as the best."""
     for one, row in _pairs(board, line):
         for _, score in shown(one):
-            yield _score_cell(one, row, score), score == one.headline and _is_best(row)
+            yield _score_cell(one, row, score), score == one.headline and _is_bold(row)
         yield _rank_cell(one, row), False
 
 
@@ -226,7 +226,7 @@ def _caption(board: Board, with_ranks: bool = True) -> str:
         f"±: half the width of the 95 % t interval over {over}{single}.",
         ranks if with_ranks else "Ranks are in pairs.md.",
         "Each board has its own tuning.",
-        *(["Bold: not distinguishable from the best of its board."] if any(map(_is_best, rows)) else []),
+        *(["Bold: not distinguishable from the best of its board."] if any(map(_is_bold, rows)) else []),
         *([f"{LEFT_OUT}: left out of that board, whose remarks say why."] if None in rows else []),
     ]
     return " ".join(sentences)

@@ -23,6 +23,8 @@ class Standing:
     """Number of methods - the number of those that are significantly worse."""
     worse: frozenset[str] = field(default=frozenset(), compare=False)
     """The methods that are significantly worse."""
+    is_decided: bool = field(default=True, compare=False)
+    """True if a difference between any two of the methods is significant."""
 
     @property
     def as_good_as_best(self) -> bool:
@@ -51,12 +53,16 @@ def standings(means: Mapping[str, float], p_values: Mapping[tuple[str, str], flo
     good as the best is lost.
     """
     better, worse = Counter[str](), defaultdict[str, set[str]](set)
+    total = len(means)
     for (a, b), p_value in holm(p_values).items():
         if p_value < LEVEL:
             winner, loser = (a, b) if means[a] > means[b] else (b, a)
             better[loser] += 1
             worse[winner].add(loser)
-    return {name: Standing(1 + better[name], len(means) - len(worse[name]), frozenset(worse[name])) for name in means}
+    return {
+        name: Standing(1 + better[name], total - len(worse[name]), frozenset(worse[name]), bool(better))
+        for name in means
+    }
 
 
 def compare(rows: Mapping[str, Sequence[Item]], kind: ErrorKind, sign: int) -> dict[str, Standing]:

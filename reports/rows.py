@@ -114,6 +114,11 @@ class Row:
         return self.standing is not None and self.standing.as_good_as_best
 
     @property
+    def is_bold(self) -> bool:
+        """True if it is as good as the best, and another row is not: else bold type would say nothing."""
+        return self.standing is not None and self.standing.as_good_as_best and self.standing.is_decided
+
+    @property
     def title(self) -> str:
         """The label, with the note and the mark of shared documents in brackets if there are any."""
         marks = [mark for mark in (self.note, "overlap" * self.overlap) if mark]

@@ -169,9 +169,10 @@ def _by_method(board: Board, rows: Sequence[Row]) -> Figure:
         legend(figure, [(FLOOR, GREY, DASHED)])
     label_rows([axes], places, labels, margin=places[0] + 0.5)
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
-        text.set_fontweight("bold" if row.as_good_as_best else "normal")
+        text.set_fontweight("bold" if row.is_bold else "normal")
     axes.set_xlim(0, limit)
-    name_axes(figure, answer_f1(board), "", [board_error(board), "bold: not distinguishable from the best"])
+    meaning = ["bold: not distinguishable from the best"] if any(row.is_bold for row in rows) else []
+    name_axes(figure, answer_f1(board), "", [board_error(board), *meaning])
     return figure
 
 

@@ -193,7 +193,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def _bold(board: Board, row: Row) -> set[str]:
     """The columns that are bold in a row."""
-    return {"method", board.headline} if row.as_good_as_best else set()
+    return {"method", board.headline} if row.is_bold else set()
 
 
 def _markdown(board: Board, selection: Sequence[Column]) -> str:

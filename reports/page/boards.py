@@ -48,7 +48,7 @@ def _row(board: Board, row: Row, selection: list[Column], places: dict[str, int]
         "method": row.method,
         "arm": row.arm,
         "control": row.control,
-        "best": row.as_good_as_best,
+        "best": row.is_bold,
         "cells": [column.cell(row) for column in selection],
         "numbers": [value.mean if isinstance(value, Estimate) else value for value in values],
         "halves": [value.half_width() if isinstance(value, Estimate) else None for value in values],

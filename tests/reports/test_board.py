@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.records.schema import BoardEntry, BoardRecord, DocumentEvent
 from bench.records.store import read_answers, read_documents, read_run, write_board, write_run
 from bench.records.summary import summarize
-from reports import tables
+from reports import columns, tables
 from reports.board import build
 from tests.reports.records_factory import board, record, spec, tuning_record
 
@@ -281,6 +281,15 @@ class TestStandings:
         # a - c: 0.1975 +- 0.0025 (t = 79); b - c: 0.2225 +- 0.0748 (p = 0.06); by documents b is far better than c
         found = {row.label: str(row.standing) for row in build(tmp_path).rows}
         assert found == {"a": "1-2", "b": "1-3", "c": "2-3"}
+
+    def test_where_no_method_is_better_than_another_none_is_bold(self, tmp_path):
+        ids = [*pair(tmp_path, "a", (0.1, 0.3)), *pair(tmp_path, "b", (0.3, 0.2))]
+        board(tmp_path, ids)
+        built = build(tmp_path)
+        assert [(row.as_good_as_best, row.is_bold) for row in built.rows] == [(True, False)] * 2
+        assert any(note.startswith("No row is bold, since no method is signif") for note in columns.notes(built, []))
+        board(tmp_path, [*ids, *pair(tmp_path, "gold_in_prompt", (1.0, 1.0)), *pair(tmp_path, "c", (0.1, 0.31))])
+        assert not any(row.is_bold for row in build(tmp_path).rows), "a control does not compete"
 
 
 class TestGaps:

@@ -44,6 +44,8 @@ class TestStandings:
             ("1-2", True),
             ("3", False),
         ]
+        assert all(standing.is_decided for standing in found.values())
+        assert not any(standing.is_decided for standing in standings({"a": 0.5, "b": 0.6}, {("a", "b"): 0.9}).values())
 
     def test_one_method_is_the_best(self):
         assert standings({"a": 0.5}, {}) == {"a": Standing(1, 1)}

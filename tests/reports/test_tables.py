@@ -309,6 +309,9 @@ CHOSEN = ["seconds_per_document", "f1", "nll", "se", "recall"]
 
 
 def test_chosen_columns_are_those_of_the_tables_for_readers_in_this_order(built, tmp_path):
+    standings = [row.standing and replace(row.standing, is_decided=True) for row in built.rows]
+    rows = [replace(row, standing=standing) for row, standing in zip(built.rows, standings, strict=True)]
+    built = replace(built, rows=tuple(rows))
     for name, names in {"all": (), "chosen": CHOSEN}.items():
         tables.write(built, tmp_path / name, names)
     headings = ["method", "s/doc", "F1", "token NLL", "SE", "recall"]

@@ -56,10 +56,11 @@ function costSection(board, b) {
     const affordable = rivals.filter((point) => point.inside);
     const front = paretoFront(points.filter((point) => point.row.front && point.inside), board.higher);
     const order = ranked(board, affordable);
+    const decided = order.some((point) => point.low > 1); // else bold type would say nothing
     drawing.replaceChildren(draw(points, front, budget, share < 1, linear, [floor, high]), key(all.some((p) => p.cost === 0) && !linear));
     ranking.replaceChildren(grid(`Ranking ${share === 1 ? "at any cost" : "within the budget"}: ${order.length} of ${rivals.length} methods`,
       ["", "method", board.score, "ranks", name],
-      order.slice(0, 20).map((point, i) => [String(i + 1), el("span", { class: point.low === 1 && "best" }, rowLink(b, point.place)),
+      order.slice(0, 20).map((point, i) => [String(i + 1), el("span", { class: decided && point.low === 1 && "best" }, rowLink(b, point.place)),
         point.shown, point.low === point.high ? String(point.low) : `${point.low}–${point.high}`, point.cost])),
       order.length > 20 ? el("p", { class: "note" }, `and ${order.length - 20} more`) : "");
   }
