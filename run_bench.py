@@ -90,6 +90,12 @@ Scale = Annotated[
     typer.Option(help="tiny, small or paper: the size of an experiment of a paper (default: paper, its own)"),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of each worker")]
+GpusPerWorker = Annotated[
+    int | None, typer.Option(min=1, help="GPUs of each worker (default: as few as the base fits into)")
+]
+Offload = Annotated[
+    bool | None, typer.Option("--offload", help="keep in main memory what of the base the GPUs have no room for")
+]
 RayAddress = Annotated[str | None, typer.Option(help="address of a Ray cluster (default: start one here)")]
 DataFiles = Annotated[
     list[str] | None,
@@ -197,6 +203,7 @@ def run(
     ] = None,
     device: DeviceName = None,
     devices: Annotated[str | None, typer.Option(help="numbers of the GPUs to use, such as 0,1 (default: all)")] = None,
+    offload: Offload = None,
     dtype: Dtype = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="the same bits each time, also on a GPU; slower there")
@@ -217,6 +224,7 @@ def run(
     ] = "local",
     ray_address: RayAddress = None,
     threads: Threads = None,
+    gpus_per_worker: GpusPerWorker = None,
     shards: Annotated[int | None, typer.Option(min=1, help="jobs of the array job of --executor slurm")] = None,
     slurm: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE: a setting of these jobs, such as partition=gpu (repeatable)")
@@ -246,6 +254,7 @@ def run(
         data_files=_data_files(data_files),
         seed=seed,
         device=_device(device, devices),
+        offload=offload,
         dtype=dtype,
         deterministic=deterministic,
         trials=trials,
@@ -267,7 +276,7 @@ def run(
         )
     remarks, plugins = overrides.remarks(), _paths(plugin)
     settings = tuple(slurm or [])
-    workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings)
+    workers = Workers(executor, jobs, threads, ray_address, _shard(shard), shards, settings, gpus_per_worker)
     if executor == "slurm" and context is None:
         raise BenchError(
             "The jobs of --executor slurm repeat the command line, and a function has none: run this from a shell."
@@ -755,6 +764,7 @@ def train(
     ] = None,
     jobs: Jobs = None,
     threads: Threads = None,
+    gpus_per_worker: GpusPerWorker = None,
     executor: Annotated[str, typer.Option(help="local or ray, for several methods or seeds")] = "local",
     ray_address: RayAddress = None,
 ) -> None:
@@ -769,7 +779,7 @@ def train(
         )
     if ray_address is not None:
         _check_no_gpu_named(device)
-    workers = Workers(executor, jobs, threads, ray_address)
+    workers = Workers(executor, jobs, threads, ray_address, gpus=gpus_per_worker)
     overrides = Overrides(
         model=model,
         dataset=dataset,
@@ -884,6 +894,7 @@ def doctor(
     set_: Assignments = None,
     trials: Trials = None,
     device: DeviceName = None,
+    offload: Offload = None,
     dtype: Dtype = None,
     plugin: Plugins = None,
     runs: Runs = Path("runs"),
@@ -894,7 +905,7 @@ def doctor(
 
     if name is None:
         sizes = (streams, documents, validation_documents, trials, jobs)
-        if any((scale, methods, model, dataset, data_files, set_, device, dtype, plugin, *sizes)):
+        if any((scale, methods, model, dataset, data_files, set_, device, offload, dtype, plugin, *sizes)):
             raise BenchError("Name the experiment that these options are for, such as doctor default.")
         for finding in diagnosis.diagnose(runs):
             _print_line(str(finding))
@@ -916,6 +927,7 @@ def doctor(
         assignments=set_ or [],
         trials=trials,
         device=_device(device),
+        offload=offload,
         dtype=dtype,
     )
     experiment = overrides.vary(load(name, scale))

@@ -190,7 +190,7 @@ class DynamicEvaluation(AdapterMethod):
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
         assert isinstance(config, cls.Config)
         carried: Sequence[Ability] = ("carried_cache",) if config.context == "carry" else ()
-        return carried if config.learn == "lora" else (*carried, "float_weights")
+        return (*carried, "gradients" if config.learn == "lora" else "float_weights")
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """With statistics=train, compute the RMS of the gradients of segments' mean losses at the base's weights."""

@@ -59,7 +59,7 @@ def checksum(lm: BaseModel) -> list[int]:
     tensors = [tensor.detach() for _, tensor in lm.named_tensors()]
     step = math.ceil(sum(tensor.nbytes for tensor in tensors) / WHOLE_BYTES) or 1
     sums = [_sum_of_bits(tensor[::step] if tensor.ndim else tensor) for tensor in tensors]
-    values: list[int] = torch.stack(sums).tolist() if sums else []
+    values: list[int] = torch.stack([one.to(lm.device) for one in sums]).tolist() if sums else []
     return values
 
 
@@ -271,7 +271,8 @@ def _add_attributes(items: Items, owner: str, value: Any) -> None:
         if isinstance(attribute, dict):
             for key, item in attribute.items():
                 if getattr(item, "__module__", "") != _CAPTURING:
-                    items[f"{owner}.{name}[{key!r}]"] = item
+                    offloaded = isinstance(item, Tensor) and item.is_meta  # replaced in each pass
+                    items[f"{owner}.{name}[{key!r}]"] = "offloaded" if offloaded else item
         else:
             items[f"{owner}.{name}"] = attribute
 

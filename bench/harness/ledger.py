@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -94,15 +94,15 @@ class Ledger:
         is_first = (name, kind) not in self._begun
         self._begun.add((name, kind))
         count |= is_first
-        calls, device = self._calls[name, "counted" if is_first else kind], self.lm.device
+        calls, devices = self._calls[name, "counted" if is_first else kind], self.lm.devices
         counter = FlopCounter() if count or calls.is_counted_next() else None
         meter = ReadingMeter(self.lm)
-        reset_peak(device)
-        _synchronize(device)
+        reset_peak(devices)
+        _synchronize(devices)
         start = time.perf_counter()
         with meter, counter or contextlib.nullcontext():
             yield
-            _synchronize(device)
+            _synchronize(devices)
         elapsed = time.perf_counter() - start
         reading = meter.flops
         if name == "score":
@@ -111,7 +111,7 @@ class Ledger:
             reading += meter.backward + self._scoring * graph
         work = reading + tokens  # beside an operation for each token, any reading is large
         calls.seconds += elapsed
-        calls.peak = max(calls.peak, peak(device))
+        calls.peak = max(calls.peak, peak(devices))
         calls.calls += 1
         calls.work += work
         if counter is not None:
@@ -138,26 +138,31 @@ class Ledger:
         )
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def _synchronize(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(devices: Sequence[torch.device]) -> None:
     """Forget the most bytes that were in use so far."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if cards := [device for device in devices if device.type == "cuda"]:
+        for card in cards:
+            torch.cuda.reset_peak_memory_stats(card)
     else:  # Linux: 5 resets the peak of the resident set
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak(device: torch.device) -> int:
-    """Most bytes in use since :func:`reset_peak`; Windows: since the process began; macOS: the bytes in use now."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+def peak(devices: Sequence[torch.device]) -> int:
+    """Most bytes in use since :func:`reset_peak`; Windows: since the process began; macOS: the bytes in use now.
+
+    Of several GPUs it is the sum of the most of each.
+    """
+    if cards := [device for device in devices if device.type == "cuda"]:
+        return sum(int(torch.cuda.max_memory_allocated(card)) for card in cards)
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

@@ -349,9 +349,10 @@ class Loop:
         self.lm.model.eval()
         tensors = dict(self.lm.named_tensors())
         # a sum is finite only if its terms are, and is much faster; the device is read once for all
-        finite = torch.stack([tensor.detach().sum().isfinite() for tensor in tensors.values()]).tolist()
-        for (name, tensor), known in zip(tensors.items(), finite, strict=True):
-            if not known and not torch.isfinite(tensor).all():
+        known = [tensor.detach().sum().isfinite().to(self.lm.device) for tensor in tensors.values()]
+        finite = torch.stack(known).tolist()
+        for (name, tensor), is_finite in zip(tensors.items(), finite, strict=True):
+            if not is_finite and not torch.isfinite(tensor).all():
                 raise Diverged(f"The weights {name} became NaN or infinite; a lower learning rate may help.")
         before = checksum(self.lm)
         with contextlib.ExitStack() as stack:

@@ -28,11 +28,11 @@ from bench.files import read_yaml, write_bytes
 from bench.harness.ledger import peak, reset_peak
 from bench.help import shapes
 from bench.help.doctor import Finding
-from bench.lm import checkpoint
+from bench.lm import checkpoint, placement
 from bench.paths import RECIPE
 from bench.run import artifacts
 from bench.run.display import duration
-from bench.run.executor import Executor, Outcome, Task, worker_bytes
+from bench.run.executor import Executor, Outcome, Task, gpus_of, worker_bytes
 from bench.run.experiment import AnchorPlan, Experiment, MethodPlan, StreamPlan
 from bench.run.pace import Pace
 from bench.run.roles import uses_in
@@ -159,7 +159,8 @@ def _memory(experiment: Experiment, weights: int, parameters: int) -> Finding:
         plan = Workers().plan(experiment, weights)
     except BenchError as error:
         return Finding("missing", "memory", str(error))
-    least, most = (size / 1e9 for size in worker_bytes(weights, on_gpu=experiment.device != "cpu"))
+    gpus = 0 if experiment.device == "cpu" else gpus_of(plan.gpus)
+    least, most = (size / 1e9 for size in worker_bytes(weights, gpus))
     learning = f", up to {most:.1f} GB to fine-tune it" if weights == parameters else ""  # what is quantized is not
     text = f"{least:.1f} GB a worker to read the base{learning}; {plan.jobs} fit"
     return Finding("note" if plan.remark else "ok", "memory", text)
@@ -295,15 +296,15 @@ def try_training(
     The first half is left out of the seconds, if there are two: it has what is done once.
     """
     planned = Experiment.model_validate(experiment)
-    device = torch.device(planned.device)
-    reset_peak(device)
+    devices = placement.visible(planned.device)
+    reset_peak(devices)
     times = [time.perf_counter()]
 
     def note(_: str) -> None:
         times.append(time.perf_counter())
 
     train(name, planned, seed, Path(folder) / artifacts.FOLDER, Path(folder) / "train", plugins, say=note)
-    return (times[-1] - times[-2]) * steps / min(TRIED_STEPS, steps), peak(device)
+    return (times[-1] - times[-2]) * steps / min(TRIED_STEPS, steps), peak(devices)
 
 
 def _shortened(plan: MethodPlan, planned: Runner) -> dict[str, Any]:

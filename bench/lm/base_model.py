@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from bench.data.documents import Document, Segment
 from bench.data.prompt_format import PLAIN, PromptFormat
 from bench.errors import BenchError
-from bench.lm import checkpoint, quantized
+from bench.lm import checkpoint, placement, quantized
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
 from bench.lm.precision import DTYPES, autocast, cast_matrices, in_float64, multiplies_bfloat16, wrap_forward
 from bench.lm.probe import Abilities, key_value_shape, probe
@@ -87,8 +87,10 @@ class BaseModel:
         window: int | None = None,
         stored: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model: Any = (model if quantized.is_quantized(model) else model.to(device)).eval()
+        is_placed = quantized.is_quantized(model) or placement.is_placed(model)
+        self.model: Any = (model if is_placed else model.to(device)).eval()
         self.dtype = DTYPES[dtype]
+        placement.connect(self.model)
         quantized.multiply_dequantized(self.model)
         if self.dtype != torch.float32:
             in_bfloat16 = device == "cpu" and self.dtype == torch.bfloat16
@@ -96,6 +98,9 @@ class BaseModel:
             wrap_forward(self.model, self.autocast)
         self.tokenizer: Any = tokenizer
         self.device = torch.device(device)
+        """Where tokens are read and probabilities are computed; the first of ``devices``."""
+        self.devices = placement.devices(self.model) or [self.device]
+        """Devices that hold weights: several for a base that is spread over them."""
         self.eos_id: int = tokenizer.eos_token_id
         self.prompt = frame(prompt, tokenizer)
         self.bos_id: int = self.prompt.begin
@@ -118,16 +123,21 @@ class BaseModel:
         abilities: Abilities | None = None,
         prompt: PromptFormat = PLAIN,
         window: int | None = None,
+        offload: bool = False,
     ) -> BaseModel:
         """Load a Hugging Face causal language model from a local folder; its ``abilities`` are tried unless given.
 
+        It is placed as :func:`placement.options` says.
+
         Raises:
-            BenchError: what :func:`checkpoint.check`, :func:`checkpoint.check_loaded` or the probe refuses, or a prompt
-                format that the tokenizer cannot write.
+            BenchError: what :func:`checkpoint.check`, :func:`checkpoint.check_loaded`, the placement or the probe
+                refuses, or a prompt format that the tokenizer cannot write.
         """
         disable_progress_bar()
         set_verbosity_error()  # what it would warn of is refused
         checkpoint.check(Path(path), device)
+        weights, is_quantized = checkpoint.weight_count(Path(path)), quantized.is_stored(Path(path))
+        place = placement.options(weights, device, offload, is_quantized)
         try:
             model_and_info: Any = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -136,7 +146,7 @@ class BaseModel:
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                **quantized.placement(Path(path), device),
+                **place,
             )
             tokenizer = checkpoint.load_tokenizer(Path(path))
         except MemoryError:
@@ -191,7 +201,7 @@ class BaseModel:
             logits: Tensor = self.model(**inputs).logits
         before = 0 if keep is None else logits.shape[1] - keep
         # a slice's gradient is a copy that is padded with zeros
-        return logits[:, before:] if before else logits, (heads or seen)[-1]
+        return logits[:, before:] if before else logits, (heads or seen)[-1].to(self.device)
 
     @cached_property
     def _takes_logits_to_keep(self) -> bool:
@@ -347,7 +357,7 @@ class BaseModel:
         for start, first, stop in self.windows(len(batch), len(batch.context_ids)):
             with head_inputs(self.model, alone=True) as seen:
                 self.model(input_ids=ids[None, start : stop - 1], use_cache=False)
-            parts.append(seen[-1][0, first - stop :].float())
+            parts.append(seen[-1][0, first - stop :].to(self.device).float())
         return torch.cat(parts)
 
     def generate(self, texts: Sequence[str], max_new_tokens: int, temperature: float = 0.0) -> list[str]:
@@ -434,8 +444,8 @@ class BaseModel:
         yield from self._tensors.items()
 
     def _current_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters and persistent buffers that the model has now."""
-        yield from self.model.named_parameters()
+        """The parameters and persistent buffers that the model has now, without those that are offloaded."""
+        yield from ((name, value) for name, value in self.model.named_parameters() if not value.is_meta)
         persistent = self.model.state_dict(keep_vars=True)
         yield from ((name, value) for name, value in self.model.named_buffers() if name in persistent)
 
@@ -477,7 +487,7 @@ class BaseModel:
 
     def _require_gradients(self, flag: bool) -> None:
         for parameter in self.model.parameters():
-            if parameter.is_floating_point():  # what is quantized has none
+            if parameter.is_floating_point() and not parameter.is_meta:  # what is quantized or offloaded has none
                 parameter.requires_grad_(flag)
 
     def pristine(self, name: str) -> Tensor:

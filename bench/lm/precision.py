@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
+
+from bench.lm.placement import replace_forward
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +49,7 @@ def wrap_forward(model: Any, context: Callable[[], AbstractContextManager[Any]])
         with context():
             return forward(model, *args, **kwargs)
 
-    model.forward = MethodType(inside, model)  # bound, so that a copy of the model gets its own
+    replace_forward(model, inside)
 
 
 class CastWeight(Parameter):
@@ -134,7 +135,7 @@ def _use_cast(module: Any) -> None:
         finally:
             module._parameters["weight"] = weight
 
-    module.forward = MethodType(inside, module)  # bound, so that a copy of the model gets its own
+    replace_forward(module, inside)
 
 
 def _round_factors(module: Any) -> None:
@@ -152,7 +153,7 @@ def _round_factors(module: Any) -> None:
         finally:
             module._parameters.update(stored)
 
-    module.forward = MethodType(inside, module)
+    replace_forward(module, inside)
 
 
 def _rounded(weight: Tensor) -> Tensor:

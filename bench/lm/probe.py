@@ -18,12 +18,13 @@ from transformers import DynamicCache
 
 from bench.errors import BenchError
 from bench.lm.batch import Batch, CachedBatch, RereadBatch, Row
+from bench.lm.placement import is_offloaded
 from bench.lm.quantized import is_quantized
 
 if TYPE_CHECKING:
     from bench.lm.base_model import BaseModel
 
-Ability = Literal["padding", "soft_prompts", "key_value_prefixes", "carried_cache", "float_weights"]
+Ability = Literal["padding", "soft_prompts", "key_value_prefixes", "carried_cache", "float_weights", "gradients"]
 """What a method may need of a base beyond text: see the fields of :class:`Abilities`."""
 TOLERANCE = 3e-4
 """Largest difference (nats) between equal log-probabilities, for logits up to 30; more for larger ones."""
@@ -50,7 +51,9 @@ class Abilities:
     carried_cache: bool
     """Keys and values can be kept without the cache that made them."""
     float_weights: bool = True
-    """The weights can change: none is quantized. This is not tried."""
+    """The weights can change: none is quantized or offloaded. This is not tried."""
+    gradients: bool = True
+    """Gradients pass through all layers: none is offloaded. This is not tried."""
 
     def require(self, needs: Sequence[Ability], base: str, user: str) -> None:
         """Check that ``user``, which needs these abilities, can run on the base.
@@ -63,7 +66,8 @@ class Abilities:
             "soft_prompts": "reads no soft prompts as it reads the same tokens",
             "key_value_prefixes": "does not continue key/value prefixes as it continues the same text",
             "carried_cache": "does not continue carried keys and values as it continues the same text",
-            "float_weights": "has quantized weights, which cannot change",
+            "float_weights": f"has {'quantized' if self.gradients else 'offloaded'} weights, which cannot change",
+            "gradients": "has offloaded layers, which pass no gradient",
         }
         for need in needs:
             if not getattr(self, need):
@@ -109,7 +113,8 @@ def probe(lm: BaseModel) -> Abilities:
         and (check.together(soft) if padding else check.alone(CachedBatch if cache else RereadBatch, soft)),
         key_value_prefixes=padding_after_prefixes or (bool(prefixed) and check.alone(CachedBatch, prefixed)),
         carried_cache=check.only_longest(lambda: _carried(lm, rows[_LONGEST], tails[_LONGEST])),
-        float_weights=not is_quantized(lm.model),
+        float_weights=not (is_quantized(lm.model) or is_offloaded(lm.model)),
+        gradients=not is_offloaded(lm.model),
     )
 
 

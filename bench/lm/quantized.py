@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from bench.errors import BenchError
+from bench.lm.placement import replace_forward
 from bench.paths import CONFIG
 
 METHOD = "bitsandbytes"
@@ -51,9 +51,9 @@ def is_quantized(model: Any) -> bool:
     return any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
-def placement(folder: Path, device: str) -> dict[str, Any]:
-    """Options to load the model in a folder with: a quantized one is loaded onto its device, and is not moved later."""
-    return {"device_map": {"": device}} if QUANTIZATION in json.loads((folder / CONFIG).read_bytes()) else {}
+def is_stored(folder: Path) -> bool:
+    """True if the model in a folder is quantized."""
+    return QUANTIZATION in json.loads((folder / CONFIG).read_bytes())
 
 
 def numbers(weights: Tensor) -> int:
@@ -71,7 +71,7 @@ def multiply_dequantized(model: Any) -> None:
     for module in model.modules():
         weight = module._parameters.get("weight")
         if weight is not None and not weight.is_floating_point():
-            module.forward = MethodType(_forward, module)
+            replace_forward(module, _forward)
 
 
 def _forward(module: Any, inputs: Tensor) -> Tensor:

@@ -258,9 +258,8 @@ def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel
     """The base model, loaded once per process and method and then restored, and its fingerprint when it was loaded."""
     spec = cell.spec
     set_deterministic(spec.deterministic)
-    lm, fingerprint = _load_base(
-        cell.sources.model, spec.device, spec.dtype, spec.prompt, spec.window, abilities, cell.group
-    )
+    where, model = (spec.device, cell.sources.offload), cell.sources.model
+    lm, fingerprint = _load_base(model, *where, spec.dtype, spec.prompt, spec.window, abilities, cell.group)
     lm.restore()
     return lm, fingerprint
 
@@ -269,13 +268,14 @@ def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel
 def _load_base(
     model: str,
     device: str,
+    offload: bool,
     dtype: str,
     prompt: PromptFormat,
     window: int | None,
     abilities: Abilities | None,
     group: str,
 ) -> tuple[BaseModel, Fingerprint]:
-    lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities, prompt, window)
+    lm = BaseModel.load(str(checkpoint.locate(model)), device, dtype, abilities, prompt, window, offload)
     return lm, Fingerprint(lm)
 
 

@@ -25,6 +25,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from bench import machine
 from bench.errors import BenchError, RunError
+from bench.lm.placement import GPU_BYTES, LEARNING_BYTES, READING_BYTES
 from bench.machine import usable_cores
 
 CHECK_SECONDS = 1.0
@@ -33,12 +34,6 @@ GRACE_SECONDS = 2.0
 """Seconds that a worker has to end before it is killed."""
 PROCESS_BYTES = 350 * 2**20
 """Memory of a worker without a base: its share of Python and the libraries, and what it makes of texts."""
-READING_BYTES, LEARNING_BYTES = 10, 28
-"""Memory for each weight of a base that is read: its float32 value, the copy that restores it (which is shared on a CPU
-if the file is in float32), and its cast to 16 bits; and, if all weights learn with Adam: gradient, moments, and what a
-pass keeps."""
-GPU_BYTES = 600 * 2**20
-"""Memory of a process on a GPU before it has a base: CUDA's context and libraries."""
 _PRELOADED = ["bench.run.cell", "transformers.modeling_utils"]
 """Modules that take long to import and that new workers find imported (where processes can be forked safely)."""
 
@@ -100,9 +95,12 @@ class Executor(Protocol):
         ...
 
 
-def worker_bytes(weights: int, on_gpu: bool = False) -> tuple[int, int]:
-    """Memory of a worker that reads a base of so many weights, and of one that learns them all, in bytes."""
-    process = GPU_BYTES if on_gpu else PROCESS_BYTES
+def worker_bytes(weights: int, gpus: int = 0) -> tuple[int, int]:
+    """Memory of a worker that reads a base of so many weights, and of one that learns them all, in bytes.
+
+    On one or several GPUs it is that of all of them.
+    """
+    process = GPU_BYTES * gpus or PROCESS_BYTES
     return process + READING_BYTES * weights, process + LEARNING_BYTES * weights
 
 
@@ -129,26 +127,51 @@ def affordable_jobs(jobs: int, weights: int, available: int) -> tuple[int, str]:
     return jobs, f"Memory may run out: a worker needs {need}." if most > available else ""
 
 
-def gpu_places(weights: int, free: Mapping[str, int]) -> list[str]:
-    """The GPU of each worker, with a base of so many weights: as many as fit into the ``free`` bytes if all learn.
+def gpu_places(weights: int, free: Mapping[str, int], each: int | None = None) -> list[str]:
+    """The GPUs of each worker, with a base of so many weights, as CUDA_VISIBLE_DEVICES names them.
 
-    A GPU on which the base can at least be read has one worker, and one on which it cannot has none, unless there is no
-    other: methods differ in what they need. The first workers are on different GPUs.
+    A worker has ``each`` of them, by default as few as have the ``free`` bytes to read the base together, else all. As
+    many workers share a GPU as fit into it if all weights learn, and at least one. A GPU that cannot even hold its part
+    of a base that is read has none, unless too few are left: methods differ in what they need. The first workers are on
+    different GPUs.
     """
-    least, most = worker_bytes(weights, on_gpu=True)
-    able = {gpu: size for gpu, size in free.items() if size >= least} or free
-    fitting = {gpu: max(1, size // most) for gpu, size in able.items()}
-    return [gpu for place in range(max(fitting.values(), default=0)) for gpu in fitting if place < fitting[gpu]]
+    if each is None:
+        enough = (gpus for gpus in range(1, len(free)) if len(_able(weights, free, gpus)) >= gpus)
+        each = next(enough, len(free) or 1)
+    able = _able(weights, free, each)
+    gpus = able if len(able) >= each else list(free)
+    _, most = worker_bytes(weights, each)
+    fitting = {
+        ",".join(gpus[i : i + each]): max(1, free[gpus[i]] // most) if each == 1 else 1
+        for i in range(0, len(gpus) - each + 1, each)
+    }
+    return [place for turn in range(max(fitting.values(), default=0)) for place in fitting if turn < fitting[place]]
 
 
-def short_of_memory(weights: int, free: Mapping[str, int]) -> str:
-    """A remark if no GPU, by its free bytes, has the memory to read a base of so many weights, or to learn them all."""
-    largest = max(free.values(), default=0)
-    for use, need in zip(("read", "fine-tune"), worker_bytes(weights, on_gpu=True), strict=True):
-        if free and need > largest:
-            sizes = f"{_gigabytes(need)} of a GPU's memory, and {_gigabytes(largest)} are free"
-            return f"Memory may run out: to {use} the base, a worker needs up to {sizes}."
+def _able(weights: int, free: Mapping[str, int], each: int) -> list[str]:
+    """The GPUs that can hold their part of a base that is read by a worker with so many of them."""
+    least, _ = worker_bytes(weights, each)
+    return [gpu for gpu, size in free.items() if size * each >= least]
+
+
+def short_of_memory(weights: int, free: Mapping[str, int], places: Sequence[str], offload: bool = False) -> str:
+    """A remark if no worker, by the free bytes of its GPUs, can read a base of so many weights, or learn them all."""
+    sizes = [sum(free[gpu] for gpu in place.split(",")) for place in places]
+    gpus = gpus_of(places)
+    for use, need in zip(("read", "fine-tune"), worker_bytes(weights, gpus), strict=True):
+        if sizes and need > max(sizes):
+            whose = "a GPU's" if gpus == 1 else f"{gpus} GPUs'"
+            of = f"{_gigabytes(need)} of {whose} memory, and {_gigabytes(max(sizes))} are free"
+            if use == "read" and offload:
+                return f"A part of the base stays in main memory, which slows passes down: a worker needs up to {of}."
+            more = " (--gpus-per-worker)" if gpus < len(free) else ""
+            return f"Memory may run out: to {use} the base, a worker needs up to {of}{more}."
     return ""
+
+
+def gpus_of(places: Sequence[str]) -> int:
+    """How many GPUs each worker has, by :func:`gpu_places`; 1 if they are not known."""
+    return max((place.count(",") + 1 for place in places), default=1)
 
 
 def default_threads(jobs: int) -> int:

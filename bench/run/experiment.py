@@ -186,6 +186,10 @@ class Experiment(_Part):
         default=[], description="base models, in place of one: the same methods run on each, with a board for each"
     )
     device: Literal["cpu", "cuda", "mps"] = "cpu"
+    offload: bool = pydantic.Field(
+        default=False,
+        description="keep in main memory what of the base the GPUs have no room for; such a base does not learn",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window: int | None = pydantic.Field(
         default=None, ge=SHORTEST_WINDOW, description="most tokens read at once; null: as many as the model can read"

@@ -40,6 +40,8 @@ class Sources(pydantic.BaseModel):
     prefix: int | None = None
     anchor_questions: int = 0
     anchor_documents: int = 0
+    offload: bool = False
+    """What of the base the GPUs have no room for stays in main memory."""
 
     @property
     def files(self) -> tuple[str, ...]:

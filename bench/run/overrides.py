@@ -27,6 +27,7 @@ class Overrides:
     data_files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seed: int | None = None
     device: str | None = None
+    offload: bool | None = None
     dtype: str | None = None
     deterministic: bool | None = None
     equal_compute: EqualCompute | None = None
@@ -56,6 +57,8 @@ class Overrides:
                 validation streams is set although nothing is tuned.
         """
         experiment.override(self._fields())
+        if self.offload and experiment.device != "cuda":
+            raise BenchError("--offload is for a base on GPUs: add --device cuda.")
         experiment.streams.override(self._sizes())
         for option, key, value in (
             ("--validation-documents", "documents", self.validation_documents),
@@ -97,6 +100,7 @@ class Overrides:
             data_files=files or None,
             seed=self.seed,
             device=self.device,
+            offload=self.offload,
             dtype=self.dtype,
             deterministic=self.deterministic,
             streams=self.streams,
@@ -118,6 +122,7 @@ class Overrides:
             seeds=None if self.seed is None else [self.seed],
             equal_compute=self.equal_compute,
             device=self.device,
+            offload=self.offload,
             dtype=self.dtype,
             deterministic=self.deterministic,
         )

@@ -53,6 +53,7 @@ class Planner:
             "model": source(self.base),
             "hub": checkpoint.hub_name(self.base),
             "plugins": list(map(os.path.abspath, self.plugins)),
+            "offload": experiment.offload,
         }
 
     def seeds(self, plan: MethodPlan) -> Sequence[int]:

@@ -145,7 +145,12 @@ class Runner:
         # who only looks leaves a GPU to those that run; where jobs are submitted there may be none
         device = experiment.device if checkpoint.has_device(experiment.device) and not look_only else "cpu"
         tokenizer, self.abilities, self.weights = _base(
-            self.planner.base, self.planner.model_hash, device, experiment.dtype, device != experiment.device
+            self.planner.base,
+            self.planner.model_hash,
+            device,
+            experiment.dtype,
+            experiment.offload,
+            device != experiment.device,
         )
         # what is not tuned may have a validation split that is too small for its streams
         for streams in filter(None, (experiment.streams, experiment.tuning if self._is_tuned else None)):
@@ -672,7 +677,9 @@ def earlier_pace(runners: Sequence[Runner], runs: Path) -> Pace:
 
 
 @lru_cache(maxsize=8)
-def _base(folder: Path, model_hash: str, device: str, dtype: str, stands_in: bool) -> tuple[Any, Abilities | None, int]:
+def _base(
+    folder: Path, model_hash: str, device: str, dtype: str, offload: bool, stands_in: bool
+) -> tuple[Any, Abilities | None, int]:
     """The tokenizer of a base, what the base can do, and the number of its weights.
 
     If the device ``stands_in`` for another one and has no room for the base, what it can do is not tried.
@@ -690,12 +697,12 @@ def _base(folder: Path, model_hash: str, device: str, dtype: str, stands_in: boo
                 raise
             return checkpoint.load_tokenizer(folder), None, weights
     try:
-        lm = BaseModel.load(str(folder), device, dtype)
+        lm = BaseModel.load(str(folder), device, dtype, offload=offload)
         tokenizer, abilities = lm.tokenizer, lm.abilities
     except torch.OutOfMemoryError:
         raise BenchError(
             f"The base in {folder} does not fit into the free memory of {device}. End the processes that use it, "
-            f"or use a smaller base or --device cpu."
+            f"add --offload, which keeps a part of it in main memory, or use a smaller base or --device cpu."
         ) from None
     del lm
     machine.release_gpu_memory()  # the workers are planned by what is free

@@ -53,6 +53,8 @@ class Workers:
     """Number of parts, each a job of an array job of Slurm."""
     slurm: tuple[str, ...] = ()
     """Settings of these jobs, KEY=VALUE."""
+    gpus: int | None = None
+    """GPUs of each worker; None: as many as it takes to read the base, and no more than there are."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -70,19 +72,25 @@ class Workers:
         """The workers with a base of so many weights, as far as memory allows.
 
         Raises:
-            BenchError: there is not enough memory to read the base.
+            BenchError: there is not enough memory to read the base, or fewer GPUs than a worker is to have.
         """
+        if self.gpus is not None and experiment.device != "cuda":
+            raise BenchError("--gpus-per-worker needs --device cuda.")
         if self.kind == "slurm" or (self.kind == "ray" and experiment.device == "cpu"):  # on other machines
             return Plan((self.jobs or 1) * (self.shards or 1), memory=executor.worker_bytes(weights)[1])
         if experiment.device == "cpu":
             jobs = self.jobs or max(1, usable_cores() // (self.threads or 1))
             return Plan(*affordable_jobs(jobs, weights, available_memory()))
         free = free_gpu_memory() if experiment.device == "cuda" else {}
-        gpus = gpu_places(weights, free)
+        if self.kind == "local" and self.gpus is not None and len(free) < self.gpus:
+            raise BenchError(f"--gpus-per-worker is {self.gpus}, and nvidia-smi shows {len(free)} GPUs: name fewer.")
+        gpus = gpu_places(weights, free, self.gpus)
         most = len(gpus) or self.jobs or 1
         jobs = min(self.jobs or max(usable_cores(), len(set(gpus))), most)
         if self.jobs is None or jobs == self.jobs:
-            return Plan(jobs, short_of_memory(weights, free), tuple(gpus[:jobs]))
+            each, short = executor.gpus_of(gpus), short_of_memory(weights, free, gpus, experiment.offload)
+            spread = f"The base is spread over {each} GPUs in each worker." if each > 1 and self.gpus is None else ""
+            return Plan(jobs, " ".join(filter(None, [spread, short])), tuple(gpus[:jobs]))
         if self.kind != "local":  # other machines have GPUs too
             return Plan(self.jobs, "", tuple(gpus))
         fewer = f"{jobs} worker{'s' if jobs > 1 else ''} instead of {self.jobs}"
@@ -115,8 +123,9 @@ class Workers:
                 address, or no room on it.
         """
         if self.kind == "ray":
+            each = self.gpus or executor.gpus_of(plan.gpus)
             share = 1 / max(Counter(plan.gpus).values(), default=1)
-            gpus = share if experiment.device == "cuda" else 0.0
+            gpus = (each if each > 1 else share) if experiment.device == "cuda" else 0.0
             return ray_cluster.RayCluster(self.address, self.jobs, self.threads, gpus, plan.memory)
         checkpoint.check_device(experiment.device)
         return executor.LocalPool(plan.jobs, self.threads, plan.gpus)

@@ -23,8 +23,8 @@ class AdapterMethod(GradientMethod):
 
     @classmethod
     def needs(cls, config: MethodConfig) -> Sequence[Ability]:
-        """Nothing: the base may be quantized."""
-        return ()
+        """Gradients alone: the base may be quantized."""
+        return ("gradients",)
 
     @abstractmethod
     def build_adapter(self) -> Adapter:

@@ -61,6 +61,47 @@ def test_as_many_workers_share_a_gpu_as_fit_into_its_memory() -> None:
     assert gpu_places(weights, {}) == []
 
 
+def test_a_worker_has_as_few_gpus_as_the_base_fits_into_or_as_many_as_are_stated() -> None:
+    weights = (10 * GIB - 2 * GPU_BYTES) // READING_BYTES  # two with 5 GiB each can read it
+    free = {"0": 5 * GIB, "1": 4 * GIB, "2": 5 * GIB, "3": 5 * GIB, "4": 6 * GIB}
+    assert gpu_places(weights, free) == ["0,2", "3,4"], "the one that has no room for its half has none"
+    assert gpu_places(weights, free, 1) == ["0", "1", "2", "3", "4"], "as stated"
+    assert gpu_places(weights, free, 3) == ["0,1,2"]
+    assert gpu_places(GIB // READING_BYTES, free, 2) == ["0,1", "2,3"], "one worker on them, whatever else fits"
+    assert gpu_places(4 * weights, free) == ["0,1,2,3,4"], "not enough: all that there are"
+    assert gpu_places(weights, {}, 2) == []
+
+
+def test_workers_that_have_several_gpus(two_gpus: None, on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 8)
+    small = GIB // LEARNING_BYTES
+    assert Workers(gpus=2).plan(on_gpu, small) == Plan(1, "", ("0,1",))
+    with pytest.raises(BenchError, match="--gpus-per-worker is 3, and nvidia-smi shows 2 GPUs: name fewer"):
+        Workers(gpus=3).plan(on_gpu, small)
+    with pytest.raises(BenchError, match="--gpus-per-worker needs --device cuda"):
+        Workers(gpus=2).plan(load("default"), small)
+    weights = int(1.2 * GIB)
+    large = Workers().plan(on_gpu, weights)
+    assert large.gpus == ("0,1",) and large.remark == (
+        "The base is spread over 2 GPUs in each worker. Memory may run out: to fine-tune the base, a worker needs up "
+        "to 37.3 GB of 2 GPUs' memory, and 15.0 GB are free."
+    )
+    on_gpu.offload = True
+    assert "A part of the base stays in main memory" in Workers().plan(on_gpu, 2 * GIB).remark
+
+
+@pytest.mark.parametrize(("workers", "share"), [(Workers("ray"), 0.5), (Workers("ray", gpus=2), 2)])
+def test_a_worker_of_a_cluster_takes_its_gpus_or_a_share_of_one(
+    workers: Workers, share: float, on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr("bench.run.ray_cluster.RayCluster", lambda *settings: taken.append(settings[3]))
+    monkeypatch.setattr("bench.run.workers.free_gpu_memory", lambda: {"0": 10 * GIB, "1": 4 * GIB})
+    plan = workers.plan(on_gpu, (4 * GIB - GPU_BYTES) // LEARNING_BYTES)
+    workers.open(on_gpu, plan)
+    assert taken == [share]
+
+
 def test_each_gpu_has_a_worker_on_however_few_cores(
     two_gpus: None, on_gpu: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +152,7 @@ def test_a_base_that_no_gpu_has_the_memory_for_is_remarked_on(two_gpus: None, on
     remarks = [Workers(jobs=1).plan(on_gpu, int(share * GIB)).remark for share in (0, 0.5, 2)]
     assert remarks[0] == ""
     assert remarks[1].startswith("Memory may run out: to fine-tune the base, a worker needs up to 15.7 GB of a GPU's")
-    assert remarks[2].startswith("Memory may run out: to read the base, a worker needs up to 22.1 GB of a GPU's memory")
+    assert remarks[2].startswith("Memory may run out: to read the base, a worker needs up to 22.7 GB of 2 GPUs'")
 
 
 def test_the_cores_of_this_machine_do_not_count_for_a_cluster() -> None:

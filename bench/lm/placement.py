@@ -1,0 +1,139 @@
+"""Where the weights of a base are: on one device, spread over several GPUs, or in part offloaded to main memory.
+
+Which layer goes where is chosen by accelerate, whose hooks also bring offloaded weights to a GPU when their layer runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence, Set
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
+from bench.machine import available_memory
+
+if TYPE_CHECKING:
+    import torch
+
+GPU_BYTES = 600 * 2**20
+"""Memory of a process on each of its GPUs before it has a base: CUDA's context and libraries."""
+WEIGHT_BYTES, READING_BYTES, LEARNING_BYTES = 4, 10, 28
+"""Memory for each weight of a base: its float32 value; if it is read, also the copy that restores it (which is shared
+on a CPU if the file is in float32), and its cast to 16 bits; and, if all weights learn with Adam, also gradient,
+moments, and what a pass keeps."""
+OFFLOADED = ("cpu", "disk")
+"""Places, in the map of a model that is in part on GPUs, of what is offloaded."""
+
+
+def options(weights: int, device: str, offload: bool = False, is_quantized: bool = False) -> dict[str, Any]:
+    """Options to load a base of so many weights with.
+
+    A base that cannot be fine-tuned on the first of the GPUs that this process sees is spread evenly over all of them.
+    With ``offload``, layers for which they have no room even if the base is only read are offloaded.
+
+    Raises:
+        BenchError: a base that is to be offloaded is quantized.
+    """
+    sizes, free = _gpu_memory() if device == "cuda" else ([], [])
+    room = [max(0, left - GPU_BYTES) for left in free]
+    if offload and READING_BYTES * weights > sum(room) > 0:
+        if is_quantized:
+            raise BenchError("A quantized base cannot be offloaded. Use more GPUs, or leave --offload out.")
+        most: dict[Any, int] = {i: left * WEIGHT_BYTES // READING_BYTES for i, left in enumerate(room)}
+        return {"device_map": "sequential", "max_memory": {**most, "cpu": available_memory()}}
+    if len(sizes) > 1 and LEARNING_BYTES * weights > sizes[0] - GPU_BYTES:
+        return {"device_map": "balanced", "max_memory": dict(enumerate(free))}
+    return {"device_map": {"": device}} if is_quantized else {}  # what is quantized cannot be moved later
+
+
+def _gpu_memory() -> tuple[list[int], list[int]]:
+    """Bytes of each GPU that this process sees, and those of them that are free."""
+    import torch
+
+    both = [torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count())]
+    return [total for _, total in both], [free for free, _ in both]
+
+
+def visible(device: str) -> Sequence[torch.device]:
+    """All devices of a kind that this process sees."""
+    import torch
+
+    if device != "cuda":
+        return [torch.device(device)]
+    return [torch.device(device, i) for i in range(torch.cuda.device_count())]
+
+
+def is_placed(model: Any) -> bool:
+    """True if a model was loaded to where it is used, and must not be moved."""
+    return hasattr(model, "hf_device_map")
+
+
+def is_offloaded(model: Any) -> bool:
+    """True if weights of a model are in main memory until their layer runs on a GPU."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def devices(model: Any) -> Sequence[torch.device]:
+    """The devices that hold the model's weights."""
+    return list(dict.fromkeys(parameter.device for parameter in model.parameters() if not parameter.is_meta))
+
+
+def connect(model: Any) -> None:
+    """Let each part of a model that is on several devices take its inputs to its own, and the results to the first.
+
+    These are hooks of torch in place of those of accelerate, which replace ``forward``, as others do. A model that is
+    offloaded keeps accelerate's as well, which bring its weights.
+    """
+    places = getattr(model, "hf_device_map", {})
+    if len({*places.values()}) < 2:
+        return
+    if not is_offloaded(model):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(model, recurse=True)
+    kept = model._skip_keys_device_placement
+    first = next((place for place in places.values() if place not in OFFLOADED), "cpu")
+    for name, place in places.items():
+        part = model.get_submodule(name)
+        layers = {module.layer_idx for module in part.modules() if hasattr(module, "layer_idx")}
+        layers |= {module.layer_id for module in part.modules() if hasattr(module, "layer_id")}  # of GPT-Neo
+        device = first if place in OFFLOADED else place
+        part.register_forward_pre_hook(partial(_take_inputs, device, layers, kept), with_kwargs=True)
+    for whole in dict.fromkeys([model, model.base_model]):
+        whole.register_forward_hook(partial(_return_outputs, first, kept))
+
+
+def _take_inputs(default: Any, layers: Set[int], kept: Any, part: Any, args: Any, kwargs: Any) -> Any:
+    from accelerate.utils import send_to_device
+    from transformers import Cache
+
+    device = _device_of(part, default)
+    for cache in (*args, *kwargs.values()):
+        if isinstance(cache, Cache):  # which may begin with keys and values that a method made
+            held: list[Any] = [cache.layers[i] for i in layers if i < len(cache.layers)]
+            for layer in held:
+                if getattr(layer, "keys", None) is not None:
+                    layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+    return send_to_device(args, device), send_to_device(kwargs, device, skip_keys=kept)
+
+
+def _return_outputs(default: Any, kept: Any, whole: Any, _: Any, output: Any) -> Any:
+    from accelerate.utils import send_to_device
+
+    return send_to_device(output, _device_of(whole.get_input_embeddings(), default), skip_keys=kept)
+
+
+def _device_of(part: Any, default: Any) -> Any:
+    """Where the part's weights are: a method may have moved a copy of it."""
+    held = next((tensor.device for tensor in itertools.chain(part.parameters(), part.buffers())), None)
+    return default if held is None or held.type == "meta" else held
+
+
+def replace_forward(module: Any, forward: Callable[..., Any]) -> None:
+    """Let a module call ``forward(module, ...)`` instead of its own, inside the hook of accelerate, if it has one.
+
+    It is bound, so that a copy of the model gets its own.
+    """
+    setattr(module, "_old_forward" if hasattr(module, "_hf_hook") else "forward", MethodType(forward, module))
