@@ -96,6 +96,7 @@ def test_a_worker_of_a_cluster_takes_its_gpus_or_a_share_of_one(
 ) -> None:
     taken = []
     monkeypatch.setattr("bench.run.ray_cluster.RayCluster", lambda *settings: taken.append(settings[3]))
+    monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 8)
     monkeypatch.setattr("bench.run.workers.free_gpu_memory", lambda: {"0": 10 * GIB, "1": 4 * GIB})
     plan = workers.plan(on_gpu, (4 * GIB - GPU_BYTES) // LEARNING_BYTES)
     workers.open(on_gpu, plan)
@@ -152,7 +153,7 @@ def test_a_base_that_no_gpu_has_the_memory_for_is_remarked_on(two_gpus: None, on
     remarks = [Workers(jobs=1).plan(on_gpu, int(share * GIB)).remark for share in (0, 0.5, 2)]
     assert remarks[0] == ""
     assert remarks[1].startswith("Memory may run out: to fine-tune the base, a worker needs up to 15.7 GB of a GPU's")
-    assert remarks[2].startswith("Memory may run out: to read the base, a worker needs up to 22.7 GB of 2 GPUs'")
+    assert "Memory may run out: to read the base, a worker needs up to 22.7 GB of 2 GPUs' memory" in remarks[2]
 
 
 def test_the_cores_of_this_machine_do_not_count_for_a_cluster() -> None:
