@@ -33,7 +33,7 @@ def text_of(error: BaseException) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error message: " Did you mean ...?" with the names most like ``name``, else a list of all names."""
-    names = sorted(names)
+    names = sorted({*names})
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {' or '.join(close)}?"

@@ -4,11 +4,15 @@ Comments, docstrings, blank lines and imports for type checkers do not count. Th
 Python version. Only import statements are followed, anywhere in the file: those of project modules, and from code
 outside the project also those of packages that are no part of the installation, such as one that is being worked on. A
 data file of a source file is a file in its folder, or below, that its strings name.
+
+A change that cannot change a number would give new keys to all records, and ask for new trained weights. Such changes
+are declared in ``bench/same_numbers.csv``: code with a hash that stands there counts by the hash of earlier code.
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import functools
 import hashlib
 import importlib.util
@@ -20,7 +24,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from bench.errors import BenchError
 from bench.paths import ROOT, relative
@@ -32,6 +36,8 @@ PACKAGES = ("bench", "methods")
 """The packages under ROOT whose modules count. For code from elsewhere, its own package counts as well."""
 LOOP = ROOT / "bench" / "harness" / "loop.py"
 """The file that imports all of the harness that can change a number."""
+SAME_NUMBERS = (ROOT / "bench" / "same_numbers").with_suffix(".csv")  # a string with its name would make it hashed
+"""By module and hash of its present code, the hash that it ``counts_as``, none for a new module, and the ``change``."""
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders of installed packages."""
 
@@ -121,8 +127,8 @@ def code_hash(file: Path) -> str:
     Raises:
         BenchError: the file or a module that it imports is missing or not valid Python.
     """
-    files = closure(file)
-    lines = sorted(f"{module_name(path)} {_read(path).digest}" for path in files)
+    files = closure(file, lambda path: bool(_counted(path, "digest")))  # nor what is imported for it alone
+    lines = sorted(f"{module_name(path)} {_counted(path, 'digest')}" for path in files)
     lines += sorted(path_hash(data) for path in files for data in _data_files(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -149,9 +155,32 @@ def body_hash(files: Iterable[Path]) -> str:
         BenchError: as :func:`code_hash`.
     """
     paths = [path.resolve() for path in files]
-    lines = sorted(_read(path).body for path in paths)
+    lines = sorted(_counted(path, "body") for path in paths)
     lines += sorted(path_hash(data) for path in paths for data in _data_files(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def own_hashes(file: Path) -> tuple[str, str]:
+    """The hashes of a source file alone that count in :func:`code_hash` and in :func:`body_hash`, if none is declared.
+
+    Raises:
+        BenchError: as :func:`code_hash`.
+    """
+    source = _read(file.resolve())
+    return source.digest, source.body
+
+
+def _counted(path: Path, kind: Literal["digest", "body"]) -> str:
+    """The hash of a source file or the one that it counts as; "" for a new module that changes no number."""
+    own: str = getattr(_read(path), kind)
+    return declared().get((module_name(path), own), own)
+
+
+@functools.cache
+def declared() -> Mapping[tuple[str, str], str]:
+    """What is declared in :data:`SAME_NUMBERS`: from a module and a hash of its code to the hash that it counts as."""
+    rows = csv.DictReader(SAME_NUMBERS.read_text(encoding="utf-8").splitlines())
+    return {(row["module"], row["hash"]): row["counts_as"] for row in rows}
 
 
 def closure(file: Path, within: Callable[[Path], bool] = lambda _: True) -> list[Path]:

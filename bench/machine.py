@@ -165,13 +165,18 @@ def process_name() -> str:
     return f"{hashlib.sha256(f'{platform.node()} {numbers} {start}'.encode()).hexdigest()[:8]}-{os.getpid()}"
 
 
+def is_here(name: str) -> bool:
+    """True if the process of this name runs, or ran, on this machine."""
+    return name.rpartition("-")[0] == process_name().rpartition("-")[0]
+
+
 def may_be_alive(name: str) -> bool:
     """False if the process of this name ran on this machine and has ended; processes elsewhere cannot be seen."""
     import psutil
 
-    host, _, pid = name.rpartition("-")
-    if host != process_name().rpartition("-")[0]:
+    if not is_here(name):
         return True
+    pid = name.rpartition("-")[2]
     try:
         return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
     except psutil.AccessDenied:  # somebody else's

@@ -89,9 +89,10 @@ def connect(model: Any) -> None:
     places = getattr(model, "hf_device_map", {})
     if len({*places.values()}) < 2:
         return
-    if not is_offloaded(model):
-        from accelerate.hooks import remove_hook_from_module
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import send_to_device
 
+    if not is_offloaded(model):
         remove_hook_from_module(model, recurse=True)
     kept = model._skip_keys_device_placement
     first = next((place for place in places.values() if place not in OFFLOADED), "cpu")
@@ -101,8 +102,8 @@ def connect(model: Any) -> None:
         layers |= {module.layer_id for module in part.modules() if hasattr(module, "layer_id")}  # of GPT-Neo
         device = first if place in OFFLOADED else place
         part.register_forward_pre_hook(partial(_take_inputs, device, layers, kept), with_kwargs=True)
-    for whole in dict.fromkeys([model, model.base_model]):
-        whole.register_forward_hook(partial(_return_outputs, first, kept))
+    for part in dict.fromkeys([model, model.base_model, model.get_output_embeddings()]):  # each may be called alone
+        part.register_forward_hook(lambda _, __, output: send_to_device(output, first, skip_keys=kept))
 
 
 def _take_inputs(default: Any, layers: Set[int], kept: Any, part: Any, args: Any, kwargs: Any) -> Any:
@@ -117,12 +118,6 @@ def _take_inputs(default: Any, layers: Set[int], kept: Any, part: Any, args: Any
                 if getattr(layer, "keys", None) is not None:
                     layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
     return send_to_device(args, device), send_to_device(kwargs, device, skip_keys=kept)
-
-
-def _return_outputs(default: Any, kept: Any, whole: Any, _: Any, output: Any) -> Any:
-    from accelerate.utils import send_to_device
-
-    return send_to_device(output, _device_of(whole.get_input_embeddings(), default), skip_keys=kept)
 
 
 def _device_of(part: Any, default: Any) -> Any:

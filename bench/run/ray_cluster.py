@@ -308,15 +308,10 @@ class _Actor(Assignee):
     def stop(self) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._handle)
-        if self.has_begun() and _is_here(process := self.place()[1]):
+        if self.has_begun() and machine.is_here(process := self.place()[1]):
             until = time.monotonic() + executor.GRACE_SECONDS
             while machine.may_be_alive(process) and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
-
-
-def _is_here(process: str) -> bool:
-    """True if this is the name of a process of this machine."""
-    return process.rpartition("-")[0] == machine.process_name().rpartition("-")[0]
 
 
 class _Mailbox:

@@ -76,7 +76,7 @@ class AdaptedLayers:
         for name, module, update in zip(self.names, self.modules, updates, strict=True):
             loaded = self.lm.pristine(f"{name}.weight")
             oriented = update.mT if isinstance(module, Conv1D) else update
-            module.weight.data.copy_(loaded.to(oriented.dtype) + oriented)
+            module.weight.data.copy_(loaded.to(oriented.dtype) + oriented.to(loaded.device))
 
     def restore(self) -> None:
         """Set each layer's weights to the base's."""
@@ -94,11 +94,11 @@ class AdaptedLayers:
                 block_inputs[i] = args[0] if args else kwargs["hidden_states"]
 
             def add(_: Any, args: tuple[Any, ...], output: Tensor, i: int = i) -> Tensor | None:
-                hidden = block_inputs[i]
-                own = args[0].reshape(*hidden.shape[:-1], -1)  # some blocks flatten rows and length
+                hidden = block_inputs[i].to(self.lm.device)  # other blocks may be elsewhere
+                own = args[0].to(self.lm.device).reshape(*hidden.shape[:-1], -1)  # some flatten rows and length
                 with torch.autocast(self.lm.device.type, enabled=False):  # the update has a precision of its own
                     added = update(i, hidden, own)
-                return None if added is None else output + added.to(output.dtype).reshape(output.shape)
+                return None if added is None else output + added.to(output).reshape(output.shape)
 
             handles.append(block.register_forward_pre_hook(store, with_kwargs=True))
             handles.append(module.register_forward_hook(add))

@@ -1,6 +1,7 @@
 """The hash of a method's code changes if a number could change, and only then; results are cached by content."""
 
 import ast
+import csv
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from bench import hashing
 from bench.errors import BenchError
 from bench.hashing import CachedByContent, body_hash, cached_by_content, closure, code_hash, path_hash
+from bench.paths import ROOT
 
 PROJECT = {
     "bench/__init__.py": '__version__ = "1"\n_HOMES = {"Method": "bench.method", "Other": "bench.other"}\n',
@@ -217,6 +219,34 @@ def test_a_body_stays_the_same_when_it_or_what_it_imports_is_renamed(project: Pr
     moved[0].write_text(text.replace("area(2)", "area(3)"))
     hashing._sources.clear()
     assert body_hash(moved) != before
+
+
+def test_a_change_that_is_declared_keeps_the_hashes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = project.root / "bench" / "maths.py"
+    before, body = project.hash("methods/clever.py"), body_hash([area])
+    earlier = hashing.own_hashes(area)
+    area.write_text("from bench import deep, shape\ndef area(r): return r * r * deep.PI\n")
+    shape = project.root / "bench" / "shape.py"
+    shape.write_text("SIDES = 4\n")
+    hashing._sources.clear()
+    pairs = zip(hashing.own_hashes(area), earlier, strict=True)
+    declared = {("bench.maths", now): then for now, then in pairs} | {("bench.shape", hashing.own_hashes(shape)[0]): ""}
+    assert project.hash("methods/clever.py") != before and body_hash([area]) != body
+    monkeypatch.setattr(hashing, "declared", lambda: declared)
+    assert project.hash("methods/clever.py") == before and body_hash([area]) == body
+    for name in ("maths.py", "shape.py"):
+        text = (project.root / "bench" / name).read_text()
+        assert project.hash_with("methods/clever.py", f"bench/{name}", f"{text}MORE = 1\n") != before, name
+
+
+def test_what_is_declared_is_the_present_code() -> None:
+    """A row that is not of the present code does nothing: replace its hash, or delete it if the change may count."""
+    rows = list(csv.DictReader(hashing.SAME_NUMBERS.read_text().splitlines()))
+    for row in rows:
+        file = ROOT.joinpath(*row["module"].split(".")).with_suffix(".py")
+        assert row["hash"] in hashing.own_hashes(file), row["module"]
+        assert row["hash"] != row["counts_as"] and row["change"], row["module"]
+    assert len({(row["module"], row["hash"]) for row in rows}) == len(rows)
 
 
 def test_code_that_was_edited_since_it_was_read_is_refused(project: Project) -> None:

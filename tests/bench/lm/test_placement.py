@@ -66,7 +66,7 @@ def test_a_base_on_two_devices_reads_learns_and_answers_as_on_one(name: str) -> 
             assert likelihoods == pytest.approx(expected[method][1], abs=1e-3), method
 
 
-@pytest.mark.parametrize("name", ["camels", "cmt", "mac", "mbc"])
+@pytest.mark.parametrize("name", ["camels", "cmt", "mac", "mbc", "generative_adapter"])
 def test_methods_are_trained_on_a_base_on_two_devices_as_on_one(name: str) -> None:
     kind: Any = registry.load_method(name)
 
