@@ -6,6 +6,7 @@ Which layer goes where is chosen by accelerate, whose hooks also bring offloaded
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from types import MethodType
@@ -23,6 +24,7 @@ WEIGHT_BYTES, READING_BYTES, LEARNING_BYTES = 4, 10, 28
 """Memory for each weight of a base: its float32 value; if it is read, also the copy that restores it (which is shared
 on a CPU if the file is in float32), and its cast to 16 bits; and, if all weights learn with Adam, also gradient,
 moments, and what a pass keeps."""
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it warns of what is offloaded
 OFFLOADED = ("cpu", "disk")
 """Places, in the map of a model that is in part on GPUs, of what is offloaded."""
 
@@ -34,26 +36,38 @@ def options(weights: int, device: str, offload: bool = False, is_quantized: bool
     With ``offload``, layers for which they have no room even if the base is only read are offloaded.
 
     Raises:
-        BenchError: a base that is to be offloaded is quantized.
+        BenchError: the GPUs cannot hold the weights; or a base that is to be offloaded is quantized.
     """
-    sizes, free = _gpu_memory() if device == "cuda" else ([], [])
-    room = [max(0, left - GPU_BYTES) for left in free]
-    if offload and READING_BYTES * weights > sum(room) > 0:
-        if is_quantized:
-            raise BenchError("A quantized base cannot be offloaded. Use more GPUs, or leave --offload out.")
-        most: dict[Any, int] = {i: left * WEIGHT_BYTES // READING_BYTES for i, left in enumerate(room)}
-        return {"device_map": "sequential", "max_memory": {**most, "cpu": available_memory()}}
-    if len(sizes) > 1 and LEARNING_BYTES * weights > sizes[0] - GPU_BYTES:
-        return {"device_map": "balanced", "max_memory": dict(enumerate(free))}
+    sizes = _gpu_sizes() if device == "cuda" else []
+    if sizes and LEARNING_BYTES * weights > sizes[0] - GPU_BYTES:
+        room = [max(0, left - GPU_BYTES) for left in _free_bytes(len(sizes))]
+        if offload and READING_BYTES * weights > sum(room):
+            if is_quantized:
+                raise BenchError("A quantized base cannot be offloaded. Use more GPUs, or leave --offload out.")
+            most: dict[Any, int] = {i: left * WEIGHT_BYTES // READING_BYTES for i, left in enumerate(room)}
+            return {"device_map": "sequential", "max_memory": {**most, "cpu": available_memory()}}
+        if WEIGHT_BYTES * weights > sum(room):
+            raise BenchError(
+                f"The weights of the base take {WEIGHT_BYTES * weights / 1e9:.1f} GB, and the GPUs have "
+                f"{sum(room) / 1e9:.1f} GB free. Give it more GPUs, add --offload, or use a smaller base."
+            )
+        if len(sizes) > 1:
+            return {"device_map": "balanced", "max_memory": dict(enumerate(room))}
     return {"device_map": {"": device}} if is_quantized else {}  # what is quantized cannot be moved later
 
 
-def _gpu_memory() -> tuple[list[int], list[int]]:
-    """Bytes of each GPU that this process sees, and those of them that are free."""
+def _gpu_sizes() -> list[int]:
+    """Bytes of each GPU that this process sees, none of which it takes for asking."""
     import torch
 
-    both = [torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count())]
-    return [total for _, total in both], [free for free, _ in both]
+    return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+
+
+def _free_bytes(count: int) -> list[int]:
+    """Free bytes of the first GPUs that this process sees."""
+    import torch
+
+    return [torch.cuda.mem_get_info(i)[0] for i in range(count)]
 
 
 def visible(device: str) -> Sequence[torch.device]:
@@ -96,8 +110,8 @@ def connect(model: Any) -> None:
         remove_hook_from_module(model, recurse=True)
     kept = model._skip_keys_device_placement
     first = next((place for place in places.values() if place not in OFFLOADED), "cpu")
-    for name, place in places.items():
-        part = model.get_submodule(name)
+    modules = dict(model.named_modules())
+    for part, place in ((modules[name], place) for name, place in places.items() if name in modules):
         layers = {module.layer_idx for module in part.modules() if hasattr(module, "layer_idx")}
         layers |= {module.layer_id for module in part.modules() if hasattr(module, "layer_id")}  # of GPT-Neo
         device = first if place in OFFLOADED else place

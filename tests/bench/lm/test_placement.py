@@ -127,7 +127,8 @@ def test_an_offloaded_base_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_base_is_spread_or_offloaded_only_if_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     def options(*gibibytes: int, **settings: bool) -> dict[str, Any]:
         sizes = [size * GIB + placement.GPU_BYTES for size in gibibytes]
-        monkeypatch.setattr(placement, "_gpu_memory", lambda: (sizes, sizes))
+        monkeypatch.setattr(placement, "_gpu_sizes", lambda: sizes)
+        monkeypatch.setattr(placement, "_free_bytes", lambda count: sizes[:count])
         return placement.options(GIB, "cuda", **settings)
 
     monkeypatch.setattr(placement, "available_memory", lambda: 64 * GIB)
@@ -140,6 +141,10 @@ def test_a_base_is_spread_or_offloaded_only_if_it_must(monkeypatch: pytest.Monke
     assert options(10, offload=True) == {}
     assert options(5, 5, offload=True)["device_map"] == "balanced"
     assert options(28, is_quantized=True) == {"device_map": {"": "cuda"}}
+    with pytest.raises(
+        BenchError, match=r"take 4\.3 GB, and the GPUs have 3\.2 GB free\. Give it more GPUs, add --offl"
+    ):
+        options(3)
     with pytest.raises(BenchError, match="A quantized base cannot be offloaded"):
         options(9, offload=True, is_quantized=True)
     assert placement.options(GIB, "cpu", offload=True) == {}
