@@ -90,7 +90,7 @@ def gradient_norms(method: GradientMethod, batch: TokenBatch) -> Tensor:
             for log_prob in log_probs:
                 gradient = torch.autograd.grad(log_prob, parameters, retain_graph=True, allow_unused=True)
                 parts = [vector_norm(in_float64(part)) for part in gradient if part is not None]
-                norms.append(vector_norm(torch.stack(parts)))
+                norms.append(vector_norm(torch.stack([part.to(parts[0].device) for part in parts])))
     return torch.stack(norms) if norms else torch.zeros(0)
 
 

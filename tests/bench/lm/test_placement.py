@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.answering.retune import Retune
 from bench.conformance import fixtures
 from bench.contract import registry
 from bench.contract.method import Method
@@ -31,22 +32,23 @@ def family(name: str) -> Any:
     return tiny_model(FORMATS.get(name, name), **FAMILIES[name])
 
 
-def run(method: Method) -> tuple[list[str], list[float]]:
-    """The answers, and likelihoods of documents and answers, of a short stream."""
-    loop = Loop(method, ENTRIES, [entry.document for entry in ENTRIES])
+def run(method: Method, **settings: Any) -> tuple[list[str], list[float]]:
+    """The answers of a short stream, and likelihoods of its documents and answers and norms of gradients."""
+    loop = Loop(method, ENTRIES, [entry.document for entry in ENTRIES], **settings)
     loop.run()
-    documents, answers, _ = loop.events
-    return [event.prediction for event in answers], [event.nll for event in (*documents, *answers)]
+    documents, answers, tokens = loop.events
+    norms = [norm for event in tokens for norm in event.gradient_norms or ()]
+    return [event.prediction for event in answers], [*(event.nll for event in (*documents, *answers)), *norms]
 
 
-def run_all(lm: BaseModel, names: Any = RUN) -> dict[str, tuple[list[str], list[float]]]:
+def run_all(lm: BaseModel, names: Any = RUN, **settings: Any) -> dict[str, tuple[list[str], list[float]]]:
     """The results of each method on a base that each leaves as it was."""
     results = {}
     fingerprint = Fingerprint(lm)
     for name in names:
         kind = registry.load_method(name)
         method = construct(kind, lm, kind.Config(**RUN[name]), 0)
-        results[name] = run(method)
+        results[name] = run(method, **settings)
         method.reset()
         lm.restore()
         assert fingerprint.difference(lm) is None, name
@@ -56,12 +58,13 @@ def run_all(lm: BaseModel, names: Any = RUN) -> dict[str, tuple[list[str], list[
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neo"])
 def test_a_base_on_two_devices_reads_learns_and_answers_as_on_one(name: str) -> None:
     model, tokenizer = family(name), fixtures.base_model().tokenizer
-    expected = run_all(alone := BaseModel(copy.deepcopy(model), tokenizer))
+    learning = {"gradient_norms": 1, "retune": Retune(steps=2), "qa_train": fixtures.episodes(ENTRIES)}
+    expected = run_all(alone := BaseModel(copy.deepcopy(model), tokenizer), **learning)
     with two_devices():
         lm = BaseModel(spread(model), tokenizer, FIRST)
         assert [str(device) for device in lm.devices] == [FIRST, SECOND]
         assert lm.abilities == alone.abilities
-        for method, (answers, likelihoods) in run_all(lm).items():
+        for method, (answers, likelihoods) in run_all(lm, **learning).items():
             assert answers == expected[method][0], method
             assert likelihoods == pytest.approx(expected[method][1], abs=1e-3), method
 
