@@ -8,10 +8,12 @@ memory; and whether records of the embedded model on the GPU agree with those on
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -21,11 +23,12 @@ from bench.answering.prompts import build_prompts
 from bench.contract import registry
 from bench.contract.method import Method
 from bench.data import recipe, streams
-from bench.data.documents import Document, Entry, Question, Stream
+from bench.data.documents import Document, Entry, Question
 from bench.errors import BenchError
 from bench.harness.loop import Loop
 from bench.help import shapes
 from bench.help.shapes import PRODUCT_SIZE, matrix_rate
+from bench.lm import placement
 from bench.lm.base_model import BaseModel
 from bench.lm.flops import FlopCounter
 from bench.lm.precision import DTYPES
@@ -112,19 +115,40 @@ def _answer(lm: BaseModel, method: Method, questions: Sequence[Question]) -> Non
     answer(lm, build_prompts(lm, questions, method.condition(questions), 16), Decoding())
 
 
-def agreement(stream: Stream) -> str:
-    """Whether the embedded model gives the same scores on the GPU as on the CPU."""
-    entries = stream.entries[:DOCUMENTS]
-    summaries = []
-    for device in ("cpu", "cuda"):
+def agreement(entries: Sequence[Entry], device: str) -> Iterator[str]:
+    """Whether the embedded model gives the same scores on the GPU as on the CPU, in all ways in which it can be there.
+
+    Without a GPU that is one: a half of its layers is offloaded, to the disk.
+    """
+    ways: dict[str, tuple[str, Any]] = {"with half of its layers offloaded": ("closed_book", "cpu")}
+    if device == "cpu":
+        ways = {"with half of its layers on the disk": ("closed_book", "disk")}
+    else:
+        ways["on the GPU"] = ("uniform", None)
+    if torch.cuda.device_count() > 1:
+        ways["on two GPUs"] = ("uniform", 1)
+    for way, (method, half) in ways.items():
+        one, other = scores(method, entries, "cpu", None), scores(method, entries, device, half)
+        gap = abs(one.token_nll - other.token_nll)
+        here, there = (f"{summary.token_nll:.6f} nats a token and F1 {summary.f1:.4f}" for summary in (one, other))
+        verdict = "as they should" if gap < TOLERANCE else "TOO FAR APART"
+        yield f"nano, {method}: {here} on the CPU, {there} {way}: {verdict}"
+
+
+def scores(method: str, entries: Sequence[Entry], device: str, half: Any) -> Any:
+    """The scores of a method on the embedded model, on one device or with the second half of its layers elsewhere."""
+    first: Any = 0 if device == "cuda" else "cpu"
+    ends = {"model.embed_tokens": first, "model.rotary_emb": first, "model.norm": half, "lm_head": half}
+    parts = ends | {f"model.layers.{i}": first if i < 2 else half for i in range(4)}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if half is not None:
+            patch.setattr(placement, "options", lambda *_: {"device_map": parts, "offload_folder": folder})
         lm = BaseModel.load(str(MODELS / "nano"), device)
-        kind = registry.load_method("uniform")
-        loop = Loop(kind(lm, kind.Config(learning_rate=1e-4)), entries, [entry.document for entry in entries])
+        kind = registry.load_method(method)
+        config = kind.Config(**({"learning_rate": 1e-4} if method == "uniform" else {}))
+        loop = Loop(kind(lm, config), entries, [entry.document for entry in entries])
         loop.run()
-        summaries.append(loop.summary())
-    gap = abs(summaries[0].token_nll - summaries[1].token_nll)
-    here, there = (f"{one.token_nll:.6f} nats a token and F1 {one.f1:.4f}" for one in summaries)
-    return f"nano: {here} on the CPU, {there} on the GPU: {'as they should' if gap < TOLERANCE else 'TOO FAR APART'}"
+    return loop.summary()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,8 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{method} | {str(error).splitlines()[0]}", flush=True)
         del lm
         release_gpu_memory()  # its wrapped functions refer to it
-    if device == "cuda":
-        print(f"\n{agreement(stream)}")
+    print()
+    for line in agreement(stream.entries[: 2 if tiny else DOCUMENTS], device):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

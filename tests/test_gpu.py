@@ -11,5 +11,7 @@ from tests import gpu
 
 def test_the_script_measures_every_method_on_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(["--tiny"])
-    rows = re.findall(r"^(\w+) \| [\d.]+ \| \d+ % \| [\d.]+ \| \S+$", capsys.readouterr().out, re.MULTILINE)
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(\w+) \| [\d.]+ \| \d+ % \| [\d.]+ \| \S+$", printed, re.MULTILINE)
     assert rows == [*gpu.METHODS] * len(gpu.TINY)
+    assert re.findall(r"^nano, .* with half of its layers [^:]*: (.*)$", printed, re.MULTILINE) == ["as they should"]
