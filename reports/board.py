@@ -27,7 +27,7 @@ from bench.records.store import read_board, read_run, read_tuning
 from bench.settings import dotted
 from reports.alarms import remarks
 from reports.prices import OfDocument, break_even, is_resolved, of_document
-from reports.ranks import Standing, compare
+from reports.ranks import Standing, compare, holm
 from reports.rows import (
     CEILING,
     FIRST,
@@ -221,6 +221,8 @@ def build(runs: Path, experiment: str | None = None, reference: str | None = Non
         )
         for row, items in entries
     ]
+    p_values = _p_values(rows, headline, error_kind(len(streams)))
+    rows = [replace(row, p_vs_reference=p_values.get(row.label)) for row in rows]
     rows.sort(
         key=lambda row: (
             row.control,
@@ -414,6 +416,13 @@ def _difference(row: Row, items: Items, entries: Entries, headline: Headline, re
     if other is None or other is items or not paired or headline not in items:
         return {}
     return {f"{headline}_vs_reference": tuple(paired_difference(items[headline], other[headline]))}
+
+
+def _p_values(rows: Sequence[Row], headline: Headline, kind: ErrorKind) -> dict[str, float]:
+    """The adjusted p-value of the difference of each row that competes from the reference."""
+    of_rows = [(row.label, row.estimate(f"{headline}_vs_reference", kind)) for row in rows if row.standing is not None]
+    p_values = {label: estimate.p_value() for label, estimate in of_rows if estimate is not None}
+    return holm({label: p_value for label, p_value in p_values.items() if p_value is not None})
 
 
 def _gain(row: Row, items: Items, entries: Entries) -> Scores:

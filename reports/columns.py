@@ -19,9 +19,11 @@ NAMES = (
     *("token_nll_after", "bits_per_byte"),
     *("seeds", "orders", "forgetting", "training_seconds", "fit_seconds", "tuning_seconds", "seconds_per_document"),
     *("seconds_per_question", "total_seconds", "flops_per_document", "total_flops", "state_bytes"),
-    *("break_even_documents", "trials"),
+    *("break_even_documents", "trials", "p_vs_reference"),
 )
 """Names by which columns are chosen: those of ``leaderboard.csv``, besides ``se`` and ``rank``."""
+ON_REQUEST = {"p_vs_reference"}
+"""Columns that are shown only if they are chosen."""
 ALIASES = {"nll": "token_nll"}
 
 
@@ -59,7 +61,7 @@ def columns(board: Board, names: Sequence[str] = ()) -> list[Column]:
     every = {column.name: column for column in _every(board)}
     if names:
         return [every[name] for name in dict.fromkeys(["method", *(ALIASES.get(name, name) for name in names)])]
-    unfit = {name for name in ("seeds", "orders") if all(getattr(row, name) == 1 for row in board.rows)}
+    unfit = ON_REQUEST | {name for name in ("seeds", "orders") if all(getattr(row, name) == 1 for row in board.rows)}
     unfit |= {"bits_per_byte"} if board.headline == "f1" else set()
     unfit |= set() if some_run_on(board.rows) else {column.name for column in _FORMAT}
     unfit |= set() if about_changes(board.rows) else {column.name for column in _CHANGES}
@@ -135,7 +137,24 @@ def _every(board: Board) -> list[Column]:
             "configurations tried on validation streams",
             lambda row: row.trials if row.tuned else None,
         ),
+        Column(
+            "p_vs_reference",
+            f"p vs {reference}",
+            lambda row: "" if row.p_vs_reference is None else _p_value(row.p_vs_reference),
+            f"of the difference from {reference}, by a paired t test over {_units(board)}, adjusted for the number of "
+            f"rows that compete (Holm)",
+            lambda row: row.p_vs_reference,
+        ),
     ]
+
+
+def _units(board: Board) -> str:
+    """What the tests of a board are paired over."""
+    return "streams" if board.error == "SE_stream" else "documents"
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _relative(board: Board) -> str:
@@ -163,8 +182,7 @@ def notes(board: Board, selection: Sequence[Column]) -> list[str]:
         meaning = "Bold: not distinguishable from the best, since no method is significantly better"
         if not any(row.is_bold for row in board.rows):
             meaning = "No row is bold, since no method is significantly better than another"
-        units = "streams" if board.error == "SE_stream" else "documents"
-        sentences.append(f"{meaning} (paired t tests of all pairs over {units}, Holm correction, 5 %).")
+        sentences.append(f"{meaning} (paired t tests of all pairs over {_units(board)}, Holm correction, 5 %).")
     if any(row.control for row in board.rows):
         sentences.append("Controls come last.")
     return sentences

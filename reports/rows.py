@@ -91,6 +91,9 @@ class Row:
     """Folder of these records."""
     standing: Standing | None = None
     """The ranks that the row can have; None if it does not compete, as a control or an incomplete row."""
+    p_vs_reference: float | None = None
+    """p-value of its difference from the reference in the headline score, adjusted for the number of rows that compete
+    and have one (Holm)."""
     spread: Mapping[str, float] = field(default_factory=dict)
     """Shares of streams, seeds, orders and the rest in the spread of the headline score; empty if there are none."""
     overlap: bool = False

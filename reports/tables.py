@@ -44,6 +44,7 @@ def fields(row: Row, board: Board) -> dict[str, Any]:
         "as_good_as_best": row.as_good_as_best,
         "rank_low": row.standing and row.standing.low,
         "rank_high": row.standing and row.standing.high,
+        "p_vs_reference": row.p_vs_reference,
         "config": dict(row.config),
     }
     for name in SCORES:

@@ -341,6 +341,20 @@ def test_the_readme_shows_the_published_boards(name: str) -> None:
     assert table_of(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "gains"),
+    [
+        ("real-squad+float32", "bm25 knn_lm"),
+        ("real-newsworld", "bm25 cmt mac replay knn_lm uniform lora"),
+    ],
+)
+def test_the_gains_that_the_readme_says_to_stay_after_correction_do(name: str, gains: str) -> None:
+    board = build(ROOT / "reports" / "results" / name, name, "closed_book")
+    p_values = {row.label: row.p_vs_reference for row in board.rows if row.p_vs_reference is not None}
+    assert {label for label, p_value in p_values.items() if p_value < 0.05} == {*gains.split()}
+
+
 def test_no_page_with_commands_is_left_out() -> None:
     pages = ["datasets/README.md", *PAGES_WITH_PATHS]
     assert {page for page in pages if any(commands(page))} == {*PAGES, OWN}

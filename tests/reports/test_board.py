@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from scipy.stats import ttest_rel
 
 from bench.answering.metrics import score
 from bench.data.prompt_format import PLAIN, PromptFormat
@@ -281,6 +282,26 @@ class TestStandings:
         # a - c: 0.1975 +- 0.0025 (t = 79); b - c: 0.2225 +- 0.0748 (p = 0.06); by documents b is far better than c
         found = {row.label: str(row.standing) for row in build(tmp_path).rows}
         assert found == {"a": "1-2", "b": "1-3", "c": "2-3"}
+
+    def test_p_values_against_the_reference_are_adjusted_for_the_rows_that_compete(self, tmp_path):
+        levels = {
+            "closed_book": (0.1, 0.2, 0.1),
+            "a": (0.5, 0.7, 0.6),
+            "b": (0.2, 0.2, 0.3),
+            "uniform": (0.1, 0.3, 0.1),
+        }
+        ids = [
+            record(tmp_path, spec(method, f"test-20-{k}"), [[level]] * 20)
+            for method, of in {**levels, "gold_in_prompt": (1.0, 1.0, 1.0)}.items()
+            for k, level in enumerate(of)
+        ]
+        board(tmp_path, ids)
+        found = rows(tmp_path, reference="closed_book")
+        raw = {name: ttest_rel(levels[name], levels["closed_book"]).pvalue for name in ("a", "b", "uniform")}
+        assert found["a"].p_vs_reference == pytest.approx(3 * raw["a"])
+        assert found["b"].p_vs_reference == pytest.approx(2 * raw["b"])
+        assert found["uniform"].p_vs_reference == pytest.approx(2 * raw["b"]), "larger than its own, but not below b's"
+        assert found["closed_book"].p_vs_reference is found["gold_in_prompt"].p_vs_reference is None
 
     def test_where_no_method_is_better_than_another_none_is_bold(self, tmp_path):
         ids = [*pair(tmp_path, "a", (0.1, 0.3)), *pair(tmp_path, "b", (0.3, 0.2))]
