@@ -154,7 +154,7 @@ def body_hash(files: Iterable[Path]) -> str:
     Raises:
         BenchError: as :func:`code_hash`.
     """
-    paths = [path.resolve() for path in files]
+    paths = [path for path in (file.resolve() for file in files) if _counted(path, "body")]
     lines = sorted(_counted(path, "body") for path in paths)
     lines += sorted(path_hash(data) for path in paths for data in _data_files(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -255,10 +255,11 @@ class DynamicEvaluation(AdapterMethod):
         self.steps += 1
         rms = self._rms(learning)
         decay = self.config.decay
-        mean = torch.stack([value.mean() for value in rms.values()]).mean() if rms and decay else torch.ones(())
+        means = [value.mean().to(self.lm.device) for value in rms.values()] if decay else []
+        mean = torch.stack(means).mean() if means else torch.ones(())
         for name, p in learning:
             if decay:
-                ratio = rms[name] / mean.clamp(min=TINY) if rms else mean
+                ratio = rms[name] / mean.clamp(min=TINY).to(rms[name].device) if rms else mean
                 p.lerp_(self._theta_0(name), (decay * ratio.clamp(max=1 / decay)).to(p))
             if rms:
                 _gradient(p).div_(rms[name] + self.config.epsilon)

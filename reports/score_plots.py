@@ -93,7 +93,9 @@ def drawings(board: Board) -> Drawings:
             f"{answer_f1(board)} of every method",
             [
                 intervals("bars", board_error(board)),
-                "bold names: not distinguishable from the best, since no method is significantly better",
+                "bold names: not distinguishable from the best, since no method is significantly better"
+                if any(row.is_bold for row in rows)
+                else "",
                 "grey: controls",
                 "open: not complete" if any(row.note for row in rows) else "",
                 _dashed(row_of(rows, FLOOR) is not None),

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
 KIND = "lazy"
 FIRST, SECOND = f"{KIND}:0", f"{KIND}:1"
+INDEXING = ("aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+"""Operations that take indices on the CPU."""
 
 
 class _Placed(Tensor):
@@ -61,7 +64,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name, to = func.name(), kwargs.get("device")
     counted = [one for one in tensors if one.ndim or one.device.type == KIND]  # scalars of the CPU go anywhere
     found = {tensor.device for tensor in counted}
-    is_index = name.startswith("aten::index") and len({device.type for device in found}) == 2
+    is_index = name in INDEXING and len({device.type for device in found}) == 2
     if len(found) > 1 and name != "aten::copy_" and not is_index:
         raise RuntimeError(f"{name} has tensors on {' and '.join(sorted(map(str, found)))}.")
     own = args[0].device if name == "aten::copy_" else next((d for d in found if d.type == KIND), None)
@@ -107,6 +110,8 @@ def spread(model: Any, layer: int = 1) -> Any:
         model.get_submodule(part).to(device)
     if is_tied:
         model.tie_weights()
+    for module in model.modules():
+        add_hook_to_module(module, ModelHook())  # as accelerate leaves a model that it has spread
     return model
 
 

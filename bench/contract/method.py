@@ -177,8 +177,9 @@ class Method(ABC):
         """What the base must do beyond reading text. On a base that does not, the method is refused before any work.
 
         ``soft_prompts`` and ``key_value_prefixes`` are those of :class:`Conditioning`, ``carried_cache`` is that of
-        :class:`Reading`, ``padding`` is for methods that read texts in padded batches, and ``float_weights`` for those
-        that change the base's weights, which a quantized base does not allow. Default: nothing.
+        :class:`Reading`, ``padding`` is for methods that read texts in padded batches, ``float_weights`` for those that
+        change the base's weights, which a quantized or offloaded base does not allow, and ``gradients`` for those that
+        learn something else through its layers, which an offloaded one does not. Default: nothing.
         """
         return ()
 

@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.lm import checkpoint, placement, quantized
 from bench.lm.mixing import MixNextToken, head_inputs, mixed
 from bench.lm.precision import DTYPES, autocast, cast_matrices, in_float64, multiplies_bfloat16, wrap_forward
-from bench.lm.probe import Abilities, key_value_shape, probe
+from bench.lm.probe import Abilities, key_value_shape, of_weights, probe
 from bench.lm.prompt_frame import frame
 
 BATCH_TOKENS = 1024
@@ -90,14 +90,14 @@ class BaseModel:
         is_placed = quantized.is_quantized(model) or placement.is_placed(model)
         self.model: Any = (model if is_placed else model.to(device)).eval()
         self.dtype = DTYPES[dtype]
-        placement.connect(self.model)
+        placement.connect(self.model, device)
         quantized.multiply_dequantized(self.model)
         if self.dtype != torch.float32:
             in_bfloat16 = device == "cpu" and self.dtype == torch.bfloat16
             cast_matrices(self.model, round_only=in_bfloat16 and not multiplies_bfloat16())
             wrap_forward(self.model, self.autocast)
         self.tokenizer: Any = tokenizer
-        self.device = torch.device(device)
+        self.device = placement.first_device(self.model, device)
         """Where tokens are read and probabilities are computed; the first of ``devices``."""
         self.devices = placement.devices(self.model) or [self.device]
         """Devices that hold weights: several for a base that is spread over them."""
@@ -149,17 +149,19 @@ class BaseModel:
                 **place,
             )
             tokenizer = checkpoint.load_tokenizer(Path(path))
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of any type: a configuration that does not fit, weights of other sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise BenchError(f"The model in {path} could not be loaded: {reason} Save it again.") from None
         model, info = model_and_info
         checkpoint.check_loaded(Path(path), model, tokenizer, info)
+        placement.check(model, device, offload)
         stored = checkpoint.mapped_tensors(Path(path)) if device == "cpu" else {}
         lm = cls(model, tokenizer, device, dtype, prompt, window, stored)
         checkpoint.check_embedded([*lm.prompt.head, *lm.prompt.tail, *lm.prompt.stops, lm.prompt.begin], model)
-        vars(lm)["abilities"] = abilities or lm.abilities  # with the weights as they are loaded
+        # with the weights as they are loaded; those that were tried elsewhere know nothing of where they are
+        vars(lm)["abilities"] = replace(abilities or lm.abilities, **of_weights(model))
         return lm
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -32,28 +32,37 @@ OFFLOADED = ("cpu", "disk")
 def options(weights: int, device: str, offload: bool = False, is_quantized: bool = False) -> dict[str, Any]:
     """Options to load a base of so many weights with.
 
-    A base that cannot be fine-tuned on the first of the GPUs that this process sees is spread evenly over all of them.
-    With ``offload``, layers for which they have no room even if the base is only read are offloaded.
+    A base is spread over all GPUs that this process sees if it cannot be fine-tuned on the first of them, by its size,
+    or not be read there, by what is free. With ``offload``, layers for which they have no room even if the base is only
+    read are offloaded.
 
     Raises:
-        BenchError: the GPUs cannot hold the weights; or a base that is to be offloaded is quantized.
+        BenchError: the GPUs, or they and main memory, cannot hold the weights; or a base that is to be offloaded is
+            quantized.
     """
     sizes = _gpu_sizes() if device == "cuda" else []
-    if sizes and LEARNING_BYTES * weights > sizes[0] - GPU_BYTES:
-        room = [max(0, left - GPU_BYTES) for left in _free_bytes(len(sizes))]
-        if offload and READING_BYTES * weights > sum(room):
+    if sizes and (LEARNING_BYTES * weights > sizes[0] - GPU_BYTES or READING_BYTES * weights > _free_bytes(1)[0]):
+        free = _free_bytes(len(sizes))
+        most: dict[Any, int] = {i: left * WEIGHT_BYTES // READING_BYTES for i, left in enumerate(free)}
+        if offload and READING_BYTES * weights > sum(free):
+            memory = int(0.9 * available_memory())  # with what loading needs beside
+            _check_room(weights, sum(most.values()) + memory, "the GPUs and main memory")
             if is_quantized:
                 raise BenchError("A quantized base cannot be offloaded. Use more GPUs, or leave --offload out.")
-            most: dict[Any, int] = {i: left * WEIGHT_BYTES // READING_BYTES for i, left in enumerate(room)}
-            return {"device_map": "sequential", "max_memory": {**most, "cpu": available_memory()}}
-        if WEIGHT_BYTES * weights > sum(room):
-            raise BenchError(
-                f"The weights of the base take {WEIGHT_BYTES * weights / 1e9:.1f} GB, and the GPUs have "
-                f"{sum(room) / 1e9:.1f} GB free. Give it more GPUs, add --offload, or use a smaller base."
-            )
+            return {"device_map": "sequential", "max_memory": {**most, "cpu": memory}}
+        _check_room(weights, sum(free), "the GPUs")
         if len(sizes) > 1:
-            return {"device_map": "balanced", "max_memory": dict(enumerate(room))}
+            is_ample = READING_BYTES * weights < 0.9 * sum(free)  # layers are not divided
+            return {"device_map": "balanced", "max_memory": most if is_ample else dict(enumerate(free))}
     return {"device_map": {"": device}} if is_quantized else {}  # what is quantized cannot be moved later
+
+
+def _check_room(weights: int, room: int, where: str) -> None:
+    if WEIGHT_BYTES * weights > room:
+        raise BenchError(
+            f"The weights of the base take {WEIGHT_BYTES * weights / 1e9:.1f} GB, and {where} have {room / 1e9:.1f} GB "
+            f"free. Give it more GPUs or a smaller base; run and doctor can keep a part in main memory (--offload)."
+        )
 
 
 def _gpu_sizes() -> list[int]:
@@ -64,10 +73,39 @@ def _gpu_sizes() -> list[int]:
 
 
 def _free_bytes(count: int) -> list[int]:
-    """Free bytes of the first GPUs that this process sees."""
+    """Free bytes of the first GPUs that this process sees, beside what CUDA itself takes there."""
     import torch
 
     return [torch.cuda.mem_get_info(i)[0] for i in range(count)]
+
+
+def check(model: Any, device: str, offload: bool) -> None:
+    """Check that a loaded model is where it may be.
+
+    Raises:
+        BenchError: layers are offloaded that must not be, or all are.
+    """
+    places = {*getattr(model, "hf_device_map", {}).values()}
+    if device == "cuda" and places and (places <= {*OFFLOADED} or (places & {*OFFLOADED} and not offload)):
+        raise BenchError(
+            "The layers of the base do not fit into what is free on the GPUs. End the processes that use them, or give "
+            "the base more GPUs."
+        )
+
+
+def first_device(model: Any, device: str) -> torch.device:
+    """The device on which a model begins: that of its first part on a GPU, if it was loaded by a map."""
+    import torch
+
+    places = getattr(model, "hf_device_map", {}).values()
+    first = next((place for place in places if place not in OFFLOADED), device)
+    return torch.device(device, first) if isinstance(first, int) else torch.device(first)
+
+
+def stated(model: Any) -> str:
+    """How a model is placed, in words; "" if it is on one device."""
+    over = f"over {len(devices(model))} GPUs" if len(devices(model)) > 1 else ""
+    return ", ".join(filter(None, [over, "in part offloaded" if is_offloaded(model) else ""]))
 
 
 def visible(device: str) -> Sequence[torch.device]:
@@ -76,6 +114,7 @@ def visible(device: str) -> Sequence[torch.device]:
 
     if device != "cuda":
         return [torch.device(device)]
+    torch.cuda.init()  # else their memory cannot be asked for
     return [torch.device(device, i) for i in range(torch.cuda.device_count())]
 
 
@@ -94,7 +133,7 @@ def devices(model: Any) -> Sequence[torch.device]:
     return list(dict.fromkeys(parameter.device for parameter in model.parameters() if not parameter.is_meta))
 
 
-def connect(model: Any) -> None:
+def connect(model: Any, device: str) -> None:
     """Let each part of a model that is on several devices take its inputs to its own, and the results to the first.
 
     These are hooks of torch in place of those of accelerate, which replace ``forward``, as others do. A model that is
@@ -108,14 +147,16 @@ def connect(model: Any) -> None:
 
     if not is_offloaded(model):
         remove_hook_from_module(model, recurse=True)
+        for module in model.modules():
+            vars(module).pop("forward", None)  # which it leaves behind
     kept = model._skip_keys_device_placement
-    first = next((place for place in places.values() if place not in OFFLOADED), "cpu")
+    first = first_device(model, device)
     modules = dict(model.named_modules())
     for part, place in ((modules[name], place) for name, place in places.items() if name in modules):
         layers = {module.layer_idx for module in part.modules() if hasattr(module, "layer_idx")}
         layers |= {module.layer_id for module in part.modules() if hasattr(module, "layer_id")}  # of GPT-Neo
-        device = first if place in OFFLOADED else place
-        part.register_forward_pre_hook(partial(_take_inputs, device, layers, kept), with_kwargs=True)
+        own = first if place in OFFLOADED else place
+        part.register_forward_pre_hook(partial(_take_inputs, own, layers, kept), with_kwargs=True)
     for part in dict.fromkeys([model, model.base_model, model.get_output_embeddings()]):  # each may be called alone
         part.register_forward_hook(lambda _, __, output: send_to_device(output, first, skip_keys=kept))
 

@@ -113,9 +113,14 @@ def probe(lm: BaseModel) -> Abilities:
         and (check.together(soft) if padding else check.alone(CachedBatch if cache else RereadBatch, soft)),
         key_value_prefixes=padding_after_prefixes or (bool(prefixed) and check.alone(CachedBatch, prefixed)),
         carried_cache=check.only_longest(lambda: _carried(lm, rows[_LONGEST], tails[_LONGEST])),
-        float_weights=not (is_quantized(lm.model) or is_offloaded(lm.model)),
-        gradients=not is_offloaded(lm.model),
+        **of_weights(lm.model),
     )
+
+
+def of_weights(model: Any) -> dict[str, bool]:
+    """The abilities that follow from what the weights are, and from where they are."""
+    offloaded = is_offloaded(model)
+    return {"float_weights": not (offloaded or is_quantized(model)), "gradients": not offloaded}
 
 
 def _takes_embeddings(lm: BaseModel) -> bool:

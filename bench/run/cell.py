@@ -28,7 +28,7 @@ from bench.data.prompt_format import PromptFormat
 from bench.errors import BenchError, Diverged, RunError, text_of
 from bench.harness.integrity import Fingerprint
 from bench.harness.loop import Loop, construct, fit
-from bench.lm import checkpoint
+from bench.lm import checkpoint, placement
 from bench.lm.base_model import BaseModel
 from bench.lm.precision import set_deterministic
 from bench.lm.probe import Abilities
@@ -169,6 +169,8 @@ def run_cell(
             raise UnfitMachine(failure_of(error, None).message) from error
         kind = registry.load_method(spec.method, sources.plugins)
         return record_of(cell, kind, origin, failure=failure_of(error, None)), ()
+    if stated := placement.stated(lm.model):
+        origin["gpu"] = f"{origin['gpu']} ({stated})"
     kind = registry.load_method(spec.method, sources.plugins)
     inputs = inputs_of(sources, spec.arm)
     check_unchanged(cell, kind, inputs, runs)

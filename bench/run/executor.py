@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from bench import machine
 from bench.errors import BenchError, RunError
-from bench.lm.placement import GPU_BYTES, LEARNING_BYTES, READING_BYTES
+from bench.lm.placement import GPU_BYTES, LEARNING_BYTES, READING_BYTES, WEIGHT_BYTES
 from bench.machine import usable_cores
 
 CHECK_SECONDS = 1.0
@@ -167,6 +167,13 @@ def short_of_memory(weights: int, free: Mapping[str, int], places: Sequence[str]
             more = " (--gpus-per-worker)" if gpus < len(free) else ""
             return f"Memory may run out: to {use} the base, a worker needs up to {of}{more}."
     return ""
+
+
+def offloaded_bytes(weights: int, free: Mapping[str, int], places: Sequence[str]) -> int:
+    """Most bytes of main memory that a worker needs for what its GPUs have no room for if the base is only read."""
+    least, _ = worker_bytes(weights, gpus_of(places))
+    rooms = [sum(free[gpu] for gpu in place.split(",")) for place in places]
+    return max((max(0, least - room) * WEIGHT_BYTES // READING_BYTES for room in rooms), default=0)
 
 
 def gpus_of(places: Sequence[str]) -> int:

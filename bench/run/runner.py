@@ -702,7 +702,7 @@ def _base(
     except torch.OutOfMemoryError:
         raise BenchError(
             f"The base in {folder} does not fit into the free memory of {device}. End the processes that use it, "
-            f"add --offload, which keeps a part of it in main memory, or use a smaller base or --device cpu."
+            f"{'add --offload, ' * (device == 'cuda' and not offload)}or use a smaller base or --device cpu."
         ) from None
     del lm
     machine.release_gpu_memory()  # the workers are planned by what is free

@@ -13,14 +13,14 @@ from bench.errors import BenchError
 from bench.lm import checkpoint
 from bench.machine import available_memory, free_gpu_memory, usable_cores
 from bench.run import executor, ray_cluster
-from bench.run.executor import affordable_jobs, gpu_places, short_of_memory
+from bench.run.executor import affordable_jobs, gpu_places, offloaded_bytes, short_of_memory
 from bench.run.experiment import Experiment
 
 KINDS = ("local", "ray", "slurm")
 
 
 class Plan(NamedTuple):
-    """How many workers there are, a remark if there are fewer than could be, and the GPU of each.
+    """How many workers there are, a remark if there are fewer than could be, and the GPUs of each.
 
     Of workers on other machines those are counted that the options name, or one for each job of Slurm.
     """
@@ -83,18 +83,22 @@ class Workers:
             return Plan(*affordable_jobs(jobs, weights, available_memory()))
         free = free_gpu_memory() if experiment.device == "cuda" else {}
         if self.kind == "local" and self.gpus is not None and len(free) < self.gpus:
-            raise BenchError(f"--gpus-per-worker is {self.gpus}, and nvidia-smi shows {len(free)} GPUs: name fewer.")
+            raise BenchError(f"--gpus-per-worker is {self.gpus}, and nvidia-smi shows {len(free)} GPUs here.")
         gpus = gpu_places(weights, free, self.gpus)
         most = len(gpus) or self.jobs or 1
+        if experiment.offload and (rest := offloaded_bytes(weights, free, gpus)):
+            most = max(1, min(most, available_memory() // rest))
         jobs = min(self.jobs or max(usable_cores(), len(set(gpus))), most)
-        if self.jobs is None or jobs == self.jobs:
-            each, short = executor.gpus_of(gpus), short_of_memory(weights, free, gpus, experiment.offload)
-            spread = f"The base is spread over {each} GPUs in each worker." if each > 1 and self.gpus is None else ""
-            return Plan(jobs, " ".join(filter(None, [spread, short])), tuple(gpus[:jobs]))
-        if self.kind != "local":  # other machines have GPUs too
+        if self.jobs and jobs < self.jobs and self.kind != "local":  # other machines have GPUs too
             return Plan(self.jobs, "", tuple(gpus))
-        fewer = f"{jobs} worker{'s' if jobs > 1 else ''} instead of {self.jobs}"
-        return Plan(jobs, f"{fewer}: no more fit into the memory of the GPUs.", tuple(gpus))
+        fewer = f"{jobs} worker{'s' if jobs > 1 else ''} instead of {self.jobs}: no more fit onto the GPUs."
+        each = executor.gpus_of(gpus)
+        remarks = [
+            fewer if self.jobs and jobs < self.jobs else "",
+            f"The base is spread over {each} GPUs in each worker." if each > 1 and self.gpus is None else "",
+            short_of_memory(weights, free, gpus, experiment.offload),
+        ]
+        return Plan(jobs, " ".join(filter(None, remarks)), tuple(gpus[:jobs]))
 
     def submit(self, arguments: Sequence[str], folder: Path) -> str:
         """Submit the shards of a ``run`` with these arguments to Slurm; returns the id of the array job.

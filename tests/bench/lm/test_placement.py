@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from tests.tiny_models import tiny_model
 from tests.two_devices import FIRST, SECOND, spread, two_devices
 
 GIB = 2**30
-RUN = {**METHODS, "bm25": {}, "knn_lm": {}}
+RUN = {name: (name, config) for name, config in {**METHODS, "bm25": {}, "knn_lm": {}}.items()}
+RUN["statistics"] = ("dynamic_evaluation", {"statistics": "adam", "decay": 0.1})
 ENTRIES = fixtures.entries(3)
 
 
@@ -46,8 +49,9 @@ def run_all(lm: BaseModel, names: Any = RUN, **settings: Any) -> dict[str, tuple
     results = {}
     fingerprint = Fingerprint(lm)
     for name in names:
-        kind = registry.load_method(name)
-        method = construct(kind, lm, kind.Config(**RUN[name]), 0)
+        method_name, config = RUN[name]
+        kind = registry.load_method(method_name)
+        method = construct(kind, lm, kind.Config(**config), 0)
         results[name] = run(method, **settings)
         method.reset()
         lm.restore()
@@ -118,8 +122,13 @@ def test_an_offloaded_base_is_read_as_it_is_to_the_bit(
     assert placement.is_offloaded(lm.model), "its layers are in memory only while they run"
 
 
-def test_an_offloaded_base_does_not_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, _ = placed(tmp_path, monkeypatch, "float32", "llama")
+@pytest.mark.parametrize("is_tried_elsewhere", [False, True])
+def test_an_offloaded_base_does_not_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_tried_elsewhere: bool
+) -> None:
+    lm, whole = placed(tmp_path, monkeypatch, "float32", "llama")
+    if is_tried_elsewhere:
+        lm = BaseModel.load(str(tmp_path), abilities=whole.abilities)
     reasons = {"uniform": "offloaded weights, which cannot change", "lora": "offloaded layers, which pass no gradient"}
     for name, reason in reasons.items():
         kind = registry.load_method(name)
@@ -128,26 +137,53 @@ def test_an_offloaded_base_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_base_is_spread_or_offloaded_only_if_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    def options(*gibibytes: int, **settings: bool) -> dict[str, Any]:
-        sizes = [size * GIB + placement.GPU_BYTES for size in gibibytes]
-        monkeypatch.setattr(placement, "_gpu_sizes", lambda: sizes)
-        monkeypatch.setattr(placement, "_free_bytes", lambda count: sizes[:count])
+    def options(*gibibytes: int, free: Sequence[int] = (), **settings: bool) -> dict[str, Any]:
+        left = [size * GIB for size in free or gibibytes]
+        monkeypatch.setattr(placement, "_gpu_sizes", lambda: [size * GIB + placement.GPU_BYTES for size in gibibytes])
+        monkeypatch.setattr(placement, "_free_bytes", lambda count: left[:count])
         return placement.options(GIB, "cuda", **settings)
 
-    monkeypatch.setattr(placement, "available_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(placement, "available_memory", lambda: 20 * GIB)
     assert options(28, 28) == options(20) == options(9) == {}, "one card is enough to learn, or there is no other"
     assert options(27, 27)["device_map"] == "balanced"
-    assert options(9, offload=True) == {
-        "device_map": "sequential",
-        "max_memory": {0: 9 * GIB * 4 // 10, "cpu": 64 * GIB},
-    }, "with room for the copy that restores the rest, and its cast"
+    assert options(80, 80, free=(9, 9))["device_map"] == "balanced", "what others use counts"
+    assert options(80, 80, free=(10, 9)) == {}
+    rest = {0: 9 * GIB * 4 // 10, "cpu": 18 * GIB}
+    assert options(9, offload=True) == {"device_map": "sequential", "max_memory": rest}, (
+        "with room for copies and casts"
+    )
     assert options(10, offload=True) == {}
     assert options(5, 5, offload=True)["device_map"] == "balanced"
+    assert options(5, 20, free=(1, 20))["max_memory"] == {0: GIB * 4 // 10, 1: 8 * GIB}, (
+        "no more than can be read there"
+    )
+    assert options(5, 5)["max_memory"] == {0: 5 * GIB, 1: 5 * GIB}, "or else all there is"
     assert options(28, is_quantized=True) == {"device_map": {"": "cuda"}}
     with pytest.raises(
-        BenchError, match=r"take 4\.3 GB, and the GPUs have 3\.2 GB free\. Give it more GPUs, add --offl"
+        BenchError, match=r"take 4\.3 GB, and the GPUs have 3\.2 GB free\. Give it more GPUs or a smaller"
     ):
         options(3)
     with pytest.raises(BenchError, match="A quantized base cannot be offloaded"):
         options(9, offload=True, is_quantized=True)
+    monkeypatch.setattr(placement, "available_memory", lambda: 2 * GIB)
+    with pytest.raises(BenchError, match=r"the GPUs and main memory have 3\.2 GB free"):
+        options(3, offload=True)
     assert placement.options(GIB, "cpu", offload=True) == {}
+
+
+def test_a_base_that_is_not_where_it_may_be_is_refused() -> None:
+    def check(offload: bool, *places: Any) -> None:
+        placement.check(SimpleNamespace(hf_device_map=dict(enumerate(places))), "cuda", offload)
+
+    check(False, 0, 1)
+    check(True, 0, "cpu")
+    for offload, places in ((False, (0, "disk")), (False, (0, "cpu")), (True, ("cpu", "cpu"))):
+        with pytest.raises(BenchError, match="do not fit into what is free on the GPUs"):
+            check(offload, *places)
+
+
+def test_a_base_begins_on_the_device_of_its_first_part() -> None:
+    def first(*places: Any) -> str:
+        return str(placement.first_device(SimpleNamespace(hf_device_map=dict(enumerate(places))), "cuda"))
+
+    assert [first(), first(1, 1), first("cpu", 1, 0), first("cuda:0")] == ["cuda", "cuda:1", "cuda:1", "cuda:0"]

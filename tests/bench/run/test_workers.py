@@ -76,7 +76,7 @@ def test_workers_that_have_several_gpus(two_gpus: None, on_gpu: Experiment, monk
     monkeypatch.setattr("bench.run.workers.usable_cores", lambda: 8)
     small = GIB // LEARNING_BYTES
     assert Workers(gpus=2).plan(on_gpu, small) == Plan(1, "", ("0,1",))
-    with pytest.raises(BenchError, match="--gpus-per-worker is 3, and nvidia-smi shows 2 GPUs: name fewer"):
+    with pytest.raises(BenchError, match="--gpus-per-worker is 3, and nvidia-smi shows 2 GPUs here"):
         Workers(gpus=3).plan(on_gpu, small)
     with pytest.raises(BenchError, match="--gpus-per-worker needs --device cuda"):
         Workers(gpus=2).plan(load("default"), small)
@@ -88,6 +88,11 @@ def test_workers_that_have_several_gpus(two_gpus: None, on_gpu: Experiment, monk
     )
     on_gpu.offload = True
     assert "A part of the base stays in main memory" in Workers().plan(on_gpu, 2 * GIB).remark
+    monkeypatch.setattr("bench.run.workers.available_memory", lambda: 5 * GIB)
+    alone = Workers(jobs=2, gpus=1).plan(
+        on_gpu, 2 * GIB
+    )  # each lacks 10.6 and 16.6 GB of 20.6, two fifths of it weights
+    assert alone.jobs == 1 and alone.remark.startswith("1 worker instead of 2: no more fit onto the GPUs. A part of")
 
 
 @pytest.mark.parametrize(("workers", "share"), [(Workers("ray"), 0.5), (Workers("ray", gpus=2), 2)])
@@ -134,7 +139,7 @@ def test_a_shard_is_not_divided_again() -> None:
     [
         (None, Plan(3, "", ("0", "1", "0"))),
         (1, Plan(1, "", ("0",))),
-        (4, Plan(3, "3 workers instead of 4: no more fit into the memory of the GPUs.", ("0", "1", "0"))),
+        (4, Plan(3, "3 workers instead of 4: no more fit onto the GPUs.", ("0", "1", "0"))),
     ],
 )
 def test_workers_share_the_gpus(
