@@ -231,6 +231,8 @@ def test_the_checksum_takes_any_shape_and_type(tmp_path: Path) -> None:
     ]
 
     class Weights:
+        device = torch.device("cpu")
+
         def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
             return ((str(i), tensor) for i, tensor in enumerate(tensors))
 

@@ -1105,7 +1105,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     devices: list[str] = []
     load = BaseModel.load
 
-    def spied(path: str, device: str, dtype: str) -> BaseModel:
+    def spied(path: str, device: str, dtype: str, offload: bool) -> BaseModel:
         devices.append(device)
         if device == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory.")
