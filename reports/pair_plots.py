@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 from reports.board import Board
 from reports.pairs import Line, competing, inversions, lines, names, rank
-from reports.style import GREY, ORANGE, Drawings, Plot
+from reports.style import GREY, ORANGE, Drawings, Plot, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,23 +26,29 @@ def drawings(board: Board) -> Drawings:
     everywhere = [line for line in lines(board) if all(row is not None and row.standing for row in line.rows)]
     if len(everywhere) < 2:
         return {}
+    inverted = _inverted(board, everywhere)
     caption = "Rank of every method that competes on all boards, on each pair of dataset and base model"
-    notes = ["a line is a method, and 1 is the best rank", f"thick, orange: {INVERTED}"]
-    return {"ranks_by_pair": Plot(lambda: _slopes(board, everywhere), caption, notes)}
+    notes = ["a line is a method, and 1 is the best rank", *([f"thick, orange: {INVERTED}"] if inverted else [])]
+    return {"ranks_by_pair": Plot(lambda: _slopes(board, everywhere, inverted), caption, notes)}
 
 
-def _slopes(board: Board, everywhere: Sequence[Line]) -> Figure:
-    """A line for each method from its place on one board to that on the next, labelled at both ends."""
-    from matplotlib.figure import Figure
-
+def _inverted(board: Board, everywhere: Sequence[Line]) -> Set[str]:
+    """The methods of the pairs that differ significantly on two boards, in opposite order."""
     boards = (board, *board.others)
-    inverted = {
+    return {
         label
         for a, b in itertools.combinations(range(len(boards)), 2)
         for pair in inversions(boards[a], boards[b], competing(everywhere, a, b))
         if pair.significant
         for label in pair[:2]
     }
+
+
+def _slopes(board: Board, everywhere: Sequence[Line], inverted: Set[str]) -> Figure:
+    """A line for each method from its place on one board to that on the next, labelled at both ends."""
+    from matplotlib.figure import Figure
+
+    boards = (board, *board.others)
     ranks = {
         line.label: [rank(one, row) or 0 for one, row in zip(boards, line.rows, strict=True) if row is not None]
         for line in everywhere
@@ -50,7 +56,11 @@ def _slopes(board: Board, everywhere: Sequence[Line]) -> Figure:
     orders = [  # equal ranks in the order of all boards together, so that lines of a tie do not cross
         sorted(ranks, key=lambda label: (ranks[label][place], sum(ranks[label]), label)) for place in range(len(boards))
     ]
-    figure = Figure(figsize=(4.6 + 1.2 * len(board.others), 0.6 + 0.19 * len(everywhere)), layout="constrained")
+    labels = {label: wrap(label, 26) for label in ranks}
+    longest = max(len(line) for label in labels.values() for line in label.split("\n"))
+    row = 0.19 + 0.12 * max(label.count("\n") for label in labels.values())  # inches
+    size = (2.4 + 1.2 * len(board.others) + 0.12 * longest, 0.6 + row * len(everywhere))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     for label in ranks:
         places = [order.index(label) for order in orders]
@@ -61,11 +71,22 @@ def _slopes(board: Board, everywhere: Sequence[Line]) -> Figure:
     axes.set_xticks(range(len(boards)), names(board))
     axes.xaxis.tick_top()
     right = axes.secondary_yaxis("right")
-    axes.set_yticks(range(len(everywhere)), [f"{label}  {ranks[label][0]}" for label in orders[0]])
-    right.set_yticks(range(len(everywhere)), [f"{ranks[label][-1]}  {label}" for label in orders[-1]])
-    for side in (axes, right):
-        side.tick_params(length=0, pad=6)
+    for side, place, sign, align in ((axes, 0, -1, "right"), (right, len(boards) - 1, 1, "left")):
+        order = orders[place]
+        side.set_yticks(range(len(everywhere)), [labels[label] for label in order], parse_math=False)
+        for y, label in enumerate(order):
+            axes.annotate(
+                f"{ranks[label][place]}",
+                (place, y),
+                xytext=(6 * sign, 0),
+                textcoords="offset points",
+                ha=align,
+                va="center_baseline",
+                fontsize=7,
+            )
+        side.tick_params(axis="y", length=0, pad=20)
         for spine in side.spines.values():
             spine.set_visible(False)
-    figure.supxlabel(f"rank (thick, orange: {INVERTED})", fontsize=7)
+    axes.tick_params(axis="x", length=0, pad=6)
+    figure.supxlabel(f"rank (thick, orange: {INVERTED})" if inverted else "rank", fontsize=7)
     return figure
