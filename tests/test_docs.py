@@ -302,11 +302,8 @@ def test_the_default_board_is_measured_again(clone: Path) -> None:
     for record in found:
         earlier = before[record.spec.method, record.spec.stream]
         assert record.comparability_key == earlier.comparability_key
-        learns = record.spec.method in (
-            "lora",
-            "camels",
-        )  # rounding grows with the steps: 2e-4 of lora's NLL in two threads
-        f1, nll = (0.05, 5e-3) if learns else (0.02, 1e-3)
+        # rounding grows with the steps: on two threads the NLL of lora differs by 2e-4
+        f1, nll = (0.05, 5e-3) if record.spec.method in ("lora", "camels") else (0.02, 1e-3)
         assert record.summary.f1 == pytest.approx(earlier.summary.f1, abs=f1), earlier.id
         assert record.summary.token_nll == pytest.approx(earlier.summary.token_nll, rel=nll), earlier.id
 
