@@ -258,10 +258,11 @@ class _Hooks:
 
 def load_base(cell: Cell, abilities: Abilities | None = None) -> tuple[BaseModel, Fingerprint]:
     """The base model, loaded once per process and method and then restored, and its fingerprint when it was loaded."""
-    spec = cell.spec
+    spec, sources = cell.spec, cell.sources
     set_deterministic(spec.deterministic)
-    where, model = (spec.device, cell.sources.offload), cell.sources.model
-    lm, fingerprint = _load_base(model, *where, spec.dtype, spec.prompt, spec.window, abilities, cell.group)
+    lm, fingerprint = _load_base(
+        sources.model, spec.device, sources.offload, spec.dtype, spec.prompt, spec.window, abilities, cell.group
+    )
     lm.restore()
     return lm, fingerprint
 

@@ -156,8 +156,7 @@ def _able(weights: int, free: Mapping[str, int], each: int) -> list[str]:
 
 def short_of_memory(weights: int, free: Mapping[str, int], places: Sequence[str], offload: bool = False) -> str:
     """A remark if no worker, by the free bytes of its GPUs, can read a base of so many weights, or learn them all."""
-    sizes = [sum(free[gpu] for gpu in place.split(",")) for place in places]
-    gpus = gpus_of(places)
+    sizes, gpus = _rooms(free, places), gpus_of(places)
     for use, need in zip(("read", "fine-tune"), worker_bytes(weights, gpus), strict=True):
         if sizes and need > max(sizes):
             whose = "a GPU's" if gpus == 1 else f"{gpus} GPUs'"
@@ -172,8 +171,12 @@ def short_of_memory(weights: int, free: Mapping[str, int], places: Sequence[str]
 def offloaded_bytes(weights: int, free: Mapping[str, int], places: Sequence[str]) -> int:
     """Most bytes of main memory that a worker needs for what its GPUs have no room for if the base is only read."""
     least, _ = worker_bytes(weights, gpus_of(places))
-    rooms = [sum(free[gpu] for gpu in place.split(",")) for place in places]
-    return max((max(0, least - room) * WEIGHT_BYTES // READING_BYTES for room in rooms), default=0)
+    return max((max(0, least - room) * WEIGHT_BYTES // READING_BYTES for room in _rooms(free, places)), default=0)
+
+
+def _rooms(free: Mapping[str, int], places: Sequence[str]) -> list[int]:
+    """The free bytes of the GPUs of each worker together."""
+    return [sum(free[gpu] for gpu in place.split(",")) for place in places]
 
 
 def gpus_of(places: Sequence[str]) -> int:

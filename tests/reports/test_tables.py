@@ -343,7 +343,7 @@ def test_every_name_is_that_of_a_column(built):
 
 def test_a_column_that_there_is_not_is_refused_before_anything_is_written(built, tmp_path, monkeypatch):
     with pytest.raises(
-        BenchError, match=r"There is no column 'F2'. The columns are method, f1, se, rank, .*trials, p_vs"
+        BenchError, match=r"There is no column 'F2'. The columns are method, f1, se, rank, .*trials, p_vs_reference\."
     ):
         tables.write(built, tmp_path, ["f1", "F2"])
     assert not list(tmp_path.iterdir())
