@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reports.board import Board
 from reports.columns import break_even, in_bytes, number
+from reports.dot_labels import Dot, label_dots
 from reports.origins import costs_of
 from reports.rows import FLOOR, Row
 from reports.statistics import Estimate
@@ -27,7 +27,6 @@ from reports.style import (
     legend,
     off_scale,
     score,
-    wrap,
     wrap_labels,
     write_value,
 )
@@ -51,15 +50,8 @@ LABELS = {
 
 BEYOND = "triangle: beyond the axis"
 
-Place = tuple[float, float]
-"""A place in a figure, in pixels."""
-
-NEAR = 12
-"""Points from a dot to the end of its label up to which no line joins them."""
-MOST_FAR = 4
+MOST_FAR = 2
 """Most labels of a panel that are joined to their dots by lines: with more, dots have numbers."""
-LEADER_STEPS = 12
-"""Places of such a line at which what it would cross is looked for."""
 
 NOTES = {
     "f1": "filled: on the Pareto front, better than every cheaper method that competes",
@@ -282,97 +274,22 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
             elinewidth=0.6,
             clip_on=False,
         )
-    return _label(axes, methods, places, steps)
+    dots = [
+        Dot(
+            label=f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label,
+            x=x,
+            y=_height(axes, point),
+            half=0 if point.beyond else point.score.half_width() or 0,
+            colour=GREY if point.control else "black",
+        )
+        for point, x in zip(methods, places, strict=True)
+    ]
+    return label_dots(axes, dots, steps)
 
 
 def _height(axes: Axes, point: Point) -> float:
     """Where a point is on the y axis: at its top if it is beyond."""
     return axes.get_ylim()[1] if point.beyond else point.score.mean
-
-
-def _label(axes: Axes, methods: Sequence[Point], places: Sequence[float], steps: Sequence[tuple[float, float]]) -> int:
-    """Put each label near its dot, where it covers no dot, bar or other label, nor the Pareto front.
-
-    One that is far from its dot is joined to it by a line; returns the number of these.
-    """
-    from matplotlib.transforms import Bbox
-
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    scale = figure.dpi / 72  # pixels per point
-    frame, to_pixels = axes.get_window_extent(), axes.transData.transform
-
-    def around(low: Sequence[float], high: Sequence[float], margin: float) -> Bbox:
-        return Bbox([to_pixels(low) - margin * scale, to_pixels(high) + margin * scale])
-
-    taken = []
-    for (x, y), (next_x, next_y) in itertools.pairwise(steps):
-        taken += [around((x, y), (next_x, y), 0.5), around((next_x, min(y, next_y)), (next_x, max(y, next_y)), 0.5)]
-    dots = []
-    for point, x in zip(methods, places, strict=True):
-        mean, half = _height(axes, point), 0 if point.beyond else point.score.half_width() or 0
-        dots.append(around((x, mean), (x, mean), 3))
-        taken += [around((x, mean - half), (x, mean + half), 1), dots[-1]]
-    texts: list[Bbox] = []
-    leaders: list[tuple[Place, Place]] = []
-    for point, x, dot in zip(methods, places, dots, strict=True):
-        label = wrap(f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label, 24)
-        colour = GREY if point.control else "black"
-        text = axes.text(0, 0, label, fontsize=6.5, color=colour, va="center", parse_math=False)
-        size = text.get_window_extent()
-        width, height = size.width + 2 * scale, size.height
-        at_x, at_y = to_pixels((x, _height(axes, point)))
-        candidates = []
-        for dx, dy in _OFFSETS:
-            left = at_x + dx * scale - (width if dx < 0 else 0)
-            box = Bbox.from_bounds(left, at_y + dy * scale - height / 2, width, height)
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            covered = sum(_overlap(box, other) for other in taken) if inside else math.inf
-            along = []
-            if math.hypot(dx, dy) > NEAR:  # a line to the label runs through no other dot, and the label is beside none
-                shares = [step / LEADER_STEPS for step in range(1, LEADER_STEPS + 1)]
-                along = [(at_x + share * dx * scale, at_y + share * dy * scale) for share in shares]
-                others = [other for other in dots if other is not dot]
-                covered += width * height * sum(any(other.contains(*at) for at in along) for other in others)
-                covered += sum(_overlap(box, other.expanded(4, 1)) for other in others)
-                covered += height * sum(other.contains(*at) for at in along for other in texts)
-                covered += width * height * sum(_cross((at_x, at_y), along[-1], *other) for other in leaders)
-            candidates.append((covered, box, dx, dy, along))
-            if candidates[-1][0] == 0:
-                break
-        _, box, dx, dy, along = min(candidates, key=lambda candidate: candidate[0])
-        taken += [box, *(Bbox.from_bounds(*at, scale, scale) for at in along)]
-        texts.append(box)
-        end = box.x0 if dx >= 0 else box.x1
-        tip, y = axes.transData.inverted().transform((end, at_y + dy * scale))
-        text.set_position((tip, y))
-        text.set_horizontalalignment("left" if dx >= 0 else "right")
-        if math.hypot(dx, dy) > NEAR:
-            axes.plot([x, tip], [_height(axes, point), y], color=GREY, linewidth=0.7, zorder=0)
-            leaders.append(((at_x, at_y), along[-1]))
-    return len(leaders)
-
-
-_OFFSETS = sorted(
-    ((side * dx, dy) for side in (1, -1) for dx in range(4, 60, 4) for dy in range(-60, 61, 3)),
-    key=lambda offset: (math.hypot(offset[0], 1.5 * offset[1]), -offset[0], offset[1]),
-)
-"""Where a label can be, in points right of the dot (or left of it, if negative) and above it: the nearest first."""
-
-
-def _cross(a: Place, b: Place, c: Place, d: Place) -> bool:
-    """True if the line from a to b crosses the one from c to d."""
-
-    def side(start: Place, end: Place, at: Place) -> bool:
-        return (end[0] - start[0]) * (at[1] - start[1]) > (end[1] - start[1]) * (at[0] - start[0])
-
-    return side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
-
-
-def _overlap(a: Any, b: Any) -> float:
-    """Area that two boxes share."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(max(0.0, width) * max(0.0, height))
 
 
 def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:

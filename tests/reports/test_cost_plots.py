@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 
-import numpy as np
 import pytest
 
 from reports import cost_plots
@@ -58,22 +56,6 @@ def test_labels_of_fifteen_methods_do_not_overlap_and_are_inside(free):
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
     assert ("0" in [label.get_text() for label in axes.get_xticklabels()]) == free
-
-
-@pytest.mark.parametrize("seed", [2, 5, 6])
-def test_no_two_lines_from_labels_to_their_dots_cross(seed):
-    from matplotlib.figure import Figure
-
-    rng = random.Random(seed)
-    methods = [point(f"method number {i}", 10 ** rng.gauss(13, 0.15), 0.5 + rng.gauss(0, 0.05)) for i in range(12)]
-    axes = Figure(figsize=(6.9, 2.7)).subplots()
-    axes.set(xscale="log", xlim=(1e11, 1e15), ylim=(0, 1))
-    assert cost_plots._label(axes, methods, [one.cost for one in methods], []) > 1
-    lines = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
-    for (a, b), (c, d) in itertools.combinations(lines, 2):
-        with contextlib.suppress(np.linalg.LinAlgError):  # parallel ones
-            shares = np.linalg.solve(np.stack([b - a, c - d], axis=1), c - a)
-            assert not ((shares > 0) & (shares < 1)).all()
 
 
 def test_a_ceiling_far_above_all_methods_is_named_at_the_top_and_flattens_none(tmp_path):
