@@ -261,12 +261,22 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
         worst = axes.get_ylim()[1 if lower_is_better else 0]
         steps = [(steps[0][0], worst), *steps, (axes.get_xlim()[1], steps[-1][1])]
         axes.step(*zip(*steps, strict=True), where="post", color=BLUE, linewidth=0.7, linestyle=DASHED, zorder=1)
-    for point, x in zip(methods, places, strict=True):
+    dots = [
+        Dot(
+            label=f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label,
+            x=x,
+            y=axes.get_ylim()[1] if point.beyond else point.score.mean,
+            half=0 if point.beyond else point.score.half_width() or 0,
+            colour=GREY if point.control else "black",
+        )
+        for point, x in zip(methods, places, strict=True)
+    ]
+    for point, dot in zip(methods, dots, strict=True):
         colour = GREY if point.control else BLUE
         axes.errorbar(
-            x,
-            _height(axes, point),
-            yerr=0 if point.beyond else point.score.half_width() or 0,
+            dot.x,
+            dot.y,
+            yerr=dot.half,
             fmt="^" if point.beyond else "o",
             color=colour,
             markersize=4,
@@ -274,22 +284,7 @@ def _panel(axes: Axes, methods: Sequence[Point], lower_is_better: bool = False) 
             elinewidth=0.6,
             clip_on=False,
         )
-    dots = [
-        Dot(
-            label=f"{point.label}  {point.score.mean:.2f}" if point.beyond else point.label,
-            x=x,
-            y=_height(axes, point),
-            half=0 if point.beyond else point.score.half_width() or 0,
-            colour=GREY if point.control else "black",
-        )
-        for point, x in zip(methods, places, strict=True)
-    ]
     return label_dots(axes, dots, steps)
-
-
-def _height(axes: Axes, point: Point) -> float:
-    """Where a point is on the y axis: at its top if it is beyond."""
-    return axes.get_ylim()[1] if point.beyond else point.score.mean
 
 
 def _draw_costs(board: Board, rows: Sequence[Row]) -> Figure:

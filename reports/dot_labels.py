@@ -125,7 +125,7 @@ def label_dots(axes: Axes, dots: Sequence[Dot], steps: Sequence[tuple[float, flo
     by_place = [sorted(range(len(dots)), key=lambda number: places[number].at[axis]) for axis in (0, 1)]
     orders = [list(range(len(dots))), *by_place]
     tried = [_placed(places, order, scale) for way in orders for order in (way, way[::-1])]
-    *_, chosen = min(tried)
+    _, lines, _, chosen = min(tried)
     for dot, text, mine, place in zip(dots, texts, places, chosen, strict=True):
         right = _OFFSETS[place, 0] >= 0
         box = mine.boxes[place]
@@ -135,7 +135,7 @@ def label_dots(axes: Axes, dots: Sequence[Dot], steps: Sequence[tuple[float, flo
         if _IS_FAR[place]:
             stop = axes.transData.inverted().transform(mine.leaders[place, -1])
             axes.plot([dot.x, stop[0]], [dot.y, stop[1]], color=GREY, linewidth=0.7, zorder=0)
-    return int(_IS_FAR[chosen].sum()) if chosen else 0
+    return lines
 
 
 def _placed(places: Sequence[_Places], order: Sequence[int], scale: float) -> tuple[bool, int, float, list[int]]:
@@ -147,7 +147,7 @@ def _placed(places: Sequence[_Places], order: Sequence[int], scale: float) -> tu
         chosen[number] = int(covered.argmin())  # the nearest of the least
         total += float(covered[chosen[number]])
     found = [chosen[number] for number in range(len(places))]
-    return total > (FONT * scale) ** 2, sum(map(bool, _IS_FAR[found])), total, found
+    return total > (FONT * scale) ** 2, int(_IS_FAR[found].sum()), total, found
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
